@@ -27,7 +27,7 @@ def help_width() -> int:
     return min(_MAX_WIDTH, shutil.get_terminal_size().columns - 2)
 
 
-def lines(chosen: Mapping[str, str], sections: Sequence[str] = ()) -> Iterator[str]:
+def setting_paragraphs(chosen: Mapping[str, str], sections: Sequence[str] = ()) -> Iterator[str]:
     """A paragraph for each setting: key, default, meaning.
 
     Args:
@@ -35,7 +35,7 @@ def lines(chosen: Mapping[str, str], sections: Sequence[str] = ()) -> Iterator[s
         sections: those that the job is about, whose settings come first.
     """
     width = help_width()
-    explained = list(_explained(_stored()["settings"], "", chosen))
+    explained = list(_explain_settings(_read_stored_settings()["settings"], "", chosen))
     rank = {section: number for number, section in enumerate(sections)}
     for key, default, doc in sorted(explained, key=lambda entry: rank.get(entry[0].partition(".")[0], len(rank))):
         shown = default if len(default) <= 40 else f"{default[:37]}..."
@@ -44,7 +44,7 @@ def lines(chosen: Mapping[str, str], sections: Sequence[str] = ()) -> Iterator[s
         )
 
 
-def plain(doc: str) -> str:
+def docstring_for_terminal(doc: str) -> str:
     """A docstring for a terminal: paragraphs as wide as it, without the marks of code."""
     paragraphs = (" ".join(paragraph.split()).replace("``", "") for paragraph in doc.split("\n\n"))
     return "\n\n".join(textwrap.fill(paragraph, help_width()) for paragraph in paragraphs)
@@ -57,7 +57,7 @@ def chosen_kinds(config_file: str | None, overrides: Sequence[str]) -> dict[str,
     kinds: dict[str, str] = {}
     if config_file is not None:
         with suppress(OSError, ValueError):  # The job itself says what is wrong with it; help is shown anyway.
-            _collect(tomllib.loads(Path(config_file).read_text(encoding="utf-8")), "", kinds)
+            _collect_kinds(tomllib.loads(Path(config_file).read_text(encoding="utf-8")), "", kinds)
     for override in overrides:
         key, _, value = override.partition("=")
         if key.endswith(".kind"):
@@ -65,15 +65,15 @@ def chosen_kinds(config_file: str | None, overrides: Sequence[str]) -> dict[str,
     return kinds
 
 
-def _collect(tree: Mapping[str, Any], prefix: str, kinds: dict[str, str]) -> None:
+def _collect_kinds(tree: Mapping[str, Any], prefix: str, kinds: dict[str, str]) -> None:
     for name, value in tree.items():
         if isinstance(value, Mapping):
-            _collect(value, f"{prefix}{name}.", kinds)
+            _collect_kinds(value, f"{prefix}{name}.", kinds)
         elif name == "kind" and isinstance(value, str):
             kinds[prefix.removesuffix(".")] = value
 
 
-def _explained(
+def _explain_settings(
     settings: Sequence[SettingDoc], prefix: str, chosen: Mapping[str, str]
 ) -> Iterator[tuple[str, str, str]]:
     """(key, default, meaning) of each setting, those of chosen parts included."""
@@ -82,16 +82,16 @@ def _explained(
         if not package:
             yield key, setting["default"], setting["doc"]
             continue
-        kinds = _stored()["packages"][package]
+        kinds = _read_stored_settings()["packages"][package]
         named = [part for part in chosen if part.rpartition(".")[0] == key.removesuffix(".NAME")]
         for part in named or [key] if key.endswith(".NAME") else [key]:
             kind = chosen.get(part, setting["default"])
             yield f"{part}.kind", kind, f"{setting['doc']} One of {', '.join(kinds)}."
-            yield from _explained(_settings_of_kind(package, kind), f"{part}.", chosen)
+            yield from _explain_settings(_settings_of_kind(package, kind), f"{part}.", chosen)
 
 
 def _settings_of_kind(package: str, kind: str) -> Sequence[SettingDoc]:
-    stored: Sequence[SettingDoc] | None = _stored()["packages"][package].get(kind)
+    stored: Sequence[SettingDoc] | None = _read_stored_settings()["packages"][package].get(kind)
     if stored is not None:
         return stored
     # A kind of a package that the user installed, or none at all.
@@ -105,6 +105,6 @@ def _settings_of_kind(package: str, kind: str) -> Sequence[SettingDoc]:
 
 
 @cache
-def _stored() -> dict[str, Any]:
+def _read_stored_settings() -> dict[str, Any]:
     stored: dict[str, Any] = json.loads(FILE.read_text(encoding="utf-8"))
     return stored

@@ -47,14 +47,14 @@ def main(
         again: what the same command does after a signal ended the job.
         run: does the work in place of the workflow, for tests.
     """
-    signals.handle(f"{name}: stopped by {{signal}}; {again}")
+    signals.raise_interrupt_on_signals(f"{name}: stopped by {{signal}}; {again}")
     try:
         status = _run(name, argv, flags or {}, sections, doc or "", run)
     except BaseException:
         # Whatever the clean-up after a signal raises follows from the signal.
-        if signals.received() is None:
+        if signals.last_received_signal() is None:
             raise
-    if signals.received() is not None:
+    if signals.last_received_signal() is not None:
         signals.end()
     return status
 
@@ -89,12 +89,12 @@ def _run(
         print(f"{name}: {error}\n(settings: python -m jobs.{name} --help)", file=sys.stderr)
         return 2
     if arguments.print:
-        print(render(dump(config)))
+        print(render_settings(dump(config)))
         return 0
     try:
         (run or importlib.import_module(f"pipelines.workflows.{name}").run)(Workspace(config))
     except Exception as error:
-        if signals.received() is not None or (known := expected_cause(error)) is None:
+        if signals.last_received_signal() is not None or (known := expected_cause(error)) is None:
             raise
         print(f"{name}: {message_of(known)}", file=sys.stderr)
         return 1
@@ -123,12 +123,12 @@ def _print_everything() -> None:
             stream.reconfigure(errors="backslashreplace")
 
 
-def render(tree: dict[str, Any], prefix: str = "") -> str:
+def render_settings(tree: dict[str, Any], prefix: str = "") -> str:
     """The tree as ``a.b.c = value`` lines, which are valid overrides."""
     lines = []
     for key, value in tree.items():
         if isinstance(value, dict) and value:
-            lines.append(render(value, f"{prefix}{key}."))
+            lines.append(render_settings(value, f"{prefix}{key}."))
         else:
             lines.append(f"{prefix}{key} = {value!r}")
     return "\n".join(lines)
@@ -139,7 +139,7 @@ def _print_help(arguments: argparse.Namespace, sections: Sequence[str]) -> None:
     try:
         print(arguments.usage_text)
         print("settings: key = default, meaning (KEY.kind=... before --help: another kind's)")
-        for paragraph in help.lines(chosen, sections):
+        for paragraph in help.setting_paragraphs(chosen, sections):
             print(paragraph)
         sys.stdout.flush()
     except BrokenPipeError:  # The reader (head, a pager that was left) has what it wants.
@@ -149,7 +149,7 @@ def _print_help(arguments: argparse.Namespace, sections: Sequence[str]) -> None:
 def _argument_parser(name: str, doc: str, flags: Mapping[str, str]) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog=f"python -m jobs.{name}",
-        description=help.plain(doc),
+        description=help.docstring_for_terminal(doc),
         formatter_class=argparse.RawDescriptionHelpFormatter,
         add_help=False,
     )

@@ -28,7 +28,7 @@ def expected_cause(error: BaseException | None) -> BaseException | None:
         inner = getattr(current, "cause", None)
         if isinstance(inner, BaseException) and not isinstance(inner, type(current)):
             current = inner
-        if isinstance(current, ExpectedError) or _is_full(current):
+        if isinstance(current, ExpectedError) or _is_disk_full(current):
             return current
         failures = getattr(current, "worker_failures", None)
         pending += [current.__cause__, current.__context__, getattr(current, "cause", None)]
@@ -36,19 +36,19 @@ def expected_cause(error: BaseException | None) -> BaseException | None:
     return None
 
 
-def _is_full(error: BaseException) -> bool:
+def _is_disk_full(error: BaseException) -> bool:
     return isinstance(error, OSError) and error.errno in _FULL
 
 
 def message_of(error: BaseException) -> str:
-    """What a user is told of an error that ``expected_cause`` gave."""
+    """The message for the user about an error that ``expected_cause`` gave."""
     remedy = "; make room and start the job again: it continues from the last whole checkpoint or shard"
     # Ray Data adds how often it tried, and how to have it try again.
     text = str(error).partition("\nFailed to apply UDF transform after")[0]
-    lines = f"{text}{remedy if _is_full(error) else ''}".split("\n")
-    return "\n".join(printable(line) for line in lines)  # names of files and keys may hold control characters
+    lines = f"{text}{remedy if _is_disk_full(error) else ''}".split("\n")
+    return "\n".join(escape_unprintable(line) for line in lines)  # names of files and keys may hold control characters
 
 
-def printable(text: str) -> str:
+def escape_unprintable(text: str) -> str:
     """Text for a terminal or a log: what would not be printed, control characters above all, is escaped."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text)

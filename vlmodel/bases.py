@@ -66,7 +66,7 @@ _verified: dict[tuple[int, ...], str] = {}
 
 
 def frozen_tensors(model: nn.Module) -> dict[str, dict[str, Tensor]]:
-    """What training never changes, by the path of its part and its name within the part."""
+    """The tensors that training never changes, by the path of their part and their name within the part."""
     found = {}
     for path, module in model.named_modules():
         if isinstance(module, Pretrainable) and (names := list(module.frozen_names())):
@@ -76,7 +76,7 @@ def frozen_tensors(model: nn.Module) -> dict[str, dict[str, Tensor]]:
 
 
 def frozen_names(model: nn.Module) -> frozenset[str]:
-    """Names within the model of what training never changes."""
+    """The names within the model of the tensors that training never changes."""
     return frozenset(
         f"{path}.{name}"
         for path, module in model.named_modules()
@@ -230,6 +230,6 @@ def _base_folders(model: Path, given: Path | None) -> list[Path]:
 
 
 def _file_version(file: Path) -> tuple[int, ...]:
-    """Another one after any change: nobody can set the time of a change of the inode."""
+    """Identifies the file's contents: it differs after any change, as nobody can set the time of an inode's change."""
     facts = file.stat()
     return facts.st_dev, facts.st_ino, facts.st_size, facts.st_mtime_ns, facts.st_ctime_ns

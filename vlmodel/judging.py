@@ -64,7 +64,7 @@ class AnsweredRows:
         return [row.target for row in self.rows]
 
     def take(self, chosen: Sequence[int] | NDArray[np.int64]) -> AnsweredRows:
-        """Some of the rows."""
+        """A copy that holds only some of the rows."""
         at = [int(row) for row in chosen]
         lists = {
             name: [getattr(self, name)[row] for row in at] for name in self.__dataclass_fields__ if name != "sample_N"

@@ -43,7 +43,7 @@ def group_by_length(mask_UT: NDArray[np.bool_], max_groups: int) -> tuple[NDArra
 
 
 def _group_ends(length_U: NDArray[np.int64], max_groups: int) -> list[int]:
-    """Where each group ends among the texts from short to long."""
+    """The end of each group among the texts, sorted from short to long."""
     if not len(length_U):
         return []
     width_L, count_L = np.unique(length_U, return_counts=True)

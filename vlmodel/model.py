@@ -134,7 +134,7 @@ class VLModel(PreTrainedModel):
     def save_pretrained(  # type: ignore[override]
         self, save_directory: str | Path, *, stored: bases.Bases | None = None, **kwargs: Any
     ) -> None:
-        """As transformers', in one file of weights; what is frozen is stored apart, see ``vlmodel.bases``.
+        """Save as transformers does, in one file of weights; what is frozen is stored apart, see ``vlmodel.bases``.
 
         Args:
             stored: the model's bases, if they are stored (``bases.store``); by default they are stored within the

@@ -199,7 +199,7 @@ class VLProcessor:
         return {"pixels_HWC": self.decode_image(data)} if name == IMAGE else self.inputs[name].decode(data)
 
     def decode_inputs(self, example: Example) -> Decoded:
-        """Those of an example's inputs that are read; errors as of ``decode_input``."""
+        """Decode those of an example's inputs that are read; errors as of ``decode_input``."""
         return {name: self.decode_input(name, example.inputs[name]) for name in self.reads if name in example.inputs}
 
     def blank_inputs(self) -> Decoded:

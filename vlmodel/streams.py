@@ -37,7 +37,7 @@ class StreamAdapters(nn.ModuleDict):
         pooled_BD = self[name](tokens.pooled_BD.masked_fill(~tokens.mask_BT.any(1, keepdim=True), 0))
         return Tokens(x_BTD, tokens.mask_BT, pooled_BD)
 
-    def complete(self, streams: Streams, rows: Rows | None = None) -> dict[str, Tokens]:
+    def add_missing_streams(self, streams: Streams, rows: Rows | None = None) -> dict[str, Tokens]:
         """The adapted ``streams``, and a masked token for each stream that is not among them.
 
         Args:

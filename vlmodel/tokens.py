@@ -64,7 +64,7 @@ Rows = Mapping[str, Tensor]
 
 @dataclass(frozen=True)
 class FusedStream:
-    """What a topology returns: one stream made of all.
+    """The one stream that a topology makes of all streams.
 
     Attributes:
         tokens: the joint stream.
@@ -102,7 +102,7 @@ class Prompts:
 
 @dataclass(frozen=True)
 class DecoderInput:
-    """What a decoder reads of a batch.
+    """The streams and rows of a batch that a decoder reads.
 
     Attributes:
         streams: the encoded streams, each input once.

@@ -27,8 +27,8 @@ def answered_rows(answers: pa.Table) -> AnsweredRows:
         ranked=[ranked or [] for ranked in columns["answers"]],
         shuffled=answers["shuffled"].to_pylist(),
         shuffled_probability=answers["shuffled_probability"].to_pylist(),
-        image_embedding=_vectors(answers["image_embedding"]),
-        text_embedding=_vectors(answers["text_embedding"]),
+        image_embedding=_vectors_of_column(answers["image_embedding"]),
+        text_embedding=_vectors_of_column(answers["text_embedding"]),
     )
 
 
@@ -41,7 +41,7 @@ def sample_numbers(answers: pa.Table) -> NDArray[np.int64]:
     return np.unique(np.stack(codes), axis=1, return_inverse=True)[1].astype(np.int64).ravel()
 
 
-def _vectors(column: pa.ChunkedArray) -> list[NDArray[np.float32] | None]:
+def _vectors_of_column(column: pa.ChunkedArray) -> list[NDArray[np.float32] | None]:
     """The vectors of a column, some of them null."""
     flat = column.combine_chunks()
     valid = pc.is_valid(flat).to_numpy(zero_copy_only=False)

@@ -14,8 +14,8 @@ from pipelines.errors import DataError
 from pipelines.evaluate.baselines import Baselines, check_learnable
 from pipelines.evaluate.build_report import build_report, score_examples
 from pipelines.evaluate.examples import choose_examples, image_bytes, make_cards
-from pipelines.evaluate.predict import PredictConfig, collect, predict
-from pipelines.evaluate.report import Report
+from pipelines.evaluate.predict import PredictConfig, collect_tables, predict_dataset
+from pipelines.evaluate.report import TaskReport
 from pipelines.report import training_pictures
 from pipelines.tracking.tracker import NullTracker
 from vlmodel.answers import Normalizer, normal_form
@@ -28,7 +28,7 @@ EXAMPLES = 12
 
 
 @dataclass(frozen=True)
-class Assessment:
+class TaskAssessment:
     """The assessment of one task.
 
     Attributes:
@@ -40,9 +40,9 @@ class Assessment:
     """
 
     task: str
-    report: Report
+    report: TaskReport
     answers: pa.Table = field(repr=False)
-    cards: list[training_pictures.Card] = field(repr=False)
+    cards: list[training_pictures.ExampleCard] = field(repr=False)
     example: tuple[bytes, str] = field(repr=False)
     normalizer: Normalizer = "none"
 
@@ -70,7 +70,7 @@ def check_evaluable(index: Index, tasks: Mapping[str, Task], split: str) -> None
             )
 
 
-def assess(
+def assess_model(
     model: str,
     source: Source,
     index: Index,
@@ -80,7 +80,7 @@ def assess(
     examples: int = EXAMPLES,
     training: bool = False,
     label: str = "evaluate",
-) -> list[Assessment]:
+) -> list[TaskAssessment]:
     """Answer all rows of each task over ``source`` with the model in folder ``model``, and report on the answers.
 
     The baselines are stored with the model; for a model of an earlier version they are learned from the training split
@@ -109,15 +109,17 @@ def assess(
         split = source.split or "all"
         shown = f"{label} {split}{f', {name}' if name else ''}"
         count = index.count(task.can_answer, source.split)
-        answers = pa.concat_tables(list(collect(predict(model, source, config, stream, name), shown, count)))
+        answers = pa.concat_tables(
+            list(collect_tables(predict_dataset(model, source, config, stream, name), shown, count))
+        )
         report = build_report(answers, split, task, baselines, processor.labels, processor.normalizer, name)
         if trained_on and index.count(task.can_learn, "train"):
-            sample = predict(
+            sample = predict_dataset(
                 model, replace(source, split="train"), config, stream, name, sample=report.samples, shuffled=0
             )  # fmt: skip
             count = min(report.samples, index.count(task.can_answer, "train"))
             shown = f"{label} train{f', {name}' if name else ''}"
-            tables = list(collect(sample, shown, count))
+            tables = list(collect_tables(sample, shown, count))
             scores = score_examples(pa.concat_tables(tables), task, processor.normalizer)
             if len(scores):
                 report = replace(report, training=(scores.value, len(scores)))
@@ -125,11 +127,13 @@ def assess(
         cards = make_cards(rows, index, predictor, name)
         first = answers.slice(0, 1).to_pylist()[0]
         example = (image_bytes(first["key"], index, first["split"]), first["text"])
-        assessments.append(Assessment(name, report, answers, cards, example, processor.normalizer))
+        assessments.append(TaskAssessment(name, report, answers, cards, example, processor.normalizer))
     return assessments
 
 
-def log_assessment(assessment: Assessment, tracker: NullTracker, history: Sequence[Mapping[str, float]] = ()) -> None:
+def log_assessment(
+    assessment: TaskAssessment, tracker: NullTracker, history: Sequence[Mapping[str, float]] = ()
+) -> None:
     """Store the report, pictures and tables in the tracked run.
 
     Args:

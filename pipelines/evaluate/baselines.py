@@ -38,7 +38,7 @@ class Baselines:
     def learn(
         cls, texts: Iterable[Texts], tasks: Mapping[str, Task], normalizer: Normalizer, trained_on: Sequence[str] = ()
     ) -> Self:
-        """From the texts of a training split, which are read once for each task that learns from them.
+        """Learn the baselines from the texts of a training split, which are read once for each task that learns.
 
         Raises:
             DataError: there is nothing that a task could learn from.
@@ -76,7 +76,7 @@ class Baselines:
 
     @classmethod
     def load(cls, folder: str | Path) -> Self | None:
-        """Those in a model's folder; None where there are none.
+        """Load the baselines in a model's folder; None where there are none.
 
         Raises:
             DataError: the file is of another version.

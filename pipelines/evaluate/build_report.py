@@ -12,8 +12,8 @@ from pipelines.errors import DataError
 from pipelines.evaluate.answered import answered_rows
 from pipelines.evaluate.baselines import Baselines
 from pipelines.evaluate.intervals import confidence_interval
-from pipelines.evaluate.report import Report
-from pipelines.evaluate.verdict import compare
+from pipelines.evaluate.report import TaskReport
+from pipelines.evaluate.verdict import compare_with_baseline
 from vlmodel.answers import Normalizer
 from vlmodel.judging import NothingToJudgeError
 from vlmodel.metrics.scores import ExampleScores
@@ -28,7 +28,7 @@ def build_report(
     labels: Sequence[str] = (),
     normalizer: Normalizer = "none",
     name: str = "",
-) -> Report:
+) -> TaskReport:
     """Report on a table of ``predict.SCHEMA``.
 
     Args:
@@ -47,7 +47,7 @@ def build_report(
     notes = list(judged.notes)
     if cut := pc.sum(answers["truncated"]).as_py():
         notes.append(f"{cut} of {answers.num_rows} texts were cut, as they have more tokens than the model takes")
-    return Report(
+    return TaskReport(
         split=split,
         samples=len(np.unique(answered.sample_N)),
         rows=judged.rows,
@@ -58,7 +58,9 @@ def build_report(
         notes=tuple(notes),
         by_answer=list(judged.by_answer),
         interval=confidence_interval(judged.scores),
-        comparisons=tuple(compare(one.name, one.description, one.model_scores, one.scores) for one in judged.baselines),
+        comparisons=tuple(
+            compare_with_baseline(one.name, one.description, one.model_scores, one.scores) for one in judged.baselines
+        ),
         subset_metrics={one.name: one.model_metrics for one in judged.baselines if one.model_metrics is not None},
     )
 

@@ -12,7 +12,7 @@ from pipelines.data.index.index import Index
 from pipelines.data.tars.reader import ShardReader
 from pipelines.errors import DataError
 from pipelines.evaluate.answered import answered_rows
-from pipelines.report.training_pictures import Card
+from pipelines.report.training_pictures import ExampleCard
 from vlmodel.answers import Normalizer
 from vlmodel.encoder_parts import IMAGE
 from vlmodel.inference import Predictor
@@ -55,7 +55,7 @@ def choose_examples(
     return some_wrong + rng.sample(others, min(len(others), count - len(some_wrong)))
 
 
-def make_cards(rows: list[ExampleRow], index: Index, predictor: Predictor, task: str = "") -> list[Card]:
+def make_cards(rows: list[ExampleRow], index: Index, predictor: Predictor, task: str = "") -> list[ExampleCard]:
     """Cards for ``training_pictures.examples_page``: the decoded image with the attention for the answer. Samples
     without an image have none.
     """
@@ -68,7 +68,7 @@ def make_cards(rows: list[ExampleRow], index: Index, predictor: Predictor, task:
         ((prediction,),) = predictor.predict([Example(inputs, (row.text,))], 1, attention=True, task=task)
         shown = {name: getattr(row.answer, name) for name in ("title", "answer", "predicted", "probability", "right")}
         image = predictor.processor.decode_image(inputs[IMAGE])
-        cards.append(Card(image, **shown, attention_HW=prediction.attention_HW))
+        cards.append(ExampleCard(image, **shown, attention_HW=prediction.attention_HW))
     return cards
 
 

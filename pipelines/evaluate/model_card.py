@@ -6,14 +6,14 @@ import json
 from collections.abc import Mapping
 
 from pipelines.data.index.index import Index
-from pipelines.evaluate.report import Report
+from pipelines.evaluate.report import TaskReport
 from vlmodel.processor import VLProcessor
 
 _HUB_TASKS = {"vqa": "visual-question-answering", "answer": "visual-question-answering", "caption": "image-to-text"}
 _SHOWN_LABELS = 20
 
 
-def model_card(name: str, reports: Mapping[str, Report], processor: VLProcessor, index: Index, step: int) -> str:
+def model_card(name: str, reports: Mapping[str, TaskReport], processor: VLProcessor, index: Index, step: int) -> str:
     """The card in Markdown, with the head that the Hugging Face hub reads.
 
     Args:
@@ -39,7 +39,7 @@ def model_card(name: str, reports: Mapping[str, Report], processor: VLProcessor,
     return "\n\n".join(parts) + "\n"
 
 
-def _figures(task: str, report: Report) -> str:
+def _figures(task: str, report: TaskReport) -> str:
     columns = {"model": report.metrics, **report.baselines}
     lines = [f"## {f'Task {task}' if task else 'Figures'}, split {report.split}", ""]
     lines.append(f"| metric | {' | '.join(name.replace('_', ' ') for name in columns)} |")

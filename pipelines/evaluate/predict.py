@@ -25,7 +25,7 @@ from pipelines.data.stream import ray_private
 from pipelines.data.stream.dataset import Source, bind_facts
 from pipelines.data.stream.loader import EvaluationBatches
 from pipelines.data.stream.stream import StreamConfig, batch_dataset
-from pipelines.data.stream.wire import unpack
+from pipelines.data.stream.wire import unpack_arrays
 from pipelines.errors import DataError
 from pipelines.knowledge.opened import FactSource
 from pipelines.report.progress import Progress
@@ -92,7 +92,7 @@ class _PredictActor:
         self._task, self._config, self._exchanged = task, config, shuffled_share
 
     def __call__(self, row: pa.Table) -> pa.Table:
-        arrays = {name: array.copy() for name, array in unpack(row).items()}
+        arrays = {name: array.copy() for name, array in unpack_arrays(row).items()}
         rows = json.loads(arrays["rows_json"].tobytes())
         if not rows:
             return SCHEMA.empty_table()
@@ -168,7 +168,7 @@ def is_in_hash_sample(split_name: str, key: str, share: float) -> bool:
     return int.from_bytes(digest[:8], "big") < share * 2**64
 
 
-def predict(
+def predict_dataset(
     model: str,
     source: Source,
     config: PredictConfig,
@@ -214,7 +214,7 @@ def predict(
     )
 
 
-def collect(dataset: Dataset, name: str, samples: int) -> Iterator[pa.Table]:
+def collect_tables(dataset: Dataset, name: str, samples: int) -> Iterator[pa.Table]:
     """The rows as tables, batch by batch, while later batches are still being answered.
 
     Args:
@@ -230,7 +230,7 @@ def collect(dataset: Dataset, name: str, samples: int) -> Iterator[pa.Table]:
                 yield table.cast(SCHEMA)
 
 
-def write(tables: Iterator[pa.Table], file: Path) -> tuple[int, int]:
+def write_tables(tables: Iterator[pa.Table], file: Path) -> tuple[int, int]:
     """Write tables into one Parquet file, as a whole or not at all. Returns the number of rows, and of those whose text
     was cut.
     """

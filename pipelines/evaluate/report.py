@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from pipelines.evaluate.verdict import BaselineComparison, Relation, describe, overall_relation
+from pipelines.evaluate.verdict import BaselineComparison, Relation, describe_comparisons, overall_relation
 
 
 @dataclass(frozen=True)
-class Report:
+class TaskReport:
     """How good a model is at one task on one split.
 
     Attributes:
@@ -60,7 +60,7 @@ class Report:
     @property
     def verdict(self) -> str:
         """The comparison with the baselines in one line; "" without baselines."""
-        return describe(self.comparisons)
+        return describe_comparisons(self.comparisons)
 
     def tracked_metrics(self, task: str = "") -> dict[str, float]:
         """The metrics of a tracked run, named by the split and, if there are several, the task."""

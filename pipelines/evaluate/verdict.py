@@ -37,9 +37,11 @@ class BaselineComparison:
     rows: int
 
 
-def compare(name: str, description: str, model: ExampleScores, baseline: ExampleScores) -> BaselineComparison:
-    """By the paired bootstrap over images and, for right and wrong answers, McNemar's exact test, as the bootstrap
-    overestimates a handful of differing rows.
+def compare_with_baseline(
+    name: str, description: str, model: ExampleScores, baseline: ExampleScores
+) -> BaselineComparison:
+    """Compare by the paired bootstrap over images and, for right and wrong answers, McNemar's exact test, as the
+    bootstrap overestimates a handful of differing rows.
     """
     low, high = difference_interval(model, baseline)
     relation: Relation = "better" if low > 0 else "worse" if high < 0 else "unclear"
@@ -57,7 +59,7 @@ def overall_relation(comparisons: Sequence[BaselineComparison]) -> Relation:
     return "worse" if "worse" in relations else "unclear" if "unclear" in relations or not relations else "better"
 
 
-def describe(comparisons: Sequence[BaselineComparison]) -> str:
+def describe_comparisons(comparisons: Sequence[BaselineComparison]) -> str:
     """The comparisons in one line, the least favourable first."""
     templates: Mapping[Relation, str] = {
         "worse": "worse than {description} ({baseline:.4f}) by {less:.4f} (95 % interval {least:.4f} to {most:.4f})",

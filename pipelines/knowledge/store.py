@@ -22,7 +22,7 @@ import pyarrow as pa
 from pipelines.knowledge.errors import KnowledgeError, UnknownFactError
 from pipelines.knowledge.triples import BadLine, id_of
 from pipelines.storage.folder import Folder
-from pipelines.storage.lock import locked
+from pipelines.storage.lock import hold_lock
 from vlmodel.facts import Fact
 
 if TYPE_CHECKING:
@@ -238,7 +238,7 @@ def _writing(uri: str) -> Iterator[None]:
         yield
         return
     message = "%s is written to by %s for more than a minute; wait for it, or end it"
-    with locked(Path(folder.path(".lock")), lambda by: KnowledgeError(message % (uri, by)), _LOCK_S):
+    with hold_lock(Path(folder.path(".lock")), lambda by: KnowledgeError(message % (uri, by)), _LOCK_S):
         yield
 
 

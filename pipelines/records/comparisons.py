@@ -30,11 +30,11 @@ _Hash = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{32}$")]
 _Image = Annotated[str, StringConstraints(pattern=r"^([0-9a-f]{64})?$")]
 
 
-class _Line(BaseModel):
+class _ComparisonLine(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
 
-class ModelResult(_Line):
+class ModelResult(_ComparisonLine):
     """One model's part in a request.
 
     Attributes:
@@ -50,7 +50,7 @@ class ModelResult(_Line):
     confidence: float | None = None
 
 
-class TextPair(_Line):
+class TextPair(_ComparisonLine):
     """The hashes (``text_hash``) of a question ("" for a caption) and of the best answer of each model to it."""
 
     asked: _Hash
@@ -58,7 +58,7 @@ class TextPair(_Line):
     challenger: _Hash
 
 
-class Comparison(_Line):
+class Comparison(_ComparisonLine):
     """One request that both models got.
 
     Attributes:
@@ -154,7 +154,7 @@ class ComparisonWriter:
         self._bytes += len(data)
 
 
-def read(uri: str) -> Iterator[Comparison | InvalidLine]:
+def read_comparisons(uri: str) -> Iterator[Comparison | InvalidLine]:
     """All comparisons, by day; none where the folder does not exist.
 
     Raises:

@@ -19,7 +19,7 @@ from typing import Annotated
 from pydantic import BaseModel, ConfigDict, StringConstraints, ValidationError, model_validator
 
 from pipelines.storage.folder import Folder
-from pipelines.storage.lock import locked
+from pipelines.storage.lock import hold_lock
 from vlmodel.images.pillow import extension_of
 
 CORRECTIONS, IMAGES = "corrections", "images"
@@ -66,7 +66,7 @@ class Correction(BaseModel):
         return self
 
 
-class Spool:
+class CorrectionSpool:
     """Writes corrections. Threads may share it, and processes the folder.
 
     Args:
@@ -123,7 +123,7 @@ class Spool:
         with self._lock:
             self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
             refusal = TimeoutError(f"others have been writing to {self.folder} for {_LOCK_WAIT_S:g} s; try again")
-            with locked(self.folder / _LOCK, refusal, _LOCK_WAIT_S):
+            with hold_lock(self.folder / _LOCK, refusal, _LOCK_WAIT_S):
                 yield
 
     def _require_space(self, size: int, now: int) -> None:

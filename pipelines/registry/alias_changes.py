@@ -27,7 +27,7 @@ from pipelines.registry.versions import (
     ModelVersion,
     Versions,
 )
-from pipelines.storage.lock import locked
+from pipelines.storage.lock import hold_lock
 from pipelines.tracking.store import mlflow_errors
 
 log = logging.getLogger(__name__)
@@ -122,7 +122,7 @@ class AliasChanges:
         busy = RegistryError(
             f"'{self._lock}' has been locked for {_LOCK_WAIT_S} s; see which process holds it (lsof), end it, try again"
         )
-        with locked(self._lock, busy, _LOCK_WAIT_S), mlflow_errors(f"{action} of model {self._name!r}"):
+        with hold_lock(self._lock, busy, _LOCK_WAIT_S), mlflow_errors(f"{action} of model {self._name!r}"):
             yield self._versions.aliases()
 
     def _update_other_aliases(self, champion: ModelVersion, aliases: Mapping[str, str]) -> None:

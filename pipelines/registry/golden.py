@@ -69,12 +69,12 @@ def record_answers(predictor: Predictor, examples: Mapping[str, tuple[bytes, str
     return golden
 
 
-def write(golden: Sequence[GoldenAnswer], folder: Path) -> None:
+def write_golden_answers(golden: Sequence[GoldenAnswer], folder: Path) -> None:
     """Store golden answers in a model's package."""
     (folder / GOLDEN).write_bytes(_GOLDEN.dump_json(list(golden), indent=1))
 
 
-def read(file: Path) -> list[GoldenAnswer]:
+def read_golden_answers(file: Path) -> list[GoldenAnswer]:
     """Golden answers of a model's package.
 
     Raises:
@@ -90,7 +90,7 @@ def read(file: Path) -> list[GoldenAnswer]:
         ) from error
 
 
-def differences(predictor: Predictor, golden: Sequence[GoldenAnswer], tolerance: float) -> list[str]:
+def differing_answers(predictor: Predictor, golden: Sequence[GoldenAnswer], tolerance: float) -> list[str]:
     """A line for each request to which the model's answers differ from the golden ones.
 
     Args:
@@ -143,7 +143,7 @@ def _format_answers(answers: Answers) -> str:
 def _image_variants(encoded: bytes) -> list[bytes]:
     """The image, smaller and transposed, in each format with a separate decoder."""
     with open_image(encoded) as opened:
-        picture = opened.upright()
+        picture = opened.decode_upright()
     picture.thumbnail((_SIDE, _SIDE))
     transposed = {
         "JPEG": picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT),

@@ -39,7 +39,7 @@ SIGNATURE = ModelSignature(
 )
 
 
-def build(
+def build_package(
     checkpoint: Path,
     package: Path,
     example: tuple[bytes, str],
@@ -76,11 +76,11 @@ def build(
         )
     for cache in list(package.rglob("__pycache__")):
         shutil.rmtree(cache)
-    golden.write(answers, package)
+    golden.write_golden_answers(answers, package)
     if card:
         (inference_folder(package) / "README.md").write_text(card, encoding="utf-8")
     own_examples.write(shown, package)
-    return manifest.write(package)
+    return manifest.write_manifest(package)
 
 
 @contextmanager
@@ -111,7 +111,7 @@ def link_bases(checkpoint: Path, folder: Path) -> None:
         (folder / bases.FOLDER / file.name).symlink_to(file)
 
 
-def verify(package: Path, expected: str) -> None:
+def verify_package(package: Path, expected: str) -> None:
     """Check that the files of a package are those that were registered.
 
     Args:
@@ -121,7 +121,7 @@ def verify(package: Path, expected: str) -> None:
         ArtifactError: they are not; the message names up to five.
     """
     try:
-        manifest.verify(package, expected)
+        manifest.verify_folder(package, expected)
     except manifest.ManifestError as error:
         raise ArtifactError(
             f"model {error}; delete what was added and restore the rest from a backup, or register the model again"
@@ -134,7 +134,7 @@ def inference_folder(package: Path) -> Path:
     return package / flavor["artifacts"]["model"]["path"]
 
 
-def signature(package: Path) -> dict[str, str] | None:
+def read_signature(package: Path) -> dict[str, str] | None:
     """Inputs, outputs and parameters of an MLflow model; None if it has no signature."""
     stored = Model.load(str(package)).signature
     return None if stored is None else stored.to_dict()

@@ -59,13 +59,13 @@ class PackageStore:
             BaseWeightsError: a base is missing or another.
             SmokeError: it does not load or answer in a fresh process; nothing is stored.
         """
-        bases.publish(checkpoint, self._storage)
+        bases.copy_bases_to_storage(checkpoint, self._storage)
         predictor = Predictor.from_pretrained(checkpoint)
         answers = golden.record_answers(predictor, examples or {next(iter(predictor.processor.tasks)): example})
         with TemporaryDirectory() as scratch:
             built = Path(scratch) / "model"
             origin = Model(run_id=run_id, model_id=model_id, model_uuid=model_id)
-            manifest_hash = package.build(checkpoint, built, example, origin, answers, card, shown)
+            manifest_hash = package.build_package(checkpoint, built, example, origin, answers, card, shown)
             if self._smoke_test:
                 package.link_bases(checkpoint, Path(scratch))
                 answers_in_fresh_process(built, [example])
@@ -83,15 +83,15 @@ class PackageStore:
         local = self._cache / version.name / f"{version.version}-{expected[:16]}"
         if local.is_dir():
             try:
-                package.verify(local, expected)
+                package.verify_package(local, expected)
             except ArtifactError:
                 log.warning("the local copy of %s version %s is damaged; downloading", version.name, version.version)
                 shutil.rmtree(local)
         if not local.is_dir():
             self._download_package(version, local, expected)
         folder = package.inference_folder(local)
-        with _refused_bases(version):
-            bases.fetch(recorded_bases(folder), self._storage, self._cache / FOLDER)
+        with _bases_as_artifact_errors(version):
+            bases.download_bases(recorded_bases(folder), self._storage, self._cache / FOLDER)
         return LocalModel(version.name, version.version, version.run_id, version.tags, local, folder)
 
     def verify_stored(self, version: ModelVersion) -> None:
@@ -102,8 +102,8 @@ class PackageStore:
         """
         with TemporaryDirectory() as scratch:
             fetched = self._fetch_and_verify(version, Path(scratch), _manifest_hash(version))
-            with _refused_bases(version):
-                bases.check(recorded_bases(package.inference_folder(fetched)), self._storage)
+            with _bases_as_artifact_errors(version):
+                bases.check_bases(recorded_bases(package.inference_folder(fetched)), self._storage)
 
     def _download_package(self, version: ModelVersion, local: Path, expected: str) -> None:
         local.parent.mkdir(parents=True, exist_ok=True)
@@ -114,7 +114,7 @@ class PackageStore:
                 fetched.rename(local)
             except OSError:
                 # Another process may have downloaded it; its copy must be valid.
-                package.verify(local, expected)
+                package.verify_package(local, expected)
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
 
@@ -129,12 +129,12 @@ class PackageStore:
                     artifact_uri=address, dst_path=str(scratch), tracking_uri=uri, registry_uri=uri
                 )
             )
-        package.verify(fetched, expected)
+        package.verify_package(fetched, expected)
         return fetched
 
 
 @contextmanager
-def _refused_bases(version: ModelVersion) -> Iterator[None]:
+def _bases_as_artifact_errors(version: ModelVersion) -> Iterator[None]:
     try:
         yield
     except BaseWeightsError as error:

@@ -13,7 +13,7 @@ from pipelines.data.index.index import Index
 from pipelines.data.stream.dataset import Source
 from pipelines.data.stream.stream import StreamConfig
 from pipelines.errors import DataError
-from pipelines.evaluate.assess import Assessment, assess
+from pipelines.evaluate.assess import TaskAssessment, assess_model
 from pipelines.evaluate.build_report import score_examples
 from pipelines.evaluate.intervals import CONFIDENCE
 from pipelines.evaluate.predict import PredictConfig
@@ -22,7 +22,7 @@ from pipelines.registry.config import GateConfig, RegistryConfig
 from pipelines.registry.errors import ChampionChangedError, RegistryError
 from pipelines.registry.gate import comparison, report, stored
 from pipelines.registry.gate.behaviour import behaviour_checks, probe_records, run_probe
-from pipelines.registry.gate.check import Check, Difference, GateDecision
+from pipelines.registry.gate.check import GateCheck, GateDecision, MetricDifference
 from pipelines.registry.gate.live import live_checks
 from pipelines.registry.gate.opponent import check_opponent
 from pipelines.registry.registry import Registry
@@ -50,14 +50,14 @@ class Holdout:
     stream: StreamConfig
     facts: FactSource | None = None
 
-    def evaluate(self, model: LocalModel, split: str) -> list[Assessment]:
+    def evaluate(self, model: LocalModel, split: str) -> list[TaskAssessment]:
         """Assess each task of a model on the split. Ray must be connected.
 
         Raises:
             DataError: the split has no right answers.
         """
         source = Source(self.index.tars, self.index.hash, split, str(model.folder), facts=self.facts)
-        return assess(
+        return assess_model(
             str(model.folder), source, self.index, self.predict, self.stream, examples=0,
             label=f"gate version {model.version},",
         )  # fmt: skip
@@ -112,15 +112,18 @@ def run_gate(
 
 
 def compare_on_holdout(
-    candidate: Sequence[Assessment], champion: Sequence[Assessment], tasks: Mapping[str, Task], config: GateConfig
-) -> tuple[list[Check], list[Difference]]:
+    candidate: Sequence[TaskAssessment],
+    champion: Sequence[TaskAssessment],
+    tasks: Mapping[str, Task],
+    config: GateConfig,
+) -> tuple[list[GateCheck], list[MetricDifference]]:
     """Compare answers row by row. The first task must be better; the others are treated as slices.
 
     Args:
         candidate, champion: an assessment of each task, in the same order.
     """
     same = all(comparison.same_rows(a.answers, b.answers) for a, b in zip(candidate, champion, strict=True))
-    same_rows = Check(
+    same_rows = GateCheck(
         name="same hold-out",
         passed=same,
         measured=f"{candidate[0].answers.num_rows} rows{'' if same else ', which differ'}",
@@ -131,12 +134,12 @@ def compare_on_holdout(
     if not same:
         return [same_rows], []
     first = candidate[0]
-    candidate_scores, champion_scores = _score_both(first, champion[0], tasks)
-    whole = comparison.difference("hold-out", candidate_scores, champion_scores, config)
+    candidate_scores, champion_scores = _score_both_models(first, champion[0], tasks)
+    whole = comparison.metric_difference("hold-out", candidate_scores, champion_scores, config)
     masks = comparison.slice_masks(first.answers, config.slices)
     sliced = comparison.slice_differences(candidate_scores, champion_scores, masks, config)
     for one, other in zip(candidate[1:], champion[1:], strict=True):
-        on_task = comparison.difference(f"task={one.task}", *_score_both(one, other, tasks), config)
+        on_task = comparison.metric_difference(f"task={one.task}", *_score_both_models(one, other, tasks), config)
         sliced.append(comparison.with_slice_tolerance(on_task, config))
     checks = [
         same_rows,
@@ -148,8 +151,11 @@ def compare_on_holdout(
 
 
 def compare_on_new_data(
-    candidate: Sequence[Assessment], champion: Sequence[Assessment], tasks: Mapping[str, Task], config: GateConfig
-) -> tuple[Check, list[Difference]]:
+    candidate: Sequence[TaskAssessment],
+    champion: Sequence[TaskAssessment],
+    tasks: Mapping[str, Task],
+    config: GateConfig,
+) -> tuple[GateCheck, list[MetricDifference]]:
     """Compare answers about new data, row by row, for each task.
 
     Args:
@@ -158,16 +164,16 @@ def compare_on_new_data(
     differences = []
     for one, other in zip(candidate, champion, strict=True):
         assert comparison.same_rows(one.answers, other.answers)
-        candidate_scores, champion_scores = _score_both(one, other, tasks)
+        candidate_scores, champion_scores = _score_both_models(one, other, tasks)
         if len(candidate_scores) >= comparison.LEAST_ROWS:
             name = f"new data, task={one.task}" if one.task else "new data"
-            measured = comparison.difference(name, candidate_scores, champion_scores, config)
+            measured = comparison.metric_difference(name, candidate_scores, champion_scores, config)
             differences.append(comparison.with_tolerance(measured, config.tolerance))
     too_few = f"the new tars have fewer than {comparison.LEAST_ROWS} rows of split {config.split!r}"
     return comparison.check_new_data(differences, config, too_few), differences
 
 
-def check_baselines(assessment: Assessment, *, certain: bool) -> Check:
+def check_baselines(assessment: TaskAssessment, *, certain: bool) -> GateCheck:
     """Whether the candidate is above the baselines, which do not look at the image.
 
     Args:
@@ -178,7 +184,7 @@ def check_baselines(assessment: Assessment, *, certain: bool) -> Check:
     above = bool(report.value > report.baseline)  # NaN is not above
     certain = certain and bool(report.comparisons)
     verdict = f", {report.verdict}" if report.comparisons else ""
-    return Check(
+    return GateCheck(
         name="better than without looking",
         passed=above and (report.relation == "better" if certain else report.relation != "worse"),
         measured=f"{report.metric} {report.value:.4f} on {report.rows} {report.unit} of {report.split}{verdict}",
@@ -200,7 +206,7 @@ def apply_decision(registry: Registry, decision: GateDecision, tracker: NullTrac
     try:
         registry.promote(decision.candidate, decision.reason, over=decision.champion)
     except ChampionChangedError as error:
-        late = Check("champion unchanged", False, str(error), "the champion that it was judged against", "", True)
+        late = GateCheck("champion unchanged", False, str(error), "the champion that it was judged against", "", True)
         decision = replace(decision, checks=(*decision.checks, late), forced="")
         log_decision(decision, tracker)
     return decision
@@ -209,10 +215,10 @@ def apply_decision(registry: Registry, decision: GateDecision, tracker: NullTrac
 def log_decision(decision: GateDecision, tracker: NullTracker) -> None:
     """Store the decision in a run: as Markdown, HTML, a picture, and JSON for programs."""
     folder = f"gate/{decision.candidate}-against-{decision.champion or 'none'}"
-    tracker.log_text(report.markdown(decision), f"{folder}/decision.md")
-    tracker.log_text(report.page(decision), f"{folder}/decision.html")
+    tracker.log_text(report.decision_markdown(decision), f"{folder}/decision.md")
+    tracker.log_text(report.decision_page(decision), f"{folder}/decision.html")
     tracker.log_text(json.dumps(decision.to_tree(), indent=1), f"{folder}/decision.json")
-    tracker.log_figure(report.picture(decision), f"{folder}/decision.png")
+    tracker.log_figure(report.draw_decision(decision), f"{folder}/decision.png")
     tracker.set_tags({"gate.promote": str(decision.promote).lower(), "gate.reason": decision.reason[:4000]})
 
 
@@ -237,8 +243,8 @@ def roll_back(registry: Registry, reason: str, tracker_of: Callable[[ModelVersio
     return previous
 
 
-def _score_both(
-    candidate: Assessment, champion: Assessment, tasks: Mapping[str, Task]
+def _score_both_models(
+    candidate: TaskAssessment, champion: TaskAssessment, tasks: Mapping[str, Task]
 ) -> tuple[ExampleScores, ExampleScores]:
     """Per-example scores of both models, by the candidate's rules for normalizing answers."""
     task, normalizer = tasks[candidate.task], candidate.normalizer
@@ -247,7 +253,7 @@ def _score_both(
 
 def _compare_on_new_data(
     candidate: LocalModel, champion: LocalModel, new: Holdout, tasks: Mapping[str, Task], config: GateConfig
-) -> tuple[Check, list[Difference]]:
+) -> tuple[GateCheck, list[MetricDifference]]:
     """``compare_on_new_data``; the check does not apply if the new tars have no right answers."""
     try:
         candidate_assessments, champion_assessments = (
@@ -260,7 +266,7 @@ def _compare_on_new_data(
 
 def _behaviour_checks(
     candidate: LocalModel, champion: LocalModel | None, records: Sequence[Sample], config: GateConfig
-) -> list[Check]:
+) -> list[GateCheck]:
     candidate_predictor = Predictor.from_pretrained(candidate.folder)
     champion_predictor = Predictor.from_pretrained(champion.folder) if champion else None
     checks = []

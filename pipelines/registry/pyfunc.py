@@ -27,7 +27,7 @@ from mlflow.pyfunc.model import PythonModel, PythonModelContext
 if Path(__file__).with_name("manifest.json").is_file():  # in a stored model
     sys.dont_write_bytecode, sys.pycache_prefix = True, os.devnull
 
-from pipelines.storage.manifest import verify
+from pipelines.storage.manifest import verify_folder
 from vlmodel.images.base64 import from_base64
 from vlmodel.images.errors import ImageError
 from vlmodel.inference import Prediction, Predictor
@@ -50,7 +50,7 @@ class VisualQuestionAnswering(PythonModel):
         """
         folder = Path(context.artifacts["model"])
         _remove_own_bytecode()
-        verify(folder.parents[1])
+        verify_folder(folder.parents[1])
         self.predictor = Predictor.from_pretrained(folder)
 
     def predict(

@@ -105,11 +105,11 @@ class Registry(Versions):
             TrackingError: the server refused it.
         """
         with package.without_bases(checkpoint) as trained, mlflow_errors(f"register model {self.name!r}"):
-            fingerprint = manifest.digest(trained)
+            fingerprint = manifest.folder_digest(trained)
             self._create_model()
             for registered in self.client.search_model_versions(f"name = '{self.name}' and run_id = '{run_id}'"):
                 if registered.tags.get(MODEL_TAG) == fingerprint:
-                    return ModelVersion.of(registered)
+                    return ModelVersion.from_mlflow(registered)
             run = self.client.get_run(run_id)
             run_name = run.data.tags.get(RUN_TAG, run.info.run_name or "")
             tags = {**score.to_tags(), "run_name": run_name, "step": str(step)}
@@ -131,7 +131,7 @@ class Registry(Versions):
                 description=card[:_MAX_DESCRIPTION],
             )  # fmt: skip
         log.info("registered %s version %s", self.name, version.version)
-        return ModelVersion.of(version)
+        return ModelVersion.from_mlflow(version)
 
     def champion(self) -> LocalModel:
         """The version in use, downloaded and verified.

@@ -40,7 +40,7 @@ class VersionScore:
     verdict: str = ""
 
     def to_tags(self) -> dict[str, str]:
-        """As tags of a model version; numbers keep all their digits."""
+        """The score as tags of a model version; numbers keep all their digits."""
         known = {name: value for name, value in asdict(self).items() if value is not None and value != ""}
         return {name: str(value)[:_LONGEST] for name, value in known.items()}
 

@@ -39,7 +39,7 @@ class ModelVersion:
     tags: Mapping[str, str]
 
     @classmethod
-    def of(cls, version: MlflowVersion) -> ModelVersion:
+    def from_mlflow(cls, version: MlflowVersion) -> ModelVersion:
         return ModelVersion(version.name, str(version.version), version.run_id or "", dict(version.tags))
 
     @property
@@ -74,7 +74,7 @@ class LocalModel(ModelVersion):
 
     @property
     def digest(self) -> str:
-        """``manifest.digest`` of ``folder`` when it was registered."""
+        """``manifest.folder_digest`` of ``folder`` when it was registered."""
         return self.tags[MODEL_TAG]
 
     @property
@@ -94,7 +94,7 @@ class Versions:
         """The version with the alias, None if there is none."""
         with mlflow_errors(f"look up model {self.name!r}"):
             number = self.aliases().get(alias)
-            return ModelVersion.of(self.client.get_model_version(self.name, number)) if number else None
+            return ModelVersion.from_mlflow(self.client.get_model_version(self.name, number)) if number else None
 
     def version(self, version: str) -> ModelVersion:
         """The version of this number.
@@ -103,7 +103,7 @@ class Versions:
             RegistryError: there is none.
         """
         try:
-            return ModelVersion.of(self.client.get_model_version(self.name, version))
+            return ModelVersion.from_mlflow(self.client.get_model_version(self.name, version))
         except MlflowException as error:
             numbers = [str(v.version) for v in self.client.search_model_versions(f"name = '{self.name}'")]
             raise RegistryError(
@@ -114,7 +114,7 @@ class Versions:
         """The newest version that a training run of this name registered, None if there is none."""
         with mlflow_errors(f"look up versions of model {self.name!r}"):
             query = f"name = '{self.name}' and tags.run_name = '{run_name}'"
-            versions = [ModelVersion.of(version) for version in self.client.search_model_versions(query)]
+            versions = [ModelVersion.from_mlflow(version) for version in self.client.search_model_versions(query)]
         return max(versions, key=lambda version: int(version.version), default=None)
 
     def aliases(self) -> dict[str, str]:

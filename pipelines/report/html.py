@@ -8,7 +8,7 @@ from functools import cache
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 
-def render(template: str, **values: object) -> str:
+def render_page(template: str, **values: object) -> str:
     """The page as HTML. Every value is escaped; a name that the template uses and ``values`` lacks is an error.
 
     Args:

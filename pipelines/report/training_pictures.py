@@ -108,7 +108,7 @@ def confusion_matrix(true: Sequence[str], predicted: Sequence[str], max_classes:
 
 
 @dataclass(frozen=True)
-class Card:
+class ExampleCard:
     """One example on a page.
 
     Attributes:
@@ -129,7 +129,7 @@ class Card:
     attention_HW: NDArray[np.floating[Any]] | None = None
 
 
-def examples_page(cards: Sequence[Card]) -> Figure:
+def examples_page(cards: Sequence[ExampleCard]) -> Figure:
     """A page of pictures with the model's answers, wrong ones first.
 
     With attention, the picture is shown twice: as it is, and in grey with the attention over it, from purple (some) to
@@ -160,7 +160,7 @@ def attention_over(attention_HW: NDArray[np.floating[Any]], height: int, width: 
     return np.asarray(scaled.resize((width, height), Image.Resampling.BILINEAR))
 
 
-def smoothed(values: Sequence[float], span: int) -> NDArray[np.float64]:
+def moving_average(values: Sequence[float], span: int) -> NDArray[np.float64]:
     """Exponential moving average over about ``span`` values, corrected for its start as in Adam (Kingma, Ba 2015)."""
     keep = 1.0 - 2.0 / (span + 1)
     average, weight, out = 0.0, 0.0, np.empty(len(values))
@@ -186,7 +186,7 @@ def _plot_metric(
     steps, values = [step for step, _ in points], [value for _, value in points]
     if smooth and len(points) >= 20:
         axes.plot(steps, values, color=colour, alpha=0.25, linewidth=1)
-        axes.plot(steps, smoothed(values, max(5, len(values) // 25)), color=colour, linewidth=1.8, label=label)
+        axes.plot(steps, moving_average(values, max(5, len(values) // 25)), color=colour, linewidth=1.8, label=label)
     else:
         axes.plot(steps, values, color=colour, linewidth=1.8, marker=marker, markersize=4, label=label)
 
@@ -207,7 +207,7 @@ def _finish_axes(axes: Axes, title: str) -> None:
         axes.legend(fontsize=9, framealpha=0.85, edgecolor="none")
 
 
-def _draw_card(axes: Axes, card: Card) -> None:
+def _draw_card(axes: Axes, card: ExampleCard) -> None:
     image = np.asarray(card.image)
     # Enlarged by whole factors: pixels stay square and sharp, and the attention over them is smooth.
     factor = max(1, _CARD_PIXELS // max(image.shape[:2]))

@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from pipelines.retrain.ledger import Cycle, Facts, Ledger, Tar
+from pipelines.retrain.ledger import Facts, IncomingTar, RetrainCycle, RetrainLedger
 
-Step = Callable[[Cycle], Facts]
+Step = Callable[[RetrainCycle], Facts]
 """Does one step of a cycle and returns its results. It is repeated if the process was killed before its record was
 written, and must then return the same."""
 
 
 @dataclass(frozen=True)
-class Outcome:
+class WindowOutcome:
     """The result of a start in a window.
 
     Attributes:
@@ -21,21 +21,21 @@ class Outcome:
         reason: why it began none of its own, "" if it did.
     """
 
-    finished: tuple[Cycle, ...]
+    finished: tuple[RetrainCycle, ...]
     reason: str
 
 
 def run_window(
-    ledger: Ledger,
+    ledger: RetrainLedger,
     window: str,
-    find: Callable[[], Sequence[Tar]],
+    find: Callable[[], Sequence[IncomingTar]],
     steps: Mapping[str, Step],
     *,
     min_tars: int = 1,
     abandon: bool = False,
-    dropped: Callable[[Cycle], None] = lambda cycle: None,
+    dropped: Callable[[RetrainCycle], None] = lambda cycle: None,
     report: Callable[[str], None] = lambda line: None,
-) -> Outcome:
+) -> WindowOutcome:
     """Finish the cycle that an earlier start began; then, unless this window has had its cycle, consume the new tars.
 
     A cycle whose data have not passed their check is planned again: nothing was made of them, and they may have been
@@ -51,26 +51,26 @@ def run_window(
     """
     finished = []
     if (unfinished := ledger.unfinished()) is not None:
-        if abandon or unfinished.done == "planned":
-            (ledger.discard if unfinished.done == "planned" else ledger.abandon)(unfinished)
+        if abandon or unfinished.last_step == "planned":
+            (ledger.discard if unfinished.last_step == "planned" else ledger.abandon)(unfinished)
             dropped(unfinished)
         else:
-            report(f"continues cycle {unfinished.id}, which is {unfinished.done}")
+            report(f"continues cycle {unfinished.id}, which is {unfinished.last_step}")
             finished.append(_run_remaining_steps(ledger, unfinished, steps, report))
     if finished_here := [cycle for cycle in ledger.committed() if cycle.window == window]:
-        return Outcome(tuple(finished), f"window {window} has had its cycle ({finished_here[-1].id})")
+        return WindowOutcome(tuple(finished), f"window {window} has had its cycle ({finished_here[-1].id})")
     new = find()
     if len(new) < min_tars:
-        return Outcome(tuple(finished), f"{len(new)} new tars, and a cycle begins with {min_tars}")
+        return WindowOutcome(tuple(finished), f"{len(new)} new tars, and a cycle begins with {min_tars}")
     cycle = ledger.plan(window, new)
     report(f"begins cycle {cycle.id} with {len(new)} new tars")
-    return Outcome((*finished, _run_remaining_steps(ledger, cycle, steps, report)), "")
+    return WindowOutcome((*finished, _run_remaining_steps(ledger, cycle, steps, report)), "")
 
 
 def _run_remaining_steps(
-    ledger: Ledger, cycle: Cycle, steps: Mapping[str, Step], report: Callable[[str], None]
-) -> Cycle:
-    while not cycle.committed:
-        cycle = ledger.record(cycle, steps[cycle.next](cycle))
-        report(f"cycle {cycle.id} is {cycle.done}")
+    ledger: RetrainLedger, cycle: RetrainCycle, steps: Mapping[str, Step], report: Callable[[str], None]
+) -> RetrainCycle:
+    while not cycle.is_committed:
+        cycle = ledger.record(cycle, steps[cycle.next_step](cycle))
+        report(f"cycle {cycle.id} is {cycle.last_step}")
     return cycle

@@ -69,12 +69,12 @@ def count_samples(rows: Iterable[Mapping[str, Any]], texts: Iterable[Texts]) -> 
     return {name: dict(counts) for name, counts in total.items()}
 
 
-def divergences(before: Statistics, now: Statistics) -> dict[str, float]:
+def statistic_divergences(before: Statistics, now: Statistics) -> dict[str, float]:
     """The divergence of each statistic; 0 of one that was not collected before."""
-    return {name: divergence(before.get(name, now[name]), now[name]) for name in NAMES}
+    return {name: histogram_divergence(before.get(name, now[name]), now[name]) for name in NAMES}
 
 
-def divergence(before: Mapping[str, int], now: Mapping[str, int]) -> float:
+def histogram_divergence(before: Mapping[str, int], now: Mapping[str, int]) -> float:
     """Jensen-Shannon divergence (Lin 1991) in bits of two histograms, minus its average for two samples of the same
     distribution, at least 0. It is 0 of two empty histograms, and 1 of an empty and another one.
 
@@ -98,7 +98,7 @@ def divergence(before: Mapping[str, int], now: Mapping[str, int]) -> float:
 
 
 def check_limit(measured: Mapping[str, float], limit: float, before: str, now: str) -> None:
-    """Refuse data whose ``divergences`` are above the limit.
+    """Refuse data whose ``statistic_divergences`` are above the limit.
 
     Args:
         before, now: names of the data, for the message.

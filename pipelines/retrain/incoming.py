@@ -14,13 +14,13 @@ import pyarrow.compute as pc
 
 from pipelines.data.index.index import Index
 from pipelines.errors import DataError
-from pipelines.retrain.ledger import Tar
+from pipelines.retrain.ledger import IncomingTar
 from pipelines.storage.folder import CHUNK, FileStamp, Folder
 
 
 def find_new_tars(
-    incoming: Folder, consumed: Mapping[Tar, str], known: Mapping[str, str], report: Callable[[str], None]
-) -> list[Tar]:
+    incoming: Folder, consumed: Mapping[IncomingTar, str], known: Mapping[str, str], report: Callable[[str], None]
+) -> list[IncomingTar]:
     """The tars with new content, by name; of several with the same content the first.
 
     Args:
@@ -45,11 +45,11 @@ def find_new_tars(
             report(f"{file.name} is left out: its content is that of {places[digest]}")
             continue
         places[digest] = file.name
-        tars.append(Tar(file.name, file.size, file.stamp, digest))
+        tars.append(IncomingTar(file.name, file.size, file.stamp, digest))
     return tars
 
 
-def copy_tars(incoming: Folder, tars: Sequence[Tar], taken: str) -> None:
+def copy_tars(incoming: Folder, tars: Sequence[IncomingTar], taken: str) -> None:
     """Copy each tar into the subfolder ``taken``, which then holds nothing else. May be repeated.
 
     Raises:
@@ -62,12 +62,12 @@ def copy_tars(incoming: Folder, tars: Sequence[Tar], taken: str) -> None:
         if copied.get(tar.name) == tar.size:
             continue
         try:
-            incoming.duplicate(tar.name, f"{taken}/{tar.name}")
+            incoming.copy_file(tar.name, f"{taken}/{tar.name}")
         except FileNotFoundError:
             raise DataError(f"{tar.name} is gone from {incoming.uri!r}; start again to go on without it") from None
 
 
-def check_copies(index: Index, tars: Sequence[Tar]) -> None:
+def check_copies(index: Index, tars: Sequence[IncomingTar]) -> None:
     """Refuse tars that changed before they were copied.
 
     Args:
@@ -91,14 +91,16 @@ def count_shared_inputs(new: Index, evaluated: Index, split: str) -> dict[str, i
     """
     counts = {}
     for name in new.inputs.keys() & evaluated.inputs.keys():
-        held_out = {sha256 for shard in evaluated.shards for sha256 in _hashes(evaluated, shard.name, split, name)}
+        held_out = {
+            sha256 for shard in evaluated.shards for sha256 in _input_hashes(evaluated, shard.name, split, name)
+        }
         counts[name] = sum(
-            sha256 in held_out for shard in new.shards for sha256 in _hashes(new, shard.name, "train", name)
+            sha256 in held_out for shard in new.shards for sha256 in _input_hashes(new, shard.name, "train", name)
         )
     return counts
 
 
-def _hashes(index: Index, shard: str, split: str, name: str) -> list[str]:
+def _input_hashes(index: Index, shard: str, split: str, name: str) -> list[str]:
     table = index.rows(shard)
     of_split = table.filter(pc.equal(table["split"], split))
     hashes: list[str] = of_split[f"{name}.sha256"].drop_null().to_pylist()

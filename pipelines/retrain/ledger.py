@@ -30,7 +30,7 @@ from typing import Any
 from pipelines.retrain.errors import BusyError, RetrainError
 from pipelines.retrain.window import PATTERN
 from pipelines.storage.folder import Folder
-from pipelines.storage.lock import locked
+from pipelines.storage.lock import hold_lock
 
 STEPS = ("planned", "checked", "trained", "evaluated", "gated", "swapped", "committed")
 
@@ -40,7 +40,7 @@ Facts = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
-class Tar:
+class IncomingTar:
     """A tar, identified by its content.
 
     Attributes:
@@ -55,7 +55,7 @@ class Tar:
 
 
 @dataclass(frozen=True)
-class Cycle:
+class RetrainCycle:
     """A cycle with its finished steps.
 
     Attributes:
@@ -71,25 +71,25 @@ class Cycle:
         return self.id.partition("-")[0]
 
     @property
-    def done(self) -> str:
+    def last_step(self) -> str:
         """The last finished step."""
         return STEPS[len(self.records) - 1]
 
     @property
-    def next(self) -> str:
+    def next_step(self) -> str:
         """The next step of an uncommitted cycle."""
         return STEPS[len(self.records)]
 
     @property
-    def committed(self) -> bool:
+    def is_committed(self) -> bool:
         return len(self.records) == len(STEPS)
 
     @property
-    def tars(self) -> list[Tar]:
-        return [Tar(**tar) for tar in self.records["planned"]["tars"]]
+    def tars(self) -> list[IncomingTar]:
+        return [IncomingTar(**tar) for tar in self.records["planned"]["tars"]]
 
 
-class Ledger:
+class RetrainLedger:
     """The cycles in a folder. All methods but ``locked`` require the lock."""
 
     def __init__(self, folder: str | Path) -> None:
@@ -104,10 +104,10 @@ class Ledger:
             BusyError: another process holds it.
         """
         busy = BusyError(f"another cycle is at work with the ledger {self.path}")
-        with locked(self.path / ".lock", busy):
+        with hold_lock(self.path / ".lock", busy):
             yield
 
-    def cycles(self) -> list[Cycle]:
+    def cycles(self) -> list[RetrainCycle]:
         """All cycles that were not abandoned, in the order of their windows.
 
         Raises:
@@ -119,38 +119,38 @@ class Ledger:
         cycles = [self._read_cycle(folder) for folder in folders]
         return sorted((cycle for cycle in cycles if cycle.records), key=lambda cycle: _cycle_order(cycle.id))
 
-    def unfinished(self) -> Cycle | None:
+    def unfinished(self) -> RetrainCycle | None:
         """The uncommitted cycle; there is never more than one."""
-        return next((cycle for cycle in self.cycles() if not cycle.committed), None)
+        return next((cycle for cycle in self.cycles() if not cycle.is_committed), None)
 
-    def committed(self) -> list[Cycle]:
+    def committed(self) -> list[RetrainCycle]:
         """The committed cycles, in the order of their windows."""
-        return [cycle for cycle in self.cycles() if cycle.committed]
+        return [cycle for cycle in self.cycles() if cycle.is_committed]
 
-    def consumed(self) -> dict[Tar, str]:
+    def consumed(self) -> dict[IncomingTar, str]:
         """Each consumed tar, and the cycle that consumed it."""
         return {tar: cycle.id for cycle in self.committed() for tar in cycle.tars}
 
-    def watermark(self) -> str:
+    def digest_of_consumed(self) -> str:
         """Digest of the contents of all consumed tars."""
         return hashlib.sha256("\n".join(sorted(tar.sha256 for tar in self.consumed())).encode()).hexdigest()
 
-    def plan(self, window: str, tars: Sequence[Tar]) -> Cycle:
+    def plan(self, window: str, tars: Sequence[IncomingTar]) -> RetrainCycle:
         """Begin the cycle of a window."""
         assert self.unfinished() is None
         attempts = len(list((self.path / _ABANDONED).glob(f"{window}*")))
-        cycle = Cycle(f"{window}-{attempts + 1}" if attempts else window, {})
-        facts = {"tars": [asdict(tar) for tar in tars], "watermark": self.watermark()}
+        cycle = RetrainCycle(f"{window}-{attempts + 1}" if attempts else window, {})
+        facts = {"tars": [asdict(tar) for tar in tars], "watermark": self.digest_of_consumed()}
         return self.record(cycle, facts)
 
-    def record(self, cycle: Cycle, facts: Facts) -> Cycle:
+    def record(self, cycle: RetrainCycle, facts: Facts) -> RetrainCycle:
         """Record the results (plain JSON values) of the next step of a cycle.
 
         Raises:
             RetrainError: at the commit, if another cycle was committed since this one was planned.
         """
-        step = cycle.next
-        if step == "committed" and cycle.records["planned"]["watermark"] != self.watermark():
+        step = cycle.next_step
+        if step == "committed" and cycle.records["planned"]["watermark"] != self.digest_of_consumed():
             raise RetrainError(
                 f"cycle {cycle.id} was planned before another cycle was committed; two have used the ledger "
                 f"{self.path} at one time, so its file system has no locks: set retrain.ledger to a folder on one "
@@ -158,21 +158,21 @@ class Ledger:
             )
         record = {"at": datetime.now(UTC).isoformat(timespec="seconds"), **facts}
         self._folder.write(f"{cycle.id}/{_step_file(step)}", json.dumps(record, indent=1, sort_keys=True).encode())
-        return Cycle(cycle.id, {**cycle.records, step: json.loads(json.dumps(record))})
+        return RetrainCycle(cycle.id, {**cycle.records, step: json.loads(json.dumps(record))})
 
-    def discard(self, cycle: Cycle) -> None:
+    def discard(self, cycle: RetrainCycle) -> None:
         """Delete a cycle that was only planned."""
-        assert cycle.done == "planned"
+        assert cycle.last_step == "planned"
         shutil.rmtree(self.path / cycle.id)
 
-    def abandon(self, cycle: Cycle) -> None:
+    def abandon(self, cycle: RetrainCycle) -> None:
         """Move the records of an unfinished cycle aside; its tars are new again."""
-        assert not cycle.committed
+        assert not cycle.is_committed
         aside = self.path / _ABANDONED
         aside.mkdir(exist_ok=True)
         os.rename(self.path / cycle.id, aside / cycle.id)
 
-    def _read_cycle(self, folder: Path) -> Cycle:
+    def _read_cycle(self, folder: Path) -> RetrainCycle:
         records: dict[str, Facts] = {}
         names = {file.name for file in folder.iterdir() if file.suffix == ".json"}
         for step in STEPS:
@@ -188,7 +188,7 @@ class Ledger:
         if later := sorted(names - {_step_file(step) for step in records}):
             missing = _step_file(STEPS[len(records)])
             raise RetrainError(f"{folder} has {later[0]} and no {missing}; restore that, or delete what comes after it")
-        return Cycle(folder.name, records)
+        return RetrainCycle(folder.name, records)
 
 
 def _step_file(step: str) -> str:

@@ -18,7 +18,7 @@ _MAX_SLUG = 120
 
 
 @dataclass(frozen=True)
-class Cell(Generic[S]):
+class GridCell(Generic[S]):
     """One combination of a grid.
 
     Attributes:
@@ -72,7 +72,7 @@ def new_part(config: Section, key: str, kind: str) -> type[Part] | None:
     return part_config(type(owner).__module__.rpartition(".")[0], kind)
 
 
-def cells(config: S, grid: Mapping[str, Sequence[Any]], setting: str) -> list[Cell[S]]:
+def grid_cells(config: S, grid: Mapping[str, Sequence[Any]], setting: str) -> list[GridCell[S]]:
     """Every combination of the grid, the last key's values changing fastest.
 
     Args:
@@ -86,7 +86,7 @@ def cells(config: S, grid: Mapping[str, Sequence[Any]], setting: str) -> list[Ce
 
 
 def check_grid(config: Section, grid: Mapping[str, Sequence[Any]], setting: str) -> None:
-    """Raise as ``cells`` does. Stops at the first valid combination."""
+    """Raise as ``grid_cells`` does. Stops at the first valid combination."""
     refused: dict[str, None] = {}
     for cell in _grid_cells(config, grid, setting):
         if cell.config is not None:
@@ -95,7 +95,9 @@ def check_grid(config: Section, grid: Mapping[str, Sequence[Any]], setting: str)
     raise ConfigError(f"{setting}: no combination can be trained:\n" + "\n".join(refused))
 
 
-def first_valid_cells(config: S, grid: Mapping[str, Sequence[Any]], setting: str, section: str) -> Iterator[Cell[S]]:
+def first_valid_cells(
+    config: S, grid: Mapping[str, Sequence[Any]], setting: str, section: str
+) -> Iterator[GridCell[S]]:
     """For each combination of the settings of ``section`` the first valid cell of the whole grid, if any is valid.
 
     This finds all values of ``section`` without trying every combination with the other settings.
@@ -127,10 +129,10 @@ def format_value(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value)
 
 
-def slug(settings: Mapping[str, Any]) -> str:
+def combination_name(settings: Mapping[str, Any]) -> str:
     """Readable name of a combination, safe for file names; ends with a hash if characters had to be replaced or cut.
 
-    >>> slug({"model.topology.kind": "dual", "model.fusion.width": 64})
+    >>> combination_name({"model.topology.kind": "dual", "model.fusion.width": 64})
     'fusion.width-64-topology-dual'
     """
     whole = "-".join(f"{short_name(key)}-{format_value(value)}" for key, value in sorted(settings.items()))
@@ -140,7 +142,7 @@ def slug(settings: Mapping[str, Any]) -> str:
     return f"{safe}-{hashlib.sha256(json.dumps(dict(settings), sort_keys=True).encode()).hexdigest()[:8]}"
 
 
-def _grid_cells(config: S, grid: Mapping[str, Sequence[Any]], setting: str) -> Iterator[Cell[S]]:
+def _grid_cells(config: S, grid: Mapping[str, Sequence[Any]], setting: str) -> Iterator[GridCell[S]]:
     if not grid:
         raise ConfigError(f'{setting} is empty; name what varies, as in {setting}={{"model.fusion.kind"=["concat"]}}')
     for key, values in grid.items():
@@ -152,6 +154,6 @@ def _grid_cells(config: S, grid: Mapping[str, Sequence[Any]], setting: str) -> I
     for values in itertools.product(*grid.values()):
         settings = dict(zip(grid, values, strict=True))
         try:
-            yield Cell(slug(settings), settings, override_settings(config, settings))
+            yield GridCell(combination_name(settings), settings, override_settings(config, settings))
         except ConfigError as error:
-            yield Cell(slug(settings), settings, None, str(error))
+            yield GridCell(combination_name(settings), settings, None, str(error))

@@ -12,15 +12,15 @@ from matplotlib.patches import Rectangle
 
 from pipelines.report.training_pictures import BLUE, GREY, VERMILLION, style_axes
 from pipelines.search.config import TuneConfig
-from pipelines.search.grid import Cell, format_value, short_name
-from pipelines.search.results import TrainingResult, Trial, sample_deviation
+from pipelines.search.grid import GridCell, format_value, short_name
+from pipelines.search.results import SearchTrial, TrainingResult, sample_deviation
 
 _BLUES = LinearSegmentedColormap.from_list("scores", ["#EAF3FA", "#9ECAE1", BLUE, "#08306B"])
 
 
 def draw_ablation(
     grid: Mapping[str, Sequence[Any]],
-    cells: Sequence[Cell[Any]],
+    cells: Sequence[GridCell[Any]],
     seeds: Sequence[int],
     results: Mapping[tuple[str, int], TrainingResult],
     metric: str,
@@ -42,7 +42,7 @@ def draw_ablation(
 
 
 def draw_trials(
-    config: TuneConfig, trials: Sequence[Trial], results: Mapping[int, TrainingResult], metric: str
+    config: TuneConfig, trials: Sequence[SearchTrial], results: Mapping[int, TrainingResult], metric: str
 ) -> Figure:
     """The score against each setting of the space. Full dots were trained to the end, hollow ones stopped early."""
     shown = [(trial, result) for trial in trials if (result := results[trial.number]).score is not None]
@@ -60,7 +60,7 @@ def draw_trials(
         elif kind == "loguniform":
             axes.set_xscale("log")
 
-        def x_position(trial: Trial, key: str = key, kind: str = kind, names: list[str] = names) -> float:
+        def x_position(trial: SearchTrial, key: str = key, kind: str = kind, names: list[str] = names) -> float:
             value = trial.settings[key]
             return float(names.index(format_value(value))) if kind == "choice" else float(value)
 
@@ -90,7 +90,7 @@ def _heat_map(
     grid: Mapping[str, Sequence[Any]],
     down: str,
     across: str,
-    cells: Sequence[Cell[Any]],
+    cells: Sequence[GridCell[Any]],
     scores: Mapping[str, Sequence[float]],
     statuses: Mapping[str, str],
     title: str,
@@ -142,7 +142,7 @@ def _heat_map(
 
 def _dot_plot(
     keys: Sequence[str],
-    cells: Sequence[Cell[Any]],
+    cells: Sequence[GridCell[Any]],
     scores: Mapping[str, Sequence[float]],
     statuses: Mapping[str, str],
     metric: str,

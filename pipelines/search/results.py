@@ -50,7 +50,7 @@ class TrainingResult:
 
 
 @dataclass(frozen=True)
-class Trial:
+class SearchTrial:
     """One sample of the search space.
 
     Attributes:
@@ -102,7 +102,7 @@ def result_of_run(run: str, epochs: int, tracker: NullTracker) -> TrainingResult
     newest = checkpoint.newest_state(run)
     trained = int(newest["epochs_done"]) if newest is not None else 0
     rates = [row["speed/images_per_s"] for row in tracker.history() if "speed/images_per_s" in row]
-    with checkpoint.best(run, f"{checkpoint.MODEL}/config.json") as (best, local):
+    with checkpoint.open_best_checkpoint(run, f"{checkpoint.MODEL}/config.json") as (best, local):
         parameters = count_parameters(str(local / checkpoint.MODEL))
     return TrainingResult(
         "finished" if trained >= epochs else "stopped",

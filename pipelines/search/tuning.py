@@ -21,7 +21,7 @@ from pipelines.search.config import TuneConfig
 from pipelines.search.errors import SearchError
 from pipelines.search.grid import format_value, short_name
 from pipelines.search.remote import run_remotely
-from pipelines.search.results import TrainingResult, Trial
+from pipelines.search.results import SearchTrial, TrainingResult
 from pipelines.search.trial_controller import create_trial_controller
 
 SCORE = "score"
@@ -32,7 +32,7 @@ Train = Callable[[int, dict[str, Any], ActorHandle[Any]], TrainingResult]
 """Trains the trial of this number with these settings, reporting each epoch to the trial controller."""
 
 
-def run_search(train: Train, config: TuneConfig, folder: str, seed: int, epochs: int, metric: str) -> list[Trial]:
+def run_search(train: Train, config: TuneConfig, folder: str, seed: int, epochs: int, metric: str) -> list[SearchTrial]:
     """Run all trials; a search of the same folder continues, and repeats those that failed.
 
     Ray Tune does not store the results that ASHA compared before an interruption: the trials of a continued search are
@@ -53,7 +53,7 @@ def run_search(train: Train, config: TuneConfig, folder: str, seed: int, epochs:
     os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"
     os.environ["RAY_CHDIR_TO_TRIAL_DIR"] = "0"
     # The trial's process only waits, and Tune requires that it reserves something.
-    trainable = tune.with_resources(tune.with_parameters(_Trainable, train=train), {"CPU": 0.01})
+    trainable = tune.with_resources(tune.with_parameters(_SearchTrainable, train=train), {"CPU": 0.01})
     if tune.Tuner.can_restore(folder):
         tuner = tune.Tuner.restore(folder, trainable, resume_errored=True, param_space=tune_space(config))
     else:
@@ -90,7 +90,7 @@ def run_search(train: Train, config: TuneConfig, folder: str, seed: int, epochs:
             "the trained models are stored beside it"
         )
     trials = [
-        Trial(int(PurePosixPath(result.path).name), plain_settings(result.config or {}), str(result.error or ""))
+        SearchTrial(int(PurePosixPath(result.path).name), plain_settings(result.config or {}), str(result.error or ""))
         for result in (results[n] for n in range(len(results)))
     ]
     return sorted(trials, key=lambda trial: trial.number)
@@ -111,7 +111,7 @@ def plain_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
     return {key: float(f"{v:.{_DIGITS}g}") if isinstance(v, float) else v for key, v in values.items()}
 
 
-class _Trainable(tune.Trainable):
+class _SearchTrainable(tune.Trainable):
     """A trial of Tune. The training runs in another process, outside the trial's placement group."""
 
     def setup(self, config: dict[str, Any], train: Train) -> None:  # type: ignore[override]

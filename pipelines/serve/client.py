@@ -135,16 +135,16 @@ class Client:
 
 def is_ready(address: str, ssl_context: ssl.SSLContext | None = None, timeout_s: float = 2.0) -> bool:
     """Whether the service at ``address`` has its model loaded."""
-    response = _get(f"{address}/readyz", ssl_context, timeout_s)
+    response = _get_or_none(f"{address}/readyz", ssl_context, timeout_s)
     return response is not None and response.status_code == 200
 
 
 def is_reachable(address: str, ssl_context: ssl.SSLContext | None = None, timeout_s: float = 10.0) -> bool:
     """Whether a server with an accepted certificate answers at ``address``, even with an error."""
-    return _get(f"{address}/healthz", ssl_context, timeout_s) is not None
+    return _get_or_none(f"{address}/healthz", ssl_context, timeout_s) is not None
 
 
-def _get(url: str, ssl_context: ssl.SSLContext | None, timeout_s: float) -> httpx.Response | None:
+def _get_or_none(url: str, ssl_context: ssl.SSLContext | None, timeout_s: float) -> httpx.Response | None:
     try:
         return httpx.get(url, verify=ssl_context or True, timeout=timeout_s, trust_env=False)
     except httpx.HTTPError:

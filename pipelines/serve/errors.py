@@ -32,17 +32,17 @@ class ApiError(Exception):
         return f"{self.status} {self.code}: {self.message}"
 
 
-def not_ready() -> ApiError:
+def not_ready_error() -> ApiError:
     """No model is loaded yet."""
     return ApiError(503, "not_ready", "the model is still loading; try again shortly", {"retry-after": "1"})
 
 
-def no_such_task(task: str, model: str, tasks: Sequence[str]) -> ApiError:
+def no_such_task_error(task: str, model: str, tasks: Sequence[str]) -> ApiError:
     """404, as the task's address has nothing behind it with this model."""
     routes = ", ".join(f"/v1/{name}" for name in tasks)
     return ApiError(404, "no_such_task", f"the model {model!r} cannot do {task!r}; it answers at {routes}")
 
 
-def internal() -> ApiError:
+def internal_error() -> ApiError:
     """A fault; its details are in the log, and not for the caller."""
     return ApiError(500, "internal", "something failed inside the service; its log has the details")

@@ -6,7 +6,7 @@ from typing import Any
 
 from ray.serve.metrics import Counter, Histogram
 
-from pipelines.serve.service import ChallengerMetrics, Metrics
+from pipelines.serve.service import ChallengerMetrics, ServiceMetrics
 
 _SECONDS = [0.005, 0.01, 0.02, 0.035, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0]
 _SHARES = [0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99]
@@ -21,7 +21,7 @@ _BY_OUTCOME: Any = ("task", "outcome", "model_version")
 _BY_REASON: Any = ("task", "reason")
 
 
-class RayMetrics(Metrics):
+class RayMetrics(ServiceMetrics):
     """Made inside a replica, so that Serve tags each value with deployment and replica."""
 
     def __init__(self) -> None:

@@ -105,7 +105,7 @@ class Service(Protocol):
         """Decode an image only, to see that it is one."""
 
 
-class Metrics:
+class ServiceMetrics:
     """Counts what the service does. This base counts nothing."""
 
     def request(self, route: str, status: int, code: str, version: str, seconds: float) -> None:

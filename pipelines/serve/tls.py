@@ -47,7 +47,7 @@ class TLSConfig(Section):
         return Path(self.certificate).expanduser().absolute(), Path(self.key).expanduser().absolute()
 
 
-def check(config: TLSConfig) -> None:
+def check_tls_files(config: TLSConfig) -> None:
     """Refuse files that a server cannot use, or a certificate that is expired or not yet valid.
 
     Raises:

@@ -20,7 +20,7 @@ from vlmodel import bases
 from vlmodel.bases import Bases, BaseWeights, BaseWeightsError
 
 
-def store(model: nn.Module, storage: Folder) -> dict[str, BaseWeights]:
+def store_bases(model: nn.Module, storage: Folder) -> dict[str, BaseWeights]:
     """Write the bases of a model's parts, unless they are there. Each appears as a whole or not at all, also where two
     jobs write it at once.
 
@@ -33,11 +33,11 @@ def store(model: nn.Module, storage: Folder) -> dict[str, BaseWeights]:
     with TemporaryDirectory(prefix="bases-") as scratch:
         found = bases.store_bases(model, Path(scratch))
         for base in found.values():
-            _put(Path(scratch) / base.name, base, folder)
+            _upload_unless_present(Path(scratch) / base.name, base, folder)
     return found
 
 
-def publish(model: Path, storage: Folder) -> None:
+def copy_bases_to_storage(model: Path, storage: Folder) -> None:
     """Copy the bases of the model in a local folder to storage, unless they are there.
 
     Raises:
@@ -46,10 +46,10 @@ def publish(model: Path, storage: Folder) -> None:
     """
     files, named = bases.find_base_files(model), bases.recorded_bases(model)
     for part, file in files.items():
-        _put(file, named[part], storage.child(bases.FOLDER))
+        _upload_unless_present(file, named[part], storage.child(bases.FOLDER))
 
 
-def fetch(named: Bases, storage: Folder, cache: Path) -> None:
+def download_bases(named: Bases, storage: Folder, cache: Path) -> None:
     """Put bases of a storage into a local folder, each once: as a hard link where that is possible, else as a copy.
 
     Raises:
@@ -62,7 +62,7 @@ def fetch(named: Bases, storage: Folder, cache: Path) -> None:
             _copy_verified(storage.child(bases.FOLDER), base, file)
 
 
-def check(named: Bases, storage: Folder) -> None:
+def check_bases(named: Bases, storage: Folder) -> None:
     """Compare bases of a storage with their hashes.
 
     Raises:
@@ -78,15 +78,15 @@ def check(named: Bases, storage: Folder) -> None:
             _copy_verified(folder, base, Path(scratch) / base.name)
 
 
-def link(model: Path, storage: Folder) -> None:
+def link_downloaded_bases(model: Path, storage: Folder) -> None:
     """Make the bases of a temporary copy of a model from remote storage be found within it.
 
     Raises:
-        BaseWeightsError, OSError: as ``fetch``.
+        BaseWeightsError, OSError: as ``download_bases``.
     """
     if named := bases.recorded_bases(model):
         cache = cache_folder()
-        fetch(named, storage, cache)
+        download_bases(named, storage, cache)
         (model / bases.FOLDER).symlink_to(cache)
 
 
@@ -95,7 +95,7 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "raylm" / bases.FOLDER
 
 
-def _put(file: Path, base: BaseWeights, folder: Folder) -> None:
+def _upload_unless_present(file: Path, base: BaseWeights, folder: Folder) -> None:
     if not folder.exists(base.name) or folder.stamp(base.name).size != base.bytes:
         folder.put(file, base.name)
 
@@ -125,7 +125,7 @@ def _copy_verified(folder: Folder, base: BaseWeights, file: Path) -> None:
                 copy.hardlink_to(source)
         if not copy.exists():
             try:
-                stored.download(folder, base.name, FileFacts(base.bytes, base.sha256), copy)
+                stored.download_file(folder, base.name, FileFacts(base.bytes, base.sha256), copy)
             except ManifestError as error:
                 raise BaseWeightsError(f"{error}; a model is built on it: restore it from a backup") from error
         copy.replace(file)

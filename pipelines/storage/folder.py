@@ -25,7 +25,7 @@ from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 
 from pipelines.errors import DataError
-from pipelines.storage.retries import PERMANENT, AccessError, RefusedError, retrying, to_os_error
+from pipelines.storage.retries import PERMANENT, AccessError, RefusedError, call_with_retries, to_os_error
 
 T = TypeVar("T")
 
@@ -88,7 +88,7 @@ class Folder:
 
     def _retrying(self, operation: Callable[[], T]) -> T:
         try:
-            return retrying(operation)
+            return call_with_retries(operation)
         except PermissionError as error:
             if self.is_local:
                 remedy = "its owner can change the permissions"
@@ -105,11 +105,11 @@ class Folder:
         """Files that lie directly in the folder, or in ``subfolder``, sorted by name; [] where it does not exist."""
         fs, folder = self._filesystem_and_path[0], self.path(subfolder)
 
-        def listing() -> list[dict[str, Any]]:
+        def list_files() -> list[dict[str, Any]]:
             return [self._checked_info(entry) for entry in fs.ls(folder, detail=True) if entry["type"] != "directory"]
 
         try:
-            entries = self._retrying(listing)
+            entries = self._retrying(list_files)
         except (FileNotFoundError, NotADirectoryError):
             return []
         return sorted(map(_file_stamp, entries), key=lambda stamp: stamp.name)
@@ -231,7 +231,7 @@ class Folder:
         another name, flushed to the disk and renamed, and removed where that fails, as on a full disk.
         """
         if self.is_local:
-            with self.writing(name) as file:
+            with self.open_for_writing(name) as file:
                 file.write(data)
             return
         fs, path = self._filesystem_and_path[0], self.path(name)
@@ -247,7 +247,7 @@ class Folder:
             _copy_file(source, copy)
 
     @contextmanager
-    def writing(self, name: str) -> Iterator[IO[bytes]]:
+    def open_for_writing(self, name: str) -> Iterator[IO[bytes]]:
         """A file to write piece by piece. It appears as a whole once the block ends without an error, or not at all;
         until then a file for an object store is on the local disk.
         """
@@ -261,7 +261,7 @@ class Folder:
         with _replace_when_complete(Path(path)) as file:
             yield file
 
-    def duplicate(self, name: str, second: str) -> None:
+    def copy_file(self, name: str, second: str) -> None:
         """Copy a file within the folder, as a whole or not at all; replaces a file of the second name.
 
         On local file systems that support it (XFS, Btrfs, ZFS), both share their blocks until one is changed, which a
@@ -318,7 +318,7 @@ class ResumingStream:
         self.position = 0
 
     def read(self, size: int) -> bytes:
-        """Up to ``size`` bytes; b"" at the end of the file.
+        """Read up to ``size`` bytes; b"" at the end of the file.
 
         Raises:
             OSError: after several attempts in a row.

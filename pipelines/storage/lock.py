@@ -17,12 +17,12 @@ from filelock import FileLock, Timeout
 
 
 @contextmanager
-def locked(file: Path, refusal: Exception | Callable[[str], Exception], wait_s: float = 0.0) -> Iterator[None]:
+def hold_lock(file: Path, refusal: Exception | Callable[[str], Exception], wait_s: float = 0.0) -> Iterator[None]:
     """Hold the lock while the block runs. The file is not removed: two processes could then lock two files of its name.
 
     Args:
         refusal: the exception to raise where another process holds the lock, or a function that makes it from the
-            holder's description (see ``holder``).
+            holder's description (see ``describe_this_process``).
 
     Raises:
         Exception: ``refusal``, where another process still holds the lock after ``wait_s`` seconds.
@@ -45,7 +45,7 @@ def locked(file: Path, refusal: Exception | Callable[[str], Exception], wait_s: 
         lock.release()
 
 
-def holder() -> str:
+def describe_this_process() -> str:
     """This process as messages describe it: number, machine and time."""
     return f"process {os.getpid()} on {socket.gethostname()} since {datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC"
 
@@ -53,4 +53,4 @@ def holder() -> str:
 def _write_holder(descriptor: int) -> None:
     with suppress(OSError):  # the text is only for messages; a full disk does not prevent the lock
         os.ftruncate(descriptor, 0)
-        os.write(descriptor, holder().encode())
+        os.write(descriptor, describe_this_process().encode())

@@ -47,14 +47,14 @@ Manifest = Mapping[str, FileFacts]
 """The facts of each file of a folder by its path within it, without the manifest itself."""
 
 
-def facts_of(file: Path) -> FileFacts:
+def measure_file(file: Path) -> FileFacts:
     """Size and hash of a local file, which is read once, piece by piece."""
     with file.open("rb") as opened:
         digest = hashlib.file_digest(opened, "sha256").hexdigest()
         return FileFacts(opened.tell(), digest)
 
 
-def names_in(folder: Path) -> list[str]:
+def list_files_of_folder(folder: Path) -> list[str]:
     """Paths of all files in a local folder and its subfolders, but its manifest, sorted.
 
     Raises:
@@ -73,22 +73,22 @@ def names_in(folder: Path) -> list[str]:
     return names
 
 
-def of_folder(folder: Path) -> dict[str, FileFacts]:
+def manifest_of_folder(folder: Path) -> dict[str, FileFacts]:
     """The manifest of a local folder as it is now.
 
     Raises:
-        ManifestError: as ``names_in``.
+        ManifestError: as ``list_files_of_folder``.
     """
-    return {name: facts_of(folder / name) for name in names_in(folder)}
+    return {name: measure_file(folder / name) for name in list_files_of_folder(folder)}
 
 
-def to_bytes(manifest: Manifest) -> bytes:
+def manifest_to_bytes(manifest: Manifest) -> bytes:
     """The contents of the manifest's file, a function of the folder's files alone."""
     return json.dumps({name: asdict(manifest[name]) for name in sorted(manifest)}, indent=1).encode()
 
 
-def from_bytes(text: bytes, where: str) -> dict[str, FileFacts]:
-    """The inverse of ``to_bytes``.
+def manifest_from_bytes(text: bytes, where: str) -> dict[str, FileFacts]:
+    """The inverse of ``manifest_to_bytes``.
 
     Args:
         where: the manifest's file, for messages.
@@ -110,19 +110,19 @@ def from_bytes(text: bytes, where: str) -> dict[str, FileFacts]:
     return {name: FileFacts(**facts) for name, facts in listed.items()}
 
 
-def write(folder: Path) -> str:
+def write_manifest(folder: Path) -> str:
     """Write the manifest of a local folder into it and return the manifest's sha256."""
-    text = to_bytes(of_folder(folder))
+    text = manifest_to_bytes(manifest_of_folder(folder))
     (folder / MANIFEST).write_bytes(text)
     return hashlib.sha256(text).hexdigest()
 
 
-def digest(folder: Path) -> str:
+def folder_digest(folder: Path) -> str:
     """One hash of the names and contents of all files in a local folder: the sha256 of its manifest."""
-    return hashlib.sha256(to_bytes(of_folder(folder))).hexdigest()
+    return hashlib.sha256(manifest_to_bytes(manifest_of_folder(folder))).hexdigest()
 
 
-def verify(folder: Path, expected: str | None = None) -> None:
+def verify_folder(folder: Path, expected: str | None = None) -> None:
     """Check that each file of a local folder is as its manifest says, and that none is missing or was added.
 
     Args:
@@ -137,7 +137,7 @@ def verify(folder: Path, expected: str | None = None) -> None:
         text = file.read_bytes()
     except FileNotFoundError:
         raise ManifestError(f"folder {str(folder)!r} has no {MANIFEST}") from None
-    listed, actual = from_bytes(text, str(file)), of_folder(folder)
+    listed, actual = manifest_from_bytes(text, str(file)), manifest_of_folder(folder)
     different = sorted(name for name in listed.keys() | actual.keys() if listed.get(name) != actual.get(name))
     if expected is not None and hashlib.sha256(text).hexdigest() != expected:
         different.insert(0, MANIFEST)

@@ -28,14 +28,14 @@ class RefusedError(OSError):
     """A server's refusal that a retry would not change."""
 
 
-def retrying(operation: Callable[[], T]) -> T:
+def call_with_retries(operation: Callable[[], T]) -> T:
     """``operation()``, tried up to ``ATTEMPTS`` times after transient errors, with a delay that doubles.
 
     Raises:
         OSError: the last error, when every attempt failed, or the first that is not transient.
     """
 
-    def attempt() -> T:
+    def call_once() -> T:
         try:
             return operation()
         except Exception as error:
@@ -50,7 +50,7 @@ def retrying(operation: Callable[[], T]) -> T:
         wait=wait_exponential(FIRST_DELAY_S),
         reraise=True,
     )
-    return retry(attempt)
+    return retry(call_once)
 
 
 def to_os_error(error: Exception) -> OSError | None:

@@ -17,7 +17,7 @@ from pipelines.storage.folder import CHUNK, Folder
 from pipelines.storage.manifest import MANIFEST, FileFacts, Manifest, ManifestError
 
 
-def store(local: Path, folder: Folder, without: str = "") -> Manifest:
+def store_folder(local: Path, folder: Folder, without: str = "") -> Manifest:
     """Copy all files of a local folder to storage, then write their manifest there. What an earlier copy has left there
     is removed first.
 
@@ -28,15 +28,15 @@ def store(local: Path, folder: Folder, without: str = "") -> Manifest:
         ManifestError: a link, or what is neither a file nor a folder.
         OSError: after several attempts.
     """
-    names = [name for name in manifest.names_in(local) if not without or not name.startswith(f"{without}/")]
+    names = [name for name in manifest.list_files_of_folder(local) if not without or not name.startswith(f"{without}/")]
     folder.remove(MANIFEST)
     for name in set(folder.walk()).difference(names):
         folder.remove(name)
     written = {}
     for name in names:
-        written[name] = manifest.facts_of(local / name)
+        written[name] = manifest.measure_file(local / name)
         folder.put(local / name, name)
-    folder.write(MANIFEST, manifest.to_bytes(written))
+    folder.write(MANIFEST, manifest.manifest_to_bytes(written))
     return written
 
 
@@ -51,10 +51,10 @@ def read_manifest(folder: Folder) -> Manifest:
         text = folder.read(MANIFEST)
     except (FileNotFoundError, NotADirectoryError):
         raise ManifestError(f"{folder.uri} has no {MANIFEST}: it was never completed") from None
-    return manifest.from_bytes(text, where)
+    return manifest.manifest_from_bytes(text, where)
 
 
-def read(folder: Folder, listed: Manifest, name: str) -> bytes:
+def read_verified_file(folder: Folder, listed: Manifest, name: str) -> bytes:
     """A small file, compared with its hash.
 
     Raises:
@@ -65,13 +65,13 @@ def read(folder: Folder, listed: Manifest, name: str) -> bytes:
     try:
         data = folder.read(name)
     except FileNotFoundError:
-        raise _missing(folder, name) from None
-    _compare(folder, name, FileFacts(len(data), hashlib.sha256(data).hexdigest()), listed[name])
+        raise _missing_file_error(folder, name) from None
+    _require_equal_facts(folder, name, FileFacts(len(data), hashlib.sha256(data).hexdigest()), listed[name])
     return data
 
 
 @contextmanager
-def as_local(folder: Folder, listed: Manifest, part: str = "") -> Iterator[Path]:
+def local_copy_of(folder: Folder, listed: Manifest, part: str = "") -> Iterator[Path]:
     """A local folder with the files of one in storage: in place if storage is local, else a temporary copy. Each file
     is compared with the manifest, and none may have been added.
 
@@ -83,25 +83,25 @@ def as_local(folder: Folder, listed: Manifest, part: str = "") -> Iterator[Path]
         OSError: after several attempts.
     """
     wanted = [name for name in listed if not part or name == part or name.startswith(f"{part}/")]
-    if added := sorted(set(_names(folder)) - listed.keys()):
+    if added := sorted(set(_list_file_names(folder)) - listed.keys()):
         raise ManifestError(f"{folder.uri}/{added[0]} is not in {MANIFEST}; delete it")
     if folder.is_local:
         local = Path(folder.path(""))
         for name in wanted:
             try:
-                _compare(folder, name, manifest.facts_of(local / name), listed[name])
+                _require_equal_facts(folder, name, manifest.measure_file(local / name), listed[name])
             except FileNotFoundError:
-                raise _missing(folder, name) from None
+                raise _missing_file_error(folder, name) from None
         yield local
         return
     with TemporaryDirectory(prefix="stored-") as scratch:
         local = Path(scratch)
         for name in wanted:
-            download(folder, name, listed[name], local / name)
+            download_file(folder, name, listed[name], local / name)
         yield local
 
 
-def download(folder: Folder, name: str, facts: FileFacts, target: Path) -> None:
+def download_file(folder: Folder, name: str, facts: FileFacts, target: Path) -> None:
     """Copy a file from storage to a local file, and hash it on the way.
 
     Raises:
@@ -111,12 +111,12 @@ def download(folder: Folder, name: str, facts: FileFacts, target: Path) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     try:
         with target.open("wb") as copy:
-            _compare(folder, name, _copy(folder, name, facts.bytes, copy), facts)
+            _require_equal_facts(folder, name, _copy_and_hash(folder, name, facts.bytes, copy), facts)
     except FileNotFoundError:
-        raise _missing(folder, name) from None
+        raise _missing_file_error(folder, name) from None
 
 
-def _copy(folder: Folder, name: str, size: int, copy: IO[bytes]) -> FileFacts:
+def _copy_and_hash(folder: Folder, name: str, size: int, copy: IO[bytes]) -> FileFacts:
     hashed, count = hashlib.sha256(), 0
     with folder.stream(name, folder.stamp(name).size or size) as stream:
         while chunk := stream.read(CHUNK):
@@ -126,16 +126,16 @@ def _copy(folder: Folder, name: str, size: int, copy: IO[bytes]) -> FileFacts:
     return FileFacts(count, hashed.hexdigest())
 
 
-def _names(folder: Folder) -> list[str]:
+def _list_file_names(folder: Folder) -> list[str]:
     if folder.is_local:
-        return manifest.names_in(Path(folder.path("")))
+        return manifest.list_files_of_folder(Path(folder.path("")))
     return [name for name in folder.walk() if name != MANIFEST]
 
 
-def _compare(folder: Folder, name: str, found: FileFacts, expected: FileFacts) -> None:
+def _require_equal_facts(folder: Folder, name: str, found: FileFacts, expected: FileFacts) -> None:
     if found != expected:
         raise ManifestError(f"{folder.uri}/{name} was altered after it was written")
 
 
-def _missing(folder: Folder, name: str) -> ManifestError:
+def _missing_file_error(folder: Folder, name: str) -> ManifestError:
     return ManifestError(f"{folder.uri}/{name} is missing")

@@ -31,7 +31,7 @@ def without_secrets(tree: Any, key: str = "") -> Any:
     return tree
 
 
-def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+def flatten_settings(tree: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
     """Dotted keys to text: strings as they are, everything else as JSON.
 
     >>> flatten({"a": {"b": 1, "c": [True, None]}, "d": "x", "e": {}})
@@ -41,7 +41,7 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
     for name, value in tree.items():
         key = f"{prefix}{name}"
         if isinstance(value, Mapping) and value:
-            flat.update(flatten(value, f"{key}."))
+            flat.update(flatten_settings(value, f"{key}."))
         else:
             flat[key] = value if isinstance(value, str) else json.dumps(value, sort_keys=True, ensure_ascii=False)
     return flat
@@ -70,16 +70,16 @@ def git_state(folder: Path) -> dict[str, str]:
     Empty without git or a commit, as in the working directory of a submitted job, and if git ignores the folder, as for
     a package installed in a virtual environment inside some repository.
     """
-    if _git(folder, "check-ignore", "-q", ".") is not None:
+    if _git_output(folder, "check-ignore", "-q", ".") is not None:
         return {}
-    commit = _git(folder, "rev-parse", "--verify", "-q", "HEAD")
+    commit = _git_output(folder, "rev-parse", "--verify", "-q", "HEAD")
     if commit is None:
         return {}
-    dirty = bool(_git(folder, "status", "--porcelain", "--untracked-files=no"))
+    dirty = bool(_git_output(folder, "status", "--porcelain", "--untracked-files=no"))
     return {"mlflow.source.git.commit": commit, "git.dirty": json.dumps(dirty)}
 
 
-def _git(folder: Path, *arguments: str) -> str | None:
+def _git_output(folder: Path, *arguments: str) -> str | None:
     """Standard output of git in ``folder``; None if it fails or is not installed."""
     # Without the variables of a calling hook (GIT_DIR, ...), which would name another repository.
     environment = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}

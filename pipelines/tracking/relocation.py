@@ -24,7 +24,7 @@ _ADDRESSES = (
 _PARTS = re.compile(rf"(file:.*/{FILES})(/.*)?")
 
 
-def relocate(database: Path) -> None:
+def relocate_artifacts(database: Path) -> None:
     """Make the addresses in a storage folder's database point to the files beside it, and log it.
 
     An address is changed only if its files are beside the database now. Other addresses, of experiments that were

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from tenacity import RetryCallState, Retrying, retry_if_exception_type, stop_after_delay, wait_fixed
 
-from pipelines.storage.lock import locked
+from pipelines.storage.lock import hold_lock
 from pipelines.tracking.address import (
     DATABASE,
     TrackingConfig,
@@ -46,20 +46,20 @@ def open_store(config: TrackingConfig, storage: str) -> MlflowClient:
         TrackingError: nothing answers there, or another process holds the store.
     """
     uri = tracking_uri(config, storage)
-    client = connect(uri)
+    client = connect_to_store(uri)
     database = sqlite_file(uri)
     if "://" not in storage and database == Path(storage).absolute() / DATABASE:
-        from pipelines.tracking.relocation import relocate
+        from pipelines.tracking.relocation import relocate_artifacts
 
         with _database_lock(uri):
             try:
-                relocate(database)
+                relocate_artifacts(database)
             except sqlite3.Error as error:
                 raise TrackingError(f"the file addresses in {database} cannot be checked: {error}") from error
     return client
 
 
-def connect(uri: str) -> MlflowClient:
+def connect_to_store(uri: str) -> MlflowClient:
     """Client of the tracking server and model registry at ``uri``; creates a sqlite database that does not exist.
 
     Raises:
@@ -86,7 +86,7 @@ def wait_reachable(uri: str, limit_s: float = _WAIT_S) -> None:
         TrackingError: it does not within ``limit_s`` seconds.
     """
 
-    def announce(state: RetryCallState) -> None:
+    def announce_waiting(state: RetryCallState) -> None:
         if state.attempt_number == 1 and state.outcome is not None:
             print(f"tracking  waits up to {limit_s:.0f} s: {state.outcome.exception()}", flush=True)
 
@@ -94,7 +94,7 @@ def wait_reachable(uri: str, limit_s: float = _WAIT_S) -> None:
         retry=retry_if_exception_type(TrackingError),
         stop=stop_after_delay(limit_s),
         wait=wait_fixed(min(_POLL_S, limit_s)),
-        before_sleep=announce,
+        before_sleep=announce_waiting,
         reraise=True,
     )
     retry(check_reachable, uri)
@@ -132,12 +132,12 @@ def _database_lock(uri: str) -> Iterator[None]:
         yield
         return
 
-    def busy(holder: str) -> TrackingError:
+    def busy_error(holder: str) -> TrackingError:
         return TrackingError(f"{holder} has been opening {database} for {_OPENING_S} s; end it, and try again")
 
     with contextlib.ExitStack() as stack:
         try:
-            stack.enter_context(locked(database.with_name(f".{database.name}.lock"), busy, _OPENING_S))
+            stack.enter_context(hold_lock(database.with_name(f".{database.name}.lock"), busy_error, _OPENING_S))
         except OSError as error:
             raise TrackingError(
                 f"the tracking store {redact_secrets(uri)} cannot be reached: {error}; choose a storage folder that "

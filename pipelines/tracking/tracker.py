@@ -23,8 +23,14 @@ from typing import TYPE_CHECKING, Any, Self
 from pipelines.tracking import page
 from pipelines.tracking.address import TrackingConfig, TrackingError, artifact_location, check_reachable, tracking_uri
 from pipelines.tracking.metric_writer import MetricWriter
-from pipelines.tracking.provenance import flatten, git_state, has_dotted_prefix, truncate_with_hash, without_secrets
-from pipelines.tracking.store import connect, mlflow_errors, open_store, redacted_stdout
+from pipelines.tracking.provenance import (
+    flatten_settings,
+    git_state,
+    has_dotted_prefix,
+    truncate_with_hash,
+    without_secrets,
+)
+from pipelines.tracking.store import connect_to_store, mlflow_errors, open_store, redacted_stdout
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -121,7 +127,7 @@ class Tracker(NullTracker):
     @property
     def _client(self) -> MlflowClient:
         if self._connected is None:
-            self._connected = connect(self.handle.uri)
+            self._connected = connect_to_store(self.handle.uri)
         return self._connected
 
     @classmethod
@@ -198,7 +204,7 @@ class Tracker(NullTracker):
         safe = without_secrets(tree)
         params = {
             key: truncate_with_hash(value, MAX_PARAM)
-            for key, value in flatten(safe).items()
+            for key, value in flatten_settings(safe).items()
             if not has_dotted_prefix(key, volatile)
         }
         if too_long := [key for key in params if len(key) > MAX_KEY]:
@@ -342,11 +348,11 @@ class Tracker(NullTracker):
     def _start_monitor(self) -> None:
         from pipelines.tracking.system_metrics import LoadMonitor
 
-        def put(load: Mapping[str, float], step: int) -> None:
+        def put_sample(load: Mapping[str, float], step: int) -> None:
             with contextlib.suppress(TrackingError):  # the tracker is being closed
                 self.log_metrics(load, step)
 
-        self._monitor = LoadMonitor(put, self.handle.started_ms)
+        self._monitor = LoadMonitor(put_sample, self.handle.started_ms)
 
 
 def to_csv(rows: Sequence[Mapping[str, Any]]) -> str:

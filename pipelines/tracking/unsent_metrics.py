@@ -29,7 +29,8 @@ class UnsentMetrics:
         self._replaced: set[str] = set()
 
     def read(self) -> list[MetricPoint]:
-        """What earlier processes have left, in the order in which it was logged. A damaged line is skipped.
+        """Read the points that earlier processes could not send, in the order in which they were logged. A
+        damaged line is skipped.
 
         Raises:
             OSError: the storage cannot be read.

@@ -16,12 +16,12 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 
-class _Normalize(torch.autograd.Function):
+class _NormalizeOverWorkers(torch.autograd.Function):
     """Normalization by the mean and variance over all workers, with torch's fused kernels for the local part."""
 
     @staticmethod
     def forward(
-        ctx: Any, x_BCHW: Tensor, weight_C: Tensor, bias_C: Tensor, moments: _Moments, eps: float, group: Any
+        ctx: Any, x_BCHW: Tensor, weight_C: Tensor, bias_C: Tensor, moments: _ChannelMoments, eps: float, group: Any
     ) -> Tensor:
         ctx.moments, ctx.eps, ctx.group = moments, eps, group
         ctx.save_for_backward(x_BCHW, weight_C)
@@ -52,7 +52,7 @@ class _Normalize(torch.autograd.Function):
         return direct_BCHW.sub_(through_moments_BCHW), weight_gradient_C, bias_gradient_C, None, None, None
 
 
-class _Moments(NamedTuple):
+class _ChannelMoments(NamedTuple):
     """Mean and (biased) variance of each channel and the number of values, over all workers."""
 
     mean_C: Tensor
@@ -74,10 +74,12 @@ class SyncBatchNorm2d(nn.BatchNorm2d):
             return super().forward(x_BCHW)
         moments = self._global_moments(x_BCHW.detach())
         self._update_running(moments.mean_C, moments.var_C * moments.n / (moments.n - 1).clamp_min(1))
-        normalized_BCHW: Tensor = _Normalize.apply(x_BCHW, self.weight, self.bias, moments, self.eps, self.group)
+        normalized_BCHW: Tensor = _NormalizeOverWorkers.apply(
+            x_BCHW, self.weight, self.bias, moments, self.eps, self.group
+        )
         return normalized_BCHW
 
-    def _global_moments(self, x_BCHW: Tensor) -> _Moments:
+    def _global_moments(self, x_BCHW: Tensor) -> _ChannelMoments:
         if not x_BCHW.numel():
             return self._moments_of_others(x_BCHW)
         var_C, mean_C = torch.var_mean(x_BCHW.float(), dim=(0, 2, 3), correction=0)
@@ -86,19 +88,19 @@ class SyncBatchNorm2d(nn.BatchNorm2d):
         dist.all_reduce(sums, group=self.group)
         n = sums[-1]
         mean_C, square_C = (sums[:-1] / n).chunk(2)
-        return _Moments(mean_C, (square_C - mean_C.square()).clamp_min(0), n)
+        return _ChannelMoments(mean_C, (square_C - mean_C.square()).clamp_min(0), n)
 
-    def _moments_of_others(self, x_BCHW: Tensor) -> _Moments:
+    def _moments_of_others(self, x_BCHW: Tensor) -> _ChannelMoments:
         sums = torch.zeros(2 * x_BCHW.shape[1] + 1, device=x_BCHW.device)
         dist.all_reduce(sums, group=self.group)
         any_image, n = sums[-1] > 0, sums[-1].clamp_min(1)
         mean_C, square_C = (sums[:-1] / n).chunk(2)
         var_C = (square_C - mean_C.square()).clamp_min(0)
         if self.running_mean is None or self.running_var is None:
-            return _Moments(mean_C, var_C, n)
+            return _ChannelMoments(mean_C, var_C, n)
         # If no worker has an image, the running statistics stay as they are (n = 1 does not change the variance).
         mean_C = torch.where(any_image, mean_C, self.running_mean)
-        return _Moments(mean_C, torch.where(any_image, var_C, self.running_var), n)
+        return _ChannelMoments(mean_C, torch.where(any_image, var_C, self.running_var), n)
 
     def _update_running(self, mean_C: Tensor, var_C: Tensor) -> None:
         if self.running_mean is None or self.running_var is None or self.num_batches_tracked is None:

@@ -79,10 +79,10 @@ class StoredCheckpoint:
             BaseWeightsError: what its model is built on is missing or altered.
         """
         with ExitStack() as stack:
-            with _refused():
-                local = stack.enter_context(stored.as_local(self.folder, self.manifest, part))
+            with _as_checkpoint_errors():
+                local = stack.enter_context(stored.local_copy_of(self.folder, self.manifest, part))
             if not self.folder.is_local and part in ("", MODEL):
-                bases.link(local / MODEL, self.folder.parent.parent)
+                bases.link_downloaded_bases(local / MODEL, self.folder.parent.parent)
             yield local
 
 
@@ -91,20 +91,20 @@ def folder_name(step: int) -> str:
     return f"{_PREFIX}{step:08d}"
 
 
-def write(folder: Path, trainer: Mapping[str, Any], state: Mapping[str, Any]) -> None:
-    """Add the trainer's state and the run's to a local folder that holds ``model/``; ``upload`` completes it."""
+def write_checkpoint_state(folder: Path, trainer: Mapping[str, Any], state: Mapping[str, Any]) -> None:
+    """Write the states of the trainer and the run beside ``model/`` in a folder; ``upload_checkpoint`` completes it."""
     torch.save(dict(trainer), folder / TRAINER)
     (folder / _STATE).write_text(json.dumps({"format": _FORMAT, **state}, indent=1, sort_keys=True), encoding="utf-8")
 
 
-def upload(folder: Path, target: Folder) -> None:
+def upload_checkpoint(folder: Path, target: Folder) -> None:
     """Copy a local checkpoint to storage, and its manifest last: an incomplete copy does not count.
 
     Raises:
         CheckpointError: it cannot be written.
     """
     try:
-        stored.store(folder, target)
+        stored.store_folder(folder, target)
     except OSError as error:
         raise CheckpointError(
             f"{target.uri} cannot be written ({error}); see that its storage has room and can be reached, and start "
@@ -112,7 +112,7 @@ def upload(folder: Path, target: Folder) -> None:
         ) from error
 
 
-def listed(run: str) -> Iterator[StoredCheckpoint]:
+def valid_checkpoints(run: str) -> Iterator[StoredCheckpoint]:
     """The checkpoints of a run, newest first, of each only the manifest and the state compared; those in which they are
     wrong are skipped with a warning.
 
@@ -121,23 +121,23 @@ def listed(run: str) -> Iterator[StoredCheckpoint]:
     """
     for folder in _checkpoint_folders(run):
         try:
-            yield find(folder)
+            yield find_checkpoint(folder)
         except OldCheckpointError:
             raise
         except CheckpointError as error:
             _warn_skipped(error)
 
 
-def find(folder: Folder) -> StoredCheckpoint:
+def find_checkpoint(folder: Folder) -> StoredCheckpoint:
     """The checkpoint in a folder.
 
     Raises:
         CheckpointError: there is no complete one.
         OldCheckpointError: it is of another version of this program.
     """
-    with _refused():
+    with _as_checkpoint_errors():
         manifest = stored.read_manifest(folder)
-        state: dict[str, Any] = json.loads(stored.read(folder, manifest, _STATE))
+        state: dict[str, Any] = json.loads(stored.read_verified_file(folder, manifest, _STATE))
     if state.get("format") != _FORMAT:
         raise OldCheckpointError(
             f"{folder.uri} was written by another version of this program (format {state.get('format', 1)}, and this "
@@ -154,7 +154,7 @@ def newest_state(run: str) -> dict[str, Any] | None:
     """
     for folder in _checkpoint_folders(run):
         try:
-            return find(folder).state
+            return find_checkpoint(folder).state
         except OldCheckpointError:
             raise
         except CheckpointError:
@@ -163,7 +163,9 @@ def newest_state(run: str) -> dict[str, Any] | None:
 
 
 @contextmanager
-def opened(candidates: Iterable[StoredCheckpoint], part: str = "") -> Iterator[tuple[StoredCheckpoint, Path] | None]:
+def open_first_usable(
+    candidates: Iterable[StoredCheckpoint], part: str = ""
+) -> Iterator[tuple[StoredCheckpoint, Path] | None]:
     """The first of some checkpoints whose files are right, and its local folder (``StoredCheckpoint.as_local``); None
     if there is none. Others are skipped with a warning.
     """
@@ -180,21 +182,21 @@ def opened(candidates: Iterable[StoredCheckpoint], part: str = "") -> Iterator[t
 
 
 @contextmanager
-def newest(run: str, part: str = "") -> Iterator[tuple[StoredCheckpoint, Path] | None]:
-    """As ``opened``, of a run's checkpoints, the newest first."""
-    with opened(listed(run), part) as found:
+def open_newest_checkpoint(run: str, part: str = "") -> Iterator[tuple[StoredCheckpoint, Path] | None]:
+    """The newest usable checkpoint of a run (``open_first_usable``)."""
+    with open_first_usable(valid_checkpoints(run), part) as found:
         yield found
 
 
 @contextmanager
-def best(run: str, part: str = "") -> Iterator[tuple[StoredCheckpoint, Path]]:
-    """As ``opened``, of a run's checkpoints, that of the best ``selection`` first, of equals the later one.
+def open_best_checkpoint(run: str, part: str = "") -> Iterator[tuple[StoredCheckpoint, Path]]:
+    """The usable checkpoint of a run with the best ``selection``, and of equals the later one (``open_first_usable``).
 
     Raises:
         CheckpointError: the run has none.
     """
-    ranked = sorted(listed(run), key=lambda each: (each.state["selection"], each.step), reverse=True)
-    with opened(ranked, part) as found:
+    ranked = sorted(valid_checkpoints(run), key=lambda each: (each.state["selection"], each.step), reverse=True)
+    with open_first_usable(ranked, part) as found:
         if found is None:
             raise CheckpointError(f"no usable checkpoint under {run}; run the train job first")
         yield found
@@ -206,9 +208,9 @@ def check_bases(run: str) -> None:
     Raises:
         BaseWeightsError: one is missing or another.
     """
-    with newest(run, f"{MODEL}/{FILE}") as found:
+    with open_newest_checkpoint(run, f"{MODEL}/{FILE}") as found:
         if found is not None:
-            bases.check(recorded_bases(found[1] / MODEL), Folder(run).parent)
+            bases.check_bases(recorded_bases(found[1] / MODEL), Folder(run).parent)
 
 
 def read_trainer(folder: Path, device: torch.device) -> dict[str, Any]:
@@ -228,7 +230,7 @@ def _warn_skipped(error: CheckpointError) -> None:
 
 
 @contextmanager
-def _refused() -> Iterator[None]:
+def _as_checkpoint_errors() -> Iterator[None]:
     try:
         yield
     except ManifestError as error:

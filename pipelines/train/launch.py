@@ -10,7 +10,7 @@ from ray.actor import ActorHandle
 from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig, UserCallback, WorkerGroupError
 from ray.train.v2.api.config import LoggingConfig
 
-from pipelines.errors import expected_cause, message_of, printable
+from pipelines.errors import escape_unprintable, expected_cause, message_of
 from pipelines.train import ray_private
 from pipelines.train.entry import train_loop_per_worker
 from pipelines.train.errors import LostWorkerError
@@ -23,7 +23,7 @@ _CHECKPOINTS = CheckpointConfig(num_to_keep=2, checkpoint_score_attribute="selec
 _LONGEST_REASON = 300
 
 
-def launch(spec: RunSpec, *, label: str = "train") -> None:
+def launch_training(spec: RunSpec, *, label: str = "train") -> None:
     """Train to the end. A run of the same folder continues; a finished one returns at once.
 
     Args:
@@ -85,7 +85,7 @@ def failure_line(errors: Mapping[int, Exception]) -> str:
     known = {rank: cause for rank, error in errors.items() if (cause := expected_cause(error)) is not None}
     rank, error = min((known or errors).items())
     reason = message_of(error) if known else f"{type(error).__name__}: {error}"
-    return f"rank {rank} failed: {printable(reason.strip().partition(chr(10))[0])[:_LONGEST_REASON]}"
+    return f"rank {rank} failed: {escape_unprintable(reason.strip().partition(chr(10))[0])[:_LONGEST_REASON]}"
 
 
 def _lost_workers_message(workers: Mapping[int, Exception], max_failures: int) -> str:

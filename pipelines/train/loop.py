@@ -17,12 +17,12 @@ from pydantic import Field, model_validator
 
 from pipelines.data.stream.augment import AugmentConfig
 from pipelines.data.stream.dataset import Arrays
-from pipelines.data.stream.plan import Schedule, check_division
+from pipelines.data.stream.plan import StepSchedule, check_division
 from pipelines.data.stream.shuffle_quality import shuffle_quality
 from pipelines.train.optim import OptimizerConfig
 from pipelines.train.prefetcher import DevicePrefetcher
 from pipelines.train.step import StepConfig, StepResult, TrainStep
-from pipelines.train.validation import ValidationResult, mean
+from pipelines.train.validation import ValidationResult, mean_or_zero
 from vlmodel.config import MAY_CHANGE, Section
 
 log = logging.getLogger(__name__)
@@ -92,7 +92,7 @@ class TrainConfig(Section):
 
 
 @dataclass
-class Progress:
+class TrainingProgress:
     """The state of the loop, stored in each checkpoint.
 
     Attributes:
@@ -106,8 +106,8 @@ class Progress:
     history: list[dict[str, float]] = field(default_factory=list)
 
 
-class Hooks(Protocol):
-    """What the loop calls."""
+class TrainingHooks(Protocol):
+    """The functions that the training loop calls."""
 
     def evaluate(self) -> ValidationResult | None:
         """Evaluate the validation split over all workers; None if there is none."""
@@ -115,23 +115,23 @@ class Hooks(Protocol):
     def log(self, metrics: Mapping[str, float], step: int) -> None:
         """Record metrics (called on every rank; only the first records)."""
 
-    def checkpoint(self, progress: Progress, selection: float) -> None:
+    def checkpoint(self, progress: TrainingProgress, selection: float) -> None:
         """Store the state after ``progress.step`` steps. ``selection`` ranks it; -1 without a validation."""
 
-    def should_continue(self, progress: Progress, selection: float) -> bool:
+    def should_continue(self, progress: TrainingProgress, selection: float) -> bool:
         """Whether training continues after this epoch; the same on all ranks."""
 
 
 def train(
     trainer: TrainStep,
-    schedule: Schedule,
+    schedule: StepSchedule,
     prefetcher: DevicePrefetcher,
     config: TrainConfig,
-    progress: Progress,
-    hooks: Hooks,
+    progress: TrainingProgress,
+    hooks: TrainingHooks,
     sample_log: SampleLog | None = None,
     selection_metric: Literal["accuracy", "loss"] = "accuracy",
-) -> Progress:
+) -> TrainingProgress:
     """Run all global steps from ``progress.step`` on, or fewer if the hooks stop it after an epoch.
 
     Args:
@@ -170,7 +170,9 @@ def train(
     return progress
 
 
-def _end_epoch(schedule: Schedule, progress: Progress, hooks: Hooks, selection_metric: str) -> float:
+def _end_epoch(
+    schedule: StepSchedule, progress: TrainingProgress, hooks: TrainingHooks, selection_metric: str
+) -> float:
     epoch = schedule.epochs_done(progress.step)
     for source, plan in schedule.plan.plans_by_source.items():
         metrics = shuffle_quality(plan, epoch - 1, schedule.batch)._asdict()
@@ -181,8 +183,8 @@ def _end_epoch(schedule: Schedule, progress: Progress, hooks: Hooks, selection_m
     entry = {
         "step": float(progress.step),
         "epoch": float(epoch),
-        "train/loss": mean(loss, count),
-        "train/accuracy": mean(correct, count),
+        "train/loss": mean_or_zero(loss, count),
+        "train/accuracy": mean_or_zero(correct, count),
     }
     if score is not None:
         entry |= score.metrics("val")
@@ -236,7 +238,7 @@ class SampleLog:
 class ThroughputMeter:
     """Collects step results, which stay on the device until ``flush`` computes metrics of them."""
 
-    def __init__(self, schedule: Schedule, prefetcher: DevicePrefetcher) -> None:
+    def __init__(self, schedule: StepSchedule, prefetcher: DevicePrefetcher) -> None:
         self._schedule, self._prefetcher = schedule, prefetcher
         self._results: list[StepResult] = []
         self._images = 0
@@ -262,8 +264,8 @@ class ThroughputMeter:
         waited, self._waited = self._prefetcher.waited_s - self._waited, self._prefetcher.waited_s
         steps = len(self._results)
         metrics = {
-            "train/loss": mean(loss, count),
-            "train/accuracy": mean(correct, count),
+            "train/loss": mean_or_zero(loss, count),
+            "train/accuracy": mean_or_zero(correct, count),
             "train/grad_norm": float(self._results[-1].grad_norm),
             "train/lr": self._results[-1].lr,
             "train/epoch": samples / self._schedule.plan.size,
@@ -282,8 +284,10 @@ class ThroughputMeter:
         return self._rate * (self._schedule.steps - step)
 
 
-def restore_progress(state: Mapping[str, Any] | None) -> Progress:
+def restore_progress(state: Mapping[str, Any] | None) -> TrainingProgress:
     """The progress that a checkpoint's state holds, or a new one."""
     return (
-        Progress() if state is None else Progress(int(state["step"]), list(state["epoch_sums"]), list(state["history"]))
+        TrainingProgress()
+        if state is None
+        else TrainingProgress(int(state["step"]), list(state["epoch_sums"]), list(state["history"]))
     )

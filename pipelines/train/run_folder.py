@@ -23,8 +23,8 @@ from typing import Any, TypeVar
 from pydantic import TypeAdapter, ValidationError
 
 from pipelines.storage.folder import Folder
-from pipelines.storage.lock import holder, locked
-from pipelines.tracking.provenance import flatten, without_secrets
+from pipelines.storage.lock import describe_this_process, hold_lock
+from pipelines.tracking.provenance import flatten_settings, without_secrets
 from pipelines.train import checkpoint
 from pipelines.train.errors import RunInUseError
 
@@ -65,7 +65,7 @@ class LeaseTimes:
 
 
 @dataclass(frozen=True)
-class _Lease:
+class _RunLease:
     token: str
     holder: str
     host: str
@@ -73,12 +73,12 @@ class _Lease:
     beat: float
 
 
-_RUN_START, _LEASE_FILE = TypeAdapter(RunStart), TypeAdapter(_Lease)
+_RUN_START, _LEASE_FILE = TypeAdapter(RunStart), TypeAdapter(_RunLease)
 
 
 @contextmanager
-def exclusive(folder: str, times: LeaseTimes = LeaseTimes()) -> Iterator[None]:
-    """Be the only job that writes into a run's folder while the block runs.
+def locked_run_folder(folder: str, times: LeaseTimes = LeaseTimes()) -> Iterator[None]:
+    """Hold the lock of the only job that may write into a run's folder while the block runs.
 
     On a file system this is a lock, which ends with this process. An object store has no locks: there it is a lease,
     renewed while the process lives.
@@ -91,7 +91,7 @@ def exclusive(folder: str, times: LeaseTimes = LeaseTimes()) -> Iterator[None]:
         try:
             run = Folder(folder)
             if run.is_local:
-                stack.enter_context(locked(Path(run.path(_LOCK)), lambda holder: _in_use(folder, holder)))
+                stack.enter_context(hold_lock(Path(run.path(_LOCK)), lambda holder: _run_in_use_error(folder, holder)))
             else:
                 stack.enter_context(_hold_lease(run, times))
         except OSError as error:
@@ -119,13 +119,13 @@ def write_start(folder: str, start: RunStart) -> None:
     Folder(folder).write(_START, json.dumps(tree, indent=1, sort_keys=True).encode())
 
 
-def differences(old: Mapping[str, Any], new: Mapping[str, Any], may_change: Callable[[str], bool]) -> list[str]:
+def setting_differences(old: Mapping[str, Any], new: Mapping[str, Any], may_change: Callable[[str], bool]) -> list[str]:
     """Settings of two configuration trees that differ, each as ``a.b.c: old -> new``.
 
     Args:
         may_change: of a dotted key, whether a difference does not count.
     """
-    before, after = flatten(without_secrets(old)), flatten(without_secrets(new))
+    before, after = flatten_settings(without_secrets(old)), flatten_settings(without_secrets(new))
     return [
         f"{key}: {before.get(key, 'nothing')} -> {after.get(key, 'nothing')}"
         for key in sorted(before.keys() | after.keys())
@@ -135,20 +135,20 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any], may_change: Call
 
 @contextmanager
 def _hold_lease(run: Folder, times: LeaseTimes) -> Iterator[None]:
-    token, described = secrets.token_hex(16), holder()
+    token, described = secrets.token_hex(16), describe_this_process()
 
-    def renew() -> None:
-        lease = _Lease(token, described, socket.gethostname(), os.getpid(), time.time())
+    def renew_lease() -> None:
+        lease = _RunLease(token, described, socket.gethostname(), os.getpid(), time.time())
         run.write(_LEASE, _LEASE_FILE.dump_json(lease))
 
     current = _read_json(run, _LEASE, _LEASE_FILE)
     if current is not None and not _is_dead(current, times):
-        raise _in_use(run.uri, current.holder)
-    renew()
+        raise _run_in_use_error(run.uri, current.holder)
+    renew_lease()
     time.sleep(times.settle_s)
     current = _read_json(run, _LEASE, _LEASE_FILE)
     if current is None or current.token != token:
-        raise _in_use(run.uri, current.holder if current else "another process")
+        raise _run_in_use_error(run.uri, current.holder if current else "another process")
     ended = threading.Event()
 
     def keep_renewing() -> None:
@@ -158,7 +158,7 @@ def _hold_lease(run: Folder, times: LeaseTimes) -> Iterator[None]:
                 if current is not None and current.token != token:
                     log.error("the lease of run %s was taken by %s: end one of both", run.uri, current.holder)
                     return
-                renew()
+                renew_lease()
             except OSError as error:  # it is tried again after the next beat
                 log.warning("the lease of run %s could not be renewed: %s", run.uri, error)
 
@@ -174,7 +174,7 @@ def _hold_lease(run: Folder, times: LeaseTimes) -> Iterator[None]:
             run.remove(_LEASE)
 
 
-def _is_dead(lease: _Lease, times: LeaseTimes) -> bool:
+def _is_dead(lease: _RunLease, times: LeaseTimes) -> bool:
     """Whether the holder of a lease has ended. Assumes that the machines' clocks agree within ``times.dead_s``."""
     if abs(time.time() - lease.beat) > times.dead_s:
         return True
@@ -189,7 +189,7 @@ def _is_dead(lease: _Lease, times: LeaseTimes) -> bool:
     return False
 
 
-def _in_use(folder: str, described: str) -> RunInUseError:
+def _run_in_use_error(folder: str, described: str) -> RunInUseError:
     return RunInUseError(
         f"the run in {folder} is under way: {described} writes there; wait until that has ended, end it, or choose "
         "another name"

@@ -170,7 +170,7 @@ class TrainStep:
         return grad_norm
 
     def state(self) -> dict[str, Any]:
-        """What continues the training bit for bit, as tensors and plain containers, without frozen weights."""
+        """The state from which training continues bit for bit: tensors and plain containers, without frozen weights."""
         trained = {name: value for name, value in self.model.state_dict().items() if name not in self._frozen}
         average = self.average.state() if self.average is not None else None
         return {"model": trained, "optimizer": self.optimizer.state_dict(), "average": average}

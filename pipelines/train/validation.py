@@ -62,7 +62,8 @@ def evaluate(model: VLModel, batches: Iterable[Arrays], autocast: AbstractContex
         dist.all_reduce(sums)
         dist.all_reduce(images)
     (loss, accuracy, units), *by_task = (
-        (mean(loss, count), mean(correct, total), total) for loss, count, correct, total in sums.tolist()
+        (mean_or_zero(loss, count), mean_or_zero(correct, total), total)
+        for loss, count, correct, total in sums.tolist()
     )
     task_metrics = {task: values[:2] for task, values in zip(tasks, by_task, strict=False)}
     return ValidationResult(loss, accuracy, units, int(images.item()), task_metrics)
@@ -72,6 +73,6 @@ def _loss_sums(out: VLOutput) -> Tensor:
     return torch.stack([getattr(out, name).double() for name in ("loss_sum", "count", "correct", "total")])
 
 
-def mean(total: float, count: float) -> float:
+def mean_or_zero(total: float, count: float) -> float:
     """``total / count``; 0 if nothing was counted. The count may be a sum of small weights."""
     return total / count if count else 0.0

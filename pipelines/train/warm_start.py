@@ -14,7 +14,7 @@ from typing import Any
 from pipelines.storage import bases, stored
 from pipelines.storage.folder import Folder
 from pipelines.storage.manifest import MANIFEST, ManifestError
-from pipelines.tracking.provenance import flatten
+from pipelines.tracking.provenance import flatten_settings
 from vlmodel.bases import FOLDER
 from vlmodel.config import ConfigError, dump, parse
 from vlmodel.images.preprocessing import as_pair
@@ -38,8 +38,8 @@ def store_model(model: Path, run: str) -> str:
         BaseWeightsError: a base is missing or another.
     """
     folder = Folder(run).child(_FOLDER)
-    bases.publish(model, folder.parent.parent)
-    stored.store(model, folder, without=FOLDER)
+    bases.copy_bases_to_storage(model, folder.parent.parent)
+    stored.store_folder(model, folder, without=FOLDER)
     return folder.uri
 
 
@@ -53,11 +53,11 @@ def as_local(folder: str) -> Iterator[Path]:
     source = Folder(folder)
     with ExitStack() as stack:
         try:
-            model = stack.enter_context(stored.as_local(source, stored.read_manifest(source)))
+            model = stack.enter_context(stored.local_copy_of(source, stored.read_manifest(source)))
         except ManifestError as error:
             raise WeightsError(f"{error}; delete {folder}, and it is copied again from train.init") from error
         if not source.is_local:
-            bases.link(model, source.parent.parent)
+            bases.link_downloaded_bases(model, source.parent.parent)
         yield model
 
 
@@ -90,7 +90,7 @@ def with_inferred_limits(configured: ProcessorConfig, existing: ProcessorConfig)
 
 
 def _setting_differences(prefix: str, configured: Mapping[str, Any], stored: Mapping[str, Any]) -> list[str]:
-    here, there = flatten({prefix: configured}), flatten({prefix: stored})
+    here, there = flatten_settings({prefix: configured}), flatten_settings({prefix: stored})
     return [
         f"{key}: {there.get(key, 'nothing')} there, {here.get(key, 'nothing')} here"
         for key in sorted(here.keys() | there.keys())

@@ -21,18 +21,25 @@ from ray.actor import ActorHandle
 from ray.train import Checkpoint, CheckpointUploadMode
 from ray.train.collective import broadcast_from_rank_zero
 
-from pipelines.data.stream.dataset import Arrays, Mixture, Source, with_gpu_decoding, with_pixel_cache
+from pipelines.data.stream.dataset import Arrays, Source, SourceMixture, with_gpu_decoding, with_pixel_cache
 from pipelines.data.stream.feature_build import check_backbones
 from pipelines.data.stream.loader import EvaluationBatches, MicroBatches
-from pipelines.data.stream.plan import Schedule, derive_seed
-from pipelines.data.stream.stream import StreamConfig, stream
+from pipelines.data.stream.plan import StepSchedule, derive_seed
+from pipelines.data.stream.stream import StreamConfig, stream_batches
 from pipelines.storage import bases
 from pipelines.storage.folder import Folder
 from pipelines.tracking.tracker import NullTracker, RunHandle, Tracker
 from pipelines.tracking.unsent_metrics import UnsentMetrics
 from pipelines.train import checkpoint, warm_start
 from pipelines.train.checkpoint import StoredCheckpoint
-from pipelines.train.loop import Progress, SampleLog, TrainConfig, patience_is_exhausted, restore_progress, train
+from pipelines.train.loop import (
+    SampleLog,
+    TrainConfig,
+    TrainingProgress,
+    patience_is_exhausted,
+    restore_progress,
+    train,
+)
 from pipelines.train.prefetcher import DevicePrefetcher
 from pipelines.train.step import NonFiniteLossError, TrainStep
 from pipelines.train.validation import ValidationResult, evaluate
@@ -65,8 +72,8 @@ class RunSpec:
     model: ModelConfig
     train: TrainConfig
     stream: StreamConfig
-    schedule: Schedule
-    train_source: Source | Mixture
+    schedule: StepSchedule
+    train_source: Source | SourceMixture
     val_source: Source | None
     run: RunHandle | None
     progress_actor: ActorHandle[Any]
@@ -105,7 +112,7 @@ def train_worker(spec: RunSpec) -> None:
     if rank == 0 and found is not None:
         _say(spec, f"continues from {found[0].path} (step {progress.step} of {spec.schedule.steps})")
     elif rank == 0:
-        stored = bases.store(model, Folder(spec.folder).parent)
+        stored = bases.store_bases(model, Folder(spec.folder).parent)
     check_backbones(model, spec.train_source.features)
 
     source = spec.train_source
@@ -118,7 +125,7 @@ def train_worker(spec: RunSpec) -> None:
         source, spec.schedule, rank, world, config.accumulation, config.augment, config.drop_streams
     )
     prefetcher = DevicePrefetcher(
-        stream(micro_batches, spec.stream, start=progress.step * spec.train.accumulation), device
+        stream_batches(micro_batches, spec.stream, start=progress.step * spec.train.accumulation), device
     )
     ledger = SampleLog(Path(spec.folder) / "ledger", rank, world) if spec.train.ledger else None
     tracker = NullTracker()
@@ -126,7 +133,7 @@ def train_worker(spec: RunSpec) -> None:
         tracker = Tracker.attach(spec.run, UnsentMetrics(spec.folder))
     try:
         with tracker:
-            hooks = _Hooks(spec, trainer, processor, stored, tracker, rank, world)
+            hooks = _WorkerHooks(spec, trainer, processor, stored, tracker, rank, world)
             selection_metric, patience = spec.model.task.selection_metric(), spec.train.patience
             train(trainer, spec.schedule, prefetcher, spec.train, progress, hooks, ledger, selection_metric)
             if (
@@ -147,7 +154,7 @@ def _say(spec: RunSpec, line: str) -> None:
     ray.get(spec.progress_actor.say.remote(line))
 
 
-def _patience_message(progress: Progress, patience: int, selection_metric: str) -> str:
+def _patience_message(progress: TrainingProgress, patience: int, selection_metric: str) -> str:
     best = (min if selection_metric == "loss" else max)(
         progress.history, key=lambda entry: entry[f"val/{selection_metric}"]
     )
@@ -181,15 +188,15 @@ def _newest_checkpoint(spec: RunSpec, rank: int) -> Iterator[tuple[StoredCheckpo
     load the same.
     """
     with ExitStack() as stack:
-        found = stack.enter_context(checkpoint.newest(spec.folder)) if rank == 0 else None
+        found = stack.enter_context(checkpoint.open_newest_checkpoint(spec.folder)) if rank == 0 else None
         path = broadcast_from_rank_zero(found[0].path if found is not None else None)
         if path is not None and found is None:
-            chosen = checkpoint.find(Folder(path))
+            chosen = checkpoint.find_checkpoint(Folder(path))
             found = chosen, stack.enter_context(chosen.as_local())
         yield found
 
 
-class _Hooks:
+class _WorkerHooks:
     """Connects the loop with Ray Train, storage and tracking."""
 
     def __init__(
@@ -221,7 +228,7 @@ class _Hooks:
         self._tracker.log_metrics(dict(metrics), step)
         self._spec.progress_actor.post.remote({**metrics, "step": float(step)})
 
-    def checkpoint(self, progress: Progress, selection: float) -> None:
+    def checkpoint(self, progress: TrainingProgress, selection: float) -> None:
         name = checkpoint.folder_name(progress.step)
         metrics = {"selection": selection, "step": progress.step, **(progress.history[-1] if selection >= 0 else {})}
         if self._rank:
@@ -243,7 +250,7 @@ class _Hooks:
             shutil.rmtree(folder, ignore_errors=True)
             raise
 
-    def should_continue(self, progress: Progress, selection: float) -> bool:
+    def should_continue(self, progress: TrainingProgress, selection: float) -> bool:
         if self._spec.trial_controller is None:
             return True
         epoch = int(progress.history[-1]["epoch"])
@@ -252,7 +259,7 @@ class _Hooks:
         )
         return bool(broadcast_from_rank_zero(answer))
 
-    def _write_checkpoint(self, folder: Path, progress: Progress, selection: float) -> None:
+    def _write_checkpoint(self, folder: Path, progress: TrainingProgress, selection: float) -> None:
         self._trainer.evaluated.save_pretrained(folder / checkpoint.MODEL, stored=self._stored)
         self._processor.save_pretrained(folder / checkpoint.MODEL)
         for file in self._spec.beside_model:
@@ -267,12 +274,12 @@ class _Hooks:
             "config": self._spec.config,
             "data": self._spec.data,
         }
-        checkpoint.write(folder, self._trainer.state(), state)
+        checkpoint.write_checkpoint_state(folder, self._trainer.state(), state)
 
 
 def _upload_checkpoint(run: Folder, local: Checkpoint, name: str) -> Checkpoint:
     """Copy in the background, with the manifest last (Ray's copy has no order)."""
-    checkpoint.upload(Path(local.path), run.child(name))
+    checkpoint.upload_checkpoint(Path(local.path), run.child(name))
     # Ray deletes old checkpoints by itself, through its own file system.
     storage = ray.train.get_context().get_storage()
     return Checkpoint(storage.build_checkpoint_path_from_name(name), filesystem=storage.storage_filesystem)
@@ -294,7 +301,7 @@ class _CachedBatches(Iterable[Arrays]):
             return
         copies: list[Arrays] = []
         left = _MAX_CACHED_BYTES
-        for arrays in stream(self._batches, self._config):
+        for arrays in stream_batches(self._batches, self._config):
             left -= sum(array.nbytes for array in arrays.values())
             if left >= 0:
                 copies.append({name: array.copy() for name, array in arrays.items()})

@@ -5,22 +5,22 @@ from __future__ import annotations
 import functools
 
 from pipelines.search.errors import SearchError
-from pipelines.search.grid import Cell, cells
+from pipelines.search.grid import GridCell, grid_cells
 from pipelines.search.pictures import draw_ablation
 from pipelines.search.remote import run_parallel
 from pipelines.search.results import TrainingResult
-from pipelines.search.table import Row, ablation_rows, status
+from pipelines.search.table import Row, ablation_rows, describe_status
 from pipelines.train import run_folder
 from pipelines.workflows import training_data
-from pipelines.workflows.cluster import connected
+from pipelines.workflows.cluster import connected_to_cluster
 from pipelines.workflows.config import JobConfig
 from pipelines.workflows.trials import (
     SearchContext,
-    base,
     index_with_validation,
     metric_name,
-    publish,
+    publish_results,
     shared_metric,
+    shared_trial_config,
     train_one,
 )
 from pipelines.workflows.workspace import Workspace
@@ -36,29 +36,29 @@ def run(work: Workspace) -> list[Row]:
         SearchError: cells failed; the others are finished and in the table.
     """
     grid, seeds = work.config.ablate.grid, work.config.ablate.seeds
-    grid_cells = cells(base(work), grid, "ablate.grid")
-    metric = shared_metric(grid_cells, "ablate.grid")
+    cells = grid_cells(shared_trial_config(work), grid, "ablate.grid")
+    metric = shared_metric(cells, "ablate.grid")
     index = index_with_validation(work)
     records: Records = {
         (cell.slug, seed): TrainingResult("refused", cell.refused)
-        for cell in grid_cells
+        for cell in cells
         if cell.config is None
         for seed in seeds
     }
-    for cell in grid_cells:
+    for cell in cells:
         if cell.config is None:
             print(f"ablate  refused {cell.slug}: {cell.refused}", flush=True)
     with (
-        run_folder.exclusive(work.run_folder),
-        connected(work.config.cluster),
+        run_folder.locked_run_folder(work.run_folder),
+        connected_to_cluster(work.config.cluster),
         work.track() as tracker,
     ):
         tracker.log_params(dump(work.config), volatile=work.config.volatile())
-        training_data.record(work, index, tracker)
+        training_data.record_data(work, index, tracker)
         context = SearchContext(work.run_folder, tracker.run_id, work.index_versions())
-        records |= _train_all(work, grid_cells, context)
-        rows = ablation_rows(grid_cells, seeds, records, metric)
-        publish(work, tracker, "ablation", rows, draw_ablation(grid, grid_cells, seeds, records, metric))
+        records |= _train_all_cells(work, cells, context)
+        rows = ablation_rows(cells, seeds, records, metric)
+        publish_results(work, tracker, "ablation", rows, draw_ablation(grid, cells, seeds, records, metric))
     if failed := [f"{slug} seed {seed}: {r.reason}" for (slug, seed), r in records.items() if r.status == "failed"]:
         raise SearchError(
             f"{len(failed)} of {len(records)} trainings failed; the same command tries them again:\n"
@@ -67,11 +67,11 @@ def run(work: Workspace) -> list[Row]:
     return rows
 
 
-def _train_all(work: Workspace, grid_cells: list[Cell[JobConfig]], context: SearchContext) -> Records:
+def _train_all_cells(work: Workspace, cells: list[GridCell[JobConfig]], context: SearchContext) -> Records:
     keys = {
         f"{work.config.name}-{cell.slug}-s{seed}": (cell, seed)
         for seed in work.config.ablate.seeds
-        for cell in grid_cells
+        for cell in cells
         if cell.config is not None
     }
     items = [
@@ -95,5 +95,5 @@ def _train_all(work: Workspace, grid_cells: list[Cell[JobConfig]], context: Sear
 
 def _describe_result(record: TrainingResult, metric: str) -> str:
     if record.score is None:
-        return status(record)
+        return describe_status(record)
     return f"{metric} {record.score:.4f}  {record.images_per_s:.0f} images/s  {record.seconds:.0f} s"

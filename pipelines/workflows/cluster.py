@@ -71,8 +71,8 @@ class ClusterConfig(Section):
 
 
 @contextmanager
-def connected(config: ClusterConfig) -> Iterator[bool]:
-    """Be in a cluster while the block runs; a cluster started here ends with it. Nests: the outer one is used.
+def connected_to_cluster(config: ClusterConfig) -> Iterator[bool]:
+    """Connect to a cluster while the block runs; a cluster started here ends with it. Nests: the outer one is used.
 
     Yields:
         whether the cluster was started here, and so ends with this process.
@@ -87,7 +87,7 @@ def connected(config: ClusterConfig) -> Iterator[bool]:
     _set_environment()
     address = config.address or os.environ.get("RAY_ADDRESS", "")
     _own = not address or address == "local"
-    with signals.kept():
+    with signals.restored_signal_handlers():
         if _own:
             _start_cluster(config)
         else:
@@ -193,7 +193,9 @@ def _require_answer(address: str) -> None:
 
 
 def _set_environment() -> None:
-    """As it should be here and in every worker: above all, fewer notices of libraries; their errors still show."""
+    """Set the environment variables of this process and every worker, above all those that reduce the notices of
+    libraries; their errors still show.
+    """
     for variable, value in _ENVIRONMENT.items():
         os.environ.setdefault(variable, value)
     # In this process the libraries have read their variables already, at import.

@@ -7,23 +7,23 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 
-from pipelines.evaluate.assess import assess, log_assessment
-from pipelines.evaluate.report import Report
+from pipelines.evaluate.assess import assess_model, log_assessment
+from pipelines.evaluate.report import TaskReport
 from pipelines.workflows import feature_cache, models
-from pipelines.workflows.cluster import connected
+from pipelines.workflows.cluster import connected_to_cluster
 from pipelines.workflows.workspace import Workspace
 
 
-def run(work: Workspace) -> list[Report]:
+def run(work: Workspace) -> list[TaskReport]:
     """Answer, judge, record, a report for each task. Writes the answers as Parquet and the figures as JSON."""
     chosen = models.choose_model(work)
     index = work.newest_index()
     split = work.config.evaluate.split
-    with connected(work.config.cluster):
+    with connected_to_cluster(work.config.cluster):
         answered = (split, "train") if work.config.evaluate.training and split else (split,)
-        features = feature_cache.features_of_saved(work, index, answered, chosen.folder, "evaluate")
+        features = feature_cache.cache_features_of_saved_model(work, index, answered, chosen.folder, "evaluate")
         source = work.source(index, split, chosen.folder, features)
-        assessments = assess(
+        assessments = assess_model(
             str(chosen.folder), source, index, work.config.predict, work.config.stream,
             training=work.config.evaluate.training,
         )  # fmt: skip

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.data.index.index import Index
-from pipelines.data.stream.feature_build import SPLITS, Resources, build_features, features_of
+from pipelines.data.stream.feature_build import SPLITS, EncoderResources, build_features, features_of
 from pipelines.data.stream.feature_cache import FeatureCache
 from pipelines.report.progress import Progress
 from pipelines.workflows.workspace import Workspace
@@ -17,7 +17,7 @@ from vlmodel.model_config import ModelConfig, VLConfig
 from vlmodel.processor import VLProcessor
 
 
-def features(
+def cache_features(
     work: Workspace,
     indexes: Iterable[Index],
     streams: Sequence[str],
@@ -33,7 +33,7 @@ def features(
         splits: whose samples are encoded.
     """
     train = work.config.train
-    resources = Resources(
+    resources = EncoderResources(
         train.workers, train.cpus_per_worker, train.gpus_per_worker, train.threads, train.evaluation_batch
     )
     tree, precision = _model_config(model.config), train.feature_cache
@@ -49,7 +49,7 @@ def features(
     return tuple(cached)
 
 
-def features_of_saved(
+def cache_features_of_saved_model(
     work: Workspace, index: Index, splits: Sequence[str], folder: str | Path, label: str
 ) -> tuple[FeatureCache, ...]:
     """The features of the frozen encoders of a saved model; none where nothing is to be kept.
@@ -65,7 +65,7 @@ def features_of_saved(
         return ()
     model = VLModel.from_pretrained(str(folder), local_files_only=True)
     chosen = list(index.counts()) if "" in splits else list(dict.fromkeys(splits))
-    return features(work, [index], streams, model, VLProcessor.from_pretrained(folder), label, chosen)
+    return cache_features(work, [index], streams, model, VLProcessor.from_pretrained(folder), label, chosen)
 
 
 def _model_config(config: Any) -> ModelConfig:

@@ -11,9 +11,9 @@ from typing import Any
 
 from pipelines.data.index.index import Index
 from pipelines.data.stream.augment import all_texts, names_a_side
-from pipelines.data.stream.dataset import Mixture, Source
+from pipelines.data.stream.dataset import Source, SourceMixture
 from pipelines.data.stream.feature_cache import FeatureCache
-from pipelines.data.stream.plan import Order, Schedule
+from pipelines.data.stream.plan import SampleOrder, StepSchedule
 from pipelines.data.texts.corpus import read_texts
 from pipelines.data.texts.vocabulary import build_processor, save_processor, text_lengths
 from pipelines.evaluate.baselines import FILE, Baselines
@@ -23,7 +23,7 @@ from pipelines.tracking.store import wait_reachable
 from pipelines.tracking.tracker import Tracker
 from pipelines.tracking.unsent_metrics import UnsentMetrics
 from pipelines.train import checkpoint, run_folder, warm_start
-from pipelines.train.launch import launch
+from pipelines.train.launch import launch_training
 from pipelines.train.progress import create_progress_actor
 from pipelines.train.worker import RunSpec, new_model
 from pipelines.workflows import feature_cache, training_data
@@ -66,18 +66,18 @@ def fit(
     checkpoint.check_bases(work.run_folder)
     _restore_record(work, tracker)
     tracker.log_params(dump(work.config), volatile=work.config.volatile())
-    training_data.record(work, index, tracker)
+    training_data.record_data(work, index, tracker)
     features = _cached_features(work, [index, *training], processor, init, label)
-    source, order = training_data.training(work, indexes, folder, features)
-    launch(_make_run_spec(work, index, source, order, features, tracker, init, trial_controller), label=label)
-    with repeatable():
+    source, order = training_data.training_samples_and_order(work, indexes, folder, features)
+    launch_training(_make_run_spec(work, index, source, order, features, tracker, init, trial_controller), label=label)
+    with explain_tracking_errors():
         # Training itself never waits: its metrics are saved in the run's folder meanwhile.
         wait_reachable(tracker.handle.uri)
         tracker.log_unsent(UnsentMetrics(work.run_folder))
 
 
 @contextmanager
-def repeatable() -> Iterator[None]:
+def explain_tracking_errors() -> Iterator[None]:
     """Add to a TrackingError raised after the training that its result is kept, and how to record it."""
     try:
         yield
@@ -91,7 +91,7 @@ def _check_processor(work: Workspace, processor: VLProcessor, folder: Path) -> N
     work.config.model.check_processor(processor.config)
     configured = warm_start.with_inferred_limits(work.config.processor, processor.config)
     if processor.config != configured:
-        changes = run_folder.differences(dump(processor.config), dump(configured), lambda _: False)
+        changes = run_folder.setting_differences(dump(processor.config), dump(configured), lambda _: False)
         raise ConfigError(
             f"the processor in {folder} was made with other settings; choose another name, or restore: "
             + "; ".join(f"processor.{change}" for change in changes)
@@ -154,7 +154,7 @@ def _get_processor(work: Workspace, indexes: list[Index], folder: Path, init: st
     with, else a new one. It is saved in ``folder``.
     """
     if not folder.is_dir():
-        with checkpoint.newest(work.run_folder, checkpoint.MODEL) as newest:
+        with checkpoint.open_newest_checkpoint(work.run_folder, checkpoint.MODEL) as newest:
             if newest is not None:
                 return save_processor(VLProcessor.from_pretrained(newest[1] / checkpoint.MODEL), str(folder))
     if init:
@@ -184,21 +184,21 @@ def _cached_features(
             flush=True,
         )
     model = new_model(config.model, processor, config.seed, init)
-    return feature_cache.features(work, indexes, streams, model, processor, label)
+    return feature_cache.cache_features(work, indexes, streams, model, processor, label)
 
 
 def _make_run_spec(
     work: Workspace,
     index: Index,
-    training: Source | Mixture,
-    order: Order,
+    training: Source | SourceMixture,
+    order: SampleOrder,
     features: tuple[FeatureCache, ...],
     tracker: Tracker,
     init: str,
     trial_controller: Any,
 ) -> RunSpec:
     config, train = work.config, work.config.train
-    schedule = Schedule(order, train.batch, train.epochs)
+    schedule = StepSchedule(order, train.batch, train.epochs)
     has_validation = index.counts().get("val", 0) > 0
     validation = replace(work.source(index, "val", training.processor), features=features)
     print(
@@ -218,7 +218,7 @@ def _make_run_spec(
         run=tracker.handle,
         progress_actor=create_progress_actor(),
         config=dump(config),
-        data=str(training_data.facts(work, index)["hash"]),
+        data=str(training_data.describe_data(work, index)["hash"]),
         init=init,
         trial_controller=trial_controller,
         beside_model=(str(Path(training.processor) / FILE),),

@@ -5,13 +5,13 @@ from __future__ import annotations
 from pipelines.data.index.build import build_index
 from pipelines.data.index.survey import describe_shapes
 from pipelines.report.progress import Progress
-from pipelines.workflows.cluster import connected
+from pipelines.workflows.cluster import connected_to_cluster
 from pipelines.workflows.workspace import Workspace
 
 
 def run(work: Workspace) -> None:
     """Build or update the index of ``data.tars``, and of every source of ``data.mix``."""
-    with connected(work.config.cluster):
+    with connected_to_cluster(work.config.cluster):
         for tars, inputs in work.config.data.sets().items():
             settings = work.config.data.index.model_copy(update={"inputs": inputs})
             with Progress("index") as progress:

@@ -6,7 +6,7 @@ from contextlib import nullcontext
 
 from pipelines.knowledge.build import Built, build
 from pipelines.report.progress import Progress
-from pipelines.workflows.cluster import connected
+from pipelines.workflows.cluster import connected_to_cluster
 from pipelines.workflows.workspace import Workspace
 
 
@@ -14,7 +14,7 @@ def run(work: Workspace) -> Built:
     """Bring the facts of ``knowledge.source`` into the store of ``knowledge.store``."""
     config = work.config.knowledge
     # Ray encodes; names alone need none.
-    cluster = connected(work.config.cluster) if config.encoder else nullcontext()
+    cluster = connected_to_cluster(work.config.cluster) if config.encoder else nullcontext()
     with cluster, Progress("knowledge", "fact") as progress:
         built = build(config, progress)
     print(f"knowledge {config.store}: {built.describe()}", flush=True)

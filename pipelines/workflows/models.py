@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipelines.data.index.index import Index
-from pipelines.evaluate.report import Report
+from pipelines.evaluate.report import TaskReport
 from pipelines.registry.version_score import VersionScore
 from pipelines.registry.versions import CHAMPION, LocalModel
 from pipelines.train.checkpoint import CheckpointError
@@ -52,8 +52,8 @@ def choose_model(work: Workspace) -> ChosenModel:
     return _as_chosen_model(work.registry.download(version))
 
 
-def score_of(report: Report, index: Index) -> VersionScore:
-    """What the gate compares."""
+def score_of(report: TaskReport, index: Index) -> VersionScore:
+    """The score by which the gate compares models."""
     low, high = report.interval or (None, None)
     return VersionScore(
         report.metric, report.value, report.baseline, index.hash, report.split, report.rows, low, high, report.relation,

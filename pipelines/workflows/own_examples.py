@@ -18,7 +18,7 @@ from PIL import Image
 from pipelines.data.index.index import Index
 from pipelines.errors import DataError
 from pipelines.evaluate.answered import answered_rows
-from pipelines.evaluate.assess import Assessment
+from pipelines.evaluate.assess import TaskAssessment
 from pipelines.evaluate.examples import image_bytes
 from pipelines.registry.own_examples import AskedText, OwnExample
 from vlmodel.images.pillow import open_image
@@ -34,7 +34,7 @@ _SIDE, _LOSSLESS_SIDE = 512, 128
 """Larger images are shrunk; small ones, of which JPEG would blur the edges, stay as they are."""
 
 
-def choose(model: Path, assessments: Sequence[Assessment], index: Index) -> list[OwnExample]:
+def choose(model: Path, assessments: Sequence[TaskAssessment], index: Index) -> list[OwnExample]:
     """Up to ``SAMPLES`` examples of each task, the same for the same answers.
 
     Args:
@@ -57,7 +57,7 @@ def choose(model: Path, assessments: Sequence[Assessment], index: Index) -> list
     return examples
 
 
-def _samples(answers: pa.Table, task: Task, assessment: Assessment) -> list[tuple[tuple[str, str], list[int]]]:
+def _samples(answers: pa.Table, task: Task, assessment: TaskAssessment) -> list[tuple[tuple[str, str], list[int]]]:
     """(split, key) of each sample with some of its rows that were answered right (of all rows, where none was), in
     random order, those with the most texts first.
     """
@@ -81,7 +81,7 @@ def _image_of(index: Index, split: str, key: str) -> bytes | None:
 
 
 def _example(
-    predictor: Predictor, assessment: Assessment, image: bytes | None, rows: Sequence[int]
+    predictor: Predictor, assessment: TaskAssessment, image: bytes | None, rows: Sequence[int]
 ) -> OwnExample | None:
     """The example of a sample; None if it has no image, or none of its answers is the same again."""
     if image is None:
@@ -110,7 +110,7 @@ def _same_again(
 def _reencoded(image: bytes) -> tuple[bytes, str]:
     """The image without metadata, at most ``_SIDE`` pixels a side, and its media type."""
     with open_image(image) as opened:
-        picture = opened.upright()
+        picture = opened.decode_upright()
     picture.thumbnail((_SIDE, _SIDE), Image.Resampling.LANCZOS)
     file = io.BytesIO()
     if max(picture.size) <= _LOSSLESS_SIDE:

@@ -21,7 +21,7 @@ from pipelines.tracking.page import experiment_address
 from pipelines.tracking.store import open_store
 from pipelines.train import run_folder
 from pipelines.workflows import evaluate, import_data, index, promote, serve, train, training_data
-from pipelines.workflows.cluster import connected
+from pipelines.workflows.cluster import connected_to_cluster
 from pipelines.workflows.workspace import Workspace
 from vlmodel.operations.ask import Ask
 from vlmodel.operations.base import operations_of
@@ -36,18 +36,18 @@ def run(work: Workspace) -> None:
     check_port_free(work.config.serve.host, work.config.serve.port)
     if not _is_server(tracking_uri(work.config.tracking, work.storage)):
         check_port_free(_PAGE_HOST, work.config.tracking.page_port, "tracking.page_port")
-    tls.check(work.config.serve.tls)
-    with run_folder.exclusive(work.run_folder):
+    tls.check_tls_files(work.config.serve.tls)
+    with run_folder.locked_run_folder(work.run_folder):
         pass  # Who else trains this run is told before the import, and not after it.
     begun = time.perf_counter()
-    with connected(work.config.cluster), contextlib.ExitStack() as services:
+    with connected_to_cluster(work.config.cluster), contextlib.ExitStack() as services:
         import_data.run(work)
         index.run(work)
         training_data.check_judged(work, work.newest_index())
         train.run(work)
         evaluate.run(work)
         decision = promote.run(work)
-        address = services.enter_context(serve.serving(_with_version_to_show(work, decision)))
+        address = services.enter_context(serve.service_running(_with_version_to_show(work, decision)))
         _ask_one(work, address)
         print(f"from nothing to this answer: {time.perf_counter() - begun:.0f} s", flush=True)
         page = _experiment_page(work, services.enter_context(mlflow_page(work)))

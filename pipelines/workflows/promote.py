@@ -7,14 +7,14 @@ from dataclasses import replace
 from pipelines.data.index.index import Index
 from pipelines.registry.errors import RegistryError
 from pipelines.registry.gate import report
-from pipelines.registry.gate.check import Check, GateDecision
+from pipelines.registry.gate.check import GateCheck, GateDecision
 from pipelines.registry.promotion import Holdout, apply_decision, roll_back, run_gate
 from pipelines.registry.versions import ModelVersion
 from pipelines.tracking.tracker import Tracker
-from pipelines.workflows.cluster import connected
+from pipelines.workflows.cluster import connected_to_cluster
 from pipelines.workflows.workspace import Workspace
 
-_ALREADY = Check("already the champion", True, "it is", "nothing", "repeating a promotion changes nothing")
+_ALREADY = GateCheck("already the champion", True, "it is", "nothing", "repeating a promotion changes nothing")
 
 
 def run(work: Workspace, new: Index | None = None) -> GateDecision | None:
@@ -43,12 +43,12 @@ def run(work: Workspace, new: Index | None = None) -> GateDecision | None:
         return GateDecision(candidate.name, candidate.version, champion.version, (_ALREADY,))
     holdout = Holdout(work.newest_index(), work.config.predict, work.config.stream, work.fact_source)
     new_data = replace(holdout, index=new) if new else None
-    with connected(work.config.cluster), _track_version(work, candidate) as tracker:
+    with connected_to_cluster(work.config.cluster), _track_version(work, candidate) as tracker:
         decision = run_gate(registry, candidate, champion, holdout, work.config.registry, new_data)
         decision = apply_decision(registry, replace(decision, forced=work.config.registry.force), tracker)
     verdict = "is the champion" if decision.promote else "was not promoted"
     print(
-        f"{report.table(decision)}\n{candidate.name} version {candidate.version} {verdict}: {decision.reason}",
+        f"{report.checks_table(decision)}\n{candidate.name} version {candidate.version} {verdict}: {decision.reason}",
         flush=True,
     )
     if not decision.promote:

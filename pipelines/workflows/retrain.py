@@ -6,41 +6,41 @@ import contextlib
 import functools
 from datetime import UTC, datetime
 
-from pipelines.retrain.cycle import Outcome, Step, run_window
+from pipelines.retrain.cycle import Step, WindowOutcome, run_window
 from pipelines.retrain.errors import BusyError
-from pipelines.retrain.ledger import STEPS, Cycle, Facts
+from pipelines.retrain.ledger import Facts, RetrainCycle
 from pipelines.retrain.window import window_id
 from pipelines.workflows import retrain_steps
-from pipelines.workflows.cluster import connected
+from pipelines.workflows.cluster import connected_to_cluster
 from pipelines.workflows.workspace import Workspace
 
 
-def run(work: Workspace) -> Outcome | None:
+def run(work: Workspace) -> WindowOutcome | None:
     """Retrain in the configured window. Returns what came of it, None where another was at work."""
     settings = work.config.retrain
     window = settings.window or window_id(datetime.now(UTC), settings.period_minutes)
-    ledger = retrain_steps.ledger(work)
+    ledger = retrain_steps.open_ledger(work)
     with contextlib.ExitStack() as cluster:
 
-        def on_cluster(step: Step, cycle: Cycle) -> Facts:
+        def on_cluster(step: Step, cycle: RetrainCycle) -> Facts:
             # Only now: most starts find nothing to do.
-            cluster.enter_context(connected(work.config.cluster))
+            cluster.enter_context(connected_to_cluster(work.config.cluster))
             return step(cycle)
 
         steps = {
-            name: functools.partial(on_cluster, functools.partial(getattr(retrain_steps, name), work))
-            for name in STEPS[1:]
+            name: functools.partial(on_cluster, functools.partial(step, work))
+            for name, step in retrain_steps.STEP_FUNCTIONS.items()
         }
         try:
             with ledger.locked():
                 outcome = run_window(
-                    ledger, window, functools.partial(retrain_steps.find, work), steps,
+                    ledger, window, functools.partial(retrain_steps.find_unconsumed_tars, work), steps,
                     min_tars=settings.min_tars, abandon=settings.abandon,
-                    dropped=functools.partial(retrain_steps.forget, work), report=retrain_steps.say,
+                    dropped=functools.partial(retrain_steps.delete_copied_tars, work), report=retrain_steps.print_line,
                 )  # fmt: skip
         except BusyError as error:
-            retrain_steps.say(f"{error}; window {window} is left to it")
+            retrain_steps.print_line(f"{error}; window {window} is left to it")
             return None
     if outcome.reason:
-        retrain_steps.say(f"nothing to begin: {outcome.reason}")
+        retrain_steps.print_line(f"nothing to begin: {outcome.reason}")
     return outcome

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from pipelines.data.index.build import build_index
@@ -15,19 +15,19 @@ from pipelines.data.tars.inputs import PAIRS
 from pipelines.data.texts.corpus import count_labels
 from pipelines.data.texts.vocabulary import known_answer_share
 from pipelines.errors import DataError
-from pipelines.evaluate.assess import assess
+from pipelines.evaluate.assess import assess_model
 from pipelines.registry.registry import Registry
 from pipelines.registry.versions import CHALLENGER, ModelVersion
 from pipelines.report.progress import Progress
 from pipelines.retrain import drift
 from pipelines.retrain.errors import RetrainError
 from pipelines.retrain.incoming import check_copies, copy_tars, count_shared_inputs, find_new_tars
-from pipelines.retrain.ledger import Cycle, Facts, Ledger, Tar
+from pipelines.retrain.ledger import Facts, IncomingTar, RetrainCycle, RetrainLedger
 from pipelines.serve.deployment import deploy
 from pipelines.storage.folder import Folder
 from pipelines.train import warm_start
 from pipelines.workflows import feature_cache, promote, serve, train, training_data
-from pipelines.workflows.workspace import Workspace, absolute
+from pipelines.workflows.workspace import Workspace, absolute_path
 
 HOLD_OUT = "val"
 """The split by which models are chosen, of the old data and of the new; nothing is ever trained on it."""
@@ -36,7 +36,7 @@ _LEAST_KNOWN_ANSWERS = 0.98
 """Share of the new tars' answers that the champion's vocabulary must have for a cycle to begin with it."""
 
 
-def ledger(work: Workspace) -> Ledger:
+def open_ledger(work: Workspace) -> RetrainLedger:
     """The ledger of the model that ``config.name`` names.
 
     Raises:
@@ -45,10 +45,10 @@ def ledger(work: Workspace) -> Ledger:
     folder = work.config.retrain.ledger or f"{work.storage}/_retrain/{work.config.name}"  # no run's name begins so
     if "://" in folder:
         raise RetrainError(f"{folder!r} is no folder of a file system; set retrain.ledger to one that all nodes share")
-    return Ledger(absolute(folder))
+    return RetrainLedger(absolute_path(folder))
 
 
-def find(work: Workspace) -> list[Tar]:
+def find_unconsumed_tars(work: Workspace) -> list[IncomingTar]:
     """The tars that no cycle has consumed, and that are not among the old data."""
     evaluation_index = work.newest_index()
     old = {
@@ -56,15 +56,15 @@ def find(work: Workspace) -> list[Tar]:
         for index in (evaluation_index, *training_data.open_indexes(work, evaluation_index, newest=True).values())
     }
     known = {shard.sha256: f"{shard.name} of {index.tars}" for index in old.values() for shard in index.shards}
-    return find_new_tars(_incoming_folder(work), ledger(work).consumed(), known, say)
+    return find_new_tars(_incoming_folder(work), open_ledger(work).consumed(), known, print_line)
 
 
-def forget(work: Workspace, cycle: Cycle) -> None:
+def delete_copied_tars(work: Workspace, cycle: RetrainCycle) -> None:
     """Delete what a cycle has taken that will not be finished; the tars are still where they came in."""
     _incoming_folder(work).remove_folder(_copied_tars_subfolder(work, cycle))
 
 
-def checked(work: Workspace, cycle: Cycle) -> Facts:
+def check_new_data(work: Workspace, cycle: RetrainCycle) -> Facts:
     """Take and index the new tars, compare them with those of the cycle before, choose what to train on and from.
 
     Raises:
@@ -89,15 +89,15 @@ def checked(work: Workspace, cycle: Cycle) -> Facts:
 
     statistics = drift.collect_statistics(new)
     before, compared_with = _statistics_before(work, evaluation_index)
-    divergence = drift.divergences(before, statistics)
+    divergence = drift.statistic_divergences(before, statistics)
     drift.check_limit(divergence, work.config.retrain.max_drift, compared_with, f"cycle {cycle.id}")
     shared = count_shared_inputs(new, evaluation_index, HOLD_OUT)
     for name, count in sorted(shared.items()):
         if count:
             whose = f"have the {name} of a hold-out sample"
-            say(f"{count} new training samples {whose}, which flatters the candidate there")
+            print_line(f"{count} new training samples {whose}, which flatters the candidate there")
     init, reason = _choose_initial_model(work, new)
-    say(f"begins with {f'version {init}' if init else 'new weights'}: {reason}")
+    print_line(f"begins with {f'version {init}' if init else 'new weights'}: {reason}")
     return {
         "index": new.hash,
         "counts": new.counts(),
@@ -115,7 +115,7 @@ def checked(work: Workspace, cycle: Cycle) -> Facts:
     }
 
 
-def trained(work: Workspace, cycle: Cycle) -> Facts:
+def train_candidate(work: Workspace, cycle: RetrainCycle) -> Facts:
     """Train, judge on the hold-out, register."""
     training = _training_workspace(work, cycle)
     facts = cycle.records["checked"]
@@ -124,7 +124,7 @@ def trained(work: Workspace, cycle: Cycle) -> Facts:
     return {"version": version.version, "run_id": version.run_id}
 
 
-def evaluated(work: Workspace, cycle: Cycle) -> Facts:
+def evaluate_both_models(work: Workspace, cycle: RetrainCycle) -> Facts:
     """Let candidate and champion answer the same hold-out, and the same slice of the new data.
 
     Raises:
@@ -149,11 +149,11 @@ def evaluated(work: Workspace, cycle: Cycle) -> Facts:
                 place = " ".join(filter(None, (where.replace("_", "-"), task)))
                 beside = f"{score['rows']} rows, without looking {score['floor']:.4f}"
                 figure = f"{score['metric']} {score['value']:.4f} ({beside})"
-                say(f"{role} version {version.version} on {place}: {figure}")
+                print_line(f"{role} version {version.version} on {place}: {figure}")
     return results
 
 
-def gated(work: Workspace, cycle: Cycle) -> Facts:
+def run_gate(work: Workspace, cycle: RetrainCycle) -> Facts:
     """Let the gate decide, by the hold-out and by what is held out of the new tars. Whoever is champion afterwards is
     what counts: this may be repeated after a promotion whose record was lost.
     """
@@ -167,7 +167,7 @@ def gated(work: Workspace, cycle: Cycle) -> Facts:
     return {"promoted": promoted, "reason": decision.reason}
 
 
-def swapped(work: Workspace, cycle: Cycle) -> Facts:
+def update_service(work: Workspace, cycle: RetrainCycle) -> Facts:
     """Update the service, where one runs and there is a new champion."""
     if not cycle.records["gated"]["promoted"]:
         return {"swapped": False, "reason": "the champion is the same"}
@@ -182,7 +182,7 @@ def swapped(work: Workspace, cycle: Cycle) -> Facts:
     return {"swapped": True, "reason": f"serving at {serve.start(work)}"}
 
 
-def committed(work: Workspace, cycle: Cycle) -> Facts:
+def record_cycle(work: Workspace, cycle: RetrainCycle) -> Facts:
     """Record the whole cycle with the candidate's run."""
     records, run_id = cycle.records, cycle.records["trained"]["run_id"]
     scores = {
@@ -199,28 +199,39 @@ def committed(work: Workspace, cycle: Cycle) -> Facts:
     return {"tars": len(cycle.tars), "candidate": records["trained"]["version"], "verdict": verdict}
 
 
-def say(line: str) -> None:
-    """Tell what happens."""
+STEP_FUNCTIONS: dict[str, Callable[[Workspace, RetrainCycle], Facts]] = {
+    "checked": check_new_data,
+    "trained": train_candidate,
+    "evaluated": evaluate_both_models,
+    "gated": run_gate,
+    "swapped": update_service,
+    "committed": record_cycle,
+}
+"""What does each of the ledger's ``STEPS`` after "planned"."""
+
+
+def print_line(line: str) -> None:
+    """Print a line about the retraining at once."""
     print(f"retrain  {line}", flush=True)
 
 
 def _incoming_folder(work: Workspace) -> Folder:
-    return Folder(absolute(work.config.retrain.incoming or f"{work.config.data.tars.rstrip('/')}/incoming"))
+    return Folder(absolute_path(work.config.retrain.incoming or f"{work.config.data.tars.rstrip('/')}/incoming"))
 
 
-def _copied_tars_subfolder(work: Workspace, cycle: Cycle) -> str:
+def _copied_tars_subfolder(work: Workspace, cycle: RetrainCycle) -> str:
     """Subfolder of the incoming tars that is this ledger's alone, as several models may learn from what comes in."""
-    ledger_hash = hashlib.sha256(str(ledger(work).path).encode()).hexdigest()
+    ledger_hash = hashlib.sha256(str(open_ledger(work).path).encode()).hexdigest()
     return f"_taken/{work.config.name}-{ledger_hash[:8]}/{cycle.id}"
 
 
-def _copied_tars_folder(work: Workspace, cycle: Cycle) -> str:
+def _copied_tars_folder(work: Workspace, cycle: RetrainCycle) -> str:
     return f"{_incoming_folder(work).uri.rstrip('/')}/{_copied_tars_subfolder(work, cycle)}"
 
 
 def _statistics_before(work: Workspace, evaluation_index: Index) -> tuple[drift.Statistics, str]:
     """The statistics that new data are compared with: of the last cycle, else of the old data."""
-    if before := ledger(work).committed():
+    if before := open_ledger(work).committed():
         return before[-1].records["checked"]["statistics"], f"cycle {before[-1].id}"
     return drift.collect_statistics(evaluation_index), evaluation_index.tars
 
@@ -248,7 +259,7 @@ def _choose_initial_model(work: Workspace, new: Index) -> tuple[str, str]:
 
 
 def _choose_training_mix(
-    work: Workspace, evaluation_index: Index, cycle: Cycle, new: Index
+    work: Workspace, evaluation_index: Index, cycle: RetrainCycle, new: Index
 ) -> dict[str, dict[str, Any]]:
     """What to train on: the new tars with their share; old data and earlier cycles share the rest by their sizes."""
     share = work.config.retrain.new_share
@@ -259,7 +270,7 @@ def _choose_training_mix(
     if weights := {name: source.weight for name, source in work.config.data.mix.items() if source.weight is not None}:
         sizes = {name: sum(sizes.values()) * weight / sum(weights.values()) for name, weight in weights.items()}
     places = {name: {"tars": index.tars, "inputs": index.scan["inputs"]} for name, index in old.items()}
-    for past in ledger(work).committed():
+    for past in open_ledger(work).committed():
         sizes[_source_name(past)] = float(past.records["checked"]["counts"]["train"])
         checked = past.records["checked"]
         places[_source_name(past)] = {"tars": checked["tars"], "inputs": checked.get("inputs", list(PAIRS))}
@@ -269,11 +280,11 @@ def _choose_training_mix(
     return {_source_name(cycle): of_cycle, **(rest if share < 1 else {})}
 
 
-def _source_name(cycle: Cycle) -> str:
+def _source_name(cycle: RetrainCycle) -> str:
     return f"cycle-{cycle.id}"
 
 
-def _training_workspace(work: Workspace, cycle: Cycle) -> Workspace:
+def _training_workspace(work: Workspace, cycle: RetrainCycle) -> Workspace:
     """The workspace of a cycle's training, which is a run of its own."""
     facts = cycle.records["checked"]
     mix = {name: MixedSource(**source) for name, source in facts["mix"].items()}
@@ -292,7 +303,7 @@ def _new_scores(
     try:
         return _holdout_scores(work, registry, version, new)
     except DataError as error:
-        say(f"nothing of the new tars to compare by: {error}")
+        print_line(f"nothing of the new tars to compare by: {error}")
         return {}
 
 
@@ -301,9 +312,9 @@ def _holdout_scores(
 ) -> Mapping[str, Mapping[str, Any]]:
     """How good a version is on the hold-out of an index, for each of its tasks."""
     folder = registry.download(version).folder
-    features = feature_cache.features_of_saved(work, index, (HOLD_OUT,), folder, "retrain")
+    features = feature_cache.cache_features_of_saved_model(work, index, (HOLD_OUT,), folder, "retrain")
     source = Source(index.tars, index.hash, HOLD_OUT, str(folder), features, facts=work.fact_source)
-    results = assess(str(folder), source, index, work.config.predict, work.config.stream, examples=0)
+    results = assess_model(str(folder), source, index, work.config.predict, work.config.stream, examples=0)
     return {
         one.task: {
             "metric": one.report.metric, "value": one.report.value, "floor": one.report.baseline,

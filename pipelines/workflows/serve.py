@@ -13,17 +13,17 @@ from pipelines.registry.registry import Registry
 from pipelines.registry.versions import CHAMPION, LocalModel
 from pipelines.serve.config import ServeConfig
 from pipelines.serve.deployment import application, deploy
-from pipelines.workflows.cluster import connected
-from pipelines.workflows.workspace import Workspace, absolute
+from pipelines.workflows.cluster import connected_to_cluster
+from pipelines.workflows.workspace import Workspace, absolute_path
 
 
 def run(work: Workspace) -> None:
     """Deploy the champion and, on a cluster of this job's own, wait."""
-    with connected(work.config.cluster) as own:
+    with connected_to_cluster(work.config.cluster) as own:
         if not own:
             print(f"serving at {start(work)}", flush=True)
             return
-        with serving(work) as address:
+        with service_running(work) as address:
             print(f"serving at {address} (page /, API /docs); Ctrl-C stops it", flush=True)
             threading.Event().wait()
 
@@ -38,7 +38,7 @@ def start(work: Workspace) -> str:
     """
     config = _with_facts(work)
     if config.model:
-        folder = absolute(config.model)
+        folder = absolute_path(config.model)
         return deploy.start(config, folder, Path(folder).name, "0", "", _print_line)
     model = chosen_version(work)
     return deploy.start(
@@ -53,7 +53,7 @@ def _with_facts(work: Workspace) -> ServeConfig:
     serve, source = work.config.serve, work.config.knowledge
     if serve.knowledge.store or not source.store:
         return serve
-    facts = {"store": absolute(source.store), "encoder": source.encoder and absolute(source.encoder)}
+    facts = {"store": absolute_path(source.store), "encoder": source.encoder and absolute_path(source.encoder)}
     return serve.model_copy(update={"knowledge": serve.knowledge.model_copy(update=facts)})
 
 
@@ -91,7 +91,7 @@ def _golden_answers_file(model: LocalModel) -> str:
 
 
 @contextmanager
-def serving(work: Workspace) -> Iterator[str]:
+def service_running(work: Workspace) -> Iterator[str]:
     """Serve while the block runs."""
     address = start(work)
     try:

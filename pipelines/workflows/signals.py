@@ -27,7 +27,7 @@ _received_at = 0.0
 _line = ""
 
 
-def handle(line: str) -> None:
+def raise_interrupt_on_signals(line: str) -> None:
     """Let each of these signals raise KeyboardInterrupt in the main thread, so that all cleans up as after Ctrl-C.
 
     SIGINT too: a shell that starts a job in the background has it ignored, and what the job started would outlive it.
@@ -41,7 +41,7 @@ def handle(line: str) -> None:
         signal.signal(number, _end)
 
 
-def received() -> signal.Signals | None:
+def last_received_signal() -> signal.Signals | None:
     """The signal that ends this job; None if there was none."""
     return _received
 
@@ -67,7 +67,7 @@ def end() -> NoReturn:
 
 
 @contextmanager
-def kept() -> Iterator[None]:
+def restored_signal_handlers() -> Iterator[None]:
     """Put the handlers back that the block replaces: those of ``ray.init`` end the process without its clean-up."""
     handlers = {number: signal.getsignal(number) for number in _ENDING}
     try:

@@ -6,16 +6,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from pipelines.data.index.index import Index
-from pipelines.evaluate.assess import assess, check_evaluable, log_assessment
+from pipelines.evaluate.assess import assess_model, check_evaluable, log_assessment
 from pipelines.evaluate.model_card import model_card
 from pipelines.registry.versions import ModelVersion
-from pipelines.tracking.provenance import flatten, has_dotted_prefix
+from pipelines.tracking.provenance import flatten_settings, has_dotted_prefix
 from pipelines.tracking.tracker import Tracker
 from pipelines.train import checkpoint, run_folder
 from pipelines.workflows import feature_cache, models, own_examples, training_data
-from pipelines.workflows.cluster import connected
+from pipelines.workflows.cluster import connected_to_cluster
 from pipelines.workflows.config import JobConfig
-from pipelines.workflows.fit import fit, repeatable
+from pipelines.workflows.fit import explain_tracking_errors, fit
 from pipelines.workflows.workspace import Workspace
 from vlmodel.config import ConfigError, dump, parse
 from vlmodel.processor import VLProcessor
@@ -23,30 +23,30 @@ from vlmodel.processor import VLProcessor
 
 def run(work: Workspace) -> ModelVersion:
     """Train, evaluate on the validation split, register. Returns the registered version."""
-    with exclusive(work) as index, connected(work.config.cluster), work.track() as tracker:
+    with locked_run(work) as index, connected_to_cluster(work.config.cluster), work.track() as tracker:
         fit(work, index, tracker)
-        with repeatable():
+        with explain_tracking_errors():
             return _evaluate_and_register(work, index, tracker)
 
 
 @contextmanager
-def exclusive(work: Workspace) -> Iterator[Index]:
+def locked_run(work: Workspace) -> Iterator[Index]:
     """Hold the lock of the run, which is new or was begun with these settings and data.
 
     Yields:
         the index of the data that the model is evaluated on.
 
     Raises:
-        ConfigError: the run was begun with other settings or data, or what ``open_checked`` raises.
+        ConfigError: the run was begun with other settings or data, or what ``open_checked_index`` raises.
         RunInUseError: another job trains it.
     """
-    index = open_checked(work)
-    with run_folder.exclusive(work.run_folder):
+    index = open_checked_index(work)
+    with run_folder.locked_run_folder(work.run_folder):
         _check_same_settings(work, index)
         yield index
 
 
-def open_checked(work: Workspace) -> Index:
+def open_checked_index(work: Workspace) -> Index:
     """The index of the data that the model is evaluated on, once the data suit the tasks.
 
     Raises:
@@ -81,21 +81,21 @@ def open_index(work: Workspace) -> Index:
 
 def _check_same_settings(work: Workspace, index: Index) -> None:
     """Record what a new run begins with; compare a run that exists with what it began with."""
-    settings, data = dump(work.config), str(training_data.facts(work, index)["hash"])
+    settings, data = dump(work.config), str(training_data.describe_data(work, index)["hash"])
     beginning = run_folder.read_start(work.run_folder)
     if beginning is None:
         run_folder.write_start(work.run_folder, run_folder.RunStart(settings, data))
         return
     volatile = ("name", *work.config.volatile())
     earlier = beginning.config
-    known = set(flatten(earlier)) & set(flatten(settings))
+    known = set(flatten_settings(earlier)) & set(flatten_settings(settings))
     try:
         # Settings that are newer than the run have their defaults.
         earlier = dump(parse(JobConfig, earlier))
-        known |= set(flatten(earlier)) | set(flatten(settings))
+        known |= set(flatten_settings(earlier)) | set(flatten_settings(settings))
     except ConfigError:
         pass  # it was begun by another version of this program: compare the settings that both versions have
-    changes = run_folder.differences(
+    changes = run_folder.setting_differences(
         earlier, settings, lambda key: key not in known or has_dotted_prefix(key, volatile)
     )
     if beginning.data and beginning.data != data:
@@ -112,10 +112,10 @@ def _evaluate_and_register(work: Workspace, index: Index, tracker: Tracker) -> M
     config = work.config
     split = _evaluation_split(index)
     splits = (split, "train") if config.evaluate.training else (split,)
-    with checkpoint.best(work.run_folder, checkpoint.MODEL) as (best, local):
+    with checkpoint.open_best_checkpoint(work.run_folder, checkpoint.MODEL) as (best, local):
         model = local / checkpoint.MODEL
-        features = feature_cache.features_of_saved(work, index, splits, model, "train")
-        assessments = assess(
+        features = feature_cache.cache_features_of_saved_model(work, index, splits, model, "train")
+        assessments = assess_model(
             str(model), work.source(index, split, model, features), index, config.predict, config.stream,
             training=config.evaluate.training,
         )  # fmt: skip

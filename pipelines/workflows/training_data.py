@@ -8,10 +8,10 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 
 from pipelines.data.index.index import Index
-from pipelines.data.stream.dataset import Mixture, Source
+from pipelines.data.stream.dataset import Source, SourceMixture
 from pipelines.data.stream.feature_cache import FeatureCache
 from pipelines.data.stream.mixture import MixturePlan
-from pipelines.data.stream.plan import Order
+from pipelines.data.stream.plan import SampleOrder
 from pipelines.data.tars.inputs import needed_inputs
 from pipelines.errors import DataError
 from pipelines.evaluate.assess import check_evaluable
@@ -20,7 +20,7 @@ from pipelines.knowledge.errors import KnowledgeError
 from pipelines.knowledge.opened import open_linker
 from pipelines.knowledge.store import FactStore
 from pipelines.tracking.tracker import Tracker
-from pipelines.workflows.workspace import Workspace, absolute
+from pipelines.workflows.workspace import Workspace, absolute_path
 from vlmodel.config import ConfigError, parse_part, part_kinds
 
 
@@ -39,7 +39,7 @@ def open_indexes(work: Workspace, evaluation_index: Index, *, newest: bool = Fal
         return {"": evaluation_index}
     names_of_mix = sorted(work.config.data.mix)
     if newest:
-        by_name = {name: Index.open(absolute(work.config.data.mix[name].tars)) for name in names_of_mix}
+        by_name = {name: Index.open(absolute_path(work.config.data.mix[name].tars)) for name in names_of_mix}
     else:
         by_name = {name: work.index(name) for name in names_of_mix}
     for name, index in by_name.items():
@@ -157,7 +157,7 @@ def check_judged(work: Workspace, evaluation_index: Index) -> None:
             ) from None
 
 
-def facts(work: Workspace, evaluation_index: Index) -> dict[str, object]:
+def describe_data(work: Workspace, evaluation_index: Index) -> dict[str, object]:
     """The data as tracking records them: what is judged on and, where sources are mixed, each of these."""
     by_name = _with_knowledge(work, index_facts(evaluation_index, work.tars))
     if not work.config.data.mix:
@@ -167,20 +167,20 @@ def facts(work: Workspace, evaluation_index: Index) -> dict[str, object]:
     return by_name | {"hash": hashlib.sha256("\n".join(hashes).encode()).hexdigest(), "mix": mix}
 
 
-def record(work: Workspace, evaluation_index: Index, tracker: Tracker) -> None:
+def record_data(work: Workspace, evaluation_index: Index, tracker: Tracker) -> None:
     """Record the data of a run, which keeps to these versions of their indexes from now on.
 
     Raises:
         TrackingError: the run used other data before.
     """
-    tracker.log_data(facts(work, evaluation_index))
+    tracker.log_data(describe_data(work, evaluation_index))
     hashes = {name: index.hash for name, index in open_indexes(work, evaluation_index).items()}
     work.keep_index_versions({**hashes, "": evaluation_index.hash})
 
 
-def training(
+def training_samples_and_order(
     work: Workspace, training_indexes: Mapping[str, Index], processor: str | Path, features: tuple[FeatureCache, ...]
-) -> tuple[Source | Mixture, Order]:
+) -> tuple[Source | SourceMixture, SampleOrder]:
     """Where the training's samples come from, and their order.
 
     Args:
@@ -210,7 +210,7 @@ def training(
         )  # fmt: skip
     except ValueError as error:
         raise ConfigError(f"data.mix: {error}") from None
-    return Mixture(tuple(sources.values())), order
+    return SourceMixture(tuple(sources.values())), order
 
 
 def _with_knowledge(work: Workspace, by_name: dict[str, object]) -> dict[str, object]:

@@ -13,20 +13,20 @@ from matplotlib.figure import Figure
 from pipelines.data.index.index import Index
 from pipelines.errors import DataError, expected_cause
 from pipelines.search.config import AblateConfig, TuneConfig
-from pipelines.search.grid import Cell
+from pipelines.search.grid import GridCell
 from pipelines.search.results import TrainingResult, TrainingResults, result_of_run
-from pipelines.search.table import Row, markdown
+from pipelines.search.table import Row, markdown_table
 from pipelines.tracking.tracker import Tracker, to_csv
 from pipelines.workflows import train
 from pipelines.workflows.config import JobConfig
 from pipelines.workflows.fit import fit
-from pipelines.workflows.workspace import Workspace, absolute
+from pipelines.workflows.workspace import Workspace, absolute_path
 from vlmodel.config import ConfigError
 
 
 @dataclass(frozen=True)
 class SearchContext:
-    """What all trainings of one search share.
+    """The folder, parent run and data that all trainings of one search share.
 
     Attributes:
         folder: of the search, in storage; the records lie there.
@@ -39,12 +39,13 @@ class SearchContext:
     versions: Mapping[str, str] = field(default_factory=dict)
 
 
-def base(work: Workspace) -> JobConfig:
-    """What the trainings of a search vary: without the search itself, and with absolute paths, as they run in other
-    processes.
+def shared_trial_config(work: Workspace) -> JobConfig:
+    """The configuration that the trainings of a search vary: without the search itself, and with absolute paths, as
+    they run in other processes.
     """
     mix = {
-        name: source.model_copy(update={"tars": absolute(source.tars)}) for name, source in work.config.data.mix.items()
+        name: source.model_copy(update={"tars": absolute_path(source.tars)})
+        for name, source in work.config.data.mix.items()
     }
     data = work.config.data.model_copy(update={"tars": work.tars, "mix": mix})
     update = {"storage": work.storage, "data": data, "ablate": AblateConfig(), "tune": TuneConfig()}
@@ -71,7 +72,7 @@ def metric_name(config: JobConfig) -> str:
     return "val accuracy" if config.model.task.selection_metric() == "accuracy" else "exp(-val loss)"
 
 
-def shared_metric(cells: Iterable[Cell[JobConfig]], setting: str) -> str:
+def shared_metric(cells: Iterable[GridCell[JobConfig]], setting: str) -> str:
     """The ``metric_name`` that all accepted cells share; there must be at least one.
 
     Args:
@@ -109,7 +110,7 @@ def train_one(config: JobConfig, context: SearchContext, trial_controller: Any =
         work = Workspace(config)
         work.keep_index_versions(context.versions)
         with (
-            train.exclusive(work) as index,
+            train.locked_run(work) as index,
             work.track(parent=context.parent) as tracker,
         ):
             fit(work, index, tracker, label=config.name, trial_controller=trial_controller)
@@ -126,11 +127,11 @@ def train_one(config: JobConfig, context: SearchContext, trial_controller: Any =
     return record(result)
 
 
-def publish(work: Workspace, tracker: Tracker, name: str, rows: list[Row], picture: Figure) -> Path:
+def publish_results(work: Workspace, tracker: Tracker, name: str, rows: list[Row], picture: Figure) -> Path:
     """Table and picture: on the terminal, in the search's folder and in its tracked run. Returns the picture's file."""
     folder = work.local_folder
     folder.mkdir(parents=True, exist_ok=True)
-    shown = markdown(rows)
+    shown = markdown_table(rows)
     (folder / f"{name}.md").write_text(shown + "\n", encoding="utf-8")
     (folder / f"{name}.csv").write_text(to_csv(rows), encoding="utf-8")
     file = folder / f"{name}.png"

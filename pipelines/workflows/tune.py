@@ -15,9 +15,16 @@ from pipelines.search.table import Row, tune_rows
 from pipelines.search.tuning import run_search
 from pipelines.train import run_folder
 from pipelines.workflows import training_data
-from pipelines.workflows.cluster import connected
+from pipelines.workflows.cluster import connected_to_cluster
 from pipelines.workflows.config import JobConfig
-from pipelines.workflows.trials import SearchContext, base, index_with_validation, publish, shared_metric, train_one
+from pipelines.workflows.trials import (
+    SearchContext,
+    index_with_validation,
+    publish_results,
+    shared_metric,
+    shared_trial_config,
+    train_one,
+)
 from pipelines.workflows.workspace import Workspace
 from vlmodel.config import ConfigError, dump
 
@@ -28,19 +35,19 @@ def run(work: Workspace) -> list[Row]:
     Raises:
         SearchError: trials failed; the others are finished and in the table.
     """
-    shared = base(work)
+    shared = shared_trial_config(work)
     # Whole choices and the ends of ranges: what these accept is left to the trials.
     ends = {key: values for key, d in work.config.tune.space.items() for values in d.values()}
     check_grid(shared, ends, "tune.space")
     metric = shared_metric(first_valid_cells(shared, ends, "tune.space", "model.task"), "tune.space")
     index, folder = index_with_validation(work), work.run_folder
     with (
-        run_folder.exclusive(work.run_folder),
-        connected(work.config.cluster),
+        run_folder.locked_run_folder(work.run_folder),
+        connected_to_cluster(work.config.cluster),
         work.track() as tracker,
     ):
-        tracker.log_params(dump(work.config), volatile=volatile_settings(work.config))
-        training_data.record(work, index, tracker)
+        tracker.log_params(dump(work.config), volatile=changeable_settings(work.config))
+        training_data.record_data(work, index, tracker)
         context = SearchContext(folder, tracker.run_id, work.index_versions())
         train = functools.partial(train_trial, shared, context)
         completed = run_search(
@@ -52,11 +59,14 @@ def run(work: Workspace) -> list[Row]:
             for trial in completed
         }
         rows = tune_rows(completed, records, metric)
-        publish(work, tracker, "tuning", rows, picture(work.config.tune, completed, records, metric))
+        publish_results(work, tracker, "tuning", rows, picture(work.config.tune, completed, records, metric))
         best = max(completed, key=lambda trial: records[trial.number].score or -1.0)
         if (score := records[best.number].score) is not None:
-            print(f"\nbest: trial {best.number + 1}, {metric} {score:.4f}\n{overrides(best.settings)}", flush=True)
-            tracker.log_text(overrides(best.settings) + "\n", "best.txt")
+            print(
+                f"\nbest: trial {best.number + 1}, {metric} {score:.4f}\n{command_line_overrides(best.settings)}",
+                flush=True,
+            )
+            tracker.log_text(command_line_overrides(best.settings) + "\n", "best.txt")
     if failed := [f"trial {n + 1}: {r.reason}" for n, r in records.items() if r.status == "failed"]:
         raise SearchError(
             f"{len(failed)} of {len(records)} trials failed; the same command tries them again:\n" + "\n".join(failed)
@@ -64,7 +74,7 @@ def run(work: Workspace) -> list[Row]:
     return rows
 
 
-def volatile_settings(config: JobConfig) -> tuple[str, ...]:
+def changeable_settings(config: JobConfig) -> tuple[str, ...]:
     """Settings that may change between two parts of a search: its space and the number of its samples may not."""
     return ("tune.concurrent", *(key for key in config.volatile() if key != "tune"))
 
@@ -86,6 +96,6 @@ def trial_name(config: JobConfig, number: int) -> str:
     return f"{config.name}-t{number + 1:03d}"
 
 
-def overrides(settings: Mapping[str, Any]) -> str:
+def command_line_overrides(settings: Mapping[str, Any]) -> str:
     """The settings as arguments for the command line of any job."""
     return " ".join(shlex.quote(f"{key}={format_value(value)}") for key, value in settings.items())

@@ -25,7 +25,7 @@ _STORE = "(knowledge)"
 
 
 class Workspace:
-    """What the workflows of one configuration work with.
+    """The storage, indexes, registry and tracking that the workflows of one configuration use.
 
     Args:
         config: the settings of the job.
@@ -41,9 +41,9 @@ class Workspace:
 
     def __init__(self, config: JobConfig) -> None:
         self.config = config
-        self.storage = _checked_storage(absolute(config.storage))
+        self.storage = _checked_storage(absolute_path(config.storage))
         self.run_folder = f"{self.storage}/{config.name}"
-        self.tars = absolute(config.data.tars)
+        self.tars = absolute_path(config.data.tars)
 
     def changed(self, **settings: Any) -> Workspace:
         """The workspace of the same configuration with other values of top-level settings; the registry is shared."""
@@ -97,7 +97,7 @@ class Workspace:
         Raises:
             DataError: there is no index, or that version no longer exists.
         """
-        folder = absolute(self.config.data.mix[name].tars) if name else self.tars
+        folder = absolute_path(self.config.data.mix[name].tars) if name else self.tars
         first = self.index_versions().get(name, "")
         if first and (newest := Index.newest(folder)) != first:
             print(
@@ -145,12 +145,12 @@ class Workspace:
         if not config.store:
             return None
         config = config.model_copy(
-            update={"store": absolute(config.store), "encoder": config.encoder and absolute(config.encoder)}
+            update={"store": absolute_path(config.store), "encoder": config.encoder and absolute_path(config.encoder)}
         )
         return FactSource.of(config, int(self.index_versions().get(_STORE, 0)))
 
 
-def absolute(folder: str) -> str:
+def absolute_path(folder: str) -> str:
     """A local folder as an absolute path, as workers have other working directories; a URI unchanged."""
     return folder if "://" in folder else str(Path(folder).absolute())
 

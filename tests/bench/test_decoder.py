@@ -24,7 +24,7 @@ from PIL import Image
 
 from pipelines.data.importers.flickr import Config as Flickr
 from pipelines.data.importing.importer import SourceSample
-from pipelines.data.stream.augment import AugmentConfig, augment
+from pipelines.data.stream.augment import AugmentConfig, augment_image
 from pipelines.data.texts.corpus import train_tokenizer
 from pipelines.train.optim import OptimizerConfig
 from pipelines.train.prefetcher import to_tensors
@@ -92,7 +92,7 @@ def trained(processor: VLProcessor, pixels: Pixels, records: Sequence[SourceSamp
     for epoch in range(EPOCHS):
         order = rng.permutation(len(records))[: steps * BATCH].reshape(steps, BATCH)
         for number, chosen in enumerate(order.tolist()):
-            changed = [augment(pixels[i], AUGMENT, rng) for i in chosen]
+            changed = [augment_image(pixels[i], AUGMENT, rng) for i in chosen]
             step(epoch * steps + number, [batch_of(processor, changed, [records[i] for i in chosen], device)], 1)
     return model.eval()
 

@@ -20,8 +20,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from pipelines.data.stream.augment import AugmentConfig
 from pipelines.data.stream.dataset import with_gpu_decoding
 from pipelines.data.stream.loader import MicroBatches
-from pipelines.data.stream.plan import Schedule
-from pipelines.data.stream.stream import StreamConfig, stream
+from pipelines.data.stream.plan import StepSchedule
+from pipelines.data.stream.stream import StreamConfig, stream_batches
 from pipelines.train.optim import OptimizerConfig
 from pipelines.train.prefetcher import DevicePrefetcher
 from pipelines.train.step import StepConfig, TrainStep
@@ -195,8 +195,8 @@ class Consumer:
         source: Any = self._data.source
         if config.decoding == "gpu":
             source = with_gpu_decoding(source, str(self._device))
-        parts = MicroBatches(source, Schedule(source.plan(shuffle=True), IMAGES, 1), 0, 1, 1, AugmentConfig())
-        feed = DevicePrefetcher(stream(parts, config), self._device)
+        parts = MicroBatches(source, StepSchedule(source.plan(shuffle=True), IMAGES, 1), 0, 1, 1, AugmentConfig())
+        feed = DevicePrefetcher(stream_batches(parts, config), self._device)
         next(feed)
         begun, done = time.perf_counter(), sum(len(arrays["row_B"]) for arrays, _ in feed)
         torch.cuda.synchronize()

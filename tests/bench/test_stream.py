@@ -36,8 +36,8 @@ from pipelines.data.stream.augment import AugmentConfig
 from pipelines.data.stream.dataset import Source, with_pixel_cache
 from pipelines.data.stream.loader import MicroBatches
 from pipelines.data.stream.pixel_cache import PixelCacheConfig
-from pipelines.data.stream.plan import Schedule
-from pipelines.data.stream.stream import StreamConfig, stream
+from pipelines.data.stream.plan import StepSchedule
+from pipelines.data.stream.stream import StreamConfig, stream_batches
 from pipelines.train.prefetcher import to_tensors
 from tests.bench.conftest import Figure
 from tests.bench.photographs import Data, write
@@ -91,9 +91,9 @@ def batches(
 ) -> Generator[dict[str, Any]]:
     """Ours: exact order, checked bytes, cursor."""
     source = source or data.source
-    parts = MicroBatches(source, Schedule(source.plan(shuffle=True), BATCH, 1), 0, 1, 1, AugmentConfig())
+    parts = MicroBatches(source, StepSchedule(source.plan(shuffle=True), BATCH, 1), 0, 1, 1, AugmentConfig())
     normalise = Normalise()
-    for arrays in stream(parts, config, start=start):
+    for arrays in stream_batches(parts, config, start=start):
         tensors = to_tensors(arrays, torch.device("cpu"))
         tensors["image.pixels_BHWC"] = normalise(tensors["image.pixels_BHWC"])
         yield tensors

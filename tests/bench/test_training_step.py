@@ -23,11 +23,11 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from pipelines.data.stream.loader import MicroBatches, model_inputs
-from pipelines.data.stream.plan import Schedule
+from pipelines.data.stream.plan import StepSchedule
 from pipelines.train.optim import OptimizerConfig
 from pipelines.train.step import StepConfig, TrainStep
 from pipelines.workflows import import_data, index, train
-from pipelines.workflows.cluster import connected
+from pipelines.workflows.cluster import connected_to_cluster
 from pipelines.workflows.config import JobConfig
 from pipelines.workflows.workspace import Workspace
 from tests.bench.conftest import Figure
@@ -107,7 +107,7 @@ def ray_step_s(config: JobConfig) -> tuple[float, float]:
 
 def test_training_step(tmp_path: Path, figure: Figure, unused_port: int) -> None:
     config = settings(tmp_path, "round-0")
-    with connected(config.cluster):
+    with connected_to_cluster(config.cluster):
         work = Workspace(config)
         import_data.run(work)
         index.run(work)
@@ -119,7 +119,7 @@ def test_training_step(tmp_path: Path, figure: Figure, unused_port: int) -> None
             waits.append(wait)
             processor = str(tmp_path / "runs" / f"round-{number}" / "processor")
             source = work.source(work.newest_index(), "train", processor)
-            schedule = Schedule(source.plan(seed=0, shuffle=True), config.train.batch, 1)
+            schedule = StepSchedule(source.plan(seed=0, shuffle=True), config.train.batch, 1)
             parts = MicroBatches(source, schedule, 0, WORKERS, 1, config.train.augment)
             for kind in ("step", "bare"):
                 port = unused_port + 2 * number + (kind == "step")

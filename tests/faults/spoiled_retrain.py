@@ -12,15 +12,15 @@ import sys
 from collections.abc import Callable
 
 from jobs.job import main
-from pipelines.retrain.ledger import Cycle, Facts
+from pipelines.retrain.ledger import Facts, RetrainCycle
 from pipelines.tracking.address import TrackingError
 from pipelines.tracking.tracker import Tracker
 from pipelines.workflows import retrain_steps
 from pipelines.workflows.workspace import Workspace
 
 
-def dying(step: Callable[[Workspace, Cycle], Facts]) -> Callable[[Workspace, Cycle], Facts]:
-    def run(work: Workspace, cycle: Cycle) -> Facts:
+def dying(step: Callable[[Workspace, RetrainCycle], Facts]) -> Callable[[Workspace, RetrainCycle], Facts]:
+    def run(work: Workspace, cycle: RetrainCycle) -> Facts:
         step(work, cycle)
         os.killpg(0, signal.SIGKILL)
         raise AssertionError("a killed process goes on")
@@ -30,7 +30,7 @@ def dying(step: Callable[[Workspace, Cycle], Facts]) -> Callable[[Workspace, Cyc
 
 def spoil(step: str, how: str) -> None:
     if how == "dies":
-        setattr(retrain_steps, step, dying(getattr(retrain_steps, step)))
+        retrain_steps.STEP_FUNCTIONS[step] = dying(retrain_steps.STEP_FUNCTIONS[step])
         return
 
     def fail(*_: object) -> None:

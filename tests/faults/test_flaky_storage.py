@@ -17,8 +17,8 @@ from pipelines.data.index.config import IndexConfig
 from pipelines.data.stream.augment import AugmentConfig
 from pipelines.data.stream.dataset import Source
 from pipelines.data.stream.loader import MicroBatches
-from pipelines.data.stream.plan import Schedule
-from pipelines.data.stream.stream import StreamConfig, stream
+from pipelines.data.stream.plan import StepSchedule
+from pipelines.data.stream.stream import StreamConfig, stream_batches
 from pipelines.data.tars.shards import ShardWriter
 from pipelines.data.texts.corpus import train_tokenizer
 from tests.faults.flaky import PROTOCOL, register
@@ -61,10 +61,10 @@ def test_what_is_delivered_is_the_index(tmp_path: Path, flaky_cluster: None) -> 
     processor.save_pretrained(tmp_path / "processor")
     plain = Source(str(folder), expected.hash, "train", str(tmp_path / "processor"))
     over_a_bad_line = replace(plain, tars=f"{PROTOCOL}://{folder}")
-    schedule = Schedule(plain.plan(shuffle=True), batch=16, epochs=1)
+    schedule = StepSchedule(plain.plan(shuffle=True), batch=16, epochs=1)
     seen: Counter[tuple[int, int]] = Counter()
     parts = [MicroBatches(source, schedule, 0, 1, 1, AugmentConfig()) for source in (plain, over_a_bad_line)]
-    delivered = stream(parts[1], StreamConfig(tasks=2))
+    delivered = stream_batches(parts[1], StreamConfig(tasks=2))
     for number, arrays in enumerate(delivered):
         seen.update(zip(arrays["shard_B"].tolist(), arrays["row_B"].tolist(), strict=True))
         for name, array in parts[0][number].items():

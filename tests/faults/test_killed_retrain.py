@@ -20,9 +20,9 @@ import pytest
 
 from pipelines.registry.registry import Registry
 from pipelines.registry.versions import PREVIOUS, PROMOTION_TAG
-from pipelines.retrain.ledger import STEPS, Ledger
+from pipelines.retrain.ledger import STEPS, RetrainLedger
 from pipelines.serve.client import Client
-from pipelines.tracking.store import connect
+from pipelines.tracking.store import connect_to_store
 from pipelines.train import checkpoint
 from pipelines.workflows.config import JobConfig
 from tests.faults.clusters import Cluster, cluster, free_port
@@ -60,7 +60,7 @@ class Retraining:
         self.config = load(JobConfig, ROOT / "jobs/configs/demo.toml", self.overrides)
         self.folder, self.head = folder, head
         self.incoming = folder / "data" / "incoming"
-        self.ledger = Ledger(folder / "runs" / "_retrain" / self.config.name)
+        self.ledger = RetrainLedger(folder / "runs" / "_retrain" / self.config.name)
 
     @property
     def registry(self) -> Registry:
@@ -79,7 +79,7 @@ class Retraining:
 
     def promotions(self) -> dict[str, bool]:
         """All registered versions, and whether each has been made the champion."""
-        client = connect(f"sqlite:///{self.folder}/runs/mlflow.db")
+        client = connect_to_store(f"sqlite:///{self.folder}/runs/mlflow.db")
         found = client.search_model_versions(f"name = '{self.config.tracking.model_name}'")
         return {str(version.version): PROMOTION_TAG in version.tags for version in found}
 
@@ -123,7 +123,7 @@ class Retraining:
     def done(self) -> str:
         """The last step of the unfinished cycle that is recorded."""
         unfinished = self.ledger.unfinished()
-        return unfinished.done if unfinished else ""
+        return unfinished.last_step if unfinished else ""
 
     def consumed(self) -> Counter[str]:
         return Counter(tar.name for cycle in self.ledger.committed() for tar in cycle.tars)
@@ -176,7 +176,7 @@ def test_a_retraining_that_is_killed_at_every_boundary_happens_once(retraining: 
     retraining.finish(window)
 
     (cycle,) = retraining.ledger.cycles()
-    assert cycle.committed
+    assert cycle.is_committed
     assert retraining.consumed() == {"a.tar": 1, "b.tar": 1}
     assert cycle.records["trained"]["version"] == retraining.champion == retraining.served == "2"
     # Of three trainings that were begun or done again there is one version, and it was promoted once, over the first.

@@ -19,8 +19,8 @@ from pipelines.data.stream import dataset
 from pipelines.data.stream.augment import AugmentConfig
 from pipelines.data.stream.dataset import Source
 from pipelines.data.stream.loader import MicroBatches
-from pipelines.data.stream.plan import Schedule
-from pipelines.data.stream.stream import StreamConfig, stream
+from pipelines.data.stream.plan import StepSchedule
+from pipelines.data.stream.stream import StreamConfig, stream_batches
 from pipelines.data.tars.reader import ShardReader
 from pipelines.data.tars.shards import ShardWriter
 from pipelines.data.texts.corpus import train_tokenizer
@@ -63,7 +63,7 @@ def write(folder: Path, first: int, count: int) -> list[Path]:
 
 
 def parts(source: Source) -> MicroBatches:
-    return MicroBatches(source, Schedule(source.plan(shuffle=True), 16, 1), 0, 1, 1, AugmentConfig())
+    return MicroBatches(source, StepSchedule(source.plan(shuffle=True), 16, 1), 0, 1, 1, AugmentConfig())
 
 
 def test_from_tars_to_batches(tmp_path: Path, store: S3Store) -> None:
@@ -87,7 +87,7 @@ def test_from_tars_to_batches(tmp_path: Path, store: S3Store) -> None:
     sources = [Source(tars, index.hash, "train", str(tmp_path / "processor")) for tars in (TARS, str(local))]
     remote, plain = map(parts, sources)
     met = store.faults.seen.total()
-    delivered = list(stream(remote, StreamConfig()))
+    delivered = list(stream_batches(remote, StreamConfig()))
     assert len(delivered) == len(plain) == SAMPLES // 16
     for number, arrays in enumerate(delivered):
         for name, array in plain[number].items():

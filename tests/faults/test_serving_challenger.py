@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.records.comparisons import Comparison, read
+from pipelines.records.comparisons import Comparison, read_comparisons
 from pipelines.registry.config import GateConfig, LiveConfig
 from pipelines.registry.gate.live import live_checks
 from pipelines.serve.challenger import deployment as challenger_deployment
@@ -81,7 +81,7 @@ def test_dead_or_hung_challenger_loses_no_answer(tmp_path: Path, mode: str) -> N
     finally:
         deploy.stop()
 
-    compared = [comparison for comparison in read(str(records)) if isinstance(comparison, Comparison)]
+    compared = [comparison for comparison in read_comparisons(str(records)) if isinstance(comparison, Comparison)]
     assert {(comparison.champion.version, comparison.challenger.version) for comparison in compared} == {("1", "2")}
     failures = [comparison.challenger.error for comparison in compared if comparison.challenger.error]
     assert failures, "that it died and hung is on record"
@@ -109,7 +109,7 @@ def killed_ns(killed: float) -> int:
 
 def answered_after(records: Path, since_ns: int) -> bool:
     """Whether the challenger that came back has answered."""
-    comparisons = (comparison for comparison in read(str(records)) if isinstance(comparison, Comparison))
+    comparisons = (comparison for comparison in read_comparisons(str(records)) if isinstance(comparison, Comparison))
     return any(comparison.time_ns > since_ns + 10**9 and not comparison.challenger.error for comparison in comparisons)
 
 

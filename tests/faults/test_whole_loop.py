@@ -22,7 +22,7 @@ from scipy import stats
 from pipelines.data.importers import easy_vqa
 from pipelines.data.importing.importer import SourceSample
 from pipelines.registry.registry import Registry
-from pipelines.retrain.ledger import STEPS, Ledger
+from pipelines.retrain.ledger import STEPS, RetrainLedger
 from pipelines.workflows.config import JobConfig
 from tests.faults.clusters import Cluster, cluster, free_port
 from tests.faults.load import Answer, open_loop, question_about
@@ -81,7 +81,7 @@ def import_tars(head: Cluster, source: Path, folder: Path) -> tuple[Path, list[P
     return data, tars[TARS // 2 :]
 
 
-def follow(head: Cluster, ledger: Ledger, submission: str) -> dict[str, float]:
+def follow(head: Cluster, ledger: RetrainLedger, submission: str) -> dict[str, float]:
     """Wait for the end of the cycle. Returns when each record was written, in seconds of the monotonic clock."""
     written: dict[str, float] = {}
     asked = time.monotonic()
@@ -143,7 +143,7 @@ def test_new_tars_become_better_answers_and_no_request_fails(
     ]  # fmt: skip
     config = load(JobConfig, ROOT / "jobs/configs/easy_vqa.toml", settings[2:])
     registry = Registry.open(config.tracking, config.storage, config.registry)
-    ledger = Ledger(tmp_path / "runs" / "_retrain" / config.name)
+    ledger = RetrainLedger(tmp_path / "runs" / "_retrain" / config.name)
     with cluster(tmp_path) as head:
         data, new = import_tars(head, source, tmp_path)
         for job in ("index", "train", "promote", "serve"):

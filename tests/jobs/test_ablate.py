@@ -48,9 +48,9 @@ def pretended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pretended:
     these = Pretended(tmp_path)
     index: Any = SimpleNamespace(counts=lambda: {"val": 1}, hash="h", quarantine_counts=dict)
     monkeypatch.setattr(Workspace, "track", lambda *_, **__: NullTracker())
-    monkeypatch.setattr(ablate, "connected", lambda _: contextlib.nullcontext(True))
+    monkeypatch.setattr(ablate, "connected_to_cluster", lambda _: contextlib.nullcontext(True))
     monkeypatch.setattr(train, "open_index", lambda _: index)
-    monkeypatch.setattr(train, "open_checked", lambda _: index)
+    monkeypatch.setattr(train, "open_checked_index", lambda _: index)
     monkeypatch.setattr(trials, "fit", these.fit)
     monkeypatch.setattr(
         trials, "result_of_run", lambda run, *_: TrainingResult("finished", score=0.5, epochs=1, parameters=9)

@@ -19,8 +19,8 @@ from pipelines.data.stream.mixture import MixedSource
 from pipelines.data.tars.inputs import PAIRS
 from pipelines.data.tars.shards import ShardWriter
 from pipelines.errors import DataError
-from pipelines.retrain.ledger import STEPS, Cycle, Facts
-from pipelines.tracking.store import connect
+from pipelines.retrain.ledger import STEPS, Facts, RetrainCycle
+from pipelines.tracking.store import connect_to_store
 from pipelines.workflows import import_data, index, promote, retrain, retrain_steps, train
 from pipelines.workflows.config import JobConfig
 from pipelines.workflows.workspace import Workspace
@@ -84,7 +84,7 @@ def test_what_a_source_holds_stays_so_in_a_cycle(tmp_path: Path, ray_local: None
     mix = [f"data.mix.pairs.tars={tmp_path}/pairs", f"data.mix.said={{tars='{tmp_path}/said', inputs='text'}}"]
     work = workspace(tmp_path, *mix, f"data.tars={tmp_path}/pairs")
     judged, new = (Index.open(str(tmp_path / name)) for name in ("pairs", "new"))
-    found = retrain_steps._choose_training_mix(work, judged, Cycle(MONDAY, {}), new)
+    found = retrain_steps._choose_training_mix(work, judged, RetrainCycle(MONDAY, {}), new)
     assert {name: MixedSource(**source).inputs for name, source in found.items()} == {
         f"cycle-{MONDAY}": PAIRS, "pairs": PAIRS, "said": ("text",),
     }  # fmt: skip
@@ -110,17 +110,17 @@ def test_cycles_from_incoming_tars_to_a_decision(folder: Path, monkeypatch: pyte
     (incoming / "copy-of-old.tar").write_bytes((folder / "data" / "train-000000.tar").read_bytes())
 
     # Killed when the training is done and not yet recorded; another process then looks in and continues.
-    def killed(work: Workspace, cycle: Cycle) -> Facts:
+    def killed(work: Workspace, cycle: RetrainCycle) -> Facts:
         really_train(work, cycle)
         raise KeyboardInterrupt
 
-    really_train = retrain_steps.trained
-    monkeypatch.setattr(retrain_steps, "trained", killed)
+    really_train = retrain_steps.train_candidate
+    monkeypatch.setitem(retrain_steps.STEP_FUNCTIONS, "trained", killed)
     with pytest.raises(KeyboardInterrupt):
         retrain.run(workspace(folder))
-    assert retrain_steps.ledger(workspace(folder)).unfinished().done == "checked"
+    assert retrain_steps.open_ledger(workspace(folder)).unfinished().last_step == "checked"
     monkeypatch.undo()
-    with retrain_steps.ledger(workspace(folder)).locked():
+    with retrain_steps.open_ledger(workspace(folder)).locked():
         assert retrain.run(workspace(folder)) is None
     (cycle,) = retrain.run(workspace(folder)).finished
 
@@ -133,7 +133,7 @@ def test_cycles_from_incoming_tars_to_a_decision(folder: Path, monkeypatch: pyte
         "old": {"tars": str(folder / "data"), "inputs": ["image", "text"], "weight": 0.5},
     }
     # The training that was killed after its end was not done again: there are two versions and two runs.
-    client = connect(f"sqlite:///{runs}/mlflow.db")
+    client = connect_to_store(f"sqlite:///{runs}/mlflow.db")
     assert sorted(int(v.version) for v in client.search_model_versions("name = 'vlmodel'")) == [1, 2]
     for where, rows in (("hold_out", 48), ("new", 2 * checked["counts"]["val"])):
         one, other = evaluated["candidate"][where][""], evaluated["champion"][where][""]

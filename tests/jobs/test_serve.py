@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from pipelines.registry.errors import RegistryError
-from pipelines.retrain.ledger import Cycle
+from pipelines.retrain.ledger import RetrainCycle
 from pipelines.serve.config import ServeConfig
 from pipelines.serve.deployment import deploy
 from pipelines.workflows import retrain_steps, serve
@@ -68,10 +68,10 @@ def test_a_cycle_whose_candidate_was_promoted_serves_it_alone(
     service = Service(tmp_path, challenger={"mode": "shadow"})
     service.promote(service.register(seed=1))
     monkeypatch.setattr(deploy, "is_running", lambda: True)
-    cycle = Cycle("1", {"gated": {"promoted": True}})
-    assert retrain_steps.swapped(Workspace(service.config), cycle)["swapped"]
+    cycle = RetrainCycle("1", {"gated": {"promoted": True}})
+    assert retrain_steps.update_service(Workspace(service.config), cycle)["swapped"]
     service.registry.set_challenger(service.register(seed=2), is_usable=True)
-    retrain_steps.swapped(Workspace(service.config), cycle)
+    retrain_steps.update_service(Workspace(service.config), cycle)
     assert [one["mode"] for one in deployed] == ["off", "shadow"]
 
 

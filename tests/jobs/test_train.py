@@ -24,8 +24,8 @@ Begun = Callable[..., Workspace]
 @pytest.fixture
 def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Begun:
     """The workspace of a configuration with these overrides, on data whose index has the hash ``abc``."""
-    monkeypatch.setattr(train, "open_checked", lambda _: None)
-    monkeypatch.setattr(training_data, "facts", lambda *_: {"hash": "abc"})
+    monkeypatch.setattr(train, "open_checked_index", lambda _: None)
+    monkeypatch.setattr(training_data, "describe_data", lambda *_: {"hash": "abc"})
 
     def make(*overrides: str) -> Workspace:
         return Workspace(load(JobConfig, None, [f"storage={tmp_path / 'runs'}", "name=base", *overrides]))
@@ -37,12 +37,14 @@ def store_checkpoint(of: Workspace, tmp_path: Path, step: int, **state: Any) -> 
     local = tmp_path / f"local-{step}"
     local.mkdir(exist_ok=True)
     history = [{"step": 4.0, "epoch": 1.0, "train/loss": 0.5, "val/accuracy": 0.75}]
-    checkpoint.write(local, {}, {"step": step, "history": history, "config": dump(of.config), "data": "abc", **state})
-    checkpoint.upload(local, Folder(of.run_folder).child(checkpoint.folder_name(step)))
+    checkpoint.write_checkpoint_state(
+        local, {}, {"step": step, "history": history, "config": dump(of.config), "data": "abc", **state}
+    )
+    checkpoint.upload_checkpoint(local, Folder(of.run_folder).child(checkpoint.folder_name(step)))
 
 
 def claim(work: Workspace) -> None:
-    with train.exclusive(work):
+    with train.locked_run(work):
         pass
 
 
@@ -70,7 +72,7 @@ def test_a_checkpoint_counts_for_more_than_the_note_beside_it(config: Begun, tmp
 
 def test_other_data_are_refused(config: Begun, monkeypatch: pytest.MonkeyPatch) -> None:
     claim(config())
-    monkeypatch.setattr(training_data, "facts", lambda *_: {"hash": "def"})
+    monkeypatch.setattr(training_data, "describe_data", lambda *_: {"hash": "def"})
     with pytest.raises(ConfigError, match=r"data \(hash of the index\): abc -> def"):
         claim(config())
 
@@ -126,12 +128,15 @@ def test_runs_of_one_name_in_two_buckets_share_no_local_folder(config: Begun) ->
 
 
 def test_what_comes_after_training_can_be_repeated() -> None:
-    with pytest.raises(TrackingError, match=r"gone\. The training is done .* the same command"), fit.repeatable():
+    with (
+        pytest.raises(TrackingError, match=r"gone\. The training is done .* the same command"),
+        fit.explain_tracking_errors(),
+    ):
         raise TrackingError("gone.")
 
 
 def test_a_second_training_of_a_name_is_refused(config: Begun) -> None:
-    with train.exclusive(config()), pytest.raises(RunInUseError, match=r"the run in .*base is under way: process"):
+    with train.locked_run(config()), pytest.raises(RunInUseError, match=r"the run in .*base is under way: process"):
         claim(config())
 
 

@@ -25,7 +25,7 @@ Job = Callable[..., subprocess.CompletedProcess[str]]
 
 def test_the_best_settings_are_valid_overrides() -> None:
     settings = {"model.fusion.kind": "concat", "train.optimizer.head_lr": 1.5e-05, "train.optimizer.betas": [0.9, 0.95]}
-    config = load(JobConfig, None, shlex.split(tune.overrides(settings)))
+    config = load(JobConfig, None, shlex.split(tune.command_line_overrides(settings)))
     assert config.model.fusion.kind == "concat"
     assert config.train.optimizer.head_lr == 1.5e-05
     assert config.train.optimizer.betas == [0.9, 0.95]
@@ -64,7 +64,7 @@ def test_a_wrong_space_is_refused_before_anything_runs(
 
 
 def test_a_search_that_continues_keeps_its_space() -> None:
-    volatile = tune.volatile_settings(JobConfig())
+    volatile = tune.changeable_settings(JobConfig())
     fixed = ("tune.space", "tune.samples", "train.epochs", "model")
     assert not [key for key in fixed for may in volatile if f"{key}.".startswith(f"{may}.")]
     assert "tune.concurrent" in volatile

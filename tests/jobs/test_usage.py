@@ -343,7 +343,7 @@ def test_a_run_that_another_job_trains_is_refused_before_the_work(
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     arguments = [f"serve.port={port}", f"storage={tmp_path}", "name=mine", f"data.tars={tmp_path / 'tars'}"]
-    with run_folder.exclusive(f"{tmp_path}/mine"):
+    with run_folder.locked_run_folder(f"{tmp_path}/mine"):
         assert main("pipeline", arguments) == 1
     shown = capsys.readouterr().err
     assert re.search(rf"mine is under way: process {os.getpid()} on \S+ since .* writes there; wait until", shown)

@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 
 from pipelines.tracking.address import TrackingConfig
-from pipelines.tracking.store import connect
+from pipelines.tracking.store import connect_to_store
 
 
 @pytest.fixture(scope="session")
 def empty_tracking_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
     file = tmp_path_factory.mktemp("template") / "mlflow.db"
-    connect(f"sqlite:///{file}")
+    connect_to_store(f"sqlite:///{file}")
     return file
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from pipelines.errors import printable
+from pipelines.errors import escape_unprintable
 
 
 @pytest.mark.parametrize(
@@ -18,6 +18,6 @@ from pipelines.errors import printable
     ],
 )
 def test_what_is_not_printable_is_escaped(text: str, shown: str) -> None:
-    assert printable(text) == shown
+    assert escape_unprintable(text) == shown
     assert shown.isprintable()
     shown.encode()

@@ -39,7 +39,7 @@ class _ImageTextPairs:
     counted_M: Tensor
     unpaired_A: Tensor | None = None
 
-    def gathered(self) -> _ImageTextPairs:
+    def gather_from_processes(self) -> _ImageTextPairs:
         """The pairs of all processes."""
         counts = all_gather_counts([len(self.image_AD), len(self.text_MD)])
         images, texts = ([of_rank[i] for of_rank in counts] for i in (0, 1))
@@ -121,7 +121,7 @@ class ContrastiveDecoder(parts.Decoder):
             weights_N > 0,
             unpaired_image_mask_B,
         )
-        candidates = own.gathered() if gathers else own
+        candidates = own.gather_from_processes() if gathers else own
         if self.training:
             # Clamped in the forward pass instead, a scale above the limit would get no gradient.
             with torch.no_grad():

@@ -48,7 +48,7 @@ class ConcatFusion(parts.Fusion):
         )
 
     def forward(self, streams: Streams, *, pooled_only: bool = False, output_attention: bool = False) -> FusedStream:
-        complete = self.adapters.complete(streams).values()
+        complete = self.adapters.add_missing_streams(streams).values()
         present_B1 = torch.stack([tokens.mask_BT for tokens in complete]).any(0)
         fused_BD = self.mlp(torch.cat([tokens.pooled_BD for tokens in complete], dim=-1))
         return FusedStream(Tokens(fused_BD.unsqueeze(1), present_B1, fused_BD), {}, keeps_sequence=False)

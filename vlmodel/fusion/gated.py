@@ -51,7 +51,7 @@ class GatedFusion(parts.Fusion):
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, streams: Streams, *, pooled_only: bool = False, output_attention: bool = False) -> FusedStream:
-        complete = self.adapters.complete(streams).values()
+        complete = self.adapters.add_missing_streams(streams).values()
         present_B1 = torch.stack([tokens.mask_BT for tokens in complete]).any(0)
         # Each stream has one token, its pooled vector, so T is the number of streams.
         x_BTD = torch.cat([tokens.x_BTD for tokens in complete], dim=1)

@@ -47,7 +47,7 @@ class InteractiveFusion(parts.Fusion):
         self.combine = nn.Linear(len(widths) * config.width, config.width)
 
     def forward(self, streams: Streams, *, pooled_only: bool = False, output_attention: bool = False) -> FusedStream:
-        complete = self.adapters.complete(streams)
+        complete = self.adapters.add_missing_streams(streams)
         x = {name: tokens.x_BTD for name, tokens in complete.items()}
         mask = {name: tokens.mask_BT for name, tokens in complete.items()}
         spans = {name: span for name, span in stream_spans(x).items() if name in streams}

@@ -49,7 +49,7 @@ class TransformerFusion(parts.Fusion):
         self.mix = nn.Linear(config.width, 1, bias=False) if config.pooling == "attention" else None
 
     def forward(self, streams: Streams, *, pooled_only: bool = False, output_attention: bool = False) -> FusedStream:
-        complete = self.adapters.complete(streams)
+        complete = self.adapters.add_missing_streams(streams)
         spans = stream_spans({name: tokens.x_BTD for name, tokens in complete.items()})
         x_BTD = torch.cat([tokens.x_BTD for tokens in complete.values()], dim=1)
         mask_BT = torch.cat([tokens.mask_BT for tokens in complete.values()], dim=1)

@@ -75,12 +75,12 @@ class OpenedImage(NamedTuple):
         value = self.image.getexif().get(ORIENTATION, 1)  # Pillow's name for the container's own property
         return value if value in range(1, 9) else 1
 
-    def draft(self, side: int) -> None:
+    def decode_at_reduced_size(self, side: int) -> None:
         """Decode a JPEG at a part of its size, if that is enough for a square of this side."""
         if self.header.format == "jpeg":
             self.image.draft(None, (DRAFT_FACTOR * side, DRAFT_FACTOR * side))
 
-    def upright(self) -> Image.Image:
+    def decode_upright(self) -> Image.Image:
         """The decoded image as RGB, upright, on white where it is transparent."""
         rgb = _to_rgb(self.image)
         if self._exif_orientation == 1:

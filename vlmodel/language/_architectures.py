@@ -16,7 +16,7 @@ from vlmodel.config import ConfigError
 
 @dataclass(frozen=True)
 class EncoderArchitecture:
-    """What the settings of an architecture do not tell.
+    """The facts about an architecture that its settings do not tell.
 
     Attributes:
         layers: path of its list of layers; "" if one layer is repeated.

@@ -24,7 +24,7 @@ class AnswerPrior:
 
     @classmethod
     def learn(cls, pairs: Iterable[tuple[str, str]], normalizer: Normalizer = "none") -> AnswerPrior:
-        """From (question, answer) pairs. Of equally frequent answers the alphabetically first counts.
+        """Learn from (question, answer) pairs. Of equally frequent answers the alphabetically first counts.
 
         Args:
             normalizer: answers with the same normal form are one answer, in its most frequent spelling.
@@ -50,7 +50,7 @@ class AnswerPrior:
         return [self.by_question.get(question, self.majority) for question in questions]
 
     def to_tree(self) -> dict[str, Any]:
-        """As plain values. Questions with the majority's answer need no entry."""
+        """The baseline as plain values. Questions with the majority's answer need no entry."""
         others = {question: answer for question, answer in self.by_question.items() if answer != self.majority}
         return {"majority": self.majority, "by_question": others}
 

@@ -65,7 +65,7 @@ def retrieval_ranks(image_BD: Tensor, text_ND: Tensor, text_image_N: Tensor) -> 
 
 
 def _ranks_of_images(image_BD: Tensor, text_ND: Tensor, text_image_N: Tensor) -> Tensor:
-    """For each text the rank of its image, from 1."""
+    """Rank the image of each text among all images, from 1."""
     rows, ranks = max(1, _BLOCK // len(image_BD)), []
     for text_nD, image_n in zip(text_ND.split(rows), text_image_N.split(rows), strict=True):
         similarity_nB = text_nD @ image_BD.T

@@ -216,7 +216,7 @@ def to_attention_map(prediction: Prediction) -> AttentionMap | None:
 
 
 def clip_probability(value: float) -> float:
-    """Without rounding errors beyond 0 and 1."""
+    """Clip a probability to 0 and 1, which rounding errors may exceed."""
     return min(1.0, max(0.0, float(value)))
 
 

@@ -74,7 +74,7 @@ class Embeddings:
 
     @property
     def vectors(self) -> NDArray[np.float32]:
-        """All of them."""
+        """The vectors of the image and of all texts."""
         return self.text_ND if self.image_D is None else np.concatenate([self.image_D[None], self.text_ND])
 
 

@@ -77,7 +77,7 @@ class QuestionTask(Task):
         classes = {normal_form(label, normalizer) for label in labels}
         if unknown := sum(bool(labels) and form not in classes for form in forms):
             notes.append(f"{unknown} right answers are outside the model's vocabulary and count as wrong")
-        return compared.judgement("questions", "accuracy", metrics, notes, accuracy_by_answer(forms, right))
+        return compared.to_judgement("questions", "accuracy", metrics, notes, accuracy_by_answer(forms, right))
 
     def _metrics(self, answered: AnsweredRows, annotated: bool, by: Normalizer) -> Metrics:
         from vlmodel.metrics.answers import vqa_accuracy

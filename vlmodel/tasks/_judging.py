@@ -31,7 +31,7 @@ class BaselineComparisons:
         return self._scores_of(self.answered)
 
     def add(self, name: str, description: str, predicted: Sequence[str], metrics: Metrics | None = None) -> None:
-        """A baseline's answers to all rows."""
+        """Add a baseline that answers all rows."""
         given = self.answered.with_answers(predicted)
         metrics = self._metrics_of(given) if metrics is None else metrics
         self.baselines.append(BaselineScores(name, description, metrics, self._scores_of(given), self.scores))
@@ -57,7 +57,7 @@ class BaselineComparisons:
             )
         )
 
-    def judgement(
+    def to_judgement(
         self,
         unit: str,
         metric: str,

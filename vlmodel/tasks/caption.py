@@ -95,7 +95,7 @@ class Config(GenerationTask):
         compared.add("constant_caption", "one caption for all images", [constant] * len(captioned))
         compared.add_shuffled()
         notes = [f'constant caption: "{constant}"', f"{len(set(captioned.predicted))} different captions"]
-        return compared.judgement("images", "cider", metrics_of(captioned), notes)
+        return compared.to_judgement("images", "cider", metrics_of(captioned), notes)
 
     def examples(self, answered: AnsweredRows, normalizer: Normalizer) -> list[ExampleAnswer]:
         return example_answers(answered, lambda target, best: None, titled=False)

@@ -110,7 +110,7 @@ class Config(ClassificationTask):
         forms = [normal_form(target, normalizer) for target in targets]
         if unknown := sum(bool(labels) and form not in classes for form in forms):
             notes.append(f"{unknown} samples are of classes that the model does not know, and count as wrong")
-        return compared.judgement("samples", "accuracy", metrics, notes, accuracy_by_answer(forms, right))
+        return compared.to_judgement("samples", "accuracy", metrics, notes, accuracy_by_answer(forms, right))
 
     def examples(self, answered: AnsweredRows, normalizer: Normalizer) -> list[ExampleAnswer]:
         return example_answers(

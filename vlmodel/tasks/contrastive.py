@@ -158,7 +158,7 @@ class Config(Task):
         return Judgement("captions", len(answered), "mean_recall", metrics, scores, [chance])
 
     def examples(self, answered: AnsweredRows, normalizer: Normalizer) -> list[ExampleAnswer]:
-        """For each image the nearest of the first captions; right if it is one of the image's."""
+        """Show for each image the nearest of the first captions; right if it is one of the image's."""
         some = answered.take(range(min(len(answered), _MAX_CAPTIONS)))
         first_B = _rows_with_image_embedding(some)
         image_BD = np.stack([some.image_embedding[row] for row in first_B])

@@ -108,7 +108,7 @@ class Config(ClassificationTask):
             "another image of their batch: raise predict.batch above 1, or choose a split with more images"
         )
         metric = "balanced_accuracy" if both else "accuracy"
-        return compared.judgement("pairs", metric, metrics, [] if both else [one_class])
+        return compared.to_judgement("pairs", metric, metrics, [] if both else [one_class])
 
     def examples(self, answered: AnsweredRows, normalizer: Normalizer) -> list[ExampleAnswer]:
         return example_answers(answered, lambda target, best: is_match(target) == (best == MATCH))

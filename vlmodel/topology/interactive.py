@@ -54,7 +54,7 @@ class InteractiveStreams(parts.Topology):
         self, streams: Streams, rows: Rows, *, pooled_only: bool = False, output_attention: bool = False
     ) -> FusedStream:
         adapted = {name: self.adapters.adapt(name, tokens) for name, tokens in streams.items()}
-        complete = self.adapters.complete(adapted, rows)
+        complete = self.adapters.add_missing_streams(adapted, rows)
         x = {name: tokens.x_BTD for name, tokens in complete.items()}
         mask = {name: tokens.mask_BT for name, tokens in complete.items()}
         attention: list[Tensor] = []

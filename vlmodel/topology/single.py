@@ -56,7 +56,7 @@ class SingleStream(parts.Topology):
         adapted = {name: self.adapters.adapt(name, tokens) for name, tokens in streams.items()}
         for name, index_N in rows.items():
             adapted[name] = adapted[name].select(index_N)
-        complete = self.adapters.complete(adapted)
+        complete = self.adapters.add_missing_streams(adapted)
         x_BTD = torch.cat([tokens.x_BTD for tokens in complete.values()], dim=1)
         mask_BT = torch.cat([tokens.mask_BT for tokens in complete.values()], dim=1)
         attention: list[Tensor] = []

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 
-def consensus(answers: Sequence[str], preferred: str | None = None) -> str | None:
+def consensus_answer(answers: Sequence[str], preferred: str | None = None) -> str | None:
     """The most common answer; among equals ``preferred`` if it is one of them, else the one given first.
 
     None where nobody answered.

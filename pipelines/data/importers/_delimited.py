@@ -74,7 +74,7 @@ def require_text(*texts: str) -> None:
             raise SampleError(Reason.BAD_UTF8, f"{ascii(text)[:80]} has a zero byte, which no text has: lost data")
 
 
-def csv_rows(
+def read_csv_rows(
     lines: Iterable[str], delimiter: str, *, quoted: bool = True, is_row: Callable[[list[str]], bool] | None = None
 ) -> Iterator[tuple[int, list[str] | SampleError]]:
     """(number of the row's first line, cells or what is wrong with the row); blank lines are skipped.
@@ -84,7 +84,7 @@ def csv_rows(
         is_row: whether cells are surely a row. A quoted cell over several lines, of which one is surely a row, is taken
             for an unclosed mark.
     """
-    reader = _Lines(lines)
+    reader = _NumberedLines(lines)
     for number, line in reader:
         text = line.rstrip("\r\n")
         if not text:
@@ -103,9 +103,9 @@ def csv_rows(
             yield number, cells
 
 
-def cells_of(line: str, delimiter: str) -> list[str]:
+def split_line_into_cells(line: str, delimiter: str) -> list[str]:
     """The cells of one line, whose last quotation mark may be unclosed."""
-    for _, cells in csv_rows([line], delimiter):
+    for _, cells in read_csv_rows([line], delimiter):
         return line.split(delimiter) if isinstance(cells, SampleError) else cells
     return []
 
@@ -113,7 +113,7 @@ def cells_of(line: str, delimiter: str) -> list[str]:
 _TOO_LONG = f"the row has a cell of more than {_MAX_LETTERS:,} letters; does a quotation mark not close?"
 
 
-class _Lines:
+class _NumberedLines:
     """Lines with their numbers; lines that were read ahead can be pushed back."""
 
     def __init__(self, lines: Iterable[str]) -> None:
@@ -135,7 +135,9 @@ class _Lines:
         self._number -= len(lines)
 
 
-def _quoted_cells(line: str, delimiter: str, reader: _Lines, is_row: Callable[[list[str]], bool] | None) -> list[str]:
+def _quoted_cells(
+    line: str, delimiter: str, reader: _NumberedLines, is_row: Callable[[list[str]], bool] | None
+) -> list[str]:
     """The cells of the row that begins with ``line``, with further lines where a quoted cell spans them.
 
     Raises:
@@ -144,7 +146,9 @@ def _quoted_cells(line: str, delimiter: str, reader: _Lines, is_row: Callable[[l
     further: list[str] = []
     try:
         cells = _split_cells(line, delimiter, reader, further)
-        if is_row is not None and any(is_row(cells_of(other.rstrip("\r\n"), delimiter)) for other in further):
+        if is_row is not None and any(
+            is_row(split_line_into_cells(other.rstrip("\r\n"), delimiter)) for other in further
+        ):
             raise SampleError(Reason.BAD_SCHEMA, "a quotation mark closes only in another row")
     except SampleError:
         reader.push_back(further)
@@ -154,7 +158,7 @@ def _quoted_cells(line: str, delimiter: str, reader: _Lines, is_row: Callable[[l
     return cells
 
 
-def _split_cells(line: str, delimiter: str, reader: _Lines, further: list[str]) -> list[str]:
+def _split_cells(line: str, delimiter: str, reader: _NumberedLines, further: list[str]) -> list[str]:
     cells = []
     at = 0
     while True:
@@ -172,7 +176,9 @@ def _split_cells(line: str, delimiter: str, reader: _Lines, further: list[str]) 
         at += len(delimiter)
 
 
-def _quoted_cell(line: str, at: int, delimiter: str, reader: _Lines, further: list[str]) -> tuple[str, str, int]:
+def _quoted_cell(
+    line: str, at: int, delimiter: str, reader: _NumberedLines, further: list[str]
+) -> tuple[str, str, int]:
     """(text, the line in which it closes, place behind it there) of the cell whose text begins at ``at``."""
     parts = []
     letters = 0

@@ -43,7 +43,7 @@ def open_regular_file(path: Path) -> BinaryIO:
     return os.fdopen(descriptor, "rb")
 
 
-def walk(root: Path, passed_over: Counter[str]) -> Iterator[tuple[str, os.DirEntry[str], str]]:
+def walk_files(root: Path, passed_over: Counter[str]) -> Iterator[tuple[str, os.DirEntry[str], str]]:
     """(path inside, entry, real path) of each file under a folder, whatever kind of file it is.
 
     Links to folders are followed, and each folder is read once, so loops end. Folders that are reached by a link come
@@ -140,7 +140,7 @@ def find_file(folder: Path, names: Iterable[str], value: str, setting: str) -> P
         return path
     usual = tuple(names)
     files: dict[str, Path] = {}
-    for _, entry, real in walk(folder, Counter()):
+    for _, entry, real in walk_files(folder, Counter()):
         if any(fnmatch.fnmatchcase(entry.name, name) for name in usual) and os.path.isfile(entry.path):
             files.setdefault(real, Path(entry.path))
     for name in usual:
@@ -153,7 +153,7 @@ def find_file(folder: Path, names: Iterable[str], value: str, setting: str) -> P
     return None
 
 
-def fingerprint(root: Path, files: Iterable[Path | None]) -> str:
+def fingerprint_files(root: Path, files: Iterable[Path | None]) -> str:
     """Hash of name, size and modification time of the files that are given."""
     paths = {path for path in files if path is not None}
     digest = hashlib.sha256()
@@ -192,12 +192,12 @@ def split_of_path(name: str, setting: str) -> str:
     return split
 
 
-def key_of(image: str) -> str:
+def key_of_image(image: str) -> str:
     """A sample's key from its image's name, less the extension."""
-    return valid_key(posixpath.splitext(image)[0])
+    return to_valid_key(posixpath.splitext(image)[0])
 
 
-def valid_key(name: str) -> str:
+def to_valid_key(name: str) -> str:
     """``name`` with the characters replaced that a key must not have, and then with a hash, so that keys differ."""
     key = "/".join(re.sub(r"[.\\\x00-\x1f\x7f\ud800-\udfff]", "_", step) for step in name.split("/") if step)
     return key if key == name else f"{key}_{hashlib.sha256(name.encode(errors='surrogatepass')).hexdigest()[:8]}"

@@ -17,7 +17,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from pipelines.data.importers._files import HIDDEN, open_regular_file, walk
+from pipelines.data.importers._files import HIDDEN, open_regular_file, walk_files
 from pipelines.data.importing.importer import Reject, SourceSample
 from pipelines.data.tars.errors import Reason, SampleError, medium_reason, missing_input
 from pipelines.data.tars.inputs import needed_inputs
@@ -52,7 +52,7 @@ class _ImageLocation(NamedTuple):
     """Why it cannot be read, where that is already known."""
 
 
-class Images:
+class SourceImages:
     """The images under a folder (files at any depth, and plain tars directly in it) or in one plain tar.
 
     An image is a file with an image's extension, or one without any extension whose first bytes are an image's. It is
@@ -114,7 +114,7 @@ class Images:
                 file.seek(location.offset or 0)
                 size = os.fstat(file.fileno()).st_size if location.offset is None else location.size
                 data = file.read(min(_HEAD, size))
-                extension = sniff(data)
+                extension = guess_image_extension(data)
                 if data and extension is None:
                     # No bytes are shown: a link may lead to a confidential file.
                     raise SampleError(UNDECODABLE_IMAGE, f"image {name!r} is none by its first bytes")
@@ -152,9 +152,9 @@ class Images:
         if posixpath.isabs(path):
             real = os.path.realpath(path)
             path = os.path.relpath(path, self.root.absolute())
-            if _leads_out(path):  # unless the root itself was reached by a link
+            if _leaves_root(path):  # unless the root itself was reached by a link
                 path = os.path.relpath(real, os.path.realpath(self.root))
-        if _leads_out(path):
+        if _leaves_root(path):
             raise SampleError(Reason.UNSAFE_MEMBER, f"image {name!r} leads out of {self.root}")
         steps = _case_folded(path).split("/")
         # By two steps, as the folders of a set may all have the same file names.
@@ -188,9 +188,9 @@ class Images:
     def _scan_folder(self) -> list[Path]:
         """Add the image files; returns the tars that lie directly in the root."""
         tars = []
-        for name, entry, real in walk(self.root, self._other):
+        for name, entry, real in walk_files(self.root, self._other):
             path = Path(entry.path)
-            if is_image(name) or (not suffix_of(name) and sniff(_first_bytes(path)) is not None):
+            if is_image(name) or (not suffix_of(name) and guess_image_extension(_first_bytes(path)) is not None):
                 self._locations[name] = _ImageLocation(path, real)
             elif name.endswith(".tar") and "/" not in name and path.is_file():
                 tars.append(path)
@@ -222,7 +222,7 @@ class Images:
             raise DataError(f"{tar} cannot be read as a plain tar ({error}); unpack it into a folder") from None
         real_tar = os.path.realpath(tar)
         for name in members:
-            if not (is_image(name) or sniff(heads.get(name, b"")) is not None):
+            if not (is_image(name) or guess_image_extension(heads.get(name, b"")) is not None):
                 self._other[_kind_of(name)] += 1
             elif name in self._locations:
                 self._other[REPEATED] += 1
@@ -231,7 +231,7 @@ class Images:
 
 
 class NoImages:
-    """In place of ``Images`` where no image is imported."""
+    """Stands in for ``SourceImages`` where no image is imported."""
 
     def files(self) -> set[Path]:
         return set()
@@ -246,13 +246,18 @@ class NoImages:
         return Counter()
 
 
-def images_for(inputs: Iterable[str], root: Path) -> Images | NoImages:
-    """The images under ``root``, or none where no image is imported; raises what ``Images`` raises."""
-    return Images(root) if "image" in needed_inputs(inputs) else NoImages()
+def open_source_images(inputs: Iterable[str], root: Path) -> SourceImages | NoImages:
+    """The images under ``root``, or none where no image is imported; raises what ``SourceImages`` raises."""
+    return SourceImages(root) if "image" in needed_inputs(inputs) else NoImages()
 
 
 def read_sample(
-    images: Images | NoImages, name: str, split: str, key: str, texts: Texts, extra: Mapping[str, Any] | None = None
+    images: SourceImages | NoImages,
+    name: str,
+    split: str,
+    key: str,
+    texts: Texts,
+    extra: Mapping[str, Any] | None = None,
 ) -> SourceSample | Reject:
     """The sample with the image ``name``, or why that cannot be read."""
     try:
@@ -276,7 +281,7 @@ def suffix_of(name: str) -> str:
     return posixpath.splitext(name.replace("\\", "/"))[1].removeprefix(".").lower()
 
 
-def sniff(data: bytes) -> str | None:
+def guess_image_extension(data: bytes) -> str | None:
     """The usual extension of an image file by its first bytes, whether or not it can be decoded here."""
     return extension_of(data[:_HEAD])
 
@@ -294,7 +299,7 @@ def _kind_of(name: str) -> str:
     return "files of odd extensions" if suffix else "files without extension"
 
 
-def _leads_out(path: str) -> bool:
+def _leaves_root(path: str) -> bool:
     return path == ".." or path.startswith("../")
 
 

@@ -8,7 +8,7 @@ from collections import Counter, defaultdict
 from pathlib import Path
 from typing import BinaryIO
 
-from pipelines.data.importers._files import open_regular_file, walk
+from pipelines.data.importers._files import open_regular_file, walk_files
 from pipelines.data.tars.errors import Reason, SampleError, medium_reason, missing_input
 from pipelines.data.tars.inputs import input_of, known_extensions, member_extension
 from pipelines.data.tars.member_names import leaves_folder
@@ -34,7 +34,7 @@ def read_input(root: Path, name: str, path: str) -> tuple[bytes, str]:
     require_extension(name, path, extension)
     try:
         with open_regular_file(root / inside) as file:
-            return _read(file, name, path, extension), extension
+            return _read_input_file(file, name, path, extension), extension
     except OSError as error:
         raise SampleError(missing_input(name), f"{name} {path!r} cannot be read in {root}: {error.strerror}") from None
 
@@ -59,7 +59,7 @@ class FilesBeside:
         self.files_read: set[Path] = set()
         self._by_stem: defaultdict[str, dict[str, list[str]]] = defaultdict(dict)
         if names and root.is_dir():
-            for path, _, _ in walk(root, Counter()):
+            for path, _, _ in walk_files(root, Counter()):
                 if (found := _stem_and_input(path, names)) is not None:
                     stem, name = found
                     self._by_stem[stem].setdefault(name, []).append(path)
@@ -98,7 +98,7 @@ def _stem_and_input(path: str, names: frozenset[str]) -> tuple[str, str] | None:
     return None
 
 
-def _read(file: BinaryIO, name: str, path: str, extension: str) -> bytes:
+def _read_input_file(file: BinaryIO, name: str, path: str, extension: str) -> bytes:
     size = os.fstat(file.fileno()).st_size
     found = input_of(member_extension(name, extension))
     if size > _MAX_BYTES and found is not None:

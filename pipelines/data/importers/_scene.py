@@ -26,7 +26,7 @@ _EDGE = 0.03
 
 
 @dataclass(frozen=True)
-class Object:
+class SceneObject:
     """One object; no two of a scene share both colour and shape, so that ``red circle`` names one."""
 
     shape: str
@@ -46,7 +46,7 @@ class Object:
 class Scene:
     """Objects do not touch. ``ground`` is the hue of the background, in [0, 1)."""
 
-    objects: tuple[Object, ...]
+    objects: tuple[SceneObject, ...]
     ground: float
 
     def as_dict(self) -> dict[str, Any]:
@@ -54,7 +54,7 @@ class Scene:
         return {"objects": [asdict(obj) for obj in self.objects], "ground": self.ground}
 
 
-RELATIONS: dict[str, Callable[[Object, Object], float]] = {
+RELATIONS: dict[str, Callable[[SceneObject, SceneObject], float]] = {
     "left of": lambda a, b: b.x - a.x,
     "right of": lambda a, b: a.x - b.x,
     "above": lambda a, b: b.y - a.y,
@@ -63,7 +63,7 @@ RELATIONS: dict[str, Callable[[Object, Object], float]] = {
 """How far the first object lies in that direction from the second."""
 
 
-def place_of(obj: Object) -> str | None:
+def describe_place(obj: SceneObject) -> str | None:
     """``top left``, ``top right``, ``bottom left`` or ``bottom right``; None near the middle lines."""
     if min(abs(obj.x - 0.5), abs(obj.y - 0.5)) < MARGIN / 2:
         return None
@@ -77,7 +77,7 @@ def draw_scene(rng: random.Random) -> Scene:
     # Sizes are drawn before places, else crowded scenes would have few large objects.
     positions = _place_apart(rng, [RADII[size] for size in sizes])
     objects = (
-        Object(shape, color, size, x, y, round(rng.uniform(-5, 5), 1))
+        SceneObject(shape, color, size, x, y, round(rng.uniform(-5, 5), 1))
         for (shape, color), size, (x, y) in zip(appearances, sizes, positions, strict=True)
     )
     return Scene(tuple(objects), round(rng.random(), 3))

@@ -8,7 +8,7 @@ import math
 
 from PIL import Image, ImageChops, ImageDraw, ImageFilter
 
-from pipelines.data.importers._scene import Object, Scene
+from pipelines.data.importers._scene import Scene, SceneObject
 
 _PALETTE = {
     "red": "#e23b3b",
@@ -23,7 +23,7 @@ _PALETTE = {
 _OVERSAMPLING = 4
 
 
-def render(scene: Scene, size: int) -> bytes:
+def render_scene(scene: Scene, size: int) -> bytes:
     """PNG of ``size`` x ``size`` pixels, RGB."""
     large = size * _OVERSAMPLING
     canvas = _draw_background(scene.ground, large)
@@ -63,7 +63,7 @@ def _vertical_gradient(size: tuple[int, int]) -> Image.Image:
     return Image.linear_gradient("L").resize(size, Image.Resampling.NEAREST)
 
 
-def _object_mask(obj: Object, large: int) -> tuple[Image.Image, tuple[int, int]]:
+def _object_mask(obj: SceneObject, large: int) -> tuple[Image.Image, tuple[int, int]]:
     """The object's outline, filled, in a square around it; and that square's top left corner on the canvas."""
     radius = obj.radius * large
     left, top = math.floor(obj.x * large - radius), math.floor(obj.y * large - radius)

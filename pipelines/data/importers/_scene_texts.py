@@ -6,14 +6,14 @@ import random
 from collections.abc import Callable
 from itertools import permutations
 
-from pipelines.data.importers._scene import COLORS, MARGIN, RELATIONS, SHAPES, Object, Scene, place_of
+from pipelines.data.importers._scene import COLORS, MARGIN, RELATIONS, SHAPES, Scene, SceneObject, describe_place
 from vlmodel.sample import Question
 
 _NUMBERS = ("zero", "one", "two", "three")
 _Ask = Callable[[Scene, random.Random], tuple[str, str] | None]
 
 
-def captions(scene: Scene, rng: random.Random) -> tuple[str, ...]:
+def caption_scene(scene: Scene, rng: random.Random) -> tuple[str, ...]:
     """Two captions: all objects, and the relation of two of them; the first alone where none are far enough apart."""
     listed = [f"a {obj.size} {_object_name(obj)}" for obj in rng.sample(scene.objects, len(scene.objects))]
     named = " and ".join([", ".join(listed[:-1]), listed[-1]] if len(listed) > 1 else listed)
@@ -25,7 +25,7 @@ def captions(scene: Scene, rng: random.Random) -> tuple[str, ...]:
     return full, f"a {a.size} {_object_name(a)} {relation} a {b.size} {_object_name(b)}"
 
 
-def questions(scene: Scene, rng: random.Random, key: str) -> tuple[Question, ...]:
+def ask_about_scene(scene: Scene, rng: random.Random, key: str) -> tuple[Question, ...]:
     """One question of each kind that the scene allows, no text twice; its id is ``KEY#KIND``."""
     asked: dict[str, Question] = {}
     for kind, ask in _KINDS.items():
@@ -36,7 +36,7 @@ def questions(scene: Scene, rng: random.Random, key: str) -> tuple[Question, ...
     return tuple(asked.values())
 
 
-def _object_name(obj: Object) -> str:
+def _object_name(obj: SceneObject) -> str:
     return f"{obj.color} {obj.shape}"
 
 
@@ -44,7 +44,7 @@ def _with_article(word: str) -> str:
     return "an" if word[0] in "aeiou" else "a"
 
 
-def _object_relations(scene: Scene) -> list[tuple[Object, str, Object, float]]:
+def _object_relations(scene: Scene) -> list[tuple[SceneObject, str, SceneObject, float]]:
     return [
         (a, relation, b, distance(a, b))
         for a, b in permutations(scene.objects, 2)
@@ -108,7 +108,7 @@ def _ask_size(scene: Scene, rng: random.Random) -> tuple[str, str]:
 
 
 def _ask_place(scene: Scene, rng: random.Random) -> tuple[str, str] | None:
-    placed = [(obj, position) for obj in scene.objects if (position := place_of(obj))]
+    placed = [(obj, position) for obj in scene.objects if (position := describe_place(obj))]
     if not placed:
         return None
     obj, position = rng.choice(placed)

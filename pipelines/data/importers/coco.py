@@ -13,9 +13,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pipelines.data.importers._answers import consensus
-from pipelines.data.importers._files import find_file, fingerprint, key_of, load_json, resolve_path, source_folder
-from pipelines.data.importers._images import MISSING_IMAGE, Images, NoImages, images_for, read_sample
+from pipelines.data.importers._answers import consensus_answer
+from pipelines.data.importers._files import (
+    find_file,
+    fingerprint_files,
+    key_of_image,
+    load_json,
+    resolve_path,
+    source_folder,
+)
+from pipelines.data.importers._images import MISSING_IMAGE, NoImages, SourceImages, open_source_images, read_sample
 from pipelines.data.importing.importer import Importer, Reject, SourceContents, SourceSample
 from pipelines.data.tars.errors import Reason
 from pipelines.data.tars.shards import SPLITS
@@ -25,7 +32,7 @@ from vlmodel.locations import Location
 from vlmodel.sample import Question, Texts
 
 
-class Subset(Section):
+class SplitFiles(Section):
     """Files of one split, relative to the source folder; an empty name is searched for."""
 
     captions: str = ""
@@ -44,23 +51,23 @@ class Config(Importer):
     """Folder that holds the JSON files and the images."""
     images: Location = ""
     """Folder or tar of the images, relative to ``folder``; empty for ``folder`` itself."""
-    train: Subset = Subset()
-    val: Subset = Subset()
-    test: Subset = Subset()
+    train: SplitFiles = SplitFiles()
+    val: SplitFiles = SplitFiles()
+    test: SplitFiles = SplitFiles()
 
     def fingerprint(self) -> str:
         root = source_folder(self.folder)
         files = [file for subset in self._files(root).values() for file in subset.values()]
-        return fingerprint(root, [*files, *self._images(root).files()])
+        return fingerprint_files(root, [*files, *self._images(root).files()])
 
     def read(self) -> SourceContents:
         root = source_folder(self.folder)
         rejects: list[Reject] = []
         unused: Counter[str] = Counter()
-        pictures: list[tuple[str, _Picture]] = []
+        pictures: list[tuple[str, _AnnotatedPicture]] = []
         documents = self._files(root)
         for split, files in documents.items():
-            by_id: dict[int, _Picture] = {}
+            by_id: dict[int, _AnnotatedPicture] = {}
             if files["captions"]:
                 rejects += _add_captions(by_id, files["captions"])
             if files["questions"]:
@@ -68,16 +75,16 @@ class Config(Importer):
             pictures += [(split, picture) for picture in by_id.values()]
         images = self._images(root)
         used = [file for files in documents.values() for file in files.values()]
-        records = _records(pictures, images, rejects)
+        records = _iterate_samples(pictures, images, rejects)
         return SourceContents(len(pictures), records, lambda: unused + images.passed_over(used), documents.keys())
 
-    def _images(self, root: Path) -> Images | NoImages:
-        return images_for(self.inputs, resolve_path(self.images, root))
+    def _images(self, root: Path) -> SourceImages | NoImages:
+        return open_source_images(self.inputs, resolve_path(self.images, root))
 
     def _files(self, root: Path) -> dict[str, dict[str, Path | None]]:
         by_split: dict[str, dict[str, Path | None]] = {}
         for split in SPLITS:
-            subset: Subset = getattr(self, split)
+            subset: SplitFiles = getattr(self, split)
             # The digits exclude test-dev2015, a part of test2015.
             patterns = {
                 "captions": f"captions_{split}20[0-9][0-9].json",
@@ -99,7 +106,7 @@ class Config(Importer):
 
 
 @dataclass
-class _Picture:
+class _AnnotatedPicture:
     id: int
     names: list[str]
     """File names to try."""
@@ -107,7 +114,7 @@ class _Picture:
     questions: list[Question] = field(default_factory=list)
 
 
-def _add_captions(by_id: dict[int, _Picture], file: Path) -> Iterator[Reject]:
+def _add_captions(by_id: dict[int, _AnnotatedPicture], file: Path) -> Iterator[Reject]:
     tree = _read_json_document(file, "annotations")
     names = {}
     for image in tree.get("images", []):
@@ -120,7 +127,7 @@ def _add_captions(by_id: dict[int, _Picture], file: Path) -> Iterator[Reject]:
         match annotation:
             case {"image_id": int(image_id), "caption": str(caption)} if caption.strip():
                 if image_id in names:
-                    picture = by_id.setdefault(image_id, _Picture(image_id, [names[image_id]]))
+                    picture = by_id.setdefault(image_id, _AnnotatedPicture(image_id, [names[image_id]]))
                     picture.captions.append(caption.strip())
                 else:
                     yield Reject(f"{image_id}", MISSING_IMAGE, f"{file.name} lists no image of id {image_id}")
@@ -129,7 +136,7 @@ def _add_captions(by_id: dict[int, _Picture], file: Path) -> Iterator[Reject]:
 
 
 def _add_questions(
-    by_id: dict[int, _Picture], file: Path, annotations: Path | None, unused: Counter[str]
+    by_id: dict[int, _AnnotatedPicture], file: Path, annotations: Path | None, unused: Counter[str]
 ) -> Iterator[Reject]:
     tree = _read_json_document(file, "questions")
     answers = _read_annotator_answers(annotations, unused) if annotations else {}
@@ -145,7 +152,7 @@ def _add_questions(
                     yield Reject(f"{question_id}", Reason.MISSING_TEXT, detail)
                     continue
                 names = [f"COCO_{subset}_{image_id:012d}.jpg", f"{image_id:012d}.jpg"]
-                picture = by_id.setdefault(image_id, _Picture(image_id, names))
+                picture = by_id.setdefault(image_id, _AnnotatedPicture(image_id, names))
                 picture.questions.append(Question(text.strip(), answer, all_answers, str(question_id)))
             case _:
                 detail = f"question {row!r:.80} needs image_id, question_id and question"
@@ -164,7 +171,7 @@ def _read_annotator_answers(file: Path, unused: Counter[str]) -> dict[int, tuple
                 answers = tuple(answer for answer in annotated if isinstance(answer, str) and answer.strip())
                 chosen = row.get("multiple_choice_answer") or row.get("answer")
                 chosen = chosen.strip() or None if isinstance(chosen, str) else None
-                by_question[question_id] = answers, consensus(answers, chosen) or chosen
+                by_question[question_id] = answers, consensus_answer(answers, chosen) or chosen
             case _:
                 unused["answers without question_id"] += 1
     return by_question
@@ -182,14 +189,14 @@ def _read_json_document(file: Path, needed: str, object_hook: Any = None) -> dic
     return tree
 
 
-def _records(
-    pictures: list[tuple[str, _Picture]], images: Images | NoImages, rejects: list[Reject]
+def _iterate_samples(
+    pictures: list[tuple[str, _AnnotatedPicture]], images: SourceImages | NoImages, rejects: list[Reject]
 ) -> Iterator[SourceSample | Reject]:
     yield from rejects
     for split, picture in pictures:
         texts, extra = Texts(tuple(picture.captions), tuple(picture.questions)), {"image_id": picture.id}
         for name in picture.names:
-            sample = read_sample(images, name, split, key_of(name), texts, extra)
+            sample = read_sample(images, name, split, key_of_image(name), texts, extra)
             if isinstance(sample, SourceSample) or sample.reason is not MISSING_IMAGE:
                 break
-        yield sample if isinstance(sample, SourceSample) else sample._replace(key=key_of(picture.names[0]))
+        yield sample if isinstance(sample, SourceSample) else sample._replace(key=key_of_image(picture.names[0]))

@@ -11,8 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from pipelines.data.importers._files import fingerprint, load_json, source_folder
-from pipelines.data.importers._images import Images, NoImages, read_sample
+from pipelines.data.importers._files import fingerprint_files, load_json, source_folder
+from pipelines.data.importers._images import NoImages, SourceImages, read_sample
 from pipelines.data.importing.importer import Importer, Reject, SourceContents, SourceSample
 from pipelines.data.tars.errors import Reason, SampleError
 from pipelines.data.tars.shards import SPLITS
@@ -32,7 +32,7 @@ class Config(Importer):
         root = source_folder(self.folder)
         splits = self._split_folders(root)
         images = [file for split in splits for file in self._images(root, split).files()]
-        return fingerprint(root, [*splits.values(), *images])
+        return fingerprint_files(root, [*splits.values(), *images])
 
     def read(self) -> SourceContents:
         root = source_folder(self.folder)
@@ -54,7 +54,7 @@ class Config(Importer):
         def passed_over() -> Counter[str]:
             return sum((of_split.passed_over() for of_split in images.values()), Counter())
 
-        return SourceContents(len(samples), _records(samples, images, rejects), passed_over, splits.keys())
+        return SourceContents(len(samples), _iterate_samples(samples, images, rejects), passed_over, splits.keys())
 
     def _split_folders(self, root: Path) -> dict[str, Path]:
         files = {split: self._data_folder(root) / split / "questions.json" for split in SPLITS}
@@ -66,13 +66,13 @@ class Config(Importer):
     def _data_folder(self, root: Path) -> Path:
         return root / "data" if (root / "data").is_dir() else root
 
-    def _images(self, root: Path, split: str) -> Images | NoImages:
+    def _images(self, root: Path, split: str) -> SourceImages | NoImages:
         if not self.wants("image"):
             return NoImages()
         folder, tar = self._data_folder(root) / split / "images", root / f"{split}_images.tar"
         for place in (folder, tar):
             if place.exists():
-                return Images(place)
+                return SourceImages(place)
         raise DataError(f"the images of split {split!r} are missing: neither {folder} nor {tar} exists")
 
 
@@ -90,8 +90,8 @@ def _parse_question(row: Any) -> tuple[int, Question]:
     raise SampleError(Reason.BAD_SCHEMA, f"{row!r:.80} is not [question, answer, image id]")
 
 
-def _records(
-    samples: list[tuple[str, int, list[Question]]], images: dict[str, Images | NoImages], rejects: list[Reject]
+def _iterate_samples(
+    samples: list[tuple[str, int, list[Question]]], images: dict[str, SourceImages | NoImages], rejects: list[Reject]
 ) -> Iterator[SourceSample | Reject]:
     yield from rejects
     for split, image_id, questions in samples:

@@ -8,9 +8,9 @@ from pathlib import Path
 
 from pydantic import Field, ValidationError
 
-from pipelines.data.importers._answers import consensus
-from pipelines.data.importers._files import fingerprint, open_regular_file, source_folder
-from pipelines.data.importers._images import Images, NoImages, images_for, read_sample
+from pipelines.data.importers._answers import consensus_answer
+from pipelines.data.importers._files import fingerprint_files, open_regular_file, source_folder
+from pipelines.data.importers._images import NoImages, SourceImages, open_source_images, read_sample
 from pipelines.data.importing.importer import Importer, Reject, SourceContents, SourceSample
 from pipelines.data.tars.errors import Reason, SampleError
 from pipelines.errors import DataError
@@ -36,7 +36,7 @@ class Config(Importer):
 
     def fingerprint(self) -> str:
         root = self._day_folder()
-        return fingerprint(root, [*self._files(root), *self._images(root).files()])
+        return fingerprint_files(root, [*self._files(root), *self._images(root).files()])
 
     def read(self) -> SourceContents:
         root = self._day_folder()
@@ -64,11 +64,11 @@ class Config(Importer):
     def _files(self, root: Path) -> list[Path]:
         return sorted(file for file in (root / CORRECTIONS).glob("*.json") if not file.name.startswith("."))
 
-    def _images(self, root: Path) -> Images | NoImages:
-        return images_for(self.inputs, root / IMAGES)
+    def _images(self, root: Path) -> SourceImages | NoImages:
+        return open_source_images(self.inputs, root / IMAGES)
 
     def _read_samples(
-        self, images: Images | NoImages, by_image: dict[str, list[Correction]], rejects: list[Reject]
+        self, images: SourceImages | NoImages, by_image: dict[str, list[Correction]], rejects: list[Reject]
     ) -> Iterator[SourceSample | Reject]:
         yield from rejects
         for name, corrections in sorted(by_image.items()):
@@ -95,7 +95,7 @@ class Config(Importer):
         questions = []
         for question, by_sender in by_question.items():
             answers = tuple(by_sender.values())
-            answer = consensus(answers)
+            answer = consensus_answer(answers)
             if answers.count(answer) >= self.senders:
                 questions.append(Question(question, answer, answers if len(answers) > 1 else ()))
         return tuple(questions)

@@ -15,16 +15,16 @@ from itertools import chain
 from pathlib import Path, PurePosixPath
 from typing import TextIO
 
-from pipelines.data.importers._delimited import cells_of, csv_rows, open_text
+from pipelines.data.importers._delimited import open_text, read_csv_rows, split_line_into_cells
 from pipelines.data.importers._files import (
     find_file,
-    fingerprint,
-    key_of,
+    fingerprint_files,
+    key_of_image,
     open_regular_file,
     resolve_path,
     source_folder,
 )
-from pipelines.data.importers._images import Images, NoImages, images_for, is_image, read_sample
+from pipelines.data.importers._images import NoImages, SourceImages, is_image, open_source_images, read_sample
 from pipelines.data.importing.importer import Importer, Reject, SourceContents, SourceSample
 from pipelines.data.tars.errors import Reason, SampleError
 from pipelines.data.tars.inputs import TEXT
@@ -62,7 +62,7 @@ class Config(Importer):
     def fingerprint(self) -> str:
         root = source_folder(self.folder)
         files = [self._caption_file(root), *self._split_lists(root).values(), *self._images(root).files()]
-        return fingerprint(root, files)
+        return fingerprint_files(root, files)
 
     def read(self) -> SourceContents:
         root = source_folder(self.folder)
@@ -82,11 +82,11 @@ class Config(Importer):
             unlisted = captions.keys() - {name for _, name in pictures}
             return images.passed_over([caption_file, *lists.values()]) + Counter({_UNLISTED: len(unlisted)})
 
-        records = _records(pictures, captions, images, rejects, self.wants(TEXT))
+        records = _iterate_samples(pictures, captions, images, rejects, self.wants(TEXT))
         return SourceContents(len(pictures), records, passed_over, {split for split, _ in pictures})
 
-    def _images(self, root: Path) -> Images | NoImages:
-        return images_for(self.inputs, resolve_path(self.images, root))
+    def _images(self, root: Path) -> SourceImages | NoImages:
+        return open_source_images(self.inputs, resolve_path(self.images, root))
 
     def _caption_file(self, root: Path) -> Path:
         file = find_file(root, _CAPTIONS, self.captions, "source.captions")
@@ -122,7 +122,9 @@ def _caption_rows(file: Path, lines: TextIO) -> Iterator[tuple[int, tuple[str, s
     """
     first = lines.readline()
     delimiter = next((mark for mark in "\t|,;" if mark in first), "")
-    header = [cell.strip().lower() for cell in cells_of(first.rstrip("\r\n"), delimiter)] if delimiter else []
+    header = (
+        [cell.strip().lower() for cell in split_line_into_cells(first.rstrip("\r\n"), delimiter)] if delimiter else []
+    )
     name_at = next((header.index(name) for name in ("image", "image_name") if name in header), -1)
     caption_at = next((header.index(name) for name in ("caption", "comment") if name in header), -1)
     tokens = delimiter == "\t" and min(name_at, caption_at) < 0
@@ -135,7 +137,7 @@ def _caption_rows(file: Path, lines: TextIO) -> Iterator[tuple[int, tuple[str, s
     else:
         columns, offset = len(header), 1
     # Flickr30k's results.csv separates by | and does not quote.
-    rows = csv_rows(
+    rows = read_csv_rows(
         chain([first], lines) if tokens else lines,
         delimiter,
         quoted=not tokens and delimiter != "|",
@@ -173,16 +175,16 @@ def _normalize_image_name(name: str) -> str:
     return unicodedata.normalize("NFC", posixpath.normpath(name)) if name else ""
 
 
-def _records(
+def _iterate_samples(
     pictures: list[tuple[str, str]],
     captions: dict[str, list[str]],
-    images: Images | NoImages,
+    images: SourceImages | NoImages,
     rejects: list[Reject],
     needs_captions: bool,
 ) -> Iterator[SourceSample | Reject]:
     yield from rejects
     for split, name in pictures:
         if name not in captions and needs_captions:
-            yield Reject(key_of(name), Reason.MISSING_TEXT, f"image {name!r} of split {split!r} has no caption")
+            yield Reject(key_of_image(name), Reason.MISSING_TEXT, f"image {name!r} of split {split!r} has no caption")
         else:
-            yield read_sample(images, name, split, key_of(name), Texts(tuple(captions.get(name, ()))))
+            yield read_sample(images, name, split, key_of_image(name), Texts(tuple(captions.get(name, ()))))

@@ -8,8 +8,8 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from pipelines.data.importers._files import class_of_path, fingerprint, key_of, resolve_path, split_of_path
-from pipelines.data.importers._images import Images, read_sample
+from pipelines.data.importers._files import class_of_path, fingerprint_files, key_of_image, resolve_path, split_of_path
+from pipelines.data.importers._images import SourceImages, read_sample
 from pipelines.data.importers._inputs import FilesBeside
 from pipelines.data.importing.importer import Importer, Reject, SourceContents, SourceSample
 from pipelines.data.tars.errors import SampleError
@@ -64,7 +64,7 @@ class Config(Importer):
 
     def fingerprint(self) -> str:
         images, beside = self._open()
-        return fingerprint(images.root, [*images.files(), *beside.files()])
+        return fingerprint_files(images.root, [*images.files(), *beside.files()])
 
     def read(self) -> SourceContents:
         images, beside = self._open()
@@ -72,23 +72,25 @@ class Config(Importer):
         read = self._read_samples(images, beside, names)
         return SourceContents(len(names), read, lambda: images.passed_over(beside.files_read), (self.split,))
 
-    def _open(self) -> tuple[Images, FilesBeside]:
+    def _open(self) -> tuple[SourceImages, FilesBeside]:
         root = resolve_path(self.folder)
         if not root.exists() or (root.is_dir() and not any(root.iterdir())):
             problem = "is empty" if root.exists() else "does not exist"
             raise DataError(f"the folder {str(root)!r} {problem}; set source.folder to the folder of the pictures")
-        return Images(root), FilesBeside(root, frozenset(needed_inputs(self.inputs)) - {"image", TEXT})
+        return SourceImages(root), FilesBeside(root, frozenset(needed_inputs(self.inputs)) - {"image", TEXT})
 
-    def _read_samples(self, images: Images, beside: FilesBeside, names: list[str]) -> Iterator[SourceSample | Reject]:
+    def _read_samples(
+        self, images: SourceImages, beside: FilesBeside, names: list[str]
+    ) -> Iterator[SourceSample | Reject]:
         for name in names:
             extra = {GROUP: posixpath.dirname(name)} if self.group else None
             try:
                 split = split_of_path(name, self.split)
                 texts = Texts(label=class_of_path(name) if self.classes else None)
             except SampleError as error:
-                yield Reject(key_of(name), error.reason, error.detail)
+                yield Reject(key_of_image(name), error.reason, error.detail)
                 continue
-            sample = read_sample(images, name, split, key_of(name), texts, extra)
+            sample = read_sample(images, name, split, key_of_image(name), texts, extra)
             if isinstance(sample, SourceSample):
                 try:
                     sample = sample._replace(inputs={**sample.inputs, **beside.read(name)})

@@ -13,8 +13,8 @@ from collections.abc import Iterator
 from pydantic import Field
 
 from pipelines.data.importers._scene import Scene, draw_scene
-from pipelines.data.importers._scene_image import render
-from pipelines.data.importers._scene_texts import captions, questions
+from pipelines.data.importers._scene_image import render_scene
+from pipelines.data.importers._scene_texts import ask_about_scene, caption_scene
 from pipelines.data.importing.importer import Importer, Reject, SourceContents, SourceSample
 from pipelines.data.tars.shards import SPLITS
 from vlmodel.sample import Texts
@@ -57,6 +57,6 @@ class Config(Importer):
         rng = random.Random(f"{self.seed}/{split}/{number}")
         scene: Scene = draw_scene(rng)
         key = f"{split}-{number:06d}"
-        texts = Texts(captions(scene, rng), questions(scene, rng, key))
-        inputs = {"image": (render(scene, self.image_size), "png")} if self.wants("image") else {}
+        texts = Texts(caption_scene(scene, rng), ask_about_scene(scene, rng, key))
+        inputs = {"image": (render_scene(scene, self.image_size), "png")} if self.wants("image") else {}
         return SourceSample(split, key, inputs, texts, {"scene": scene.as_dict()})

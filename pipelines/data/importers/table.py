@@ -23,17 +23,23 @@ import pyarrow
 import pyarrow.parquet
 from pydantic import field_validator, model_validator
 
-from pipelines.data.importers._answers import consensus
-from pipelines.data.importers._delimited import DELIMITERS, cells_of, csv_rows, open_text, require_text
-from pipelines.data.importers._files import fingerprint, key_of, resolve_path, valid_key
+from pipelines.data.importers._answers import consensus_answer
+from pipelines.data.importers._delimited import (
+    DELIMITERS,
+    open_text,
+    read_csv_rows,
+    require_text,
+    split_line_into_cells,
+)
+from pipelines.data.importers._files import fingerprint_files, key_of_image, resolve_path, to_valid_key
 from pipelines.data.importers._images import (
     MISSING_IMAGE,
     UNDECODABLE_IMAGE,
-    Images,
-    images_for,
+    SourceImages,
+    guess_image_extension,
     is_image,
+    open_source_images,
     require_image_name,
-    sniff,
 )
 from pipelines.data.importers._inputs import read_input
 from pipelines.data.importing.importer import Importer, Reject, SourceContents, SourceSample
@@ -130,9 +136,9 @@ class Config(Importer):
 
     def fingerprint(self) -> str:
         file = self._table_file()
-        images = images_for(self.inputs, resolve_path(self.images, file.parent))
+        images = open_source_images(self.inputs, resolve_path(self.images, file.parent))
         further = self._further_files(file) if self.columns else set()
-        return fingerprint(file.parent, [file, *images.files(), *further])
+        return fingerprint_files(file.parent, [file, *images.files(), *further])
 
     def read(self) -> SourceContents:
         file = self._table_file()
@@ -156,7 +162,7 @@ class Config(Importer):
         """The files of further inputs that the table names, whether they exist or not."""
         root, files = self._root_of_files(table), set()
         for row in self._read_rows(table):
-            if isinstance(row, _Row):
+            if isinstance(row, _TableRow):
                 with suppress(SampleError):
                     files |= {root / path for path in self._file_cells(row.cells).values()}
         return files
@@ -173,7 +179,7 @@ class Config(Importer):
             raise DataError(f"table {self.file!r} is none of {', '.join(_FORMATS)}; convert it to one of these")
         return path
 
-    def _read_rows(self, file: Path) -> Iterator[_Row | Reject]:
+    def _read_rows(self, file: Path) -> Iterator[_TableRow | Reject]:
         match _FORMATS[file.suffix.lower()]:
             case "csv":
                 yield from self._csv_rows(file)
@@ -182,7 +188,7 @@ class Config(Importer):
             case "parquet":
                 yield from self._parquet_rows(file)
 
-    def _csv_rows(self, file: Path) -> Iterator[_Row | Reject]:
+    def _csv_rows(self, file: Path) -> Iterator[_TableRow | Reject]:
         with open_text(file, self.encoding) as lines:
             first, skipped = lines.readline(), 0
             delimiter = self.delimiter
@@ -190,7 +196,7 @@ class Config(Importer):
                 delimiter, first, skipped = delimiter or named[1], lines.readline(), 1
             delimiter = delimiter or self._detect_delimiter(file, first)
             columns = self.header
-            rows = csv_rows(chain([first], lines), delimiter, is_row=lambda cells: self._is_row(cells, columns))
+            rows = read_csv_rows(chain([first], lines), delimiter, is_row=lambda cells: self._is_row(cells, columns))
             if not columns:
                 _, cells = next(rows, (0, []))
                 if isinstance(cells, SampleError):
@@ -210,12 +216,12 @@ class Config(Importer):
                     detail = f"{len(cells)} cells, but the table has {len(columns)} columns"
                     yield Reject(place, Reason.BAD_SCHEMA, detail)
                 else:
-                    yield _Row(place, number, dict(zip(columns, cells, strict=True)))
+                    yield _TableRow(place, number, dict(zip(columns, cells, strict=True)))
 
     def _detect_delimiter(self, file: Path, first: str) -> str:
         """The usual delimiter of the file's kind, or the one by which its first line has the columns."""
         usual = "," if file.suffix.lower() == ".csv" else "\t"
-        by_delimiter = {mark: cells_of(first.rstrip("\r\n"), mark) for mark in (usual, *DELIMITERS)}
+        by_delimiter = {mark: split_line_into_cells(first.rstrip("\r\n"), mark) for mark in (usual, *DELIMITERS)}
         if self.header:
             fitting = [mark for mark, cells in by_delimiter.items() if len(cells) == len(self.header)]
             fitting.sort(key=lambda mark: not self._is_row(by_delimiter[mark], self.header))
@@ -232,14 +238,14 @@ class Config(Importer):
             return False
         return is_image(cells[columns.index(self.image)])
 
-    def _parquet_rows(self, file: Path) -> Iterator[_Row | Reject]:
+    def _parquet_rows(self, file: Path) -> Iterator[_TableRow | Reject]:
         try:
             with pyarrow.parquet.ParquetFile(file) as table:
                 columns = self._require_columns(table.schema_arrow.names)
                 number = 0
                 for batch in table.iter_batches(batch_size=64, columns=columns):
                     for cells in batch.to_pylist():
-                        yield _Row(f"{file.name}:{number}", number, cells)
+                        yield _TableRow(f"{file.name}:{number}", number, cells)
                         number += 1
         except (pyarrow.ArrowException, OSError) as error:
             raise DataError(f"{file} cannot be read as Parquet ({error}); write it again") from None
@@ -287,9 +293,9 @@ class Config(Importer):
         read = [column for columns in wanted.values() for column in columns if column in present]
         return list(dict.fromkeys([*read, *self.columns.values()]))
 
-    def _group_by_sample(self, file: Path, images: _LazyImages) -> tuple[dict[str, _Sample], list[Reject]]:
+    def _group_by_sample(self, file: Path, images: _LazyImages) -> tuple[dict[str, _GroupedSample], list[Reject]]:
         """All texts by sample identity, in order of first appearance; images are not kept."""
-        samples: dict[str, _Sample] = {}
+        samples: dict[str, _GroupedSample] = {}
         split_of_image: dict[str, str] = {}
         rejects = []
         for row in self._read_rows(file):
@@ -304,7 +310,7 @@ class Config(Importer):
                 if image and split_of_image.setdefault(image, split) != split:
                     detail = f"its image is in split {split_of_image[image]!r} by another row, {split!r} by this one"
                     raise SampleError(Reason.BAD_SCHEMA, detail)
-                sample = samples.setdefault(identity, _Sample(split, image, key, group, files, texts.label))
+                sample = samples.setdefault(identity, _GroupedSample(split, image, key, group, files, texts.label))
                 sample.require_same(split, image, group, files, texts.label)
             except SampleError as error:
                 rejects.append(Reject(row.place, error.reason, error.detail))
@@ -314,7 +320,7 @@ class Config(Importer):
         return samples, rejects
 
     def _read_samples(
-        self, file: Path, images: _LazyImages, samples: dict[str, _Sample], rejects: list[Reject]
+        self, file: Path, images: _LazyImages, samples: dict[str, _GroupedSample], rejects: list[Reject]
     ) -> Iterator[SourceSample | Reject]:
         yield from rejects
         for row in self._read_rows(file):
@@ -338,7 +344,7 @@ class Config(Importer):
             else:
                 yield SourceSample(sample.split, sample.key, inputs, sample.texts, sample.extra_json)
 
-    def _without_images(self, file: Path, samples: Mapping[str, _Sample]) -> Iterator[SourceSample | Reject]:
+    def _without_images(self, file: Path, samples: Mapping[str, _GroupedSample]) -> Iterator[SourceSample | Reject]:
         for sample in samples.values():
             try:
                 inputs = self._read_files(file, sample)
@@ -347,22 +353,22 @@ class Config(Importer):
             else:
                 yield SourceSample(sample.split, sample.key, inputs, sample.texts, sample.extra_json)
 
-    def _read_files(self, file: Path, sample: _Sample) -> dict[str, tuple[bytes, str]]:
+    def _read_files(self, file: Path, sample: _GroupedSample) -> dict[str, tuple[bytes, str]]:
         """The further inputs of a sample."""
         return {name: read_input(self._root_of_files(file), name, path) for name, path in sample.files.items()}
 
-    def _sample_identity(self, row: _Row, images: _LazyImages) -> tuple[str, str, str]:
+    def _sample_identity(self, row: _TableRow, images: _LazyImages) -> tuple[str, str, str]:
         """What makes rows one sample; the identity of the image, "" where it has none; the sample's key."""
         named = self._text_of_cell(row.cells, self.key)
         image = self._image_cell(row.cells) if self.wants("image") else None
         if image is None:
             name = named or f"{Path(self.file).stem}-{row.number:08d}"
-            return name, "", valid_key(name)
+            return name, "", to_valid_key(name)
         if isinstance(image, bytes):
             identity = name = hashlib.sha256(image).hexdigest()[:32]
         else:
             identity, name = images.identity(image), posixpath.normpath(image)
-        return (named, identity, valid_key(named)) if named else (identity, identity, key_of(name))
+        return (named, identity, to_valid_key(named)) if named else (identity, identity, key_of_image(name))
 
     def _image_cell(self, cells: Mapping[str, Any]) -> str | bytes | None:
         """The path or the bytes of an image; None where it is missing and may be."""
@@ -405,7 +411,7 @@ class Config(Importer):
         questions = self._texts_of_cell(cells, self.question)
         if not isinstance(cells.get(self.question), list):
             all_answers = tuple(self._texts_of_cell(cells, self.answers))
-            answer = self._text_of_cell(cells, self.answer) or consensus(all_answers)
+            answer = self._text_of_cell(cells, self.answer) or consensus_answer(all_answers)
             question_id = self._text_of_cell(cells, self.question_id)
             return [Question(text, answer, all_answers, question_id) for text in questions]
         answers = cells.get(self.answer)
@@ -442,7 +448,7 @@ class Config(Importer):
         return cell is None or cell == b"" or cell != cell
 
 
-class _Row(NamedTuple):
+class _TableRow(NamedTuple):
     place: str
     """File name and row, for a person."""
     number: int
@@ -450,7 +456,7 @@ class _Row(NamedTuple):
 
 
 @dataclass
-class _Sample:
+class _GroupedSample:
     split: str
     image: str
     """Identity of the image's file, or the hash of its bytes; "" where it has none."""
@@ -487,7 +493,7 @@ class _LazyImages:
 
     def __init__(self, root: Path) -> None:
         self._root = root
-        self._images: Images | None = None
+        self._images: SourceImages | None = None
 
     def identity(self, name: str) -> str:
         """The image's identity; for one that does not exist, which ``read`` reports, its name."""
@@ -502,13 +508,13 @@ class _LazyImages:
     def passed_over(self, used: Iterable[Path]) -> Counter[str]:
         return self._images.passed_over(used) if self._images is not None else Counter()
 
-    def _list_images(self) -> Images:
+    def _list_images(self) -> SourceImages:
         if self._images is None:
-            self._images = Images(self._root)
+            self._images = SourceImages(self._root)
         return self._images
 
 
-def _jsonl_rows(file: Path, encoding: str) -> Iterator[_Row | Reject]:
+def _jsonl_rows(file: Path, encoding: str) -> Iterator[_TableRow | Reject]:
     with open_text(file, encoding, newline="\n") as lines:
         for number, line in enumerate(lines, 1):
             place = f"{file.name}:{number}"
@@ -523,13 +529,13 @@ def _jsonl_rows(file: Path, encoding: str) -> Iterator[_Row | Reject]:
                 yield Reject(place, Reason.BAD_JSON, str(error))
             else:
                 if isinstance(cells, dict):
-                    yield _Row(place, number, cells)
+                    yield _TableRow(place, number, cells)
                 else:
                     yield Reject(place, Reason.BAD_SCHEMA, f"{line[:80]!r} is not a JSON object")
 
 
 def _kind_of(data: bytes) -> str:
-    if (extension := sniff(data)) is not None:
+    if (extension := guess_image_extension(data)) is not None:
         return extension
     raise SampleError(UNDECODABLE_IMAGE, f"bytes that start with {data[:8]!r} are no image of a known kind")
 

@@ -38,7 +38,7 @@ class SourceSample(NamedTuple):
 
 
 class Reject(NamedTuple):
-    """What an import leaves out.
+    """A sample or row that an import leaves out.
 
     Attributes:
         key: of the sample, or the line of the source.

@@ -15,15 +15,16 @@ from typing import Any
 import pyarrow as pa
 
 from pipelines.data.index.config import IndexConfig
-from pipelines.data.index.fault import FAULT_SCHEMA, Fault
+from pipelines.data.index.fault import FAULT_SCHEMA, QuarantineEntry
 from pipelines.data.index.files import (
     FOLDER,
     FORMAT,
     READERS,
     SHARD_SCHEMA,
     TEXT_COUNTS,
-    Part,
+    IndexPartName,
     count_samples,
+    drop_rows,
     faults_file,
     quarantine_file,
     read_samples,
@@ -31,7 +32,6 @@ from pipelines.data.index.files import (
     sample_counts,
     table_bytes,
     version_file,
-    without,
 )
 from pipelines.data.index.index import Index, SplitAssignment
 from pipelines.data.index.index_shard import Summary, index_shard, parts_by_shard
@@ -40,7 +40,7 @@ from pipelines.data.index.quarantine import reason_counts
 from pipelines.data.index.quarantine_page import quarantine_page
 from pipelines.data.index.repeated_keys import repeated_keys
 from pipelines.data.index.shard_pass import map_shards
-from pipelines.data.index.survey import survey
+from pipelines.data.index.survey import survey_index
 from pipelines.data.tars.errors import Reason
 from pipelines.data.tars.shards import SPLITS, shard_splits
 from pipelines.errors import DataError
@@ -109,7 +109,7 @@ def build_index(
         "counts": counts,
         "quarantine": reason_counts(quarantine),
         "passed_over": dict(sum((Counter(s["passed_over"]) for s in shards), Counter())),
-        "survey": survey(shards, inputs, partial(read_samples, folder), assignment.splits),
+        "survey": survey_index(shards, inputs, partial(read_samples, folder), assignment.assign_splits),
     }
     folder.write(quarantine_file(), table_bytes(quarantine, {"hash": facts["hash"]}))
     if config.report:
@@ -147,7 +147,7 @@ def _media_of_inputs(tars: str, shards: Sequence[Summary]) -> dict[str, str]:
 
 
 def _unreadable_shard(name: str, problem: str) -> dict[str, Any]:
-    return Fault(None, None, None, Reason.UNREADABLE_SHARD, problem).row(name)
+    return QuarantineEntry(None, None, None, Reason.UNREADABLE_SHARD, problem).row(name)
 
 
 def _version_hashes(folder: Folder) -> list[str]:
@@ -211,8 +211,8 @@ def _index_shards(
 
 
 def _leave_out(folder: Folder, shard: Summary, rows: Sequence[int], assignment: SplitAssignment) -> None:
-    samples = without(read_samples(folder, shard["part"], ["split_hash", "present", *TEXT_COUNTS]), rows)
-    splits = assignment.splits(shard["split"], samples["split_hash"].to_numpy())
+    samples = drop_rows(read_samples(folder, shard["part"], ["split_hash", "present", *TEXT_COUNTS]), rows)
+    splits = assignment.assign_splits(shard["split"], samples["split_hash"].to_numpy())
     shard |= {"repeated": list(rows), **count_samples(samples, splits)}
 
 
@@ -247,7 +247,7 @@ def _delete_unused(folder: Folder, tars: Mapping[str, str], versions: Sequence[s
         folder.remove(quarantine_file(version))
     for kind in ("samples", "faults"):
         for file in folder.files(f"{FOLDER}/{kind}"):
-            part = Part.parse(file.name)
+            part = IndexPartName.parse(file.name)
             sha256 = tars.get(part.shard) if part else None
             if part is None or sha256 is None or (sha256 and sha256[:16] != part.sha256):
                 folder.remove(f"{FOLDER}/{kind}/{file.name}")

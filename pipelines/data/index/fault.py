@@ -21,7 +21,7 @@ FAULT_SCHEMA = pa.schema(
 
 
 @dataclass(frozen=True)
-class Fault:
+class QuarantineEntry:
     """One row of the quarantine.
 
     Attributes:
@@ -48,6 +48,6 @@ class Fault:
         }
 
 
-def fault_table(shard: str, faults: Sequence[Fault]) -> pa.Table:
+def fault_table(shard: str, faults: Sequence[QuarantineEntry]) -> pa.Table:
     """The faults of one shard as a table of ``FAULT_SCHEMA``."""
     return pa.Table.from_pylist([fault.row(shard) for fault in faults], FAULT_SCHEMA)

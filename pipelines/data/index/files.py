@@ -39,14 +39,14 @@ SHARD_SCHEMA = pa.schema(
         *((f"{what}_{split}", pa.int64()) for what in TEXT_COUNTS for split in SPLITS),
     ]
 )
-"""Of a version. ``stamp`` is the tar's FileStamp; ``part`` names its samples file (``Part``), whose rows ``repeated``
-are left out. ``present`` is JSON: the number of samples by split and by what is present, as
+"""Of a version. ``stamp`` is the tar's FileStamp; ``part`` names its samples file (``IndexPartName``), whose rows
+``repeated`` are left out. ``present`` is JSON: the number of samples by split and by what is present, as
 ``{"train": {"captions,image": 12}}``."""
 
 _PART = re.compile(r"(?P<shard>.+\.tar)\.(?P<sha256>[0-9a-f]{16})-(?P<scan>[0-9a-f]{8})")
 
 
-class Part(NamedTuple):
+class IndexPartName(NamedTuple):
     """The name of what an index holds of one tar. It names all that this depends on, so that versions can share it.
 
     Attributes:
@@ -64,14 +64,14 @@ class Part(NamedTuple):
         return f"{self.shard}.{self.sha256}-{self.scan}"
 
     @classmethod
-    def parse(cls, name: str) -> Part | None:
+    def parse(cls, name: str) -> IndexPartName | None:
         """The part of this name or file name; None for another name."""
         match = _PART.fullmatch(name.removesuffix(".parquet"))
         return cls(**match.groupdict()) if match else None
 
 
 def scan_digits(scan: Mapping[str, Any]) -> str:
-    """``Part.scan`` of these settings."""
+    """``IndexPartName.scan`` of these settings."""
     return hashlib.sha256(json.dumps([FORMAT, dict(scan)], sort_keys=True).encode()).hexdigest()[:8]
 
 
@@ -95,7 +95,7 @@ def quarantine_file(index_hash: str = "") -> str:
     return f"{FOLDER}/versions/{index_hash}.quarantine.parquet" if index_hash else f"{FOLDER}/quarantine.parquet"
 
 
-def without(table: pa.Table, rows: Sequence[int]) -> pa.Table:
+def drop_rows(table: pa.Table, rows: Sequence[int]) -> pa.Table:
     """The table less some of its rows."""
     if not rows:
         return table
@@ -135,7 +135,7 @@ def sample_count(shard: Mapping[str, Any]) -> int:
 
 
 def read_samples(folder: Folder, part: str, columns: Sequence[str]) -> pa.Table:
-    """Some columns of a part's samples."""
+    """Read some columns of the samples that the index holds of one tar."""
     return read_table(folder.read(samples_file(part)), columns)
 
 
@@ -151,7 +151,7 @@ def table_bytes(table: pa.Table, facts: Mapping[str, Any]) -> bytes:
     return out.getvalue()
 
 
-def metadata(table: pa.Table) -> dict[str, Any]:
+def read_table_facts(table: pa.Table) -> dict[str, Any]:
     """The ``facts`` of a table from ``table_bytes``; {} where there are none."""
     stored = (table.schema.metadata or {}).get(b"facts")
     facts: dict[str, Any] = json.loads(stored) if stored else {}

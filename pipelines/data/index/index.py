@@ -34,12 +34,12 @@ from pipelines.data.index.files import (
     FOLDER,
     FORMAT,
     TEXT_COUNTS,
-    metadata,
+    drop_rows,
     quarantine_file,
     read_table,
+    read_table_facts,
     samples_file,
     version_file,
-    without,
 )
 from pipelines.data.index.present import CanUse, split_present
 from pipelines.data.index.report import describe_index
@@ -60,7 +60,7 @@ class SplitAssignment:
 
     fraction: float
 
-    def splits(self, shard_split: str, split_hash: NDArray[np.uint64]) -> NDArray[np.str_]:
+    def assign_splits(self, shard_split: str, split_hash: NDArray[np.uint64]) -> NDArray[np.str_]:
         """The split of each sample of a shard."""
         splits = np.full(len(split_hash), shard_split, "<U5")
         if shard_split == "train" and self.fraction:
@@ -69,7 +69,7 @@ class SplitAssignment:
 
 
 @dataclass(frozen=True)
-class Shard:
+class IndexedShard:
     """One tar. The mappings are by split, without splits that it has no sample of.
 
     Attributes:
@@ -133,7 +133,7 @@ class Index:
         remedy = _index_job_command(tars)
         try:
             shards = read_table(folder.read(version_file(index_hash)))
-            facts = metadata(shards)
+            facts = read_table_facts(shards)
         except (FileNotFoundError, NotADirectoryError):
             raise DataError(
                 f"{tars!r} has no version {index_hash[:12]} of its index (any more): the data were replaced; to use "
@@ -161,18 +161,18 @@ class Index:
         return str(index_hash)
 
     @cached_property
-    def shards(self) -> list[Shard]:
+    def shards(self) -> list[IndexedShard]:
         """Shards that have samples, by name."""
         return [shard for row in self._table.to_pylist() if (shard := _parse_shard(row)).present]
 
     @cached_property
-    def _by_name(self) -> dict[str, Shard]:
+    def _by_name(self) -> dict[str, IndexedShard]:
         return {shard.name: shard for shard in self.shards}
 
     def __getstate__(self) -> dict[str, Any]:
         return {k: v for k, v in self.__dict__.items() if k not in ("shards", "_by_name")}
 
-    def shard(self, name: str) -> Shard:
+    def shard(self, name: str) -> IndexedShard:
         """Raises DataError where no shard with samples has this name."""
         try:
             return self._by_name[name]
@@ -194,10 +194,13 @@ class Index:
             table = read_table(self.folder.read(samples_file(facts.part)))
         except FileNotFoundError:
             raise DataError(f"{samples_file(facts.part)} of {self.tars!r} is gone: {changed}") from None
-        if (metadata(table).get("sha256"), metadata(table).get("scan")) != (facts.sha256, self._facts["scan"]):
+        if (read_table_facts(table).get("sha256"), read_table_facts(table).get("scan")) != (
+            facts.sha256,
+            self._facts["scan"],
+        ):
             raise DataError(f"{samples_file(facts.part)} of {self.tars!r} is of other bytes or settings: {changed}")
-        table = self._with_columns_of_inputs(without(table, facts.repeated))
-        splits = self.split_assignment.splits(facts.split, table["split_hash"].to_numpy())
+        table = self._with_columns_of_inputs(drop_rows(table, facts.repeated))
+        splits = self.split_assignment.assign_splits(facts.split, table["split_hash"].to_numpy())
         return table.set_column(1, "split", pa.array(splits, pa.string())).replace_schema_metadata()
 
     def _with_columns_of_inputs(self, table: pa.Table) -> pa.Table:
@@ -252,11 +255,11 @@ class Index:
         return dict(self._facts["quarantine"])
 
     def survey(self) -> dict[str, Any]:
-        """Statistics of all samples; see ``pipelines.data.index.survey.survey``."""
+        """Statistics of all samples; see ``pipelines.data.index.survey.survey_index``."""
         return dict(self._facts["survey"])
 
     def report(self) -> str:
-        """For a terminal: see ``describe_index``."""
+        """A description of the index for a terminal, by ``describe_index``."""
         return describe_index(self, self._table)
 
 
@@ -264,13 +267,13 @@ def _index_job_command(tars: str) -> str:
     return f"run the index job: python -m jobs.index --config ... data.tars={tars}"
 
 
-def _parse_shard(row: Mapping[str, Any]) -> Shard:
+def _parse_shard(row: Mapping[str, Any]) -> IndexedShard:
     present = {
         split: {split_present(joined): count for joined, count in counts.items()}
         for split, counts in json.loads(row["present"]).items()
     }
     texts = {what: {split: row[f"{what}_{split}"] for split in present} for what in TEXT_COUNTS}
-    return Shard(
+    return IndexedShard(
         row["name"], row["split"], row["sha256"], row["size"], row["part"], present, **texts,
         repeated=tuple(row["repeated"]),
     )  # fmt: skip

@@ -15,11 +15,11 @@ from pipelines.data.index.config import IndexConfig
 from pipelines.data.index.fault import fault_table
 from pipelines.data.index.files import (
     FOLDER,
-    Part,
+    IndexPartName,
     count_samples,
     faults_file,
-    metadata,
     read_table,
+    read_table_facts,
     samples_file,
     scan_digits,
     table_bytes,
@@ -30,7 +30,7 @@ from pipelines.data.tars.shards import shard_split
 from pipelines.storage.folder import FileStamp, Folder
 
 Summary = dict[str, Any]
-"""A row of ``SHARD_SCHEMA`` with ``inputs``, ``worst_run`` and ``passed_over`` (see ``Scan``)."""
+"""A row of ``SHARD_SCHEMA`` with ``inputs``, ``worst_run`` and ``passed_over`` (see ``ShardScan``)."""
 
 _FACTS = ("part", "sha256", "size", "stamp", "inputs", "faults", "worst_run", "passed_over")
 
@@ -63,7 +63,7 @@ def index_shard(
         except OSError as error:
             return {"name": file.name, "unreadable": f"{type(error).__name__}: {error}"}
         facts: dict[str, Any] = {
-            "part": Part(file.name, scan.sha256[:16], scan_digits(config.scan)).name,
+            "part": IndexPartName(file.name, scan.sha256[:16], scan_digits(config.scan)).name,
             "sha256": scan.sha256,
             "size": scan.size,
             "stamp": file.stamp,
@@ -78,9 +78,9 @@ def index_shard(
             folder.write(faults_file(facts["part"]), table_bytes(fault_table(file.name, scan.faults), {}))
         folder.write(samples_file(facts["part"]), table_bytes(scan.samples, facts))
         samples = scan.samples.replace_schema_metadata({"facts": json.dumps(facts)})
-    facts = metadata(samples)
+    facts = read_table_facts(samples)
     split = shard_split(file.name, config.splits)
-    splits = assignment.splits(split, samples["split_hash"].to_numpy())
+    splits = assignment.assign_splits(split, samples["split_hash"].to_numpy())
     return {
         "name": file.name,
         "split": split,
@@ -94,7 +94,7 @@ def parts_by_shard(folder: Folder) -> dict[str, list[str]]:
     """Names of the existing parts, by shard."""
     parts: dict[str, list[str]] = {}
     for file in folder.files(f"{FOLDER}/samples"):
-        if part := Part.parse(file.name):
+        if part := IndexPartName.parse(file.name):
             parts.setdefault(part.shard, []).append(part.name)
     return parts
 
@@ -110,7 +110,7 @@ def _unchanged_samples(folder: Folder, file: FileStamp, config: IndexConfig, par
             table = read_table(folder.read(samples_file(part)))
         except (FileNotFoundError, pa.ArrowException):
             continue
-        facts = metadata(table)
+        facts = read_table_facts(table)
         if (facts.get("size"), facts.get("stamp"), facts.get("scan")) == (file.size, file.stamp, config.scan):
             return table
     return None

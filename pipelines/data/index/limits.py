@@ -64,7 +64,7 @@ def require_few_faults(
 
 
 def _worst_tars(quarantine: pa.Table, shards: Sequence[Summary]) -> str:
-    """Up to three tars that are mostly faults, where other tars are not: these may be removed."""
+    """Name up to three tars that are mostly faults, unless all are: these may be removed."""
     samples = {shard["name"]: sample_count(shard) for shard in shards}
     faults = Counter(quarantine["shard"].to_pylist())
     bad = [name for name, count in faults.most_common() if count > samples.get(name, 0)]

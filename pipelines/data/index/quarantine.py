@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipelines.errors import printable
+from pipelines.errors import escape_unprintable
 
 _EXAMPLES = 3
 
@@ -29,7 +29,7 @@ def describe_faults(quarantine: pa.Table, counts: Mapping[str, int]) -> list[str
         for row in examples.to_pylist():
             what = row["member"] or row["key"] or ""
             place = f" at byte {row['offset']}" if row["offset"] is not None else ""
-            lines.append(printable(f"      {row['shard']} {what}{place}: {row['detail']}"))
+            lines.append(escape_unprintable(f"      {row['shard']} {what}{place}: {row['detail']}"))
         if count > _EXAMPLES:
             lines.append(f"      ... and {count - _EXAMPLES:,} more")
     return lines

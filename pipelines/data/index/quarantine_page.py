@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipelines.data.tars.headers import BLOCK
-from pipelines.report.html import render
+from pipelines.report.html import render_page
 from pipelines.storage.folder import Folder
 from vlmodel.images.pillow import open_image
 
@@ -51,7 +51,7 @@ def quarantine_page(folder: Folder, quarantine: pa.Table, samples: Mapping[str, 
             for reason, count in _value_counts(quarantine, "reason")
             for rows in [quarantine.filter(pc.equal(quarantine["reason"], reason)).slice(0, _ROWS).to_pylist()]
         ]
-    return render(
+    return render_page(
         "quarantine.html",
         folder=folder.uri,
         left_out=quarantine.num_rows,
@@ -100,7 +100,7 @@ def _thumbnail(data: bytes) -> bytes | None:
     try:
         with warnings.catch_warnings(), open_image(data) as opened:
             warnings.simplefilter("ignore")
-            opened.draft(_SIDE)
+            opened.decode_at_reduced_size(_SIDE)
             image = opened.image
             if image.width * image.height > _MAX_PIXELS:
                 return None
@@ -119,7 +119,7 @@ def _thumbnail(data: bytes) -> bytes | None:
 
 
 def _first_bytes(data: bytes) -> str:
-    """As text where it is printable, else in hexadecimal."""
+    """Format the first bytes as text where they are printable, else in hexadecimal."""
     first = data[:_FIRST_BYTES]
     text = first.decode("utf-8", "replace")
     return text if text.replace("\n", "").isprintable() else first.hex(" ", 1)

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pyarrow as pa
 
-from pipelines.data.index.fault import Fault
+from pipelines.data.index.fault import QuarantineEntry
 from pipelines.data.index.files import READERS, read_samples, sample_count
 from pipelines.data.index.index_shard import Summary
 from pipelines.data.tars.errors import Reason
@@ -20,11 +20,11 @@ from pipelines.storage.folder import Folder
 _KEYS_PER_PASS = 50_000_000
 
 
-def repeated_keys(folder: Folder, shards: Sequence[Summary]) -> list[tuple[str, int, Fault]]:
+def repeated_keys(folder: Folder, shards: Sequence[Summary]) -> list[tuple[str, int, QuarantineEntry]]:
     """(shard, row, fault) of samples whose key an earlier shard of the same split has, by shard and row."""
     inputs = dict.fromkeys(name for shard in shards for name in shard["inputs"])
     offsets = [*(f"{name}.offset" for name in inputs), *(f"{kind}_offset" for kind in TEXT_EXTENSIONS)]
-    repeated: list[tuple[str, int, Fault]] = []
+    repeated: list[tuple[str, int, QuarantineEntry]] = []
     for split in SPLITS:
         of_split = [shard for shard in shards if shard["split"] == split]
         if len(of_split) < 2:
@@ -40,7 +40,7 @@ def repeated_keys(folder: Folder, shards: Sequence[Summary]) -> list[tuple[str, 
                     if (earlier := first_shard.setdefault(key, name)) != name:
                         detail = f"shard {earlier} has this key too; keys are unique within a split"
                         offset = min(sample[column] for column in offsets if sample[column] is not None)
-                        repeated.append((name, row, Fault(key, None, offset, Reason.DUPLICATE_KEY, detail)))
+                        repeated.append((name, row, QuarantineEntry(key, None, offset, Reason.DUPLICATE_KEY, detail)))
     return sorted(repeated, key=lambda repeat: repeat[:2])
 
 

@@ -16,7 +16,7 @@ from pipelines.data.index.quarantine import describe_faults
 from pipelines.data.index.survey import describe_survey
 from pipelines.data.tars.inputs import input_of
 from pipelines.data.tars.shards import SPLITS
-from pipelines.errors import printable
+from pipelines.errors import escape_unprintable
 
 if TYPE_CHECKING:
     from pipelines.data.index.index import Index
@@ -49,10 +49,10 @@ def _describe_inputs(index: Index) -> Iterator[str]:
     """Each input, unless it is the image that all samples have, and how many samples have it."""
     for name, medium in index.inputs.items():
         if name != "image" or not index.needed[name]:
-            yield f"input {name} ({medium}): {index.count(partial(_has, name)):,} samples"
+            yield f"input {name} ({medium}): {index.count(partial(_contains_input, name)):,} samples"
 
 
-def _has(name: str, present: frozenset[str]) -> bool:
+def _contains_input(name: str, present: frozenset[str]) -> bool:
     return name in present
 
 
@@ -60,7 +60,7 @@ def _describe_tars(index: Index, shards: pa.Table) -> Iterator[str]:
     """The name patterns of the tars of each split."""
     for split in SPLITS:
         names = [row["name"] for row in shards.select(["name", "split"]).to_pylist() if row["split"] == split]
-        patterns = Counter(printable(_DIGITS.sub("*", name)) for name in names)
+        patterns = Counter(escape_unprintable(_DIGITS.sub("*", name)) for name in names)
         shown = [f"{pattern} ({count:,})" for pattern, count in patterns.most_common(_PATTERNS)]
         more = f", and {len(patterns) - _PATTERNS:,} other names" if len(patterns) > _PATTERNS else ""
         if names:
@@ -70,10 +70,10 @@ def _describe_tars(index: Index, shards: pa.Table) -> Iterator[str]:
 
 
 def _describe_passed_over(index: Index) -> Iterator[str]:
-    """What no sample is made of, and how those that are inputs are read."""
+    """List the members that no sample is made of, and say how those that are inputs can be read."""
     passed_over = sorted(index.passed_over().items(), key=lambda item: (-item[1], item[0]))
     if passed_over:
-        shown = ", ".join(f"{printable(kind)} {count:,}" for kind, count in passed_over[:_KINDS])
+        shown = ", ".join(f"{escape_unprintable(kind)} {count:,}" for kind, count in passed_over[:_KINDS])
         more = sum(count for _, count in passed_over[_KINDS:])
         yield f"no part of a sample: {shown}{f', others {more:,}' if more else ''}"
     found = (input_of(kind.removeprefix(".")) for kind, _ in passed_over)

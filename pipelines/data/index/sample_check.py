@@ -11,10 +11,10 @@ from zlib import crc32
 
 import pyarrow as pa
 
-from pipelines.data.index.fault import Fault
+from pipelines.data.index.fault import QuarantineEntry
 from pipelines.data.index.present import join_present
 from pipelines.data.tars.errors import Reason, SampleError, medium_reason, missing_input
-from pipelines.data.tars.headers import Kind, Member
+from pipelines.data.tars.headers import MemberKind, TarMember
 from pipelines.data.tars.inputs import TEXT, TEXT_EXTENSIONS, MemberInput, input_of, known_extensions, needed_inputs
 from pipelines.data.tars.member_names import leaves_folder, split_name
 from pipelines.data.tars.sample import TextLimits, hash_texts, parse_group, parse_texts
@@ -93,7 +93,9 @@ class SampleRules:
         return found is not None and size <= (MAX_TEXT_BYTES if found.name == TEXT else self.limits.max_bytes)
 
 
-def check_sample(key: str, members: Mapping[str, Member], inputs: Mapping[str, str], rules: SampleRules) -> Row | Fault:
+def check_sample(
+    key: str, members: Mapping[str, TarMember], inputs: Mapping[str, str], rules: SampleRules
+) -> Row | QuarantineEntry:
     """The row of a sample (``sample_schema``), or what is wrong with it.
 
     Args:
@@ -106,7 +108,7 @@ def check_sample(key: str, members: Mapping[str, Member], inputs: Mapping[str, s
     if (fault := _missing_fault(key, members, found, next(iter(text.values()), None), rules)) is not None:
         return fault
     for member in (*found.values(), *text.values()):
-        if (fault := _unread_fault(key, member, rules)) is not None:
+        if (fault := _unread_member_fault(key, member, rules)) is not None:
             return fault
     columns: Row = {}
     for name, member in found.items():
@@ -116,7 +118,9 @@ def check_sample(key: str, members: Mapping[str, Member], inputs: Mapping[str, s
             facts = medium.check(member.data, rules.limits)
         except MediumError as error:
             remedy = "; raise that limit of data.index to take it" if error.reason == "too_large" else ""
-            return Fault(key, member.name, member.offset, medium_reason(error.reason, medium.name), f"{error}{remedy}")
+            return QuarantineEntry(
+                key, member.name, member.offset, medium_reason(error.reason, medium.name), f"{error}{remedy}"
+            )
         facts |= {
             "offset": member.offset,
             "size": member.size,
@@ -131,9 +135,9 @@ def check_sample(key: str, members: Mapping[str, Member], inputs: Mapping[str, s
     except SampleError as error:
         named = next((text[kind] for kind in text if error.detail.startswith(f".{kind}")), None)
         at_fault = named or next(iter(text.values()), first)
-        return Fault(key, at_fault.name, at_fault.offset, error.reason, error.detail)
+        return QuarantineEntry(key, at_fault.name, at_fault.offset, error.reason, error.detail)
     if not found and not texts.kinds:
-        return Fault(key, first.name, first.offset, Reason.NO_INPUT, _no_input_detail(members, rules))
+        return QuarantineEntry(key, first.name, first.offset, Reason.NO_INPUT, _no_input_detail(members, rules))
     group, key_hash = parse_group(data.get("json")), hash_key(key)
     return {
         "key": key,
@@ -149,19 +153,23 @@ def check_sample(key: str, members: Mapping[str, Member], inputs: Mapping[str, s
 
 
 def _missing_fault(
-    key: str, members: Mapping[str, Member], found: Mapping[str, Member], text: Member | None, rules: SampleRules
-) -> Fault | None:
+    key: str,
+    members: Mapping[str, TarMember],
+    found: Mapping[str, TarMember],
+    text: TarMember | None,
+    rules: SampleRules,
+) -> QuarantineEntry | None:
     """The fault of a sample that lacks an input which it must have."""
     for name, is_required in rules.needed.items():
         if is_required and (text if name == TEXT else found.get(name)) is None:
             at = next(iter((found or members).values()))
             listing = ", ".join(f".{extension}" for extension in members)
             detail = f"there is only {listing}; the input {name!r} ends in {known_extensions(name)}"
-            return Fault(key, at.name, at.offset, missing_input(name), detail)
+            return QuarantineEntry(key, at.name, at.offset, missing_input(name), detail)
     return None
 
 
-def _unread_fault(key: str, member: Member, rules: SampleRules) -> Fault | None:
+def _unread_member_fault(key: str, member: TarMember, rules: SampleRules) -> QuarantineEntry | None:
     """The fault of a member that is empty, or too large to be read."""
     reason: str
     if member.size == 0:
@@ -173,18 +181,18 @@ def _unread_fault(key: str, member: Member, rules: SampleRules) -> Fault | None:
     else:
         limit = f"data.index.max_bytes allows {rules.limits.max_bytes}"
         reason, detail = medium_reason("too_large", medium), f"a file of {member.size} bytes; {limit}"
-    return Fault(key, member.name, member.offset, reason, detail)
+    return QuarantineEntry(key, member.name, member.offset, reason, detail)
 
 
-def member_problem(extension: str, member: Member) -> tuple[Reason, str] | None:
-    """What is wrong with a member whatever its sample; None where nothing is."""
+def member_problem(extension: str, member: TarMember) -> tuple[Reason, str] | None:
+    """Describe what is wrong with a member, whatever its sample; None where nothing is."""
     if not member.utf8:
         return Reason.BAD_UTF8, "the member's name is not UTF-8"
-    if member.kind is Kind.LINK:
+    if member.kind is MemberKind.LINK:
         return Reason.UNSAFE_MEMBER, "a link; store the file itself"
     if leaves_folder(member.name):
         return Reason.UNSAFE_MEMBER, "an absolute path or one with '..'"
-    if member.kind is Kind.SPECIAL:
+    if member.kind is MemberKind.SPECIAL:
         return Reason.UNSAFE_MEMBER, "a device, a pipe, a sparse file or an unknown type of member"
     if extension.rpartition(".")[2] in _PICKLES:
         return Reason.UNSAFE_MEMBER, "a pickle, which executes code when it is loaded; store the data as JSON"
@@ -202,13 +210,13 @@ def _medium_of(extension: str) -> str:
     return found.medium
 
 
-def _extension_of(member: Member) -> str:
+def _extension_of(member: TarMember) -> str:
     key_and_extension = split_name(member.name)
     assert key_and_extension is not None
     return key_and_extension[1]
 
 
-def _no_input_detail(members: Mapping[str, Member], rules: SampleRules) -> str:
+def _no_input_detail(members: Mapping[str, TarMember], rules: SampleRules) -> str:
     listing = ", ".join(f".{extension}" for extension in members)
     return f"there is only {listing}, and none of the inputs {', '.join(rules.needed)} (data.index.inputs)"
 

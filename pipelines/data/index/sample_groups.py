@@ -23,10 +23,10 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Literal
 
-from pipelines.data.index.fault import Fault
+from pipelines.data.index.fault import QuarantineEntry
 from pipelines.data.index.sample_check import Row, SampleRules, check_sample, member_problem
 from pipelines.data.tars.errors import Reason
-from pipelines.data.tars.headers import Corruption, Kind, Member
+from pipelines.data.tars.headers import MemberKind, TarCorruption, TarMember
 from pipelines.data.tars.inputs import TEXT, input_of
 from pipelines.data.tars.member_names import is_hidden_path, leaves_folder, split_name
 
@@ -34,26 +34,26 @@ _EXTENSIONS_COUNTED = 50
 
 
 @dataclass
-class _Group:
+class _MemberGroup:
     """Adjacent members of one key, by extension; ``inputs`` has the extension of each input that is read but texts."""
 
     key: str
     rules: SampleRules
     after_corruption: bool
-    members: dict[str, Member] = field(default_factory=dict)
+    members: dict[str, TarMember] = field(default_factory=dict)
     inputs: dict[str, str] = field(default_factory=dict)
-    fault: Fault | None = None
+    fault: QuarantineEntry | None = None
     has_text: bool = False
     is_unknown: bool = True
     """Whether no member is an input, as far as its extension tells."""
 
     @property
-    def first(self) -> Member:
+    def first_member(self) -> TarMember:
         return next(iter(self.members.values()))
 
     @property
     def kinds(self) -> frozenset[str]:
-        """Its inputs, and the extensions of its other members."""
+        """The names of the group's inputs, and the extensions of its other members."""
         return frozenset(self.inputs) | (self.members.keys() - set(self.inputs.values()))
 
     @property
@@ -67,7 +67,7 @@ class _Group:
         """Whether a member that it has already begins another sample."""
         return self.is_complete or self.is_unknown
 
-    def add(self, extension: str, member: Member) -> None:
+    def add(self, extension: str, member: TarMember) -> None:
         problem = member_problem(extension, member)
         found = self.rules.input_of(extension)
         self.is_unknown &= found is None and ("." in extension or input_of(extension) is None)
@@ -79,7 +79,7 @@ class _Group:
                 detail = f"two members for the input {found.name!r} of one key: {earlier.name!r} and {member.name!r}"
                 problem = Reason.DUPLICATE_KEY, detail
         if problem is not None and self.fault is None:
-            self.fault = Fault(self.key, member.name, member.offset, *problem)
+            self.fault = QuarantineEntry(self.key, member.name, member.offset, *problem)
         self.members[extension] = member
 
 
@@ -95,26 +95,26 @@ class SampleGroups:
     """Collects ``outcomes``, a row or a fault for each sample, from the members of a tar, added in its order."""
 
     def __init__(self, rules: SampleRules) -> None:
-        self.outcomes: list[Row | Fault] = []
+        self.outcomes: list[Row | QuarantineEntry] = []
         self.passed_over: Counter[str] = Counter()
         """Members that are part of no sample, by extension (".cls"), "hidden" or "no extension"."""
         self._rules = rules
         self._earlier: dict[str, _EarlierSample] = {}
-        self._group: _Group | None = None
+        self._group: _MemberGroup | None = None
         self.inputs: dict[str, str] = {}
         """The medium of each input of these samples but texts."""
         self._after_corruption = False
         # The kinds of members of this shard's first valid sample: what its other samples are taken to have.
         self._usual_kinds: frozenset[str] | None = None
 
-    def add(self, member: Member) -> None:
-        if member.kind is Kind.DIRECTORY and not leaves_folder(member.name):
+    def add(self, member: TarMember) -> None:
+        if member.kind is MemberKind.DIRECTORY and not leaves_folder(member.name):
             return
         key_and_extension = split_name(member.name)
         if key_and_extension is None:
             if (problem := member_problem("", member)) is not None:
                 self.finish_group("next")
-                self.outcomes.append(Fault(None, member.name, member.offset, *problem))
+                self.outcomes.append(QuarantineEntry(None, member.name, member.offset, *problem))
             else:
                 self._pass_over("hidden" if is_hidden_path(member.name) else "no extension")
             return
@@ -124,14 +124,16 @@ class SampleGroups:
         group = self._group
         if group is None or group.key != key or (extension in group.members and group.is_whole):
             self.finish_group("next")
-            group = self._group = _Group(key, self._rules, self._after_corruption)
+            group = self._group = _MemberGroup(key, self._rules, self._after_corruption)
             self._after_corruption = False
         group.add(extension, member)
 
-    def add_corruption(self, corruption: Corruption) -> None:
+    def add_corruption(self, corruption: TarCorruption) -> None:
         lost_key = self.finish_group("corruption")
         key = (split_name(corruption.member) or (lost_key,))[0] if corruption.member else lost_key
-        self.outcomes.append(Fault(key, corruption.member, corruption.offset, corruption.reason, corruption.detail))
+        self.outcomes.append(
+            QuarantineEntry(key, corruption.member, corruption.offset, corruption.reason, corruption.detail)
+        )
         self._after_corruption = True
 
     def finish_group(self, what_follows: Literal["next", "corruption", "end"]) -> str | None:
@@ -155,7 +157,9 @@ class SampleGroups:
             outcome = self._wrong_medium_fault(group) or outcome
         if self._usual_kinds is None and isinstance(outcome, dict):
             self._usual_kinds = group.kinds
-        self._earlier[group.key] = _EarlierSample(len(self.outcomes), frozenset(group.members), group.first.offset)
+        self._earlier[group.key] = _EarlierSample(
+            len(self.outcomes), frozenset(group.members), group.first_member.offset
+        )
         self.outcomes.append(outcome)
         return None
 
@@ -163,7 +167,7 @@ class SampleGroups:
         is_counted = kind in self.passed_over or len(self.passed_over) < _EXTENSIONS_COUNTED
         self.passed_over[kind if is_counted else "other extensions"] += 1
 
-    def _wrong_medium_fault(self, group: _Group) -> Fault | None:
+    def _wrong_medium_fault(self, group: _MemberGroup) -> QuarantineEntry | None:
         """The fault of a valid sample with an input of another medium than before; else its media are remembered."""
         for name, extension in group.inputs.items():
             found = input_of(extension)
@@ -171,31 +175,31 @@ class SampleGroups:
             if (usual := self.inputs.setdefault(name, found.medium)) != found.medium:
                 detail = f"the input {name!r} is of medium {usual} in the samples before, and here of {found.medium}"
                 member = group.members[extension]
-                return Fault(group.key, member.name, member.offset, Reason.WRONG_MEDIUM, detail)
+                return QuarantineEntry(group.key, member.name, member.offset, Reason.WRONG_MEDIUM, detail)
         return None
 
-    def _repeated_key_fault(self, group: _Group) -> Fault | None:
+    def _repeated_key_fault(self, group: _MemberGroup) -> QuarantineEntry | None:
         """The fault to add; None where the earlier outcome of this key becomes the fault of both."""
-        earlier, first = self._earlier[group.key], group.first
+        earlier, first = self._earlier[group.key], group.first_member
         extensions = frozenset(group.members)
         if earlier.extensions & extensions:
             detail = f"the key was used before, at byte {earlier.offset}; the first dot of a base name ends the key"
-            return group.fault or Fault(group.key, first.name, first.offset, Reason.DUPLICATE_KEY, detail)
+            return group.fault or QuarantineEntry(group.key, first.name, first.offset, Reason.DUPLICATE_KEY, detail)
         # The other part of a sample whose outcome was decided too early: the two together are one fault.
         earlier.extensions |= extensions
         if not earlier.is_split:
             detail = f"members of one key are not adjacent: at byte {earlier.offset} and at byte {first.offset}"
-            fault = group.fault or Fault(group.key, first.name, first.offset, Reason.SPLIT_KEY, detail)
+            fault = group.fault or QuarantineEntry(group.key, first.name, first.offset, Reason.SPLIT_KEY, detail)
             outcome = self.outcomes[earlier.outcome]
-            if not (isinstance(outcome, Fault) and outcome.reason is Reason.UNSAFE_MEMBER):
+            if not (isinstance(outcome, QuarantineEntry) and outcome.reason is Reason.UNSAFE_MEMBER):
                 self.outcomes[earlier.outcome] = fault
             earlier.is_split = True
         return None
 
 
-def _unknown_member_faults(group: _Group) -> list[Fault]:
+def _unknown_member_faults(group: _MemberGroup) -> list[QuarantineEntry]:
     """A fault for each name up to its last dot."""
-    first: dict[str, tuple[str, Member]] = {}
+    first: dict[str, tuple[str, TarMember]] = {}
     for extension, member in group.members.items():
         first.setdefault(member.name.rpartition(".")[0], (extension, member))
     faults = []
@@ -205,5 +209,5 @@ def _unknown_member_faults(group: _Group) -> list[Fault]:
             detail = f"the input {found.name!r}, which is not read (data.index.inputs)"
         if "." in extension:
             detail += f"; the first dot of a base name ends the key ({group.key!r}): use no other dots in keys"
-        faults.append(Fault(group.key, member.name, member.offset, Reason.UNKNOWN_MEMBER, detail))
+        faults.append(QuarantineEntry(group.key, member.name, member.offset, Reason.UNKNOWN_MEMBER, detail))
     return faults

@@ -9,10 +9,10 @@ from typing import Any
 
 import pyarrow as pa
 
-from pipelines.data.index.fault import Fault
+from pipelines.data.index.fault import QuarantineEntry
 from pipelines.data.index.sample_check import SampleRules, sample_schema
 from pipelines.data.index.sample_groups import SampleGroups
-from pipelines.data.tars.headers import Corruption, read_tar
+from pipelines.data.tars.headers import TarCorruption, read_tar
 from pipelines.data.tars.inputs import PAIRS, TEXT
 from pipelines.data.tars.member_names import split_name
 from pipelines.data.tars.sample import TextLimits
@@ -21,8 +21,8 @@ from vlmodel.media.registry import all_media
 
 
 @dataclass(frozen=True)
-class Scan:
-    """What one shard holds.
+class ShardScan:
+    """The samples and faults that reading one shard gave.
 
     Attributes:
         samples: a table of ``sample_schema``, in tar order.
@@ -36,7 +36,7 @@ class Scan:
 
     samples: pa.Table
     inputs: dict[str, str]
-    faults: list[Fault]
+    faults: list[QuarantineEntry]
     worst_run: int
     passed_over: dict[str, int]
     sha256: str
@@ -50,7 +50,7 @@ def scan_tar(
     max_letters: int = TextLimits.letters,
     max_texts: int = TextLimits.texts,
     **limits_of_inputs: Any,
-) -> Scan:
+) -> ShardScan:
     """Read one tar from start to end, once.
 
     Args:
@@ -79,16 +79,16 @@ def scan_tar(
     rules = SampleRules(tuple(inputs), limits, TextLimits(max_letters, max_texts))
     groups = SampleGroups(rules)
     for item in read_tar(read_and_hash, is_wanted):
-        groups.add_corruption(item) if isinstance(item, Corruption) else groups.add(item)
+        groups.add_corruption(item) if isinstance(item, TarCorruption) else groups.add(item)
     groups.finish_group("end")
     rows = [outcome for outcome in groups.outcomes if isinstance(outcome, dict)]
-    faults = [outcome for outcome in groups.outcomes if isinstance(outcome, Fault)]
+    faults = [outcome for outcome in groups.outcomes if isinstance(outcome, QuarantineEntry)]
     worst = run = 0
     for outcome in groups.outcomes:
-        run = run + 1 if isinstance(outcome, Fault) else 0
+        run = run + 1 if isinstance(outcome, QuarantineEntry) else 0
         worst = max(worst, run)
     columns = {
         name: groups.inputs.get(name, name if name in all_media() else "") for name in rules.needed if name != TEXT
     }
     table = pa.Table.from_pylist(rows, sample_schema(columns))
-    return Scan(table, groups.inputs, faults, worst, dict(groups.passed_over), digest.hexdigest(), size)
+    return ShardScan(table, groups.inputs, faults, worst, dict(groups.passed_over), digest.hexdigest(), size)

@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from pipelines.data.index.files import READERS, TEXT_COUNTS, sample_count, without
+from pipelines.data.index.files import READERS, TEXT_COUNTS, drop_rows, sample_count
 from pipelines.data.tars.shards import SPLITS
 
 _MAX_COMPARED = 20_000_000
@@ -28,20 +28,20 @@ _MIN_DIFFERENCE = 0.1
 _STANDARD_ERRORS = 3.0
 
 
-class _Hashes(NamedTuple):
-    """Of N inputs or texts: their hashes, and the number in ``SPLITS`` of the split of each."""
+class _SplitHashes(NamedTuple):
+    """The hashes of N inputs or texts, and for each the number of its split in ``SPLITS``."""
 
     hashes_N: NDArray[np.uint64]
     splits_N: NDArray[np.int8]
 
 
 class _ShardHashes(NamedTuple):
-    inputs: dict[str, _Hashes]
-    texts: _Hashes
+    inputs: dict[str, _SplitHashes]
+    texts: _SplitHashes
     ratios_N: NDArray[np.float32]
 
 
-def survey(
+def survey_index(
     shards: Sequence[Mapping[str, Any]],
     inputs: Iterable[str],
     read: Callable[[str, list[str]], pa.Table],
@@ -68,18 +68,18 @@ def survey(
     columns = ["split_hash", "text_hashes", "image.width", "image.height", *(f"{name}.sha256" for name in names)]
 
     def hashes_of(shard: Mapping[str, Any]) -> _ShardHashes:
-        table = without(read(shard["part"], columns), shard["repeated"])
+        table = drop_rows(read(shard["part"], columns), shard["repeated"])
         splits = splits_of(shard["split"], table["split_hash"].to_numpy())
         numbers_N = np.select([splits == split for split in SPLITS], range(len(SPLITS)), 0).astype(np.int8)
         of_inputs = {
             name: _subsample_hashes(
-                _Hashes(_first_digits(sha256), numbers_N[sha256.is_valid().to_numpy()]), every_input
+                _SplitHashes(_first_hash_digits(sha256), numbers_N[sha256.is_valid().to_numpy()]), every_input
             )
             for name in names
             for sha256 in [table[f"{name}.sha256"]]
         }
         lists = table["text_hashes"].combine_chunks()
-        of_texts = _Hashes(
+        of_texts = _SplitHashes(
             lists.flatten().to_numpy().astype(np.uint64), np.repeat(numbers_N, lists.value_lengths().to_numpy())
         )
         return _ShardHashes(of_inputs, _subsample_hashes(of_texts, every_text), _aspect_ratios(table))
@@ -128,7 +128,7 @@ def describe_shapes(statistics: Mapping[str, Any], resize: str) -> list[str]:
     """A line where most images are far from square, and so are distorted or cropped.
 
     Args:
-        statistics: returned by ``survey``.
+        statistics: returned by ``survey_index``.
         resize: the setting ``processor.resize``.
     """
     shapes = statistics["shapes"]
@@ -144,24 +144,24 @@ def describe_shapes(statistics: Mapping[str, Any], resize: str) -> list[str]:
     ]
 
 
-def _first_digits(sha256: pa.ChunkedArray) -> NDArray[np.uint64]:
+def _first_hash_digits(sha256: pa.ChunkedArray) -> NDArray[np.uint64]:
     """The first 16 of the 64 digits of each hash, without nulls, as a number."""
     digits = "".join(sha256.drop_null().to_pylist())
     return np.frombuffer(bytes.fromhex(digits), ">u8").reshape(-1, 4)[:, 0].astype(np.uint64)
 
 
-def _subsample_hashes(all_: _Hashes, every: int) -> _Hashes:
+def _subsample_hashes(all_: _SplitHashes, every: int) -> _SplitHashes:
     if every == 1:
         return all_
     chosen_N = all_.hashes_N % np.uint64(every) == 0
-    return _Hashes(all_.hashes_N[chosen_N], all_.splits_N[chosen_N])
+    return _SplitHashes(all_.hashes_N[chosen_N], all_.splits_N[chosen_N])
 
 
-def _concatenate_hashes(pieces: Sequence[_Hashes]) -> _Hashes:
-    return _Hashes(*(np.concatenate(arrays) for arrays in zip(*pieces, strict=True)))
+def _concatenate_hashes(pieces: Sequence[_SplitHashes]) -> _SplitHashes:
+    return _SplitHashes(*(np.concatenate(arrays) for arrays in zip(*pieces, strict=True)))
 
 
-def _count_repeated(all_: _Hashes, *, distinct: bool) -> dict[str, dict[str, int]]:
+def _count_repeated(all_: _SplitHashes, *, distinct: bool) -> dict[str, dict[str, int]]:
     of_split = {split: all_.hashes_N[all_.splits_N == number] for number, split in enumerate(SPLITS)}
     train = np.unique(of_split["train"])
     counts = {}

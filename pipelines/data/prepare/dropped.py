@@ -11,17 +11,17 @@ from pipelines.data.index.files import read_table
 from pipelines.data.index.index import Index
 from pipelines.data.prepare.files import DROPPED_SCHEMA, measure_file
 from pipelines.data.prepare.filters import DropReason
-from pipelines.data.prepare.selection import Selection
+from pipelines.data.prepare.selection import SampleSelection
 from pipelines.storage.folder import Folder
 
 
-def dropped_rows(index: Index, selection: Selection, out: Folder) -> pa.Table:
+def dropped_rows(index: Index, selection: SampleSelection, out: Folder) -> pa.Table:
     """A table of ``DROPPED_SCHEMA``, by shard and row of the source."""
     samples = selection.samples
     originals_N = np.maximum(selection.duplicate_of_N, selection.near_duplicate_of_N)
-    keys = _keys_by_number(index, selection, np.unique(originals_N[originals_N >= 0]))
+    keys = _sample_keys_by_number(index, selection, np.unique(originals_N[originals_N >= 0]))
     table_rows: list[dict[str, Any]] = []
-    for shard, rows, numbers in samples.by_shard(np.flatnonzero(selection.dropped)):
+    for shard, rows, numbers in samples.split_by_shard(np.flatnonzero(selection.is_dropped)):
         of_index = index.rows(shard).select(["key", "split"]).take(pa.array(rows)).to_pylist()
         measured = read_table(out.read(measure_file(shard)), ["reason", "detail"]).take(pa.array(rows)).to_pylist()
         for row, number, sample, outcome in zip(rows.tolist(), numbers.tolist(), of_index, measured, strict=True):
@@ -32,9 +32,9 @@ def dropped_rows(index: Index, selection: Selection, out: Folder) -> pa.Table:
     return pa.Table.from_pylist(table_rows, DROPPED_SCHEMA)
 
 
-def _duplicate_row(selection: Selection, number: int, original: int, key: str) -> dict[str, Any]:
+def _duplicate_row(selection: SampleSelection, number: int, original: int, key: str) -> dict[str, Any]:
     same = selection.duplicate_of_N[number] >= 0
-    shard, row = selection.samples.location(original)
+    shard, row = selection.samples.locate_sample(original)
     where = f"{key} of {selection.samples.splits[original]}, in {shard}"
     return {
         "reason": str(DropReason.DUPLICATE if same else DropReason.NEAR_DUPLICATE),
@@ -45,9 +45,9 @@ def _duplicate_row(selection: Selection, number: int, original: int, key: str) -
     }
 
 
-def _keys_by_number(index: Index, selection: Selection, numbers: np.ndarray) -> dict[int, str]:
+def _sample_keys_by_number(index: Index, selection: SampleSelection, numbers: np.ndarray) -> dict[int, str]:
     """The keys of some samples, by their numbers."""
     keys: dict[int, str] = {}
-    for shard, rows, of_shard in selection.samples.by_shard(numbers):
+    for shard, rows, of_shard in selection.samples.split_by_shard(numbers):
         keys |= dict(zip(of_shard.tolist(), index.rows(shard)["key"].take(pa.array(rows)).to_pylist(), strict=True))
     return keys

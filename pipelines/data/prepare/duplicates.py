@@ -15,7 +15,7 @@ _RANKS = {"test": 0, "val": 1, "train": 2}
 
 
 def exact_duplicates(splits: NDArray[np.str_], images_N: NDArray[np.int64]) -> NDArray[np.int64]:
-    """For each of N samples the first that has the same image; -1 for a sample that is kept.
+    """Find for each of N samples the first one with the same image; -1 for a sample that is kept.
 
     First is test before val before train, then the order of the samples.
 
@@ -34,7 +34,7 @@ def exact_duplicates(splits: NDArray[np.str_], images_N: NDArray[np.int64]) -> N
 def near_duplicates(
     splits: NDArray[np.str_], hashes_N: NDArray[np.uint64], distance: int, candidates: NDArray[np.bool_]
 ) -> NDArray[np.int64]:
-    """For each of N samples a kept one whose hash differs in at most ``distance`` bits; -1 where there is none.
+    """Find for each of N samples a kept one whose hash differs in at most ``distance`` bits; -1 if there is none.
 
     Samples are processed in the order of ``exact_duplicates``, and each is compared with the kept ones only.
 
@@ -46,7 +46,7 @@ def near_duplicates(
     for sample in _split_precedence(splits).tolist():
         if not candidates[sample]:
             continue
-        similar = kept.first(int(hashes_N[sample]))
+        similar = kept.find_near(int(hashes_N[sample]))
         if similar is not None and splits[sample] == "train":
             original_N[sample] = sample_of[similar]
             continue

@@ -6,7 +6,7 @@ from enum import StrEnum
 from typing import NamedTuple
 
 from pipelines.data.prepare.config import PrepareConfig
-from pipelines.data.prepare.language import probability
+from pipelines.data.prepare.language import language_probability
 from vlmodel.sample import Texts
 
 _LEAST_PROBABILITY = 0.1
@@ -35,21 +35,21 @@ class DropReason(StrEnum):
     """An earlier sample, or one of val or test, has an image that looks the same."""
 
 
-class Drop(NamedTuple):
+class DropCause(NamedTuple):
     """Why one sample is dropped; ``detail``, for people, has the value that decided."""
 
     reason: DropReason
     detail: str
 
 
-def check_size(width: int, height: int, config: PrepareConfig) -> Drop | None:
-    """By the size of the upright image, in pixels."""
+def check_size(width: int, height: int, config: PrepareConfig) -> DropCause | None:
+    """Why the size of the upright image, in pixels, drops a sample; None where it does not."""
     short, long = sorted((width, height))
     if short < config.min_side:
-        return Drop(DropReason.SMALL, f"{width} x {height} pixels; prepare.min_side = {config.min_side}")
+        return DropCause(DropReason.SMALL, f"{width} x {height} pixels; prepare.min_side = {config.min_side}")
     if config.max_aspect and long > config.max_aspect * short:
         aspect = f"{width} x {height} pixels, {long / short:.2f} to 1"
-        return Drop(DropReason.ELONGATED, f"{aspect}; prepare.max_aspect = {config.max_aspect:g}")
+        return DropCause(DropReason.ELONGATED, f"{aspect}; prepare.max_aspect = {config.max_aspect:g}")
     return None
 
 
@@ -66,8 +66,8 @@ def texts_of_valid_length(texts: Texts, config: PrepareConfig) -> Texts:
     )
 
 
-def check_texts(valid: Texts, texts: Texts, config: PrepareConfig) -> Drop | None:
-    """By the texts.
+def check_texts(valid: Texts, texts: Texts, config: PrepareConfig) -> DropCause | None:
+    """Why the texts drop a sample; None where they do not.
 
     Args:
         valid: ``texts_of_valid_length(texts)``.
@@ -78,14 +78,14 @@ def check_texts(valid: Texts, texts: Texts, config: PrepareConfig) -> Drop | Non
     if not left:
         lengths = sorted(map(len, _all_texts(texts)))
         listed = f"{len(lengths)} texts of {lengths[0]} to {lengths[-1]} characters"
-        return Drop(
+        return DropCause(
             DropReason.TEXT_LENGTH,
             f"{listed}; prepare.min_chars = {config.min_chars}, prepare.max_chars = {config.max_chars}",
         )
     if config.languages:
-        allowed, most_likely = probability("\n".join(left), config.languages)
+        allowed, most_likely = language_probability("\n".join(left), config.languages)
         if allowed < _LEAST_PROBABILITY:
-            return Drop(
+            return DropCause(
                 DropReason.LANGUAGE,
                 f"rather {most_likely}; {', '.join(config.languages)} with probability {allowed:.2f}, "
                 f"less than {_LEAST_PROBABILITY}",

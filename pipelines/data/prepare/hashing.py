@@ -62,7 +62,7 @@ class NearHashes:
             with_band[value >> low & mask].append(len(self._hashes))
         self._hashes.append(value)
 
-    def first(self, value: int) -> int | None:
+    def find_near(self, value: int) -> int | None:
         """The lowest number of a hash that is near; None where none is."""
         best: int | None = None
         for (low, mask), with_band in zip(self._bands, self._with_band, strict=True):

@@ -49,7 +49,7 @@ class EncodedImage(NamedTuple):
     hash: int
 
 
-def target(image: ImageFacts, config: PrepareConfig) -> ImageFacts:
+def target_image(image: ImageFacts, config: PrepareConfig) -> ImageFacts:
     """Format and size that an image will have. It is never enlarged, and has at least a pixel on each side."""
     long, short = max(image.width, image.height), min(image.width, image.height)
     scale = min(1.0, (config.longest_side or long) / long, (config.shortest_side or short) / short)
@@ -62,10 +62,10 @@ def target(image: ImageFacts, config: PrepareConfig) -> ImageFacts:
 
 def needs_pixels(image: ImageFacts, config: PrepareConfig) -> bool:
     """Whether the image must be decoded."""
-    return config.near_duplicates > 0 or target(image, config) != image
+    return config.near_duplicates > 0 or target_image(image, config) != image
 
 
-def encode(data: bytes, image: ImageFacts, config: PrepareConfig) -> EncodedImage:
+def encode_image(data: bytes, image: ImageFacts, config: PrepareConfig) -> EncodedImage:
     """Decode the image as the processor does, hash it if asked for, and resize and encode it where it changes.
 
     An image that changes loses its metadata; EXIF's orientation is applied before.
@@ -76,7 +76,7 @@ def encode(data: bytes, image: ImageFacts, config: PrepareConfig) -> EncodedImag
     Raises:
         SampleError: it cannot be decoded.
     """
-    wanted = target(image, config)
+    wanted = target_image(image, config)
     changes = wanted != image
     side = max(wanted.width, wanted.height) if changes else _HASHED_SIDE
     try:
@@ -84,8 +84,8 @@ def encode(data: bytes, image: ImageFacts, config: PrepareConfig) -> EncodedImag
             # The index has left out images that are too large.
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             with open_image(data) as opened:
-                opened.draft(side)
-                rgb = opened.upright()
+                opened.decode_at_reduced_size(side)
+                rgb = opened.decode_upright()
     except ImageError as error:
         raise SampleError(medium_reason("undecodable", "image"), f"{image.format}: {error}") from None
     hashed = perceptual_hash(rgb) if config.near_duplicates else 0
@@ -93,7 +93,7 @@ def encode(data: bytes, image: ImageFacts, config: PrepareConfig) -> EncodedImag
     return EncodedImage(encoded, _EXTENSIONS.get(wanted.format, wanted.format), wanted.width, wanted.height, hashed)
 
 
-def unchanged(image: ImageFacts) -> EncodedImage:
+def unchanged_image(image: ImageFacts) -> EncodedImage:
     """An image that is stored as it is and is not hashed."""
     return EncodedImage(None, _EXTENSIONS.get(image.format, image.format), image.width, image.height, 0)
 

@@ -21,7 +21,7 @@ def check_languages(languages: Sequence[str]) -> None:
         )
 
 
-def probability(text: str, languages: Sequence[str]) -> tuple[float, str]:
+def language_probability(text: str, languages: Sequence[str]) -> tuple[float, str]:
     """The probability that the text is in one of the languages, and the code of the most probable one of all."""
     ranked = _language_identifier().rank(text)
     return sum(share for code, share in ranked if code in languages), ranked[0][0]

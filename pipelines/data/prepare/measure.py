@@ -10,12 +10,19 @@ from typing import Any
 
 import pyarrow as pa
 
-from pipelines.data.index.files import metadata, read_table, table_bytes
+from pipelines.data.index.files import read_table, read_table_facts, table_bytes
 from pipelines.data.index.index import Index
 from pipelines.data.prepare.config import PrepareConfig
 from pipelines.data.prepare.files import MEASURE_SCHEMA, images_file, measure_file
-from pipelines.data.prepare.filters import Drop, DropReason, check_size, check_texts, text_count, texts_of_valid_length
-from pipelines.data.prepare.images import EncodedImage, ImageFacts, encode, needs_pixels, unchanged
+from pipelines.data.prepare.filters import (
+    DropCause,
+    DropReason,
+    check_size,
+    check_texts,
+    text_count,
+    texts_of_valid_length,
+)
+from pipelines.data.prepare.images import EncodedImage, ImageFacts, encode_image, needs_pixels, unchanged_image
 from pipelines.data.tars.errors import SampleError
 from pipelines.data.tars.inputs import TEXT
 from pipelines.data.tars.reader import ShardReader
@@ -63,7 +70,7 @@ def lineage_entry(shard: str, key: str, sha256: str, before: dict[str, Any]) -> 
 
 def _shard_facts(out: Folder, shard: str) -> dict[str, Any]:
     try:
-        return metadata(read_table(out.read(measure_file(shard)), []))
+        return read_table_facts(read_table(out.read(measure_file(shard)), []))
     except (FileNotFoundError, NotADirectoryError, pa.ArrowException):
         return {}
 
@@ -93,11 +100,11 @@ def _measure_chunk(
     extras = dict(zip(left, reader.read_metadata(shard, left), strict=True))
     measured = []
     for n in chunk:
-        outcome: Row | Drop | None = drops[n]
+        outcome: Row | DropCause | None = drops[n]
         if outcome is None:
             extra = lineage_entry(shard, rows[n]["key"], rows[n]["image.sha256"], extras[n])
-            outcome = _check_sample(records[n], images[n], _sizes(rows[n], reader.index), extra, config, parts)
-        if isinstance(outcome, Drop):
+            outcome = _check_sample(records[n], images[n], _input_sizes(rows[n], reader.index), extra, config, parts)
+        if isinstance(outcome, DropCause):
             outcome = {"reason": str(outcome.reason), "detail": outcome.detail}
         measured.append(outcome)
     return measured
@@ -110,14 +117,18 @@ def _check_sample(
     extra: Row,
     config: PrepareConfig,
     parts: _ImageWriter,
-) -> Row | Drop:
+) -> Row | DropCause:
     texts = texts_of_valid_length(record.texts, config)
     if (drop := check_texts(texts, record.texts, config)) is not None:
         return drop
     try:
-        stored = encode(record.inputs["image"], image, config) if needs_pixels(image, config) else unchanged(image)
+        stored = (
+            encode_image(record.inputs["image"], image, config)
+            if needs_pixels(image, config)
+            else unchanged_image(image)
+        )
     except SampleError as error:
-        return Drop(DropReason.UNDECODABLE, error.detail)
+        return DropCause(DropReason.UNDECODABLE, error.detail)
     try:
         # What is kept was not read; only its size matters here.
         inputs = {name: (bytes(size), extension) for name, (size, extension) in sizes.items()}
@@ -126,11 +137,11 @@ def _check_sample(
             record.key, {**inputs, "image": (data, stored.extension)}, texts, extra, [*inputs, TEXT]
         )
     except SampleError as error:
-        return Drop(DropReason.UNWRITABLE, error.detail)
+        return DropCause(DropReason.UNWRITABLE, error.detail)
     return _encoded_image_row(stored, stored_size(members), text_count(record.texts) - text_count(texts), parts)
 
 
-def _sizes(row: Row, index: Index) -> dict[str, tuple[int, str]]:
+def _input_sizes(row: Row, index: Index) -> dict[str, tuple[int, str]]:
     """Bytes and extension of each input that a sample has."""
     present = (name for name in index.inputs if row[f"{name}.size"] is not None)
     return {name: (row[f"{name}.size"], row[f"{name}.extension"]) for name in present}

@@ -13,11 +13,11 @@ from PIL import Image
 from pipelines.data.index.index import Index
 from pipelines.data.prepare.config import PrepareConfig
 from pipelines.data.prepare.filters import DropReason
-from pipelines.data.prepare.summary import Summary
+from pipelines.data.prepare.summary import PreparationSummary
 from pipelines.data.tars.reader import ShardReader
 from pipelines.data.tars.shards import SPLITS
 from pipelines.errors import DataError
-from pipelines.report.html import render
+from pipelines.report.html import render_page
 from vlmodel.images.errors import ImageError
 from vlmodel.images.pillow import open_image
 from vlmodel.sample import Sample
@@ -28,14 +28,14 @@ _THUMBNAIL = 176
 _MAX_TEXTS, _MAX_CHARS = 3, 120
 
 
-class _Sample(NamedTuple):
+class _ShownSample(NamedTuple):
     """What a page shows of a sample: a JPEG (None where it cannot be decoded) and some texts."""
 
     thumbnail: bytes | None
     texts: list[str]
 
 
-def page(summary: Summary, dropped: pa.Table, index: Index, config: PrepareConfig) -> str:
+def report_page(summary: PreparationSummary, dropped: pa.Table, index: Index, config: PrepareConfig) -> str:
     """The page as HTML.
 
     Args:
@@ -50,7 +50,7 @@ def page(summary: Summary, dropped: pa.Table, index: Index, config: PrepareConfi
         if count
     ]
     settings = config.model_dump(mode="json", exclude={"out"})
-    return render("prepared.html", summary=summary, columns=(*SPLITS, "all"), reasons=reasons, settings=settings)
+    return render_page("prepared.html", summary=summary, columns=(*SPLITS, "all"), reasons=reasons, settings=settings)
 
 
 def _dropped_examples(reason: DropReason, dropped: pa.Table, reader: ShardReader) -> list[dict[str, Any]]:
@@ -67,19 +67,19 @@ def _dropped_examples(reason: DropReason, dropped: pa.Table, reader: ShardReader
     ]
 
 
-def _read_example(reader: ShardReader, shard: str, row: int) -> _Sample:
+def _read_example(reader: ShardReader, shard: str, row: int) -> _ShownSample:
     try:
         record = reader.read(shard, [row])[0]
     except DataError:  # an unreadable example does not fail the preparation
-        return _Sample(None, [])
-    return _Sample(_thumbnail(record.inputs["image"]), _some_texts(record))
+        return _ShownSample(None, [])
+    return _ShownSample(_thumbnail(record.inputs["image"]), _some_texts(record))
 
 
 def _thumbnail(data: bytes) -> bytes | None:
     try:
         with open_image(data) as opened:
-            opened.draft(_THUMBNAIL)
-            rgb = opened.upright()
+            opened.decode_at_reduced_size(_THUMBNAIL)
+            rgb = opened.decode_upright()
     except ImageError:
         return None
     rgb.thumbnail((_THUMBNAIL, _THUMBNAIL))

@@ -24,20 +24,20 @@ from pipelines.data.prepare.files import BEGUN, DROPPED, FOLDER, LINEAGE, LOCK, 
 from pipelines.data.prepare.filters import DropReason
 from pipelines.data.prepare.language import check_languages
 from pipelines.data.prepare.measure import measure_shard
-from pipelines.data.prepare.report import page
-from pipelines.data.prepare.selection import Selection, select_samples
-from pipelines.data.prepare.summary import Summary
+from pipelines.data.prepare.report import report_page
+from pipelines.data.prepare.selection import SampleSelection, select_samples
+from pipelines.data.prepare.summary import PreparationSummary
 from pipelines.data.prepare.write import ShardPlan, write_shard
 from pipelines.data.tars.inputs import PAIRS
 from pipelines.errors import DataError
 from pipelines.report.progress import Progress
 from pipelines.storage.folder import Folder
-from pipelines.storage.lock import locked
+from pipelines.storage.lock import hold_lock
 
 _FORMAT = 1
 
 
-def prepare(tars: str, config: PrepareConfig, index_config: IndexConfig | None = None) -> Summary:
+def prepare_tars(tars: str, config: PrepareConfig, index_config: IndexConfig | None = None) -> PreparationSummary:
     """Prepare the tars of an indexed folder; continues an interrupted preparation, and does nothing where it is done.
 
     The same source and settings give the same bytes.
@@ -72,12 +72,12 @@ def _lock_output_folder(out: Folder) -> AbstractContextManager[None]:
     if not out.is_local:
         return nullcontext()
     busy = DataError(f"another job is preparing {out.uri!r}; wait until it has ended, or name another prepare.out")
-    return locked(Path(out.path(LOCK)), busy)
+    return hold_lock(Path(out.path(LOCK)), busy)
 
 
 def _run_passes(
     index: Index, out: Folder, identity: Mapping[str, Any], config: PrepareConfig, index_config: IndexConfig
-) -> Summary:
+) -> PreparationSummary:
     out.write(BEGUN, _json_bytes(identity))
     _measure_all(index, config, out, hashlib.sha256(_json_bytes(identity)).hexdigest())
     selection = select_samples(index, config, out)
@@ -89,14 +89,14 @@ def _run_passes(
     out.write(DROPPED, table_bytes(dropped, {}))
     same = {"validation_fraction": index.split_assignment.fraction, "inputs": tuple(index.scan["inputs"])}
     prepared = _index_prepared_tars(out, index_config.model_copy(update=same))
-    summary = _summarize(index, prepared, selection, dropped)
-    out.write(REPORT, page(summary, dropped, index, config).encode())
-    out.write(MANIFEST, _json_bytes({**identity, "summary": summary.tree()}))
+    summary = _summarize_preparation(index, prepared, selection, dropped)
+    out.write(REPORT, report_page(summary, dropped, index, config).encode())
+    out.write(MANIFEST, _json_bytes({**identity, "summary": summary.to_tree()}))
     _delete_work_files(out)
     return summary
 
 
-def _finished_preparation(index: Index, out: Folder, identity: Mapping[str, Any]) -> Summary | None:
+def _finished_preparation(index: Index, out: Folder, identity: Mapping[str, Any]) -> PreparationSummary | None:
     """The summary of the preparation that ``identity`` describes if ``out`` holds it complete, else None.
 
     Raises:
@@ -120,7 +120,7 @@ def _finished_preparation(index: Index, out: Folder, identity: Mapping[str, Any]
         return None
     Index.open(out.uri)
     _delete_work_files(out)
-    return Summary(**done["summary"])
+    return PreparationSummary(**done["summary"])
 
 
 def _first_difference(stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
@@ -171,11 +171,13 @@ def _delete_work_files(out: Folder) -> None:
                 out.remove(f"{folder}/{file.name}" if folder else file.name)
 
 
-def _summarize(index: Index, prepared: Index, selection: Selection, dropped: pa.Table) -> Summary:
+def _summarize_preparation(
+    index: Index, prepared: Index, selection: SampleSelection, dropped: pa.Table
+) -> PreparationSummary:
     counts = {str(reason): dict.fromkeys(index.counts(), 0) for reason in DropReason}
     for row in dropped.group_by(["reason", "split"]).aggregate([([], "count_all")]).to_pylist():
         counts[row["reason"]][row["split"]] = row["count_all"]
-    return Summary(
+    return PreparationSummary(
         tars=index.tars,
         out=prepared.tars,
         before=index.counts(),
@@ -187,12 +189,12 @@ def _summarize(index: Index, prepared: Index, selection: Selection, dropped: pa.
         dropped=counts,
         quarantined=index.quarantine_counts(),
         texts_left_out=selection.texts_left_out,
-        joined=selection.joined,
+        joined=selection.joined_duplicates,
         rewritten=selection.rewritten,
     )
 
 
-def _most_frequent(index: Index, selection: Selection, out: Folder) -> str:
+def _most_frequent(index: Index, selection: SampleSelection, out: Folder) -> str:
     dropped = dropped_rows(index, selection, out)
     reasons, counts = np.unique(np.array(dropped["reason"].to_pylist()), return_counts=True)
     example = dropped.slice(0, 1).to_pylist()[0]

@@ -36,12 +36,12 @@ class IndexedSamples:
     starts: NDArray[np.int64]
     splits: NDArray[np.str_]
 
-    def location(self, number: int) -> SampleLocation:
+    def locate_sample(self, number: int) -> SampleLocation:
         """Shard and row of a sample."""
         shard = int(np.searchsorted(self.starts, number, side="right")) - 1
         return self.shards[shard], number - int(self.starts[shard])
 
-    def by_shard(self, numbers: NDArray[np.int64]) -> Iterator[tuple[str, NDArray[np.int64], NDArray[np.int64]]]:
+    def split_by_shard(self, numbers: NDArray[np.int64]) -> Iterator[tuple[str, NDArray[np.int64], NDArray[np.int64]]]:
         """Ascending numbers in pieces: the shard, its rows and their numbers."""
         of_shard = np.searchsorted(self.starts, numbers, side="right") - 1
         for piece in _equal_runs(of_shard):
@@ -50,7 +50,7 @@ class IndexedSamples:
 
 
 @dataclass(frozen=True)
-class Selection:
+class SampleSelection:
     """Which of N samples are kept, and in which shards.
 
     Attributes:
@@ -58,7 +58,7 @@ class Selection:
         duplicate_of_N: the sample with the same inputs, -1 for none.
         near_duplicate_of_N: the sample with a similar image, -1 for none.
         plans: the shards to be written.
-        texts_left_out, rewritten: see ``Summary``.
+        texts_left_out, rewritten: see ``PreparationSummary``.
     """
 
     samples: IndexedSamples
@@ -70,17 +70,17 @@ class Selection:
     rewritten: int
 
     @property
-    def dropped(self) -> NDArray[np.bool_]:
+    def is_dropped(self) -> NDArray[np.bool_]:
         """Whether each sample is absent from the prepared set."""
         return self.invalid_N | (self.duplicate_of_N >= 0) | (self.near_duplicate_of_N >= 0)
 
     @property
-    def joined(self) -> int:
+    def joined_duplicates(self) -> int:
         """Duplicates whose texts go to another sample."""
         return sum(len(locations) for plan in self.plans for _, locations in plan.joining)
 
 
-def select_samples(index: Index, config: PrepareConfig, out: Folder) -> Selection:
+def select_samples(index: Index, config: PrepareConfig, out: Folder) -> SampleSelection:
     """The selection, from the measurements in ``out``. Takes some hundred bytes of memory a sample."""
     tables = [_read_measurements(index, shard.name, out) for shard in index.shards]
     starts = np.cumsum([0, *(table.num_rows for table in tables)])[:-1]
@@ -106,7 +106,7 @@ def select_samples(index: Index, config: PrepareConfig, out: Folder) -> Selectio
     is_kept_N = ~invalid_N & (duplicate_of_N < 0) & (near_duplicate_of_N < 0)
     plans = _plan_shards(samples, is_kept_N, duplicate_of_N, table["stored"].to_numpy(), config)
     left_out, rewritten = (int(table[name].to_numpy()[is_kept_N].sum()) for name in ("left_out", "rewritten"))
-    return Selection(samples, invalid_N, duplicate_of_N, near_duplicate_of_N, plans, left_out, rewritten)
+    return SampleSelection(samples, invalid_N, duplicate_of_N, near_duplicate_of_N, plans, left_out, rewritten)
 
 
 def _read_measurements(index: Index, shard: str, out: Folder) -> pa.Table:
@@ -139,9 +139,9 @@ def _plan_shards(
         shard_of = shard_numbers(stored_N[of_split], config.samples_per_shard, SHARD_BYTES)
         for number, piece in enumerate(_equal_runs(shard_of)):
             in_shard = of_split[piece]
-            runs = [(shard, rows.tolist()) for shard, rows, _ in samples.by_shard(in_shard)]
+            runs = [(shard, rows.tolist()) for shard, rows, _ in samples.split_by_shard(in_shard)]
             joining = [
-                (n, [samples.location(other) for other in duplicates_of[sample]])
+                (n, [samples.locate_sample(other) for other in duplicates_of[sample]])
                 for n, sample in enumerate(in_shard.tolist())
                 if sample in duplicates_of
             ]

@@ -10,7 +10,7 @@ from pipelines.data.tars.shards import SPLITS
 
 
 @dataclass(frozen=True)
-class Summary:
+class PreparationSummary:
     """The counts of a preparation.
 
     Attributes:
@@ -40,8 +40,8 @@ class Summary:
     joined: int
     rewritten: int
 
-    def tree(self) -> dict[str, Any]:
-        """Plain JSON values; ``Summary(**summary.tree()) == summary``."""
+    def to_tree(self) -> dict[str, Any]:
+        """Plain JSON values; ``PreparationSummary(**summary.tree()) == summary``."""
         return asdict(self)
 
     def rows(self) -> list[tuple[str, list[int]]]:

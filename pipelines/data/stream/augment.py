@@ -52,7 +52,7 @@ class AugmentConfig(Section):
 
 
 @dataclass(frozen=True)
-class Change:
+class ImageChange:
     """A random change of an image.
 
     Attributes:
@@ -64,17 +64,17 @@ class Change:
     flipped: bool
 
 
-def draw_change(config: AugmentConfig, height: int, width: int, rng: np.random.Generator) -> Change:
+def draw_change(config: AugmentConfig, height: int, width: int, rng: np.random.Generator) -> ImageChange:
     """The change of an image of this size."""
     crop = None
     if config.min_area < 1:
         scale = float(np.sqrt(rng.uniform(config.min_area, 1.0)))
         h, w = max(1, round(height * scale)), max(1, round(width * scale))
         crop = (int(rng.integers(0, height - h + 1)), int(rng.integers(0, width - w + 1)), h, w)
-    return Change(crop, bool(rng.random() < config.flip))
+    return ImageChange(crop, bool(rng.random() < config.flip))
 
 
-def augment(pixels_HWC: np.ndarray, config: AugmentConfig, rng: np.random.Generator) -> np.ndarray:
+def augment_image(pixels_HWC: np.ndarray, config: AugmentConfig, rng: np.random.Generator) -> np.ndarray:
     """A copy of the uint8 image, of the same size, changed by ``draw_change``."""
     # Importing torch takes seconds, which tasks that augment nothing save.
     import torch
@@ -91,7 +91,7 @@ def augment(pixels_HWC: np.ndarray, config: AugmentConfig, rng: np.random.Genera
     return augmented
 
 
-def swapped(texts: Texts, swap: Mapping[str, str]) -> Texts:
+def swap_left_and_right(texts: Texts, swap: Mapping[str, str]) -> Texts:
     """The texts of a mirrored image: captions, questions, answers and the class."""
     pairs = frozenset((a.lower(), b.lower()) for a, b in swap.items())
     return Texts(
@@ -110,7 +110,7 @@ def swapped(texts: Texts, swap: Mapping[str, str]) -> Texts:
 
 
 def all_texts(texts: Texts) -> Iterator[str]:
-    """All texts that ``swapped`` may change."""
+    """All texts that ``swap_left_and_right`` may change."""
     yield from texts.captions
     if texts.label is not None:
         yield texts.label

@@ -14,7 +14,7 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from pipelines.data.index.index import Index, Shard
+from pipelines.data.index.index import Index, IndexedShard
 from pipelines.data.index.present import usable_mask
 from pipelines.data.stream.feature_cache import FeatureCache, input_hash, text_hashes
 from pipelines.data.stream.pixel_cache import PixelCache, PixelCacheConfig, is_cache_faster, open_pixel_cache
@@ -68,7 +68,7 @@ class Source:
     facts: FactSource | None = None
 
     def plan(self, *, seed: int = 0, window: int = 65536, block: int = 1, shuffle: bool) -> Plan:
-        """The plan over this source's samples.
+        """Plan the order in which this source's samples are read.
 
         Raises:
             DataError: the split has no sample that is read.
@@ -77,7 +77,7 @@ class Source:
 
 
 @dataclass(frozen=True)
-class Mixture:
+class SourceMixture:
     """Several sources that are read as one, in the order of a ``MixturePlan``.
 
     Attributes:
@@ -102,14 +102,14 @@ class Mixture:
         return self.members[0].facts
 
 
-def with_gpu_decoding(source: Source | Mixture, gpu: str) -> Source | Mixture:
+def with_gpu_decoding(source: Source | SourceMixture, gpu: str) -> Source | SourceMixture:
     """The source, its images decoded by a CUDA device of this process."""
     if isinstance(source, Source):
         return replace(source, gpu=gpu)
-    return Mixture(tuple(replace(member, gpu=gpu) for member in source.members))
+    return SourceMixture(tuple(replace(member, gpu=gpu) for member in source.members))
 
 
-def with_pixel_cache(source: Source | Mixture, config: PixelCacheConfig, epochs: int) -> Source | Mixture:
+def with_pixel_cache(source: Source | SourceMixture, config: PixelCacheConfig, epochs: int) -> Source | SourceMixture:
     """The source, its decoded images cached on this node where the settings ask for it.
 
     The sources of a mixture share the cache's size in proportion to their samples.
@@ -119,7 +119,7 @@ def with_pixel_cache(source: Source | Mixture, config: PixelCacheConfig, epochs:
     opened = [_open_source(member) for member in source.members]
     sizes = [member.size if member.has_images else 0 for member in opened]
     configs = [config.model_copy(update={"max_gb": config.max_gb * size / max(1, sum(sizes))}) for size in sizes]
-    return Mixture(tuple(_with_pixel_cache(*pair, epochs) for pair in zip(source.members, configs, strict=True)))
+    return SourceMixture(tuple(_with_pixel_cache(*pair, epochs) for pair in zip(source.members, configs, strict=True)))
 
 
 def _with_pixel_cache(source: Source, config: PixelCacheConfig, epochs: int) -> Source:
@@ -144,11 +144,11 @@ def _with_pixel_cache(source: Source, config: PixelCacheConfig, epochs: int) -> 
     return replace(source, pixels=pixels)
 
 
-class Samples:
+class OpenedSamples:
     """Opened sources and their processor. Threads may share it."""
 
-    def __init__(self, source: Source | Mixture) -> None:
-        members = source.members if isinstance(source, Mixture) else (source,)
+    def __init__(self, source: Source | SourceMixture) -> None:
+        members = source.members if isinstance(source, SourceMixture) else (source,)
         self.sources = [_open_source(member) for member in members]
         self.processor = _processor_with_facts(source.processor, source.facts)
         self._features = {cache.stream: cache for cache in source.features}
@@ -202,7 +202,7 @@ class Samples:
         decoded: list[Mapping[str, np.ndarray]] = [{}] * len(indices)
         for opened, shard, rows, positions in self._by_shard(indices):
             for position, record in zip(positions, opened.read(shard, rows, name), strict=True):
-                decoded[position] = opened.decoded(shard, record, partial(self.processor.decode_input, name), name)
+                decoded[position] = opened.decode_input(shard, record, partial(self.processor.decode_input, name), name)
         return self.processor.inputs[name].collate(decoded)
 
     def _read_features(self, name: str, cache: FeatureCache, indices: SampleIndices) -> Arrays:
@@ -216,7 +216,7 @@ class Samples:
             return {
                 "features_BF": np.concatenate(features) if features else np.empty((0, cache.width), cache.precision)
             }
-        features_BTF, mask_BT = padded(features, cache.width, cache.precision)
+        features_BTF, mask_BT = pad_features(features, cache.width, cache.precision)
         return {"features_BTF": features_BTF, "features_mask_BT": mask_BT}
 
     def _load_images(self, indices: SampleIndices) -> NDArray[np.uint8]:
@@ -253,7 +253,7 @@ class Samples:
                 continue
             ids_UT, mask_UT = (of_task[name][of_task["distinct_U"]] for name in ("input_ids_NT", "text_mask_NT"))
             features = cache.read(files, text_hashes(ids_UT, mask_UT))
-            features_UTF, mask_UT = padded(features, cache.width, cache.precision)
+            features_UTF, mask_UT = pad_features(features, cache.width, cache.precision)
             arrays |= dict(
                 prefix_array_names(task, {"text_features_UTF": features_UTF, "text_features_mask_UT": mask_UT})
             )
@@ -268,7 +268,7 @@ class Samples:
         )
 
     def _decode_on_gpu(
-        self, gpu: str, shards: Sequence[tuple[_OpenedSource, Shard, list[int], list[NDArray[np.uint8]]]]
+        self, gpu: str, shards: Sequence[tuple[_OpenedSource, IndexedShard, list[int], list[NDArray[np.uint8]]]]
     ) -> None:
         """Decode all images at once, as a GPU is fast with many; the CPU decodes what the GPU cannot."""
         files = [
@@ -281,9 +281,9 @@ class Samples:
         )
         for (opened, shard, record, out), is_decoded in zip(files, decoded, strict=True):
             if not is_decoded:
-                opened.decoded(shard, record, partial(self.processor.decode_image, out=out), IMAGE)
+                opened.decode_input(shard, record, partial(self.processor.decode_image, out=out), IMAGE)
 
-    def _by_shard(self, indices: SampleIndices) -> Iterator[tuple[_OpenedSource, Shard, list[int], list[int]]]:
+    def _by_shard(self, indices: SampleIndices) -> Iterator[tuple[_OpenedSource, IndexedShard, list[int], list[int]]]:
         """(source, shard, rows of the shard, their positions in ``indices``) for each shard."""
         for number, shard in np.unique(np.stack([indices.source, indices.shard]), axis=1).T.tolist():
             opened = self.sources[number]
@@ -293,14 +293,14 @@ class Samples:
 
 
 @lru_cache(maxsize=8)
-def open_samples(source: Source | Mixture) -> Samples:
+def open_samples(source: Source | SourceMixture) -> OpenedSamples:
     """The samples of a source, opened once a process.
 
     Raises:
         DataError: that version of the index is gone, the split has no sample that a task can use, or the model reads
             facts and none are given.
     """
-    return Samples(source)
+    return OpenedSamples(source)
 
 
 class _OpenedSource:
@@ -335,7 +335,7 @@ class _OpenedSource:
         )
 
     def load_pixels(
-        self, shard: Shard, rows: Sequence[int], out: Sequence[NDArray[np.uint8]], processor: VLProcessor
+        self, shard: IndexedShard, rows: Sequence[int], out: Sequence[NDArray[np.uint8]], processor: VLProcessor
     ) -> None:
         """Images of a shard into ``out``: from the cache, or else decoded and added to it."""
         cache = self.source.pixels
@@ -344,20 +344,20 @@ class _OpenedSource:
             return
         missing_rows, missing_out = [rows[n] for n in missing], [out[n] for n in missing]
         for record, image in zip(self.read(shard, missing_rows, IMAGE), missing_out, strict=True):
-            self.decoded(shard, record, partial(processor.decode_image, out=image), IMAGE)
+            self.decode_input(shard, record, partial(processor.decode_image, out=image), IMAGE)
         if cache is not None:
             cache.write(shard, missing_rows, missing_out)
 
-    def read(self, shard: Shard, rows: Sequence[int], name: str = "") -> list[Sample]:
+    def read(self, shard: IndexedShard, rows: Sequence[int], name: str = "") -> list[Sample]:
         """Samples with the input of that name alone, or by default with their texts alone."""
         return self.reader.read(shard.name, rows, inputs=(name,), texts=not name)
 
-    def sha256s(self, shard: Shard, rows: Sequence[int], name: str) -> list[str]:
+    def sha256s(self, shard: IndexedShard, rows: Sequence[int], name: str) -> list[str]:
         """SHA-256 hashes of an input of samples that have it."""
         return [sha256 for sha256 in self.reader.input_sha256s(shard.name, rows, name) if sha256 is not None]
 
-    def decoded(self, shard: Shard, record: Sample, decode: Callable[[bytes], T], name: str) -> T:
-        """What ``decode`` makes of an input of a sample.
+    def decode_input(self, shard: IndexedShard, record: Sample, decode: Callable[[bytes], T], name: str) -> T:
+        """Decode an input of a sample with ``decode``.
 
         Raises:
             DataError: it cannot be decoded.
@@ -419,7 +419,7 @@ def _has_features(source: Source, name: str) -> bool:
 
 
 def with_input(indices: SampleIndices, arrays: Mapping[str, np.ndarray], name: str) -> SampleIndices:
-    """Those of the samples that have an input.
+    """The indices of the samples that have an input.
 
     Args:
         arrays: of the batch, with its ``input_places``.
@@ -429,7 +429,7 @@ def with_input(indices: SampleIndices, arrays: Mapping[str, np.ndarray], name: s
     return indices if place_B is None else indices[np.flatnonzero(place_B < place_B.max())]
 
 
-def padded(
+def pad_features(
     features: Sequence[NDArray[np.floating]], width: int, precision: str
 ) -> tuple[NDArray[np.floating], NDArray[np.bool_]]:
     """Features (T, F) of B inputs as (B, T, F) with a mask (B, T), of at least one token."""

@@ -28,10 +28,10 @@ from numpy.typing import NDArray
 from ray.data import ActorPoolStrategy
 from torch import Tensor
 
-from pipelines.data.index.index import Index, Shard
+from pipelines.data.index.index import Index, IndexedShard
 from pipelines.data.index.shard_pass import map_shards
 from pipelines.data.stream import ray_private
-from pipelines.data.stream.feature_cache import FACTS, FeatureCache, Precision, Table, input_hash, text_hashes
+from pipelines.data.stream.feature_cache import FACTS, FeatureCache, FeatureTable, Precision, input_hash, text_hashes
 from pipelines.data.tars.reader import ShardReader
 from pipelines.errors import DataError
 from pipelines.storage.folder import Folder
@@ -55,8 +55,8 @@ _BATCHES_SORTED = 16
 
 
 @dataclass(frozen=True)
-class Resources:
-    """What computes the features.
+class EncoderResources:
+    """The processes, CPUs, GPUs and threads that compute features.
 
     Attributes:
         workers: copies of the encoder.
@@ -83,7 +83,7 @@ def features_of(
         storage: folder that holds all feature caches.
     """
     encoder, kind = encoder_of(model, stream), _kind_of(stream)
-    backbone, part = digest(encoder), config.encoders()[stream].part
+    backbone, part = weights_digest(encoder), config.encoders()[stream].part
     facts = {
         "format": FORMAT,
         "stream": stream,
@@ -109,7 +109,7 @@ def build_features(
     model: VLModel,
     config: ModelConfig,
     processor: VLProcessor,
-    resources: Resources,
+    resources: EncoderResources,
     splits: Sequence[str] = SPLITS,
     report_progress: Callable[[int, int], None] | None = None,
 ) -> None:
@@ -125,7 +125,7 @@ def build_features(
     shards = [shard for shard in index.shards if any(split in shard.samples for split in splits)]
     pooled = config.text_features() == "pooled"
     with _lock_feature_folder(features):
-        complete = features.complete(features.file_of(index, shard) for shard in shards)
+        complete = features.complete_files(features.file_of(index, shard) for shard in shards)
         missing = [shard for shard in shards if features.file_of(index, shard) not in complete]
         done = len(shards) - len(missing)
         if report_progress is not None:
@@ -143,7 +143,7 @@ def encoder_of(model: VLModel, stream: str) -> Encoder:
     return model.encoder(stream)
 
 
-def digest(encoder: Encoder) -> str:
+def weights_digest(encoder: Encoder) -> str:
     """Digest of all weights that the features depend on, whatever their device and memory layout."""
     computed = hashlib.sha256()
     for name, value in sorted(encoder.frozen_state().items()):
@@ -155,7 +155,7 @@ def digest(encoder: Encoder) -> str:
 def check_backbones(model: VLModel, features: Sequence[FeatureCache]) -> None:
     """Raises DataError where cached features are of another backbone than the model's."""
     for cache in features:
-        if (computed := digest(encoder_of(model, cache.stream))) != cache.backbone:
+        if (computed := weights_digest(encoder_of(model, cache.stream))) != cache.backbone:
             raise DataError(
                 f"the features in {cache.folder!r} are of another backbone ({cache.backbone[:12]}) than the run's "
                 f"({computed[:12]}): the weights that model.{cache.stream} names have changed since the run began; "
@@ -173,13 +173,13 @@ def _lock_feature_folder(features: FeatureCache) -> AbstractContextManager[objec
 
 
 def _map_shards(
-    shards: list[Shard],
+    shards: list[IndexedShard],
     index: Index,
     encoder: Encoder,
     processor: VLProcessor,
     features: FeatureCache,
     pooled: bool,
-    resources: Resources,
+    resources: EncoderResources,
 ) -> Iterator[str]:
     """The shards' names, in the order in which they are done."""
     if not shards:
@@ -188,7 +188,7 @@ def _map_shards(
     shared = ray.put((index, encoder, processor))
     for row in map_shards(
         [{"shard": shard.name} for shard in shards],
-        _Builder,
+        _ShardFeatureBuilder,
         fn_constructor_args=(shared, features, pooled, resources),
         compute=ActorPoolStrategy(size=min(resources.workers, len(shards))),
         num_cpus=resources.cpus_per_worker,
@@ -197,17 +197,17 @@ def _map_shards(
         yield row["shard"]
 
 
-class _Builder:
+class _ShardFeatureBuilder:
     """An actor's encoder."""
 
-    def __init__(self, shared: Any, features: FeatureCache, pooled: bool, resources: Resources) -> None:
+    def __init__(self, shared: Any, features: FeatureCache, pooled: bool, resources: EncoderResources) -> None:
         index, encoder, processor = ray.get(shared)
         self._features = features
         device = torch.device("cuda" if resources.gpus_per_worker else "cpu")
         threads = resources.threads or max(1, (os.cpu_count() or 1) // resources.workers)
         torch.set_num_threads(threads)
         reader = ShardReader(index)
-        self._work = _Work(
+        self._work = _EncodingTools(
             features.stream, reader, processor, encoder.to(device).eval(), device, pooled, resources.batch
         )
         self._threads = threads
@@ -221,7 +221,7 @@ class _Builder:
         features, index = self._features, self._work.reader.index
         with ThreadPoolExecutor(self._threads) as pool:
             table, batches = _kind_of(features.stream).encode(self._work, shard, pool)
-            with Folder(features.folder).writing(features.file_of(index, index.shard(shard))) as file:
+            with Folder(features.folder).open_for_writing(features.file_of(index, index.shard(shard))) as file:
                 file.write(table.to_bytes(features.row_bytes))
                 for rows_RF in batches:
                     with np.errstate(over="ignore"):  # an overflow is infinite, which is refused below
@@ -237,7 +237,7 @@ class _Builder:
 
 
 @dataclass(frozen=True)
-class _Work:
+class _EncodingTools:
     """What an actor encodes with; ``pooled``: a text has one row, and not one for each token."""
 
     stream: str
@@ -252,7 +252,7 @@ class _Work:
 Rows = NDArray[np.floating[Any]]
 
 
-def _encode_images(work: _Work, shard: str, pool: ThreadPoolExecutor) -> tuple[Table, Iterator[Rows]]:
+def _encode_images(work: _EncodingTools, shard: str, pool: ThreadPoolExecutor) -> tuple[FeatureTable, Iterator[Rows]]:
     """A row for each distinct image of a shard."""
     encoder = work.encoder
     assert isinstance(encoder, VisionEncoder)
@@ -269,10 +269,12 @@ def _encode_images(work: _Work, shard: str, pool: ThreadPoolExecutor) -> tuple[T
             pixels = list(pool.map(work.processor.decode_image, [record.inputs["image"] for record in records]))
             yield encode(torch.from_numpy(np.stack(pixels)))
 
-    return Table.of(list(row_of), [1] * len(row_of)), batches()
+    return FeatureTable.from_row_counts(list(row_of), [1] * len(row_of)), batches()
 
 
-def _encode_further_input(work: _Work, shard: str, pool: ThreadPoolExecutor) -> tuple[Table, Iterator[Rows]]:
+def _encode_further_input(
+    work: _EncodingTools, shard: str, pool: ThreadPoolExecutor
+) -> tuple[FeatureTable, Iterator[Rows]]:
     """For each distinct input of a shard a row for each of its tokens, whose number is known once it is encoded: until
     then the rows are in a temporary file.
     """
@@ -301,10 +303,10 @@ def _encode_further_input(work: _Work, shard: str, pool: ThreadPoolExecutor) -> 
         while data := encoded.read(_CHUNK_ROWS * width * np.dtype(np.float32).itemsize):
             yield np.frombuffer(data, np.float32).reshape(-1, width)
 
-    return Table.of(list(row_of), counts), batches()
+    return FeatureTable.from_row_counts(list(row_of), counts), batches()
 
 
-def _distinct_inputs(work: _Work, shard: str, name: str) -> dict[bytes, int]:
+def _distinct_inputs(work: _EncodingTools, shard: str, name: str) -> dict[bytes, int]:
     """The row of each distinct input of a shard, by its hash."""
     count = sum(work.reader.index.shard(shard).samples.values())
     row_of: dict[bytes, int] = {}
@@ -314,11 +316,11 @@ def _distinct_inputs(work: _Work, shard: str, name: str) -> dict[bytes, int]:
     return row_of
 
 
-def _encode_texts(work: _Work, shard: str, pool: ThreadPoolExecutor) -> tuple[Table, Iterator[Rows]]:
+def _encode_texts(work: _EncodingTools, shard: str, pool: ThreadPoolExecutor) -> tuple[FeatureTable, Iterator[Rows]]:
     """For each distinct text of a shard that a task reads, a row for each of its tokens, or one."""
     encoder = work.encoder
     assert isinstance(encoder, LanguageEncoder)
-    readers = _readers(work.processor)
+    readers = _text_reading_tasks(work.processor)
     count = sum(work.reader.index.shard(shard).samples.values())
     ids_of: dict[bytes, NDArray[np.int32]] = {}
     for rows in _batched(range(count), work.batch):
@@ -356,10 +358,10 @@ def _encode_texts(work: _Work, shard: str, pool: ThreadPoolExecutor) -> tuple[Ta
                     rows[number] = of_text
             yield np.concatenate(rows)
 
-    return Table.of(list(ids_of), counts), batches()
+    return FeatureTable.from_row_counts(list(ids_of), counts), batches()
 
 
-class _Kind(NamedTuple):
+class _StreamKind(NamedTuple):
     """How the inputs of a stream are encoded.
 
     Attributes:
@@ -372,7 +374,7 @@ class _Kind(NamedTuple):
     facts: Callable[[ModelConfig, VLProcessor], Mapping[str, object]]
     inputs: Callable[[VLProcessor], str]
     width: Callable[[Any, VLProcessor], int]
-    encode: Callable[[_Work, str, ThreadPoolExecutor], tuple[Table, Iterator[Rows]]]
+    encode: Callable[[_EncodingTools, str, ThreadPoolExecutor], tuple[FeatureTable, Iterator[Rows]]]
 
 
 def _image_settings(config: ModelConfig, processor: VLProcessor) -> Mapping[str, object]:
@@ -399,7 +401,7 @@ def _text_inputs(processor: VLProcessor) -> str:
     """A digest of which texts are read, and of what turns them into token ids."""
     # A tokenizer also stores the truncation and padding that it was last called with.
     tokenizer = json.loads(processor.tokenizer.backend_tokenizer.to_str()) | {"truncation": None, "padding": None}
-    readers = sorted({json.dumps(task.identity(), sort_keys=True) for task in _readers(processor)})
+    readers = sorted({json.dumps(task.identity(), sort_keys=True) for task in _text_reading_tasks(processor)})
     facts = [readers, processor.config.max_tokens, tokenizer]
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
@@ -411,20 +413,20 @@ def _batched(items: Collection[T], size: int) -> Iterator[tuple[T, ...]]:
         yield batch
 
 
-def _readers(processor: VLProcessor) -> list[Task]:
+def _text_reading_tasks(processor: VLProcessor) -> list[Task]:
     """The tasks that read texts."""
     return [task for task in processor.tasks.values() if task.encodes_text()]
 
 
 _KINDS = {
-    "vision": _Kind(_image_settings, lambda processor: "", _image_width, _encode_images),
-    "language": _Kind(_text_settings, _text_inputs, _text_width, _encode_texts),
+    "vision": _StreamKind(_image_settings, lambda processor: "", _image_width, _encode_images),
+    "language": _StreamKind(_text_settings, _text_inputs, _text_width, _encode_texts),
 }
-_FURTHER = _Kind(
+_FURTHER = _StreamKind(
     lambda config, processor: {}, lambda processor: "", lambda encoder, _: int(encoder.feature_width),
     _encode_further_input,
 )  # fmt: skip
 
 
-def _kind_of(stream: str) -> _Kind:
+def _kind_of(stream: str) -> _StreamKind:
     return _KINDS.get(stream, _FURTHER)

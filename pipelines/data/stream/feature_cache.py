@@ -22,7 +22,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from pipelines.data.index.index import Index, Shard
+from pipelines.data.index.index import Index, IndexedShard
 from pipelines.errors import DataError
 from pipelines.storage.folder import Folder
 
@@ -43,8 +43,8 @@ _INPUT_BYTES = _HASH.itemsize + 2 * _NUMBER.itemsize
 Hashes = NDArray[np.bytes_]
 
 
-class Table(NamedTuple):
-    """Where the features of each input are in a file.
+class FeatureTable(NamedTuple):
+    """The table at the head of a feature file: at which rows the features of each input lie.
 
     Attributes:
         hash_I: of each input, ascending.
@@ -58,8 +58,8 @@ class Table(NamedTuple):
     rows: int
 
     @classmethod
-    def of(cls, hashes: Sequence[bytes], rows: Sequence[int]) -> Table:
-        """Of inputs one after the other, with ``rows`` rows each."""
+    def from_row_counts(cls, hashes: Sequence[bytes], rows: Sequence[int]) -> FeatureTable:
+        """The table of inputs that lie one after the other, with ``rows`` rows each."""
         hash_I, rows_I = np.array(hashes, _HASH), np.array(rows, _NUMBER)
         row_I = np.cumsum(rows_I, dtype=_NUMBER) - rows_I
         order_I = np.argsort(hash_I, kind="stable")
@@ -109,13 +109,13 @@ class FeatureCache:
     def row_bytes(self) -> int:
         return self.width * np.dtype(self.precision).itemsize
 
-    def file_of(self, index: Index, shard: Shard) -> str:
+    def file_of(self, index: Index, shard: IndexedShard) -> str:
         """The name of a shard's file, by all that decides which inputs it holds."""
         facts = [shard.sha256, list(shard.repeated), index.scan, self.inputs]
         return f"{hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:32]}.features"
 
-    def complete(self, files: Iterable[str]) -> set[str]:
-        """Those of the files that exist and have the size that they state."""
+    def complete_files(self, files: Iterable[str]) -> set[str]:
+        """The files that exist and are as long as their own headers say; others were cut off."""
         folder = Folder(self.folder)
         wanted = set(files)
         sizes = {f.name: f.size for f in folder.files() if f.name in wanted and f.size >= _HEADER_BYTES}
@@ -148,7 +148,7 @@ class FeatureCache:
             raise self._unreadable_error(f"{len(missing_M)} of {len(out)} inputs are in none of {len(files)} files")
         return [rows for rows in out if rows is not None]
 
-    def _read_rows(self, file: str, table: Table, positions: NDArray[np.intp]) -> list[bytes]:
+    def _read_rows(self, file: str, table: FeatureTable, positions: NDArray[np.intp]) -> list[bytes]:
         """The rows of the inputs at these positions of a file's table."""
         offsets, sizes = table.row_I[positions] * self.row_bytes + table.size, table.rows_I[positions] * self.row_bytes
         # A text without tokens has no row, and stores refuse empty ranges.
@@ -185,7 +185,7 @@ def _stated_size(folder: Folder, name: str) -> int:
 
 
 @lru_cache(maxsize=256)
-def _read_table(folder: str, file: str) -> Table:
+def _read_table(folder: str, file: str) -> FeatureTable:
     opened = Folder(folder)
     mark, inputs, rows, _ = np.frombuffer(opened.read_ranges(file, [(0, _HEADER_BYTES)])[0], _NUMBER).tolist()
     if mark != _MARK:
@@ -195,4 +195,6 @@ def _read_table(folder: str, file: str) -> Table:
         ranges.append((offset, inputs * dtype.itemsize))
         offset += inputs * dtype.itemsize
     hashes, first, counts = opened.read_ranges(file, ranges)
-    return Table(np.frombuffer(hashes, _HASH), np.frombuffer(first, _NUMBER), np.frombuffer(counts, _NUMBER), int(rows))
+    return FeatureTable(
+        np.frombuffer(hashes, _HASH), np.frombuffer(first, _NUMBER), np.frombuffer(counts, _NUMBER), int(rows)
+    )

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from pipelines.data.stream.dataset import Arrays
-from pipelines.data.stream.loader import Batches, image_inputs
+from pipelines.data.stream.loader import BatchLoader, image_inputs
 
 
 class DecodingStoppedError(RuntimeError):
@@ -40,7 +40,7 @@ class ImagePool:
         in_processes: leaves the work to processes; threads do it until one has started.
     """
 
-    def __init__(self, batches: Batches, workers: int, *, in_processes: bool = False) -> None:
+    def __init__(self, batches: BatchLoader, workers: int, *, in_processes: bool = False) -> None:
         self._batches = batches
         self._threads = ThreadPoolExecutor(min(workers, _MOST_WAITING_THREADS) if in_processes else workers, "images")
         self._processes = _process_pool(workers) if in_processes else None
@@ -52,7 +52,7 @@ class ImagePool:
         Returns:
             a function that waits for them. It raises what reading and decoding raise, and ``DecodingStoppedError``.
         """
-        if self._processes is None or not self._processes.ready:
+        if self._processes is None or not self._processes.is_ready:
             return self._threads.submit(self._batches.images, rows).result
         return self._processes.submit(self._batches, image_inputs(self._batches, rows))
 
@@ -64,7 +64,7 @@ class ImagePool:
         self._threads.shutdown(cancel_futures=True)
 
 
-class _Processes:
+class _DecodingProcesses:
     """Processes that this one starts once, and that end with it."""
 
     def __init__(self, number: int) -> None:
@@ -75,11 +75,11 @@ class _Processes:
         self._first = [self._executor.submit(os.getpid) for _ in range(number)]
 
     @property
-    def ready(self) -> bool:
+    def is_ready(self) -> bool:
         """Whether one has started; the others are about to."""
         return any(future.done() for future in self._first)
 
-    def submit(self, batches: Batches, rows: Arrays) -> Callable[[], Arrays]:
+    def submit(self, batches: BatchLoader, rows: Arrays) -> Callable[[], Arrays]:
         try:
             future = self._executor.submit(_load_images, batches, rows)
         except BrokenProcessPool as error:
@@ -88,7 +88,7 @@ class _Processes:
 
 
 # One pool for all streams of a process: training and validation take turns.
-_process_pool = lru_cache(maxsize=1)(_Processes)
+_process_pool = lru_cache(maxsize=1)(_DecodingProcesses)
 
 
 def _images_of_future(future: Future[dict[str, Tensor]]) -> Arrays:
@@ -119,6 +119,6 @@ def _end_with_parent() -> None:
     os._exit(1)
 
 
-def _load_images(batches: Batches, rows: Arrays) -> dict[str, Tensor]:
+def _load_images(batches: BatchLoader, rows: Arrays) -> dict[str, Tensor]:
     # torch hands tensors over in shared memory, where arrays would go through a pipe.
     return {name: torch.from_numpy(array) for name, array in batches.images(rows).items()}

@@ -14,9 +14,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from pipelines.data.stream.augment import AugmentConfig, augment, draw_change, swapped
-from pipelines.data.stream.dataset import Arrays, Mixture, Samples, Source, open_samples, with_input
-from pipelines.data.stream.plan import SampleIndices, Schedule, derive_seed, fixed_batches
+from pipelines.data.stream.augment import AugmentConfig, augment_image, draw_change, swap_left_and_right
+from pipelines.data.stream.dataset import Arrays, OpenedSamples, Source, SourceMixture, open_samples, with_input
+from pipelines.data.stream.plan import SampleIndices, StepSchedule, derive_seed, fixed_batches
 from vlmodel.array_names import prefix_array_names
 from vlmodel.encoder_parts import IMAGE
 from vlmodel.processor import Example
@@ -35,14 +35,14 @@ ORIGIN = ("source_B", "epoch_B", "shard_B", "row_B")
 _TOKENS = ("input_ids_NT", "text_mask_NT", "distinct_U")
 
 
-class Batches(Sequence[Arrays]):
+class BatchLoader(Sequence[Arrays]):
     """Batches of a source, made in two halves."""
 
-    source: Source | Mixture
+    source: Source | SourceMixture
 
     @abstractmethod
     def rows(self, number: int) -> Arrays:
-        """All of a batch but its inputs and the cached features of its texts."""
+        """Make a batch without its inputs and without the cached features of its texts."""
 
     @abstractmethod
     def images(self, rows: Arrays) -> Arrays:
@@ -60,7 +60,7 @@ class Batches(Sequence[Arrays]):
 
 
 @dataclass(frozen=True)
-class MicroBatches(Batches):
+class MicroBatches(BatchLoader):
     """A worker's parts of all global steps, in order: ``accumulation`` parts a step.
 
     Attributes:
@@ -73,8 +73,8 @@ class MicroBatches(Batches):
         ValueError: augmentation changes inputs whose features are cached.
     """
 
-    source: Source | Mixture
-    schedule: Schedule
+    source: Source | SourceMixture
+    schedule: StepSchedule
     rank: int
     world: int
     accumulation: int
@@ -108,24 +108,24 @@ class MicroBatches(Batches):
             pixels_BHWC, with_image = arrays[PIXELS], with_input(indices, rows, IMAGE)
             for i, key in enumerate(samples.keys(with_image)):
                 rng = self._sample_generator(int(with_image.epoch[i]), key)
-                pixels_BHWC[i] = augment(pixels_BHWC[i], self.augmentation, rng)
+                pixels_BHWC[i] = augment_image(pixels_BHWC[i], self.augmentation, rng)
         return arrays
 
-    def _read_texts(self, samples: Samples, indices: SampleIndices) -> list[Sample]:
+    def _read_texts(self, samples: OpenedSamples, indices: SampleIndices) -> list[Sample]:
         """The samples with their texts, which are adapted to mirrored images."""
         records = samples.read_texts(indices)
         if not self.augmentation.changes_texts:
             return records
         side = samples.processor.config.image_size
         return [
-            record._replace(texts=swapped(record.texts, self.augmentation.swap))
+            record._replace(texts=swap_left_and_right(record.texts, self.augmentation.swap))
             if IMAGE in record.present
             and draw_change(self.augmentation, side, side, self._sample_generator(epoch, record.key)).flipped
             else record
             for record, epoch in zip(records, indices.epoch.tolist(), strict=True)
         ]
 
-    def _without_dropped(self, samples: Samples, records: list[Sample], indices: SampleIndices) -> list[Sample]:
+    def _without_dropped(self, samples: OpenedSamples, records: list[Sample], indices: SampleIndices) -> list[Sample]:
         """The samples without the inputs that are dropped in this epoch."""
         if not self.drop_streams:
             return records
@@ -153,7 +153,7 @@ class MicroBatches(Batches):
             raise IndexError(number)
         step, micro = divmod(number, self.accumulation)
         parts = self.world * self.accumulation
-        indices = self.schedule.part(step, self.rank * self.accumulation + micro, parts)
+        indices = self.schedule.samples_of_part(step, self.rank * self.accumulation + micro, parts)
         if len(indices):
             return indices, 1.0
         # A worker without a sample in a short last step takes part in its collectives with one of weight zero.
@@ -162,7 +162,7 @@ class MicroBatches(Batches):
 
 
 @dataclass(frozen=True)
-class EvaluationBatches(Batches):
+class EvaluationBatches(BatchLoader):
     """Every ``world``-th batch of a split in index order, from batch ``rank`` on.
 
     The batches are the same for any number of workers, so metrics agree to the last bit. Of a source for answering
@@ -227,8 +227,8 @@ def dropped_inputs(
     return frozenset(dropped)
 
 
-def image_inputs(batches: Batches, rows: Arrays) -> Arrays:
-    """Those of a batch's rows that ``Batches.images`` needs."""
+def image_inputs(batches: BatchLoader, rows: Arrays) -> Arrays:
+    """Those of a batch's rows that ``BatchLoader.images`` needs."""
     tokens = [name for name in rows if name.rpartition(".")[2] in _TOKENS] if batches.source.features else []
     places = [name for name in rows if name.endswith(".place_B")]
     return {name: rows[name] for name in (*ORIGIN, *places, *tokens)}
@@ -239,7 +239,9 @@ def model_inputs(arrays: Mapping[str, np.ndarray]) -> Arrays:
     return {name: array for name, array in arrays.items() if name not in PROVENANCE}
 
 
-def _examples_by_task(samples: Samples, records: Sequence[Sample], weight: float = 1.0) -> dict[str, list[Example]]:
+def _examples_by_task(
+    samples: OpenedSamples, records: Sequence[Sample], weight: float = 1.0
+) -> dict[str, list[Example]]:
     """The rows of each task, of all samples."""
     return {name: _to_examples(task, records, weight) for name, task in samples.processor.tasks.items()}
 
@@ -252,7 +254,7 @@ def _to_examples(task: Task, records: Sequence[Sample], weight: float) -> list[E
 
 
 def _describe_rows(
-    samples: Samples, task: Task, records: Sequence[Sample], rows_by_sample: Sequence[Sequence[Row]]
+    samples: OpenedSamples, task: Task, records: Sequence[Sample], rows_by_sample: Sequence[Sequence[Row]]
 ) -> list[tuple[object, ...]]:
     """The fields of ``rows_json``."""
     rows = [(record, row) for record, of_sample in zip(records, rows_by_sample, strict=True) for row in of_sample]

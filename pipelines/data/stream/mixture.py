@@ -33,7 +33,7 @@ from itertools import accumulate, pairwise
 import numpy as np
 from pydantic import Field
 
-from pipelines.data.stream.plan import Ints, Plan, SampleIndices, permutation
+from pipelines.data.stream.plan import Ints, Plan, SampleIndices, random_permutation
 from pipelines.data.tars.inputs import PAIRS, InputNames
 from vlmodel.config import Section
 from vlmodel.locations import Location
@@ -145,14 +145,14 @@ class MixturePlan:
         number = layout.block_at(position)
         return range(layout.start(number), layout.start(number + 1))
 
-    def shares(self, position: int) -> list[float]:
+    def source_shares(self, position: int) -> list[float]:
         """The share of each source around a position, by its weight and the temperature there."""
         layout = _mixture_layout(self)
         return [due / layout.unit for due in layout.dues[layout.stage_of(layout.block_at(position))]]
 
     def metrics(self, position: int) -> dict[str, float]:
         """The share of each source around a position, and how many of its epochs lie before it."""
-        sources = zip(self.names, self.plans, self.shares(position), self.counts_before(position), strict=True)
+        sources = zip(self.names, self.plans, self.source_shares(position), self.counts_before(position), strict=True)
         return {
             f"mix/{name}/{metric}": value
             for name, plan, share, count in sources
@@ -181,7 +181,7 @@ class MixturePlan:
 
 
 @dataclass(frozen=True)
-class _Layout:
+class _MixtureLayout:
     """The blocks of a mixture, and the shares of its sources as integers ("dues").
 
     Attributes:
@@ -227,7 +227,7 @@ class _Layout:
 
 
 @lru_cache(maxsize=8)
-def _mixture_layout(plan: MixturePlan) -> _Layout:
+def _mixture_layout(plan: MixturePlan) -> _MixtureLayout:
     unit = _integer_unit(plan.weights)
     stages = _STAGES if len(set(plan.temperatures)) > 1 else 1
     moments = [Fraction(2 * stage + 1, 2 * stages) for stage in range(stages)]
@@ -241,7 +241,7 @@ def _mixture_layout(plan: MixturePlan) -> _Layout:
     total = -(-plan.epochs * plan.size * blocks // positions)
     # A block is of the stage that its middle lies in.
     firsts = [max(0, -((stages - 2 * total * stage) // (2 * stages))) for stage in range(stages)]
-    layout = _Layout(positions, blocks, firsts, unit, dues, [])
+    layout = _MixtureLayout(positions, blocks, firsts, unit, dues, [])
     layout.compute_dues_before()
     return layout
 
@@ -252,7 +252,7 @@ def _block_sources(plan: MixturePlan, number: int) -> Ints:
     layout = _mixture_layout(plan)
     counts = np.subtract(layout.counts(number + 1), layout.counts(number))
     sources = np.repeat(np.arange(len(counts), dtype=np.int64), counts)
-    return sources[permutation(len(sources), plan.key, plan.seed, f"block {number}")]
+    return sources[random_permutation(len(sources), plan.key, plan.seed, f"block {number}")]
 
 
 def _temperature_at(temperatures: Sequence[float], moment: Fraction) -> Fraction:

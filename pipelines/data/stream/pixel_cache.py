@@ -33,7 +33,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from pipelines.data.index.index import Index, Shard
+from pipelines.data.index.index import Index, IndexedShard
 from vlmodel.config import Section
 from vlmodel.locations import Location
 from vlmodel.processor import ProcessorConfig
@@ -92,7 +92,7 @@ class PixelCache:
     def row_bytes(self) -> int:
         return 3 * self.size * self.size
 
-    def read(self, shard: Shard, rows: Sequence[int], out: Sequence[NDArray[np.uint8]]) -> NDArray[np.bool_]:
+    def read(self, shard: IndexedShard, rows: Sequence[int], out: Sequence[NDArray[np.uint8]]) -> NDArray[np.bool_]:
         """Read the images at these rows of ``Index.rows(shard)`` into ``out``; returns which were cached."""
         is_cached = np.zeros(len(rows), np.bool_)
         if (files := self._files_of_shard(shard)) is None:
@@ -108,7 +108,7 @@ class PixelCache:
             _disable_cache(self.folder, error)
         return is_cached
 
-    def write(self, shard: Shard, rows: Sequence[int], images: Sequence[NDArray[np.uint8]]) -> None:
+    def write(self, shard: IndexedShard, rows: Sequence[int], images: Sequence[NDArray[np.uint8]]) -> None:
         """Cache the images of these rows, if the shard is among those that are cached."""
         if (files := self._files_of_shard(shard)) is None:
             return
@@ -120,7 +120,7 @@ class PixelCache:
         except OSError as error:
             _disable_cache(self.folder, error)
 
-    def _files_of_shard(self, shard: Shard) -> _Files | None:
+    def _files_of_shard(self, shard: IndexedShard) -> _ShardFiles | None:
         if shard.name > self.last or self.folder in _disabled:
             return None
         try:
@@ -190,7 +190,7 @@ def is_cache_faster(
     return decode_s >= _MIN_SPEEDUP * read_s, decode_s, read_s
 
 
-class _Files(NamedTuple):
+class _ShardFiles(NamedTuple):
     """Open files of a shard, unbuffered; they close with their last reference."""
 
     pixels: FileIO
@@ -198,8 +198,8 @@ class _Files(NamedTuple):
 
 
 @lru_cache(maxsize=128)
-def _open_files(folder: str, name: str, samples: int, row_bytes: int) -> _Files:
-    return _Files(
+def _open_files(folder: str, name: str, samples: int, row_bytes: int) -> _ShardFiles:
+    return _ShardFiles(
         _open_file(Path(folder) / f"{name}.pixels", samples * row_bytes),
         _open_file(Path(folder) / f"{name}.checksums", samples * 4),
     )
@@ -212,12 +212,12 @@ def _open_file(path: Path, size: int) -> FileIO:
     return file
 
 
-def _shard_file_name(shard: Shard) -> str:
+def _shard_file_name(shard: IndexedShard) -> str:
     """The name of a shard's files: its rows depend on its bytes and on the samples that are left out as repeated."""
     return hashlib.sha256(f"{shard.sha256} {shard.repeated}".encode()).hexdigest() if shard.repeated else shard.sha256
 
 
-def _sample_count(shard: Shard) -> int:
+def _sample_count(shard: IndexedShard) -> int:
     return sum(shard.samples.values())
 
 
@@ -231,16 +231,16 @@ def _free_space(folder: Path, wanted: int, limit: int) -> int:
     used = {other: _cached_bytes(other) for other in others}
     own = _cached_bytes(folder)
 
-    def space() -> int:
+    def free_bytes() -> int:
         free = int(_FREE_SHARE * shutil.disk_usage(folder).free)
         return min(limit - sum(used.values()), own + free)
 
     for other in sorted(others, key=lambda other: other.lstat().st_mtime):
-        if wanted <= space():
+        if wanted <= free_bytes():
             break
         _delete_pixel_folder(other)
         used[other] = _cached_bytes(other)
-    return space()
+    return free_bytes()
 
 
 def _make_private(folder: Path) -> None:

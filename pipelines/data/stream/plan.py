@@ -49,7 +49,7 @@ class SampleIndices:
         return SampleIndices(self.source[where], self.epoch[where], self.shard[where], self.row[where])
 
 
-class Order(Protocol):
+class SampleOrder(Protocol):
     """An endless order of samples: of one source (Plan) or of several (mixture.py)."""
 
     @property
@@ -135,7 +135,7 @@ class Plan:
         return {"": self}
 
     def metrics(self, position: int) -> Mapping[str, float]:
-        """None: of one source, the epoch tells the position."""
+        """No metrics: with a single source, the epoch tells the position."""
         return {}
 
     def _take_in_epoch(self, epoch: int, start: int, stop: int) -> list[SampleIndices]:
@@ -155,7 +155,7 @@ class Plan:
 
 
 @dataclass(frozen=True)
-class Schedule:
+class StepSchedule:
     """How the global steps of a training divide the plan into micro-batches.
 
     A step's batch has ``parts`` = workers x accumulation; worker ``r`` runs parts ``r * accumulation`` to
@@ -168,7 +168,7 @@ class Schedule:
         epochs: passes over the data; the last step is shorter where they do not divide evenly.
     """
 
-    plan: Order
+    plan: SampleOrder
     batch: int
     epochs: int
 
@@ -184,7 +184,7 @@ class Schedule:
         """Epochs that are complete once ``step`` global steps are."""
         return min(step * self.batch, self.plan.size * self.epochs) // self.plan.size
 
-    def part(self, step: int, number: int, parts: int) -> SampleIndices:
+    def samples_of_part(self, step: int, number: int, parts: int) -> SampleIndices:
         """Part ``number`` of ``parts`` of a global step. Empty where a short last step has fewer samples than parts."""
         samples = self.step_samples(step)
         first, last = number * samples // parts, (number + 1) * samples // parts
@@ -245,10 +245,10 @@ def _shuffled_window(plan: Plan, epoch: int, window: int) -> tuple[Ints, Ints]:
 
 
 def _shuffled_indices(n: int, plan: Plan, epoch: int, purpose: str) -> Ints:
-    return permutation(n, plan.identity, plan.seed, epoch, purpose)
+    return random_permutation(n, plan.identity, plan.seed, epoch, purpose)
 
 
-def permutation(n: int, *what: str | int) -> Ints:
+def random_permutation(n: int, *what: str | int) -> Ints:
     """A permutation of ``range(n)`` that depends on ``what`` alone."""
     bits = np.random.PCG64(derive_seed(*what)).random_raw(n)
     return np.argsort(bits, kind="stable").astype(np.int64)

@@ -31,9 +31,9 @@ from ray.data import DataContext, Dataset, TaskPoolStrategy
 
 from pipelines.data.stream.dataset import Arrays
 from pipelines.data.stream.image_pool import ImagePool
-from pipelines.data.stream.loader import Batches
+from pipelines.data.stream.loader import BatchLoader
 from pipelines.data.stream.pixel_cache import PixelCacheConfig
-from pipelines.data.stream.wire import pack, unpack
+from pipelines.data.stream.wire import pack_arrays, unpack_arrays
 from vlmodel.config import Section
 
 TEXT_BATCHES_PER_TASK = 32
@@ -66,7 +66,7 @@ class StreamConfig(Section):
         return self
 
 
-def stream(batches: Batches, config: StreamConfig, *, start: int = 0) -> Iterator[Arrays]:
+def stream_batches(batches: BatchLoader, config: StreamConfig, *, start: int = 0) -> Iterator[Arrays]:
     """``batches[start]``, ``batches[start + 1]``, ... to the end.
 
     Args:
@@ -105,7 +105,7 @@ class _ChunkChain(Iterator[Arrays]):
     def __init__(self, make: Callable[[int], Arrays], config: StreamConfig, start: int, stop: int) -> None:
         self._make, self._config, self._stop = make, config, stop
         self._size = config.tasks * TEXT_BATCHES_PER_TASK
-        self._chunks: deque[_Chunk] = deque()
+        self._chunks: deque[_BatchChunk] = deque()
         if start < stop:
             self._start_chunk(start, self._size)
 
@@ -118,25 +118,25 @@ class _ChunkChain(Iterator[Arrays]):
         if not self._chunks:
             raise StopIteration
         chunk = self._chunks[0]
-        arrays = chunk.take()
+        arrays = chunk.next_batch()
         if len(self._chunks) == 1 and chunk.stop < self._stop and 2 * chunk.left <= chunk.stop - chunk.start:
             self._start_chunk(chunk.stop, (self._config.memory_mb << 20) // (2 * _batch_bytes(arrays)))
         if not chunk.left:
-            chunk.wait()
+            chunk.wait_until_made()
             self._chunks.popleft()
         return arrays
 
     def close(self) -> None:
         for chunk in self._chunks:
-            chunk.wait()
+            chunk.wait_until_made()
 
     def _start_chunk(self, start: int, max_batches: int) -> None:
         stop = min(start + max(1, min(self._size, max_batches)), self._stop)
         dataset = batch_dataset(self._make, self._config.tasks, TEXT_BATCHES_PER_TASK, start, stop)
-        self._chunks.append(_Chunk(dataset, start, stop))
+        self._chunks.append(_BatchChunk(dataset, start, stop))
 
 
-class _Chunk:
+class _BatchChunk:
     """Batches ``start`` to ``stop``, made from the moment this is created."""
 
     def __init__(self, dataset: Dataset, start: int, stop: int) -> None:
@@ -151,16 +151,16 @@ class _Chunk:
     def is_ready(self) -> bool:
         return not self._batches.empty()
 
-    def take(self) -> Arrays:
+    def next_batch(self) -> Arrays:
         """The next batch, once it is made."""
         batch = self._batches.get()
         if isinstance(batch, BaseException):
             self.left = 0
             raise batch
         self.left -= 1
-        return unpack(batch)
+        return unpack_arrays(batch)
 
-    def wait(self) -> None:
+    def wait_until_made(self) -> None:
         """Wait until all batches are made, also those that nobody takes: they are made quickly, while Ray kills the
         process of a task that is cut short, and starting another takes seconds.
         """
@@ -198,7 +198,7 @@ def batch_dataset(
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
         for part in block["id"].to_pylist():
             for number in range(start + part * task_batches, min(start + (part + 1) * task_batches, stop)):
-                yield pack(make(number))
+                yield pack_arrays(make(number))
 
     with DataContext.current(_data_context(row_is_block)):
         return ray.data.range(parts, override_num_blocks=parts).map_batches(

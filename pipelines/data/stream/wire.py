@@ -17,7 +17,7 @@ import pyarrow as pa
 _LAYOUT = "layout"
 
 
-def pack(arrays: Mapping[str, np.ndarray]) -> pa.Table:
+def pack_arrays(arrays: Mapping[str, np.ndarray]) -> pa.Table:
     """One row with a column for each array. The arrays' memory is shared where they are contiguous."""
     columns, layout = {}, {}
     for name, array in arrays.items():
@@ -30,7 +30,7 @@ def pack(arrays: Mapping[str, np.ndarray]) -> pa.Table:
     return pa.table(columns)
 
 
-def unpack(table: pa.Table) -> dict[str, np.ndarray]:
+def unpack_arrays(table: pa.Table) -> dict[str, np.ndarray]:
     """The arrays of a packed row, as read-only views of the table's memory."""
     if table.num_rows != 1:
         raise ValueError(f"a packed batch is one row, got {table.num_rows}; read it with batch_size=None")

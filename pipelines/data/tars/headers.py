@@ -1,7 +1,8 @@
 """Tar headers, read in one sequential pass: ustar, PAX and GNU long names, with every corruption found.
 
 ``tarfile`` takes a zeroed block for the end, and an archive cut at a header for a complete one; here each is a
-``Corruption``, and reading continues at the next valid header, so one bad block costs one sample. Nothing is extracted.
+``TarCorruption``, and reading continues at the next valid header, so one bad block costs one sample. Nothing is
+extracted.
 
 Formats: POSIX.1-2017 "pax Interchange Format"; GNU tar manual, "Basic Tar Format".
 """
@@ -22,8 +23,8 @@ _MAX_EXTENSION = 1 << 20  # bytes of a PAX header or a GNU long name
 _RECORDS = (20 * BLOCK, *(1 << bits for bits in range(10, 31)))
 
 
-class Kind(StrEnum):
-    """What a member is."""
+class MemberKind(StrEnum):
+    """The kind of a tar member."""
 
     FILE = "file"
     DIRECTORY = "directory"
@@ -33,7 +34,7 @@ class Kind(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Member:
+class TarMember:
     """One member of a tar.
 
     Attributes:
@@ -48,13 +49,13 @@ class Member:
     name: str
     offset: int
     size: int
-    kind: Kind
+    kind: MemberKind
     utf8: bool = True
     data: bytes | None = None
 
 
 @dataclass(frozen=True, slots=True)
-class Corruption:
+class TarCorruption:
     """A place where the tar is broken.
 
     Attributes:
@@ -77,7 +78,7 @@ class _DamagedError(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class _Header:
+class _TarHeader:
     type: bytes
     name: bytes
     size: int
@@ -125,7 +126,7 @@ class _ByteReader:
 
 def read_tar(
     read: Callable[[int], bytes], is_wanted: Callable[[str, int], bool] = lambda name, size: False
-) -> Iterator[Member | Corruption]:
+) -> Iterator[TarMember | TarCorruption]:
     """Members and corruptions of a tar, in its order.
 
     Args:
@@ -149,7 +150,7 @@ class _TarParser:
         self._global_pax: dict[str, bytes] = {}  # of all members that follow
         self._at_end = False
 
-    def __iter__(self) -> Iterator[Member | Corruption]:
+    def __iter__(self) -> Iterator[TarMember | TarCorruption]:
         while not self._at_end:
             offset = self._stream.position
             block = self._stream.take(BLOCK)
@@ -165,7 +166,7 @@ class _TarParser:
                 header = _parse_header(block, strict=self._lost)
             except _DamagedError as damage:
                 if not self._lost:
-                    yield Corruption(offset, str(damage))
+                    yield TarCorruption(offset, str(damage))
                 self._drop_extended_headers()
                 continue
             self._lost = False
@@ -175,7 +176,7 @@ class _TarParser:
                     continue
                 size, raw_name, kind = self._resolve_member(header)
             except _DamagedError as damage:
-                yield Corruption(offset, str(damage))
+                yield TarCorruption(offset, str(damage))
                 self._drop_extended_headers()
                 continue
             yield from self._read_member(header, size, raw_name, kind)
@@ -191,7 +192,7 @@ class _TarParser:
         if problem := _end_problem(self._stream.position - offset, self._stream.position):
             raise _DamagedError(problem)
 
-    def _read_extension(self, header: _Header) -> None:
+    def _read_extension(self, header: _TarHeader) -> None:
         if header.size > _MAX_EXTENSION:
             raise _DamagedError(f"an extended header of {header.size} bytes")
         payload = self._stream.take(_padded_size(header.size))
@@ -205,7 +206,7 @@ class _TarParser:
         elif header.type == b"L":
             self._next_pax["path"] = payload.rstrip(b"\0")
 
-    def _resolve_member(self, header: _Header) -> tuple[int, bytes, Kind]:
+    def _resolve_member(self, header: _TarHeader) -> tuple[int, bytes, MemberKind]:
         """Size, stored name and kind of a member, by its header and the extended headers before it."""
         more = header.sparse_blocks_follow
         while more and len(block := self._stream.take(BLOCK)) == BLOCK:
@@ -218,25 +219,27 @@ class _TarParser:
             raise _DamagedError(f"an extended header gives the size {pax['size']!r}") from None
         return size, raw_name, _member_kind(header.type, raw_name, pax)
 
-    def _read_member(self, header: _Header, size: int, raw_name: bytes, kind: Kind) -> Iterator[Member | Corruption]:
+    def _read_member(
+        self, header: _TarHeader, size: int, raw_name: bytes, kind: MemberKind
+    ) -> Iterator[TarMember | TarCorruption]:
         name, utf8 = _decode_name(raw_name)
         offset = self._stream.position
         # Links, directories and devices have no data, whatever their size field holds.
-        stored = size if kind is Kind.FILE or header.type not in b"123456" else 0
-        data = self._stream.take(stored) if kind is Kind.FILE and self._is_wanted(name, size) else None
+        stored = size if kind is MemberKind.FILE or header.type not in b"123456" else 0
+        data = self._stream.take(stored) if kind is MemberKind.FILE and self._is_wanted(name, size) else None
         passed = len(data) if data is not None else self._stream.skip(stored)
         if passed < stored:
             self._at_end = True
-            yield Corruption(offset, f"the tar ends after {passed} of {stored} bytes of {name!r}", name)
+            yield TarCorruption(offset, f"the tar ends after {passed} of {stored} bytes of {name!r}", name)
             return
-        yield Member(name, offset, size, kind, utf8, data)
+        yield TarMember(name, offset, size, kind, utf8, data)
         padding = _padded_size(stored) - stored
         if self._stream.skip(padding) < padding:
             self._at_end = True
-            yield Corruption(self._stream.position, f"the tar ends in the padding after {name!r}")
+            yield TarCorruption(self._stream.position, f"the tar ends in the padding after {name!r}")
 
 
-def _parse_header(block: bytes, strict: bool) -> _Header:
+def _parse_header(block: bytes, strict: bool) -> _TarHeader:
     """Raises ``_DamagedError``; ``strict`` asks for the ustar magic too, as data can pass for an older header."""
     magic = block[257:263]
     if strict and magic[:5] != b"ustar":
@@ -251,7 +254,7 @@ def _parse_header(block: bytes, strict: bool) -> _Header:
     if magic == b"ustar\0" and (prefix := block[345:500].split(b"\0", 1)[0]):
         name = prefix + b"/" + name
     kind = block[156:157]
-    return _Header(kind, name, _parse_number(block[124:136], "size"), kind == b"S" and block[482] != 0)
+    return _TarHeader(kind, name, _parse_number(block[124:136], "size"), kind == b"S" and block[482] != 0)
 
 
 def _parse_number(field: bytes, what: str) -> int:
@@ -284,14 +287,14 @@ def _parse_pax(payload: bytes) -> dict[str, bytes]:
     return facts
 
 
-def _member_kind(type_flag: bytes, name: bytes, facts: dict[str, bytes]) -> Kind:
+def _member_kind(type_flag: bytes, name: bytes, facts: dict[str, bytes]) -> MemberKind:
     if any(keyword.startswith("GNU.sparse") for keyword in facts):
-        return Kind.SPECIAL
+        return MemberKind.SPECIAL
     if type_flag in (b"0", b"\0", b"7"):
-        return Kind.DIRECTORY if name.endswith(b"/") else Kind.FILE
+        return MemberKind.DIRECTORY if name.endswith(b"/") else MemberKind.FILE
     if type_flag == b"5":
-        return Kind.DIRECTORY
-    return Kind.LINK if type_flag in (b"1", b"2") else Kind.SPECIAL
+        return MemberKind.DIRECTORY
+    return MemberKind.LINK if type_flag in (b"1", b"2") else MemberKind.SPECIAL
 
 
 def _decode_name(name: bytes) -> tuple[str, bool]:
@@ -302,7 +305,7 @@ def _decode_name(name: bytes) -> tuple[str, bool]:
 
 
 def _end_problem(zeros: int, size: int) -> str | None:
-    """What is wrong with a tar of ``size`` bytes that ends in this many zero bytes; None where nothing is."""
+    """Describe what is wrong with the end of a tar of ``size`` bytes, the last ``zeros`` of them zero; None if fine."""
     if zeros < 2 * BLOCK:
         return "the tar's end mark is cut"
     if zeros == 2 * BLOCK or any(size % record == 0 and zeros <= record + BLOCK for record in _RECORDS):

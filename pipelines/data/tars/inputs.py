@@ -54,7 +54,7 @@ def member_extension(name: str, extension: str) -> str:
 
 
 def known_extensions(name: str) -> str:
-    """For messages: how the members of an input end."""
+    """Describe, for messages, how the names of an input's members end."""
     if name == TEXT:
         return " or ".join(f".{extension}" for extension in TEXT_EXTENSIONS)
     own = all_media().get(name)

@@ -70,7 +70,7 @@ class ShardReader:
         return records
 
     def read_texts(self, shard: str, rows: Sequence[int]) -> list[Texts]:
-        """As ``read``, without the inputs."""
+        """Read the samples as ``read`` does, without their inputs."""
         return [record.texts for record in self.read(shard, rows, inputs=())]
 
     def keys(self, shard: str, rows: Sequence[int]) -> list[str]:

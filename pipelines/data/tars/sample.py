@@ -205,16 +205,16 @@ def _parse_json(json_bytes: bytes, strict: bool) -> _TextsRecord:
 def _load_json(text: str) -> Any:
     """Strict JSON; raises SampleError BAD_JSON for what ``dump_texts`` could not write again."""
 
-    def refuse(number: str) -> NoReturn:
+    def refuse_constant(number: str) -> NoReturn:
         raise SampleError(Reason.BAD_JSON, f".json: {number} is no number of JSON; write null, or leave it out")
 
-    def finite(number: str) -> float:
+    def parse_finite(number: str) -> float:
         if math.isinf(value := float(number)):
             raise SampleError(Reason.BAD_JSON, f".json: the number {_shortened_repr(number)} is too large")
         return value
 
     try:
-        return json.loads(text, parse_constant=refuse, parse_float=finite)
+        return json.loads(text, parse_constant=refuse_constant, parse_float=parse_finite)
     except (ValueError, RecursionError) as error:  # ValueError also for integers with thousands of digits
         raise SampleError(Reason.BAD_JSON, f".json: {error}") from None
 

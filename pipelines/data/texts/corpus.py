@@ -44,7 +44,7 @@ def read_texts(index: Index, split: str = "train", shards: Sequence[str] | None 
         yield from reader.read_texts(name, np.flatnonzero(splits == split).tolist())
 
 
-def corpus(index: Index, split: str = "train") -> Iterator[str]:
+def texts_of_split(index: Index, split: str = "train") -> Iterator[str]:
     """Every caption, question and class of a split, in the order of the index.
 
     Raises:
@@ -63,7 +63,7 @@ def count_labels(index: Index, tasks: Iterable[Task], split: str = "train") -> C
     """How often each answer that tasks may take as a label occurs in a split, counted by Ray Data, a task a shard.
 
     Raises:
-        DataError: as ``corpus``.
+        DataError: as ``texts_of_split``.
     """
     _require_samples(index, split)
     of_tasks = list(tasks)
@@ -71,7 +71,7 @@ def count_labels(index: Index, tasks: Iterable[Task], split: str = "train") -> C
     def count(row: dict[str, Any]) -> dict[str, Any]:
         labels: Counter[str] = Counter()
         for texts in read_texts(index, split, [row["item"]]):
-            labels.update(each_once(task.labels(texts) for task in of_tasks))
+            labels.update(merge_task_texts(task.labels(texts) for task in of_tasks))
         # As JSON: a column of Ray Data takes its type from the first rows.
         return {"counts": json.dumps(labels)}
 
@@ -81,7 +81,7 @@ def count_labels(index: Index, tasks: Iterable[Task], split: str = "train") -> C
     return Counter(dict(sorted(total.items(), key=_most_frequent_first)))
 
 
-def each_once(of_tasks: Iterable[Iterable[str]]) -> list[str]:
+def merge_task_texts(of_tasks: Iterable[Iterable[str]]) -> list[str]:
     """The texts of several tasks: each as often as the task has it that has it most often."""
     total: Counter[str] = Counter()
     for texts in of_tasks:
@@ -109,7 +109,7 @@ def answer_vocabulary(
 
 
 def spellings_of(counter: Mapping[str, int], normalizer: Normalizer = "vqa") -> dict[str, dict[str, int]]:
-    """For each normal form how often each of its spellings occurs."""
+    """Count for each normal form how often each of its spellings occurs."""
     spellings: defaultdict[str, dict[str, int]] = defaultdict(dict)
     for answer, count in counter.items():
         spellings[normal_form(answer, normalizer)][answer] = count
@@ -153,7 +153,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int = 8192, lowercase: boo
     )
     learner = Tokenizer(models.WordPiece(unk_token="[UNK]"))
     learner.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    learner.train_from_iterator(_repeated_words(words), trainer)
+    learner.train_from_iterator(_lines_of_repeated_words(words), trainer)
 
     vocabulary = learner.get_vocab()
     pieces = models.WordPiece(
@@ -184,7 +184,7 @@ def _most_frequent_letters(words: Mapping[str, int], limit: int) -> list[str]:
     return sorted(letter for letter, _ in ranked[:limit])
 
 
-def _repeated_words(words: Mapping[str, int]) -> Iterator[str]:
+def _lines_of_repeated_words(words: Mapping[str, int]) -> Iterator[str]:
     """Each word as often as it occurs, in lines of a length that the trainer handles quickly."""
     for word, count in sorted(words.items()):
         for start in range(0, count, _WORDS_PER_LINE):

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from pipelines.data.index.index import Index
 from pipelines.data.index.shard_pass import map_shards
-from pipelines.data.texts.corpus import each_once, read_texts
+from pipelines.data.texts.corpus import merge_task_texts, read_texts
 from pipelines.storage.folder import Folder
 from vlmodel.processor import ProcessorConfig
 from vlmodel.sample import Texts
@@ -100,7 +100,7 @@ class TextLengths:
 
     @classmethod
     def load(cls, folder: str | Path) -> Self | None:
-        """What ``save`` wrote; None where there is nothing."""
+        """Load the lengths that ``save`` wrote; None where there are none."""
         file = Path(folder) / _FILE
         return cls.parse(file.read_text(encoding="utf-8")) if file.is_file() else None
 
@@ -108,8 +108,10 @@ class TextLengths:
 def _read_and_written_texts(samples: Sequence[Texts], tasks: Iterable[Task]) -> tuple[list[str], list[str]]:
     """The texts that a model of the tasks reads, and those that it learns to write; each once."""
     of_tasks = list(tasks)
-    read = [text for texts in samples for text in each_once(task.texts_read(texts) for task in of_tasks)]
-    return read, [text for texts in samples for text in each_once(task.texts_written(texts) for task in of_tasks)]
+    read = [text for texts in samples for text in merge_task_texts(task.texts_read(texts) for task in of_tasks)]
+    return read, [
+        text for texts in samples for text in merge_task_texts(task.texts_written(texts) for task in of_tasks)
+    ]
 
 
 def _token_lengths(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], *, special: bool) -> list[int]:

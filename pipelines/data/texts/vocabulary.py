@@ -12,7 +12,7 @@ from pydantic import Field
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from pipelines.data.index.index import Index
-from pipelines.data.texts.corpus import answer_vocabulary, corpus, count_labels, spellings_of, train_tokenizer
+from pipelines.data.texts.corpus import answer_vocabulary, count_labels, spellings_of, texts_of_split, train_tokenizer
 from pipelines.data.texts.lengths import TextLengths
 from pipelines.errors import DataError
 from vlmodel.answers import Normalizer, normal_form
@@ -148,7 +148,7 @@ def _make_tokenizer(
     indexes: Sequence[Index], config: VocabularyConfig, further: Iterable[str]
 ) -> PreTrainedTokenizerBase:
     if not config.tokenizer:
-        texts = chain.from_iterable(corpus(index, "train") for index in indexes)
+        texts = chain.from_iterable(texts_of_split(index, "train") for index in indexes)
         return train_tokenizer(chain(texts, further), config.size, config.lowercase)
     local = {"local_files_only": True} if Path(config.tokenizer).is_dir() else {}
     try:

@@ -18,7 +18,7 @@ from pipelines.data.index.index import Index
 from pipelines.data.tars.reader import ShardReader
 from pipelines.errors import DataError
 from pipelines.registry.config import GateConfig, Rewording
-from pipelines.registry.gate.check import Check
+from pipelines.registry.gate.check import GateCheck
 from vlmodel.inference import Predictor
 from vlmodel.processor import Example
 from vlmodel.sample import Sample
@@ -107,7 +107,7 @@ def run_probe(predictor: Predictor, records: Sequence[Sample], task: str) -> Pro
     if not any(texts):
         return ProbeResult(0)
 
-    def answers(shown: Sequence[bytes], reword: Callable[[str], str] = str) -> list[Answer]:
+    def best_answers_about(shown: Sequence[bytes], reword: Callable[[str], str] = str) -> list[Answer]:
         examples = [
             Example({"image": image}, tuple(map(reword, asked))) for image, asked in zip(shown, texts, strict=True)
         ]
@@ -117,9 +117,9 @@ def run_probe(predictor: Predictor, records: Sequence[Sample], task: str) -> Pro
             best += [prediction.answers[0] for of_image in predicted for prediction in of_image]
         return best
 
-    original = answers(images)
+    original = best_answers_about(images)
     agreement = {
-        kind: _answer_agreement(original, answers(images, reword))
+        kind: _answer_agreement(original, best_answers_about(images, reword))
         for kind, reword in REWORDINGS.items()
         if kind in asked.invariances
     }
@@ -129,10 +129,10 @@ def run_probe(predictor: Predictor, records: Sequence[Sample], task: str) -> Pro
     ]
     image_use = None
     if all(image is not None for image in others):
-        exchanged = answers([image for image in others if image is not None])
+        exchanged = best_answers_about([image for image in others if image is not None])
         image_use = sum(map(_answers_differ, original, exchanged)) / len(original)
     try:
-        blank, error = answers([_blank_image()] * len(images)), ""
+        blank, error = best_answers_about([_blank_image()] * len(images)), ""
     except Exception as raised:  # whatever the model raises, the candidate fails and not the gate
         blank, error = [], f"{type(raised).__name__}: {raised}"
     return ProbeResult(
@@ -148,7 +148,7 @@ def run_probe(predictor: Predictor, records: Sequence[Sample], task: str) -> Pro
 
 def behaviour_checks(
     candidate: ProbeResult, champion: ProbeResult | None, config: GateConfig, task: str = ""
-) -> list[Check]:
+) -> list[GateCheck]:
     """A check for each rewording, for another image, and for a blank one.
 
     Args:
@@ -157,7 +157,7 @@ def behaviour_checks(
     """
     suffix = f" ({task})" if task else ""
     if not candidate.rows:
-        return [Check(f"behaviour{suffix}", None, "", "", "the drawn images have no text to ask")]
+        return [GateCheck(f"behaviour{suffix}", None, "", "", "the drawn images have no text to ask")]
     checks = []
     for kind, least in config.agreement.items():
         name = f"paraphrase: {kind}{suffix}"
@@ -167,10 +167,10 @@ def behaviour_checks(
             checks.append(_check_share(name, *shares, least, config, "of the answers stay", reason))
         else:
             reason = "for this task, such a rewording may change the right answer"
-            checks.append(Check(name, None, "", "", reason))
+            checks.append(GateCheck(name, None, "", "", reason))
     name = f"irrelevant image{suffix}"
     if candidate.image_use is None:
-        checks.append(Check(name, None, "", "", "the drawn images are all the same"))
+        checks.append(GateCheck(name, None, "", "", "the drawn images are all the same"))
     else:
         unit, reason = "of the answers change or lose confidence", "answers must depend on the image"
         champion_share = champion.image_use if champion else None
@@ -180,21 +180,21 @@ def behaviour_checks(
 
 def _check_share(
     name: str, candidate: float, champion: float | None, least: float, config: GateConfig, unit: str, reason: str
-) -> Check:
+) -> GateCheck:
     if champion is not None:
         least = max(least, champion - config.behaviour_tolerance)
         reason = f"{reason}; the champion has {champion:.1%}"
-    return Check(name, candidate >= least, f"{candidate:.1%} {unit}", f"at least {least:.1%}", reason)
+    return GateCheck(name, candidate >= least, f"{candidate:.1%} {unit}", f"at least {least:.1%}", reason)
 
 
-def _check_blank(name: str, candidate: ProbeResult) -> Check:
+def _check_blank(name: str, candidate: ProbeResult) -> GateCheck:
     measured = f"confidence {candidate.blank_confidence:.3f}, about true images {candidate.confidence:.3f}"
     if candidate.blank_error:
         measured = candidate.blank_error
     elif not candidate.finite:
         measured = "a confidence is not finite"
     highest = candidate.confidence + _BLANK_CONFIDENCE
-    return Check(
+    return GateCheck(
         name=name,
         passed=not candidate.blank_error and candidate.finite and candidate.blank_confidence <= highest,
         measured=measured,

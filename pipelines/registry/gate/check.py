@@ -7,7 +7,7 @@ from typing import Any
 
 
 @dataclass(frozen=True)
-class Check:
+class GateCheck:
     """One requirement for a candidate, and whether it is met.
 
     Attributes:
@@ -26,7 +26,7 @@ class Check:
 
 
 @dataclass(frozen=True)
-class Difference:
+class MetricDifference:
     """The candidate's metric minus the champion's, on the hold-out, a slice of it, or new data.
 
     Attributes:
@@ -68,8 +68,8 @@ class GateDecision:
     model: str
     candidate: str
     champion: str | None
-    checks: tuple[Check, ...]
-    differences: tuple[Difference, ...] = ()
+    checks: tuple[GateCheck, ...]
+    differences: tuple[MetricDifference, ...] = ()
     forced: str = ""
 
     @property
@@ -83,7 +83,7 @@ class GateDecision:
         return bool(self.checks) and all(check.compares for check in self.failed)
 
     @property
-    def failed(self) -> list[Check]:
+    def failed(self) -> list[GateCheck]:
         """The checks that failed."""
         return [check for check in self.checks if check.passed is False]
 
@@ -98,5 +98,5 @@ class GateDecision:
         return f"all {passed} checks passed" + (f"; {first.name}: {first.measured}" if first else "")
 
     def to_tree(self) -> dict[str, Any]:
-        """As plain values for JSON."""
+        """The decision as plain values for JSON."""
         return {"promote": self.promote, "fit": self.is_usable, "reason": self.reason, **asdict(self)}

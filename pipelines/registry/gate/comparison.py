@@ -18,7 +18,7 @@ from scipy import stats
 
 from pipelines.evaluate.intervals import difference_interval
 from pipelines.registry.config import QUESTION_TYPE, GateConfig
-from pipelines.registry.gate.check import Check, Difference
+from pipelines.registry.gate.check import GateCheck, MetricDifference
 from vlmodel.metrics.scores import ExampleScores
 
 RESAMPLES = 2000
@@ -33,17 +33,19 @@ def same_rows(candidate: pa.Table, champion: pa.Table) -> bool:
     return candidate.select(_ROW_COLUMNS).equals(champion.select(_ROW_COLUMNS))
 
 
-def difference(name: str, candidate: ExampleScores, champion: ExampleScores, config: GateConfig) -> Difference:
+def metric_difference(
+    name: str, candidate: ExampleScores, champion: ExampleScores, config: GateConfig
+) -> MetricDifference:
     """The candidate's metric minus the champion's on the same rows, with bounds of the paired bootstrap (percentiles)
     over images. The bounds of a single image are infinite.
     """
     low, high = difference_interval(candidate, champion, 1 - 2 * config.alpha, RESAMPLES)
-    return Difference(name, len(candidate), candidate.value, champion.value, low, high)
+    return MetricDifference(name, len(candidate), candidate.value, champion.value, low, high)
 
 
-def check_better(holdout: Difference, metric: str, config: GateConfig) -> Check:
+def check_better(holdout: MetricDifference, metric: str, config: GateConfig) -> GateCheck:
     """Whether the lower bound of the difference is above the margin."""
-    return Check(
+    return GateCheck(
         name="better on the hold-out",
         passed=bool(holdout.low > config.margin),
         measured=(
@@ -56,15 +58,17 @@ def check_better(holdout: Difference, metric: str, config: GateConfig) -> Check:
     )
 
 
-def check_mcnemar(candidate: ExampleScores, champion: ExampleScores, config: GateConfig) -> Check:
+def check_mcnemar(candidate: ExampleScores, champion: ExampleScores, config: GateConfig) -> GateCheck:
     """McNemar's exact test, one-sided: of the rows that only one model answers right, does the candidate have more?"""
     name, required = "not by chance", f"p at most {config.alpha:g}"
     if not candidate.binary:
-        return Check(name, None, "", required, "McNemar's test is of right and wrong answers; see the bootstrap", True)
+        return GateCheck(
+            name, None, "", required, "McNemar's test is of right and wrong answers; see the bootstrap", True
+        )
     gained = int(((candidate.score_N == 1) & (champion.score_N == 0)).sum())
     lost = int(((candidate.score_N == 0) & (champion.score_N == 1)).sum())
     p = float(stats.binomtest(gained, gained + lost, 0.5, alternative="greater").pvalue) if gained + lost else 1.0
-    return Check(
+    return GateCheck(
         name=name,
         passed=p <= config.alpha,
         measured=f"p = {p:.3g}: only the candidate is right {gained} times, only the champion {lost} times",
@@ -92,36 +96,38 @@ def slice_masks(answers: pa.Table, columns: Sequence[str]) -> dict[str, NDArray[
 
 def slice_differences(
     candidate: ExampleScores, champion: ExampleScores, masks: Mapping[str, NDArray[np.bool_]], config: GateConfig
-) -> list[Difference]:
+) -> list[MetricDifference]:
     """The difference on each slice that has enough rows."""
     differences = []
     for name, mask in masks.items():
         candidate_slice, champion_slice = candidate.select_rows(mask), champion.select_rows(mask)
         if len(candidate_slice) >= LEAST_ROWS:
-            differences.append(with_slice_tolerance(difference(name, candidate_slice, champion_slice, config), config))
+            differences.append(
+                with_slice_tolerance(metric_difference(name, candidate_slice, champion_slice, config), config)
+            )
     return differences
 
 
-def with_slice_tolerance(measured: Difference, config: GateConfig) -> Difference:
+def with_slice_tolerance(measured: MetricDifference, config: GateConfig) -> MetricDifference:
     """``with_tolerance`` of this slice."""
     return with_tolerance(measured, config.tolerances.get(measured.name, config.tolerance))
 
 
-def with_tolerance(measured: Difference, tolerance: float) -> Difference:
+def with_tolerance(measured: MetricDifference, tolerance: float) -> MetricDifference:
     """The difference with its tolerance, and whether it is below that and significantly below zero."""
     worse = bool(measured.value < -tolerance and measured.high < 0)
     return replace(measured, tolerance=tolerance, worse=worse)
 
 
-def check_slices(differences: Sequence[Difference], config: GateConfig) -> Check:
+def check_slices(differences: Sequence[MetricDifference], config: GateConfig) -> GateCheck:
     """Whether no slice is worse than its tolerance allows."""
     name, required = "no slice worse", f"none worse by more than its tolerance ({config.tolerance:g}) and chance"
     if not differences:
-        return Check(name, None, "", required, f"no slice has {LEAST_ROWS} rows", True)
+        return GateCheck(name, None, "", required, f"no slice has {LEAST_ROWS} rows", True)
     ranked = sorted(differences, key=lambda d: d.value)
     worse = [d for d in ranked if d.worse]
     more = f" and {len(worse) - 5} more" if len(worse) > 5 else ""
-    return Check(
+    return GateCheck(
         name=name,
         passed=not worse,
         measured=f"{len(worse)} of {len(differences)} worse; {'' if worse else 'least: '}"
@@ -132,7 +138,7 @@ def check_slices(differences: Sequence[Difference], config: GateConfig) -> Check
     )
 
 
-def check_new_data(differences: Sequence[Difference], config: GateConfig, not_applicable: str = "") -> Check:
+def check_new_data(differences: Sequence[MetricDifference], config: GateConfig, not_applicable: str = "") -> GateCheck:
     """Whether the candidate is not worse on new data, of which it was trained on similar samples and the champion was
     not.
 
@@ -142,8 +148,8 @@ def check_new_data(differences: Sequence[Difference], config: GateConfig, not_ap
     """
     name, required = "no worse on new data", f"by no more than the tolerance ({config.tolerance:g}) and chance"
     if not differences:
-        return Check(name, None, "", required, not_applicable, True)
-    return Check(
+        return GateCheck(name, None, "", required, not_applicable, True)
+    return GateCheck(
         name=name,
         passed=not any(d.worse for d in differences),
         measured=", ".join(map(_describe_difference, differences)),
@@ -153,5 +159,5 @@ def check_new_data(differences: Sequence[Difference], config: GateConfig, not_ap
     )
 
 
-def _describe_difference(d: Difference) -> str:
+def _describe_difference(d: MetricDifference) -> str:
     return f"{d.name} {d.champion:.4f} → {d.candidate:.4f} ({d.rows} rows)"

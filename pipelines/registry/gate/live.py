@@ -14,11 +14,11 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from pipelines.records.comparisons import Comparison, InvalidLine, read, text_hash
+from pipelines.records.comparisons import Comparison, InvalidLine, read_comparisons, text_hash
 from pipelines.records.corrections import Correction, read_corrections
 from pipelines.registry.config import GateConfig, LiveConfig
 from pipelines.registry.gate import comparison
-from pipelines.registry.gate.check import Check, Difference
+from pipelines.registry.gate.check import GateCheck, MetricDifference
 from vlmodel.metrics.scores import ExampleScores
 
 CorrectAnswers = Mapping[tuple[str, str], str]
@@ -47,7 +47,7 @@ class LiveStatistics:
     corrected: list[tuple[str, bool, bool]] = field(default_factory=list)
 
     @property
-    def requests(self) -> int:
+    def request_count(self) -> int:
         """Number of requests that both were asked."""
         return self.modes.total()
 
@@ -94,7 +94,9 @@ def most_common_corrections(corrections: Iterable[Correction]) -> CorrectAnswers
     return {asked: Counter(by_sender.values()).most_common(1)[0][0] for asked, by_sender in answers.items()}
 
 
-def live_checks(model: str, candidate: str, champion: str, config: GateConfig) -> tuple[list[Check], list[Difference]]:
+def live_checks(
+    model: str, candidate: str, champion: str, config: GateConfig
+) -> tuple[list[GateCheck], list[MetricDifference]]:
     """The checks on live traffic; none if no folder is configured.
 
     Raises:
@@ -105,16 +107,18 @@ def live_checks(model: str, candidate: str, champion: str, config: GateConfig) -
     if not settings.folder:
         return [], []
     right = most_common_corrections(read_corrections(settings.feedback)) if settings.feedback else {}
-    return statistics_checks(collect_statistics(read(settings.folder), model, candidate, champion, right), config)
+    return statistics_checks(
+        collect_statistics(read_comparisons(settings.folder), model, candidate, champion, right), config
+    )
 
 
-def statistics_checks(live: LiveStatistics, config: GateConfig) -> tuple[list[Check], list[Difference]]:
+def statistics_checks(live: LiveStatistics, config: GateConfig) -> tuple[list[GateCheck], list[MetricDifference]]:
     """A check of the number of requests and, if there are enough, checks of errors, agreement, latencies and corrected
     answers; with the difference on corrected answers.
     """
     settings = config.live
     number = _check_number(live, settings)
-    if live.requests < settings.requests:
+    if live.request_count < settings.requests:
         return [number], []
     checks = [number, _check_errors(live, settings)]
     checks += [_check_agreement(task, live.agreements[task], least) for task, least in settings.agreement.items()]
@@ -123,24 +127,26 @@ def statistics_checks(live: LiveStatistics, config: GateConfig) -> tuple[list[Ch
     return [*checks, corrections], differences
 
 
-def _check_number(live: LiveStatistics, settings: LiveConfig) -> Check:
+def _check_number(live: LiveStatistics, settings: LiveConfig) -> GateCheck:
     by_mode = ", ".join(f"{number} as a {mode}" for mode, number in sorted(live.modes.items())) or "none"
     damaged = f"; damaged lines of the records: {live.damaged}" if live.damaged else ""
-    few = live.requests < settings.requests
-    return Check(
+    few = live.request_count < settings.requests
+    return GateCheck(
         name="live traffic",
         passed=True if not few else (False if settings.few == "fail" else None),
-        measured=f"{live.requests} requests compared ({by_mode}){damaged}",
+        measured=f"{live.request_count} requests compared ({by_mode}){damaged}",
         required=f"at least {settings.requests}",
         explanation="serve the candidate beside the champion first (serve.challenger)" if few else "of these versions",
         compares=True,
     )
 
 
-def _check_errors(live: LiveStatistics, settings: LiveConfig) -> Check:
-    candidate, champion = (errors.total() / live.requests for errors in (live.candidate_errors, live.champion_errors))
+def _check_errors(live: LiveStatistics, settings: LiveConfig) -> GateCheck:
+    candidate, champion = (
+        errors.total() / live.request_count for errors in (live.candidate_errors, live.champion_errors)
+    )
     reasons = ", ".join(f"{reason} {number}" for reason, number in live.candidate_errors.most_common(5))
-    return Check(
+    return GateCheck(
         name="live errors",
         passed=candidate <= champion + settings.errors,
         measured=f"{candidate:.2%} of its requests failed{f' ({reasons})' if reasons else ''}",
@@ -150,12 +156,12 @@ def _check_errors(live: LiveStatistics, settings: LiveConfig) -> Check:
     )
 
 
-def _check_agreement(task: str, agreements: Sequence[float], least: float) -> Check:
+def _check_agreement(task: str, agreements: Sequence[float], least: float) -> GateCheck:
     name = f"live agreement ({task})"
     if not agreements:
-        return Check(name, None, "", f"at least {least:.1%}", "no request of this task was compared", True)
+        return GateCheck(name, None, "", f"at least {least:.1%}", "no request of this task was compared", True)
     mean = float(np.mean(agreements))
-    return Check(
+    return GateCheck(
         name=name,
         passed=mean >= least,
         measured=f"{mean:.1%} like the champion's ({len(agreements)} requests)",
@@ -165,12 +171,12 @@ def _check_agreement(task: str, agreements: Sequence[float], least: float) -> Ch
     )
 
 
-def _check_latency(live: LiveStatistics, percent: int, most: float) -> Check:
+def _check_latency(live: LiveStatistics, percent: int, most: float) -> GateCheck:
     name, required = f"live latency p{percent}", f"at most {most:g} times the champion's"
     if not live.seconds:
-        return Check(name, False, "no request was answered by both", required, "there is nothing to compare", True)
+        return GateCheck(name, False, "no request was answered by both", required, "there is nothing to compare", True)
     candidate, champion = np.percentile(np.array(live.seconds), percent, axis=0)
-    return Check(
+    return GateCheck(
         name=name,
         passed=bool(candidate <= most * champion),
         measured=f"{candidate * 1000:.1f} ms against {champion * 1000:.1f} ms",
@@ -180,20 +186,22 @@ def _check_latency(live: LiveStatistics, percent: int, most: float) -> Check:
     )
 
 
-def _check_corrections(rows: Sequence[tuple[str, bool, bool]], config: GateConfig) -> tuple[Check, list[Difference]]:
+def _check_corrections(
+    rows: Sequence[tuple[str, bool, bool]], config: GateConfig
+) -> tuple[GateCheck, list[MetricDifference]]:
     name = "live corrections"
     required = f"not worse by more than {config.tolerance:g} and chance"
     if not rows:
-        return Check(name, None, "", required, "no answer that both gave was corrected", True), []
+        return GateCheck(name, None, "", required, "no answer that both gave was corrected", True), []
     image_N = np.unique([image for image, _, _ in rows], return_inverse=True)[1].astype(np.int64)
     right_2N = np.array([right for _, *right in rows], np.float64).T
     candidate, champion = (
         ExampleScores(right_N, np.zeros_like(image_N), image_N, np.arange(len(rows)), binary=True)
         for right_N in right_2N
     )
-    measured = comparison.difference(name, candidate, champion, config)
+    measured = comparison.metric_difference(name, candidate, champion, config)
     measured = comparison.with_tolerance(measured, config.tolerance)
-    check = Check(
+    check = GateCheck(
         name=name,
         passed=not measured.worse,
         measured=f"{measured.candidate:.4f} against {measured.champion:.4f} right of {measured.rows} corrected answers",

@@ -5,12 +5,12 @@ from __future__ import annotations
 from pipelines.data.index.index import Index
 from pipelines.data.texts.corpus import count_labels
 from pipelines.registry.config import GateConfig
-from pipelines.registry.gate.check import Check
+from pipelines.registry.gate.check import GateCheck
 from pipelines.registry.versions import LocalModel
 from vlmodel.processor import VLProcessor
 
 
-def check_opponent(champion: LocalModel, index: Index, config: GateConfig) -> Check:
+def check_opponent(champion: LocalModel, index: Index, config: GateConfig) -> GateCheck:
     """Whether the champion's labels hold enough of the hold-out's right answers. Ray must be connected.
 
     Returns:
@@ -23,7 +23,7 @@ def check_opponent(champion: LocalModel, index: Index, config: GateConfig) -> Ch
     known = sum(count for answer, count in counts.items() if processor.label_id(answer) >= 0)
     share = known / total if total else 1.0
     required = f"at least {config.known_answers:.0%}"
-    return Check(
+    return GateCheck(
         name="champion knows the answers",
         passed=True if share >= config.known_answers else None,
         measured=f"version {champion.version} knows {share:.1%} of the {total} right answers"

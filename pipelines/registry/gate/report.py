@@ -11,8 +11,8 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from pipelines.registry.gate.check import Check, Difference, GateDecision
-from pipelines.report.html import render
+from pipelines.registry.gate.check import GateCheck, GateDecision, MetricDifference
+from pipelines.report.html import render_page
 from pipelines.report.training_pictures import GREY, RIGHT, WRONG, style_axes
 
 _MARKS = {True: "✓ passed", False: "✗ failed", None: "– does not apply"}
@@ -24,17 +24,17 @@ _MAX_DRAWN = 24
 """Differences in the picture, those that fail the gate first; the title counts the others."""
 
 
-def title(decision: GateDecision) -> str:
+def decision_title(decision: GateDecision) -> str:
     """The decision in one line."""
     verdict = "may be promoted" if decision.promote else "is not promoted"
     against = f"version {decision.champion}" if decision.champion is not None else "no champion"
     return f"{decision.model} version {decision.candidate} against {against}: {verdict}"
 
 
-def markdown(decision: GateDecision) -> str:
+def decision_markdown(decision: GateDecision) -> str:
     """The tables of checks and of differences."""
     parts = [
-        f"# {title(decision)}",
+        f"# {decision_title(decision)}",
         _markdown_cell(decision.reason),
         _markdown_table(_CHECK_COLUMNS, [_check_cells(check) for check in decision.checks]),
     ]
@@ -44,11 +44,11 @@ def markdown(decision: GateDecision) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def page(decision: GateDecision) -> str:
+def decision_page(decision: GateDecision) -> str:
     """The same tables as an HTML page that needs no other file."""
-    return render(
+    return render_page(
         "gate.html",
-        title=title(decision),
+        title=decision_title(decision),
         reason=decision.reason,
         check_columns=_CHECK_COLUMNS,
         checks=[(_CLASSES[check.passed], _check_cells(check)) for check in decision.checks],
@@ -60,7 +60,7 @@ def page(decision: GateDecision) -> str:
     )
 
 
-def table(decision: GateDecision) -> str:
+def checks_table(decision: GateDecision) -> str:
     """The checks as lines for a terminal."""
     width = max(len(check.name) for check in decision.checks)
     return "\n".join(
@@ -70,12 +70,12 @@ def table(decision: GateDecision) -> str:
     )
 
 
-def picture(decision: GateDecision) -> Figure:
+def draw_decision(decision: GateDecision) -> Figure:
     """The checks with their results, and the differences with their intervals and tolerances."""
     drawn = _by_importance(decision.differences)[:_MAX_DRAWN]
     lines = max(len(decision.checks) * 1.15, len(drawn), 4)
     figure = Figure(figsize=(15 if drawn else 9, 0.36 * lines + 1.4), layout="constrained")
-    figure.suptitle(title(decision), fontsize=13, color=_COLOURS[decision.promote])
+    figure.suptitle(decision_title(decision), fontsize=13, color=_COLOURS[decision.promote])
     axes = figure.subplots(1, 2 if drawn else 1, squeeze=False)[0]
     _draw_checks(axes[0], decision.checks)
     if drawn:
@@ -83,7 +83,7 @@ def picture(decision: GateDecision) -> Figure:
     return figure
 
 
-def _draw_checks(axes: Axes, checks: Sequence[Check]) -> None:
+def _draw_checks(axes: Axes, checks: Sequence[GateCheck]) -> None:
     axes.set_axis_off()
     axes.set_xlim(0, 1)
     axes.set_ylim(len(checks), 0)
@@ -94,7 +94,7 @@ def _draw_checks(axes: Axes, checks: Sequence[Check]) -> None:
         axes.text(0.34, line + 0.5, "\n".join(text), color="#333333", **{**style, "fontsize": 8})
 
 
-def _draw_differences(axes: Axes, differences: Sequence[Difference], left_out: int) -> None:
+def _draw_differences(axes: Axes, differences: Sequence[MetricDifference], left_out: int) -> None:
     for line, difference in enumerate(differences):
         colour = WRONG if difference.worse else RIGHT if difference.low > 0 else GREY
         bounds = [bound for bound in (difference.low, difference.high) if isfinite(bound)]
@@ -111,16 +111,16 @@ def _draw_differences(axes: Axes, differences: Sequence[Difference], left_out: i
     style_axes(axes, grid="x")
 
 
-def _by_importance(differences: Sequence[Difference]) -> list[Difference]:
+def _by_importance(differences: Sequence[MetricDifference]) -> list[MetricDifference]:
     """The hold-out first, then those that fail the gate, then by number of rows."""
     return sorted(differences, key=lambda one: (one.tolerance is not None, not one.worse, -one.rows))
 
 
-def _check_cells(check: Check) -> tuple[str, ...]:
+def _check_cells(check: GateCheck) -> tuple[str, ...]:
     return check.name, _MARKS[check.passed], check.measured, check.required, check.explanation
 
 
-def _difference_cells(difference: Difference) -> tuple[str, ...]:
+def _difference_cells(difference: MetricDifference) -> tuple[str, ...]:
     return (
         difference.name,
         f"{difference.rows:,}",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pipelines.registry import package
 from pipelines.registry.errors import ArtifactError, SmokeError
-from pipelines.registry.gate.check import Check
+from pipelines.registry.gate.check import GateCheck
 from pipelines.registry.registry import Registry
 from pipelines.registry.smoke import answers_in_fresh_process
 from pipelines.registry.versions import ROLLBACK_TAG, LocalModel, ModelVersion
@@ -12,20 +12,20 @@ from vlmodel.inference import Predictor
 from vlmodel.processor import Example, VLProcessor
 
 
-def check_stored_files(registry: Registry, version: ModelVersion) -> Check:
+def check_stored_files(registry: Registry, version: ModelVersion) -> GateCheck:
     """Whether the stored files, not those of a local copy, have the hashes of their registration."""
     name, required = "stored files", "the sha256 of each file as registered"
     reason = "a model that was changed after its evaluation is not the one that was evaluated"
     try:
         registry.verify_stored(version)
     except ArtifactError as error:
-        return Check(name, False, str(error), required, reason)
-    return Check(name, True, "all as registered", required, reason)
+        return GateCheck(name, False, str(error), required, reason)
+    return GateCheck(name, True, "all as registered", required, reason)
 
 
-def check_not_rolled_back(version: ModelVersion) -> Check:
+def check_not_rolled_back(version: ModelVersion) -> GateCheck:
     """Whether the version was never rolled back: a repeated job must not promote it again."""
-    return Check(
+    return GateCheck(
         name="not rolled back",
         passed=not version.rollback_reason,
         measured=f"rolled back: {version.rollback_reason}" if version.rollback_reason else "never",
@@ -34,7 +34,7 @@ def check_not_rolled_back(version: ModelVersion) -> Check:
     )
 
 
-def check_schema(candidate: LocalModel, champion: LocalModel | None) -> Check:
+def check_schema(candidate: LocalModel, champion: LocalModel | None) -> GateCheck:
     """Whether inputs, outputs and tasks are those of the champion; without a champion, those of this program."""
     name = "schema"
     reason = (
@@ -54,10 +54,10 @@ def check_schema(candidate: LocalModel, champion: LocalModel | None) -> Check:
     measured = (
         "; ".join(f"{key} {candidate_schema.get(key)} instead of {expected.get(key)}" for key in different) or "equal"
     )
-    return Check(name, not different, measured, f"equal to {source}", reason)
+    return GateCheck(name, not different, measured, f"equal to {source}", reason)
 
 
-def check_smoke_test(candidate: LocalModel, example: tuple[bytes, str], *, enabled: bool = True) -> Check:
+def check_smoke_test(candidate: LocalModel, example: tuple[bytes, str], *, enabled: bool = True) -> GateCheck:
     """Whether a fresh process, with only the stored files, gives the answer that this process gives.
 
     Args:
@@ -67,7 +67,7 @@ def check_smoke_test(candidate: LocalModel, example: tuple[bytes, str], *, enabl
     name, required = "smoke test", "the same answer in a fresh process, from the stored files alone"
     reason = "what a server loads is what was evaluated"
     if not enabled:
-        return Check(name, None, "", required, "registry.smoke_test is false")
+        return GateCheck(name, None, "", required, "registry.smoke_test is false")
     image, text = example
     ((prediction,),) = Predictor.from_pretrained(candidate.folder).predict(
         [Example({"image": image}, (text,))], top_k=1
@@ -75,11 +75,11 @@ def check_smoke_test(candidate: LocalModel, example: tuple[bytes, str], *, enabl
     try:
         (answer,) = answers_in_fresh_process(candidate.package, [example])
     except SmokeError as error:
-        return Check(name, False, str(error), required, reason)
+        return GateCheck(name, False, str(error), required, reason)
     expected = prediction.answers[0][0]
-    return Check(name, answer == expected, f"{answer!r}, here {expected!r}", required, reason)
+    return GateCheck(name, answer == expected, f"{answer!r}, here {expected!r}", required, reason)
 
 
 def _input_schema(model: LocalModel) -> dict[str, object]:
     tasks = {name: task.identity() for name, task in VLProcessor.from_pretrained(model.folder).tasks.items()}
-    return {"signature": package.signature(model.package), "tasks": tasks}
+    return {"signature": package.read_signature(model.package), "tasks": tasks}

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from pipelines.serve.config import ChallengerConfig
-from pipelines.serve.errors import ApiError, internal
+from pipelines.serve.errors import ApiError, internal_error
 from pipelines.serve.service import ChallengerMetrics, ServiceRequest, ServiceResult
 
 log = logging.getLogger(__name__)
@@ -31,7 +31,7 @@ class ChallengerClient(Protocol):
     version: str
 
     async def run(self, request: ServiceRequest) -> ServiceResult:
-        """Its result.
+        """The challenger's result.
 
         Raises:
             ApiError: it refuses the request.
@@ -40,7 +40,7 @@ class ChallengerClient(Protocol):
 
 
 @dataclass(frozen=True)
-class Outcome:
+class CallOutcome:
     """What one model did with a request: a result, or the exception and its name."""
 
     answer: ServiceResult | None = None
@@ -55,21 +55,21 @@ class Outcome:
     def is_client_error(self) -> bool:
         return isinstance(self.raised, ApiError) and self.raised.status < 500
 
-    def unwrap(self) -> ServiceResult:
+    def result_or_raise(self) -> ServiceResult:
         if self.answer is None:
-            raise self.raised or internal()
+            raise self.raised or internal_error()
         return self.answer
 
 
-async def outcome_of(call: Awaitable[ServiceResult], timeout_s: float | None = None) -> Outcome:
+async def outcome_of(call: Awaitable[ServiceResult], timeout_s: float | None = None) -> CallOutcome:
     """Await a call; one that takes longer than ``timeout_s`` is "late"."""
     try:
         async with asyncio.timeout(timeout_s) as limit:
-            return Outcome(await call)
+            return CallOutcome(await call)
     except ApiError as error:
-        return Outcome(error=error.code, raised=error)
+        return CallOutcome(error=error.code, raised=error)
     except Exception as error:
-        return Outcome(error="late") if limit.expired() else Outcome(error=type(error).__name__, raised=error)
+        return CallOutcome(error="late") if limit.expired() else CallOutcome(error=type(error).__name__, raised=error)
 
 
 class ChallengerCaller:
@@ -100,17 +100,17 @@ class ChallengerCaller:
     def count_until(self, ended: asyncio.Future[Any]) -> None:
         """Count one more waiting request until ``ended`` is done."""
 
-        def release(_: object) -> None:
+        def count_down(_: object) -> None:
             self._waiting -= 1
 
         self._waiting += 1
-        ended.add_done_callback(release)
+        ended.add_done_callback(count_down)
 
-    def version_of(self, outcome: Outcome) -> str:
+    def version_of(self, outcome: CallOutcome) -> str:
         """The version that gave the outcome; that of the deployment where there is no result."""
         return outcome.answer.model.version if outcome.answer else self._client.version
 
-    async def call(self, request: ServiceRequest) -> Outcome:
+    async def call(self, request: ServiceRequest) -> CallOutcome:
         """The challenger's result, or why there is none."""
         outcome = await outcome_of(self._client.run(request), self._config.timeout_s)
         self._metrics.called(request.task, outcome.error or "ok", self.version_of(outcome))
@@ -120,7 +120,7 @@ class ChallengerCaller:
             self._count_failure(outcome)
         return outcome
 
-    def _count_failure(self, outcome: Outcome) -> None:
+    def _count_failure(self, outcome: CallOutcome) -> None:
         self._failures += 1
         if self._failures >= _MAX_FAILURES:
             self._paused_until = self._clock() + _PAUSE_S

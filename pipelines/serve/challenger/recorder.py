@@ -9,7 +9,7 @@ from typing import Any
 
 from pipelines.records.comparisons import Comparison, ComparisonWriter, ModelResult, TextPair, text_hash
 from pipelines.serve.challenger.background import BackgroundTasks
-from pipelines.serve.challenger.calls import Outcome
+from pipelines.serve.challenger.calls import CallOutcome
 from pipelines.serve.config import ChallengerConfig
 from pipelines.serve.service import ChallengerMetrics, ModelInfo, ServiceRequest
 from vlmodel.operations.base import Operation, all_operations
@@ -43,8 +43,8 @@ class ComparisonRecorder:
         self,
         request: ServiceRequest,
         model: ModelInfo | None,
-        champion: Outcome,
-        challenger: Outcome,
+        champion: CallOutcome,
+        challenger: CallOutcome,
         challenger_version: str,
         fallback: bool = False,
     ) -> None:
@@ -100,7 +100,7 @@ class ComparisonRecorder:
             log.warning("comparisons with the challenger are not written: %s", error)
 
 
-def _model_result(operation: Operation, outcome: Outcome, version: str) -> ModelResult:
+def _model_result(operation: Operation, outcome: CallOutcome, version: str) -> ModelResult:
     if outcome.answer is None:
         return ModelResult(version=version, error=outcome.error)
     return ModelResult(

@@ -20,7 +20,7 @@ from dataclasses import replace
 from pipelines.records.comparisons import ComparisonWriter
 from pipelines.registry.own_examples import OwnExample
 from pipelines.serve.challenger.background import BackgroundTasks
-from pipelines.serve.challenger.calls import ChallengerCaller, ChallengerClient, Outcome, outcome_of
+from pipelines.serve.challenger.calls import CallOutcome, ChallengerCaller, ChallengerClient, outcome_of
 from pipelines.serve.challenger.recorder import ComparisonRecorder
 from pipelines.serve.config import ServeConfig
 from pipelines.serve.service import AnswerStream, ChallengerMetrics, ModelInfo, Service, ServiceRequest, ServiceResult
@@ -74,7 +74,7 @@ class ChallengerRouter:
             return await self._run_canary(request)
         champion = await outcome_of(self._champion.run(request))
         self._run_shadow(request, champion)
-        return champion.unwrap()
+        return champion.result_or_raise()
 
     async def stream(self, request: ServiceRequest) -> AnswerStream:
         """See ``Service``. It is the champion's: pieces that were sent cannot be taken back."""
@@ -121,16 +121,16 @@ class ChallengerRouter:
         if not champion.is_client_error:
             self._metrics.fell_back(request.task, challenger.error)
             self._background.spawn(self._compare_outcomes(request, champion, challenger, fallback=True))
-        return champion.unwrap()
+        return champion.result_or_raise()
 
     async def _stream_and_shadow(self, request: ServiceRequest, pieces: AnswerStream) -> AnswerStream:
         async with aclosing(pieces):
             async for piece in pieces:
                 if isinstance(piece, ServiceResult):
-                    self._run_shadow(request, Outcome(piece))
+                    self._run_shadow(request, CallOutcome(piece))
                 yield piece
 
-    def _run_shadow(self, request: ServiceRequest, champion: Outcome) -> None:
+    def _run_shadow(self, request: ServiceRequest, champion: CallOutcome) -> None:
         """Call the challenger in the background, and compare."""
         if champion.is_client_error:
             return
@@ -138,24 +138,24 @@ class ChallengerRouter:
             self._metrics.dropped(reason)
             return
 
-        async def shadow() -> None:
+        async def call_and_compare() -> None:
             await self._compare_outcomes(request, champion, await self._caller.call(request))
 
-        self._caller.count_until(self._background.spawn(shadow()))
+        self._caller.count_until(self._background.spawn(call_and_compare()))
 
     async def _compare_when_ready(
-        self, request: ServiceRequest, champion_task: asyncio.Task[Outcome], challenger: Outcome
+        self, request: ServiceRequest, champion_task: asyncio.Task[CallOutcome], challenger: CallOutcome
     ) -> None:
         try:
             async with asyncio.timeout(self._request_timeout_s):
                 champion = await champion_task
         except TimeoutError:
-            champion = Outcome(error="late")
+            champion = CallOutcome(error="late")
         if not champion.is_client_error:
             await self._compare_outcomes(request, champion, challenger)
 
     async def _compare_outcomes(
-        self, request: ServiceRequest, champion: Outcome, challenger: Outcome, fallback: bool = False
+        self, request: ServiceRequest, champion: CallOutcome, challenger: CallOutcome, fallback: bool = False
     ) -> None:
         version = self._caller.version_of(challenger)
         await self._recorder.record(request, self.model, champion, challenger, version, fallback)

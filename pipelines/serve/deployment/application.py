@@ -39,8 +39,8 @@ def model_spec(folder: str | Path, name: str, version: str, digest: str = "", go
     Args:
         folder: written by ``save_pretrained``, readable on every node that runs a replica.
         name, version: of the model in the registry; every answer carries them.
-        digest: of the folder (``manifest.digest``), as the registry has it; if not given, as it is now. A replica
-            refuses to start from other files, also one that replaces a dead one later.
+        digest: of the folder (``manifest.folder_digest``), as the registry has it; if not given, as it is now. A
+            replica refuses to start from other files, also one that replaces a dead one later.
         golden: file of the version's golden answers; a replica refuses to start if its model gives others.
 
     Raises:
@@ -52,7 +52,7 @@ def model_spec(folder: str | Path, name: str, version: str, digest: str = "", go
         raise ServeError(
             f"{str(path)!r} holds no model (no config.json); train one, or name a checkpoint's model folder"
         )
-    digest = digest or manifest.digest(path)
+    digest = digest or manifest.folder_digest(path)
     return {"folder": str(path), "name": name, "version": str(version), "digest": digest, "golden": golden}
 
 
@@ -74,7 +74,7 @@ def service_spec(config: ServeConfig, model: Mapping[str, str], challenger: Mapp
         raise ServeError(
             f"serve.expose is true and there are no API keys; put SHA-256 hashes of keys into {KEY_HASHES_VARIABLE}"
         )
-    tls.check(config.tls)
+    tls.check_tls_files(config.tls)
     fact_key_hashes = read_key_hashes(os.environ, FACT_KEY_HASHES_VARIABLE)
     named = dict(challenger or {}) if mode != "off" else {}
     return ServiceSpec(dump(config), key_hashes, model, named, fact_key_hashes)

@@ -123,7 +123,7 @@ def stop() -> None:
     global _ingress
     if ray.is_initialized():
         ray_private.shut_down(_SHUTDOWN_S)
-        ingress.remove(_ingress)
+        ingress.remove_haproxy_files(_ingress)
         _ingress = Ingress()
 
 
@@ -162,7 +162,7 @@ def _start_service(config: ServeConfig, spec: ServiceSpec, report: Callable[[str
     except BaseException:
         with contextlib.suppress(Exception), _hide_serve_lines():
             _remove_applications()
-            ingress.remove(chosen)
+            ingress.remove_haproxy_files(chosen)
         raise
 
 
@@ -183,7 +183,7 @@ def _update_service(config: ServeConfig, spec: ServiceSpec, report: Callable[[st
                 _run_challenger(previous)
                 # Else Serve would keep the failed model as its target, and never replace a dead replica.
                 if champion_changed:
-                    _run_application(champion_application(previous, ingress.machine()), APP_NAME, "/")
+                    _run_application(champion_application(previous, ingress.replica_machine_address()), APP_NAME, "/")
             _remove_unused_challenger(previous.challenger if previous else {})
         raise
 
@@ -199,7 +199,7 @@ def _deploy_challenger(config: ServeConfig, spec: ServiceSpec, report: Callable[
 def _deploy_champion(
     config: ServeConfig, spec: ServiceSpec, ssl_context: ssl.SSLContext | None, report: Callable[[str], None]
 ) -> str:
-    address, machine = address_of(config), ingress.machine()
+    address, machine = address_of(config), ingress.replica_machine_address()
     with _hide_serve_lines():
         _run_application(champion_application(spec, machine), APP_NAME, "/")
     wait_until_running(APP_NAME, config, report, address, ssl_context)

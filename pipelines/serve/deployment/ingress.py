@@ -31,7 +31,7 @@ import ray
 
 from pipelines.serve.config import ServeConfig
 from pipelines.serve.deployment import haproxy
-from pipelines.serve.deployment.haproxy import Options
+from pipelines.serve.deployment.haproxy import HAProxyOptions
 from pipelines.serve.errors import ServeError
 from pipelines.serve.ray_private import LOOPBACK, head_address, is_behind_haproxy
 
@@ -41,7 +41,7 @@ _PARENT_FOLDER, _PREFIX = Path("/tmp"), "vlserve-"
 _LEFTOVER_S = 3600.0
 # A replica that stops stays reachable for so long: HAProxy learns of it within about a second, and then its previous
 # process serves its open connections until they have been idle for ``keep_alive_s``.
-_DRAINING_S = Options.keep_alive_s + 1
+_DRAINING_S = HAProxyOptions.keep_alive_s + 1
 # How much longer HAProxy waits for a silent client than a replica does.
 _AFTER_REPLICA_S = 5
 
@@ -91,12 +91,12 @@ def choose_ingress(config: ServeConfig, address: str) -> tuple[Ingress, str]:
     return python, reason
 
 
-def machine() -> str:
+def replica_machine_address() -> str:
     """Address of the only machine that replicas may run on, as HAProxy reaches them on loopback; "" for any."""
     return head_address() if is_behind_haproxy() else ""
 
 
-def remove(ingress: Ingress) -> None:
+def remove_haproxy_files(ingress: Ingress) -> None:
     """Remove HAProxy's files, once it has stopped. Does nothing on another machine than the cluster's."""
     if ingress.folder:
         shutil.rmtree(ingress.folder, ignore_errors=True)
@@ -104,7 +104,7 @@ def remove(ingress: Ingress) -> None:
 
 def _prepare_haproxy(config: ServeConfig, address: str) -> Ingress | str:
     """On the cluster's machine, as its user: make HAProxy's folder and settings; or say why it cannot be used."""
-    program = haproxy.binary()
+    program = haproxy.find_haproxy()
     if sys.platform != "linux":
         return f"HAProxy is for Linux, and this is {sys.platform}"
     if program is None:
@@ -119,7 +119,7 @@ def _prepare_haproxy(config: ServeConfig, address: str) -> Ingress | str:
     wrapper, launcher = Path(shutil.copy(haproxy.__file__, folder)), folder / "haproxy"
     launcher.write_text(f'#!/bin/sh\nexec {shlex.join([sys.executable, "-B", str(wrapper)])} "$@"\n')
     launcher.chmod(0o700)
-    options = Options(
+    options = HAProxyOptions(
         bind=address,
         certificate=str(_link_certificate(config, folder)) if config.tls.active else "",
         metrics=f"{LOOPBACK}:{config.ingress_metrics_port}" if config.ingress_metrics_port else "",

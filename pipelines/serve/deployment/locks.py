@@ -15,7 +15,7 @@ import psutil
 import ray
 
 from pipelines.serve.errors import ServeError
-from pipelines.storage.lock import locked
+from pipelines.storage.lock import hold_lock
 
 _NAME, _NAMESPACE = "vlmodel-deployment", "vlmodel"
 _POLL_S, _ASK_S = 0.5, 10.0
@@ -33,7 +33,7 @@ class DeploymentLock:
 
 @contextmanager
 def cluster_lock(wait_s: float, report: Callable[[str], None]) -> Iterator[None]:
-    """Be the only one that deploys on this cluster while the block runs.
+    """Hold the lock of the only one that may deploy on this cluster while the block runs.
 
     Args:
         wait_s: for another deployment to end.
@@ -80,7 +80,7 @@ def port_lock(port: int, wait_s: float) -> Iterator[None]:
     if folder.stat().st_uid != os.getuid():
         raise ServeError(f"'{folder}' belongs to someone else; remove it, or set TMPDIR to a folder of your own")
     refusal = ServeError(f"another service is being started at port {port}; choose another with serve.port=...")
-    with locked(folder / f"port-{port}.lock", refusal, wait_s):
+    with hold_lock(folder / f"port-{port}.lock", refusal, wait_s):
         yield
 
 

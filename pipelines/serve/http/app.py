@@ -14,7 +14,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect
 
 from pipelines.serve.config import ServeConfig
-from pipelines.serve.errors import ApiError, internal
+from pipelines.serve.errors import ApiError, internal_error
 from pipelines.serve.facts import LiveFacts
 from pipelines.serve.http.middleware import (
     ERROR_CODE,
@@ -22,15 +22,15 @@ from pipelines.serve.http.middleware import (
     BodyLimit,
     ConcurrencyLimit,
     RateLimit,
-    Refused,
     RequestMetrics,
+    RequestRefused,
     error_body,
 )
 from pipelines.serve.http.openapi import with_own_examples
 from pipelines.serve.http.routes import about, chat, feedback, operations, page
 from pipelines.serve.http.routes import facts as facts_routes
 from pipelines.serve.http.token_bucket import TokenBuckets
-from pipelines.serve.service import Metrics, Service
+from pipelines.serve.service import Service, ServiceMetrics
 
 MAX_HELD_BYTES = 256 << 20
 """Of all request bodies that a replica holds at once, or ``max_body_bytes`` if that is more."""
@@ -42,7 +42,7 @@ def create_app(
     service: Service,
     config: ServeConfig,
     key_hashes: Sequence[str] = (),
-    metrics: Metrics | None = None,
+    metrics: ServiceMetrics | None = None,
     facts: LiveFacts | None = None,
     fact_key_hashes: Sequence[str] = (),
 ) -> FastAPI:
@@ -98,42 +98,42 @@ def create_app(
     def version() -> str:
         return service.model.version if service.model else "none"
 
-    app.add_middleware(RequestMetrics, metrics=metrics or Metrics(), version=version)
+    app.add_middleware(RequestMetrics, metrics=metrics or ServiceMetrics(), version=version)
     return app
 
 
 def _add_error_handlers(app: FastAPI) -> None:
-    def respond(request: Request, error: ApiError) -> Response:
+    def respond_with_error(request: Request, error: ApiError) -> Response:
         request.scope[ERROR_CODE] = error.code
         return Response(error_body(error), error.status, dict(error.headers), "application/json")
 
     @app.exception_handler(ApiError)
     async def api_error(request: Request, error: ApiError) -> Response:
-        return respond(request, error)
+        return respond_with_error(request, error)
 
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> Response:
         # Of routes whose fields FastAPI reads. What was sent is not quoted.
         lines = [f"{'.'.join(map(str, one['loc'][1:]))[:80]}: {one['msg'][:200]}" for one in error.errors()[:3]]
-        return respond(request, ApiError(422, "invalid_request", "; ".join(lines)))
+        return respond_with_error(request, ApiError(422, "invalid_request", "; ".join(lines)))
 
     @app.exception_handler(HTTPException)
     async def http_error(request: Request, error: HTTPException) -> Response:
-        if isinstance(error, Refused):
-            return respond(request, error.error)
+        if isinstance(error, RequestRefused):
+            return respond_with_error(request, error.error)
         messages = {
             404: f"there is nothing at {request.url.path[:200]!r}; see /docs for what there is",
             405: f"{request.method} is not possible at {request.url.path[:200]!r}; see /docs",
         }
         code = _HTTP_CODES.get(error.status_code, "http_error")
         message = messages.get(error.status_code, str(error.detail))
-        return respond(request, ApiError(error.status_code, code, message, dict(error.headers or {})))
+        return respond_with_error(request, ApiError(error.status_code, code, message, dict(error.headers or {})))
 
     @app.exception_handler(ClientDisconnect)
     async def client_gone(request: Request, error: ClientDisconnect) -> Response:
         # Nobody reads this; it keeps a disconnect from being logged as a fault. 499 is nginx's status for it.
-        return respond(request, ApiError(499, "client_gone", "the client closed the connection"))
+        return respond_with_error(request, ApiError(499, "client_gone", "the client closed the connection"))
 
     @app.exception_handler(Exception)
-    async def fault(request: Request, error: Exception) -> Response:
-        return respond(request, internal())
+    async def unexpected_error(request: Request, error: Exception) -> Response:
+        return respond_with_error(request, internal_error())

@@ -23,7 +23,7 @@ from pipelines.serve.config import ServeConfig, is_loopback
 from pipelines.serve.errors import ApiError
 from pipelines.serve.http.api_keys import KEY_HASHES_VARIABLE
 from pipelines.serve.http.token_bucket import TokenBuckets
-from pipelines.serve.service import Metrics
+from pipelines.serve.service import ServiceMetrics
 
 # Keys of the ASGI scope that the layers share with the application.
 STARTED = "vlmodel.started"
@@ -43,7 +43,7 @@ _SECURITY_HEADERS = {
 }
 
 
-class Refused(HTTPException):
+class RequestRefused(HTTPException):
     """Raised out of ``receive``, for a request that is refused while its body arrives. Frameworks let exceptions of
     this class through while they parse a body.
     """
@@ -85,7 +85,7 @@ def _may_need_model(scope: Scope) -> bool:
 class RequestMetrics:
     """Counts every answer, and adds the headers that restrict browsers to this origin."""
 
-    def __init__(self, app: ASGIApp, metrics: Metrics, version: Callable[[], str]) -> None:
+    def __init__(self, app: ASGIApp, metrics: ServiceMetrics, version: Callable[[], str]) -> None:
         self.app, self.metrics, self.version = app, metrics, version
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -273,7 +273,7 @@ class ConcurrencyLimit:
             message = await receive()
             if not is_counted and message["type"] == "http.request" and not message.get("more_body", False):
                 if self.in_flight >= self.max_in_flight:
-                    raise Refused(self._overload_error())
+                    raise RequestRefused(self._overload_error())
                 if self.in_flight == 0:
                     self._last_end = time.perf_counter()
                 self.in_flight += 1
@@ -295,8 +295,8 @@ class ConcurrencyLimit:
         return ApiError(429, "overloaded", message, {"retry-after": str(seconds)})
 
 
-class _Body:
-    """What one request has sent so far.
+class _RequestBody:
+    """The part of a request's body that has arrived so far.
 
     Attributes:
         received: bytes as they were sent.
@@ -319,12 +319,16 @@ class _Body:
         try:
             data = self._gzip.decompress(data, limit + 1)
         except zlib.error as error:
-            raise Refused(ApiError(400, "bad_encoding", f"the body is not in gzip ({error}); send it whole")) from None
+            raise RequestRefused(
+                ApiError(400, "bad_encoding", f"the body is not in gzip ({error}); send it whole")
+            ) from None
         # A file may have several members, but many small ones make much work of few bytes.
         if self._gzip.unused_data:
-            raise Refused(ApiError(400, "bad_encoding", "bytes follow the end of the gzip body; send one member alone"))
+            raise RequestRefused(
+                ApiError(400, "bad_encoding", "bytes follow the end of the gzip body; send one member alone")
+            )
         if is_last and not self._gzip.eof and len(data) <= limit:
-            raise Refused(ApiError(400, "bad_encoding", "the gzip body ends early; send it whole"))
+            raise RequestRefused(ApiError(400, "bad_encoding", "the gzip body ends early; send it whole"))
         return data
 
 
@@ -338,7 +342,9 @@ class BodyLimit:
     def __init__(self, app: ASGIApp, max_bytes: int, max_held_bytes: int) -> None:
         self.app, self.max_bytes, self.max_held_bytes = app, max_bytes, max(max_bytes, max_held_bytes)
         self.held = 0
-        self._arriving: dict[_Body, None] = {}  # incomplete bodies with bytes that count, in the order of their start
+        self._arriving: dict[
+            _RequestBody, None
+        ] = {}  # incomplete bodies with bytes that count, in the order of their start
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -351,7 +357,7 @@ class BodyLimit:
             message = f"content encoding {encoding[:80]!r} is not supported; send the body as it is, or in gzip"
             error = ApiError(415, "unsupported_encoding", message, {"accept-encoding": "gzip", "connection": "close"})
             return await _send_error(error, scope, send)
-        body = _Body(encoding.endswith("gzip"))
+        body = _RequestBody(encoding.endswith("gzip"))
 
         async def receive_and_count() -> Message:
             if body.is_complete:
@@ -363,7 +369,7 @@ class BodyLimit:
             body.received += len(data)
             data = body.decompress(data, is_last, self.max_bytes - body.held)
             if max(body.received, body.held + len(data)) > self.max_bytes:
-                raise Refused(self._too_large())
+                raise RequestRefused(self._too_large())
             if data:
                 self._account_body(body, len(data))
             if is_last:
@@ -377,7 +383,7 @@ class BodyLimit:
             self._arriving.pop(body, None)
             self.held -= body.held
 
-    async def _receive_unless_dropped(self, body: _Body, receive: Receive) -> Message:
+    async def _receive_unless_dropped(self, body: _RequestBody, receive: Receive) -> Message:
         """The next message of a request, unless its body is dropped meanwhile."""
         try:
             async with asyncio.timeout(0 if body.is_dropped else None) as body.timeout:
@@ -389,10 +395,10 @@ class BodyLimit:
         if body.is_dropped:
             text = "others need the room in which this request was arriving; send it faster, or try again"
             headers = {"connection": "close", "retry-after": "1"}
-            raise Refused(ApiError(408, "slow_request", text, headers)) from None
+            raise RequestRefused(ApiError(408, "slow_request", text, headers)) from None
         return message
 
-    def _account_body(self, body: _Body, size: int) -> None:
+    def _account_body(self, body: _RequestBody, size: int) -> None:
         self._arriving[body] = None
         body.held += size
         self.held += size
@@ -400,10 +406,10 @@ class BodyLimit:
             oldest = next(iter(self._arriving))
             if oldest is body:
                 text = f"the requests that are here have {self.held} bytes; try again in 1 s"
-                raise Refused(ApiError(429, "overloaded", text, {"retry-after": "1", "connection": "close"}))
+                raise RequestRefused(ApiError(429, "overloaded", text, {"retry-after": "1", "connection": "close"}))
             self._drop_body(oldest)
 
-    def _drop_body(self, body: _Body) -> None:
+    def _drop_body(self, body: _RequestBody) -> None:
         del self._arriving[body]
         body.is_dropped = True
         self.held -= body.held

@@ -49,7 +49,7 @@ class ErrorBody(BaseModel):
     error: ErrorDetail
 
 
-def documentation(request_type: type[TaskRequest], response_type: type[TaskResponse]) -> dict[str, Any]:
+def document_route(request_type: type[TaskRequest], response_type: type[TaskResponse]) -> dict[str, Any]:
     """Arguments of FastAPI's route decorators for a task's route."""
     return {
         "response_model": response_type,

@@ -94,19 +94,21 @@ class Batcher(Generic[Item, Result]):
     async def _run_batch(self, batch: _Batch[Item, Result]) -> None:
         self._running_items += len(batch)
         try:
-            error = await self._try(batch)
+            error = await self._run_and_set_results(batch)
             if error is None:
                 return
             if len(batch) > 1:
                 _log.warning("a batch of %d failed; each of its items is run alone: %r", len(batch), error)
             for item, future in batch:
-                alone = await self._try([(item, future)]) if len(batch) > 1 and not future.done() else error
+                alone = (
+                    await self._run_and_set_results([(item, future)]) if len(batch) > 1 and not future.done() else error
+                )
                 if alone is not None and not future.done():
                     future.set_exception(alone)
         finally:
             self._running_items -= len(batch)
 
-    async def _try(self, batch: _Batch[Item, Result]) -> Exception | None:
+    async def _run_and_set_results(self, batch: _Batch[Item, Result]) -> Exception | None:
         """Set each item's result; return the exception if the batch fails."""
         try:
             results = await self._run_timed([item for item, _ in batch])

@@ -64,12 +64,12 @@ class ImageDecoder:
             await self._budget.acquire(pixels, limit)
             future = self._pool.submit(_decode_or_error, processor, image)
 
-            def release(_: object) -> None:
+            def release_pixels(_: object) -> None:
                 if not loop.is_closed():
                     loop.call_soon_threadsafe(self._budget.release, pixels)
 
             # When the decoding ends, which may be long after a caller left.
-            future.add_done_callback(release)
+            future.add_done_callback(release_pixels)
             decoded = await asyncio.wrap_future(future)
         if isinstance(decoded, tuple):
             raise ApiError(*decoded)

@@ -22,7 +22,7 @@ def load_predictor(folder: Path, digest: str, device: str) -> Predictor:
         ArtifactError: the folder's digest is another than ``digest`` (not checked if "").
     """
     # A replica may start weeks after the deployment, and reads the files as they are then.
-    if digest and manifest.digest(folder) != digest:
+    if digest and manifest.folder_digest(folder) != digest:
         raise ArtifactError(
             "its files are not those that were deployed; deploy it again (python -m jobs.serve), which restores "
             "a damaged copy of a registered model"
@@ -80,8 +80,8 @@ def check_golden_answers(predictor: Predictor, file: Path, tolerance: float) -> 
         ServeError: some differ by more than ``tolerance``.
         ArtifactError: the file cannot be read.
     """
-    answers = golden.read(file)
-    if differences := golden.differences(predictor, answers, tolerance):
+    answers = golden.read_golden_answers(file)
+    if differences := golden.differing_answers(predictor, answers, tolerance):
         raise ServeError(
             f"{len(differences)} of its {len(answers)} golden answers are others here ({differences[0]}); compare the "
             "versions of libraries and the hardware with those of its training, or raise serve.golden_tolerance"

@@ -26,11 +26,11 @@ def run_at_low_priority(work: Callable[[], T]) -> T:
 
     On Linux niceness belongs to a thread and cannot be lowered without privilege, so the thread ends with its work.
     """
-    with ThreadPoolExecutor(1, "low-priority", initializer=_raise_niceness) as thread:
+    with ThreadPoolExecutor(1, "low-priority", initializer=_lower_priority) as thread:
         return thread.submit(work).result()
 
 
-def _raise_niceness() -> None:
+def _lower_priority() -> None:
     if sys.platform == "linux":
         thread = threading.get_native_id()
         os.setpriority(os.PRIO_PROCESS, thread, max(_NICENESS, os.getpriority(os.PRIO_PROCESS, thread)))

@@ -19,14 +19,14 @@ from pipelines.knowledge.errors import KnowledgeError
 from pipelines.registry.errors import ArtifactError
 from pipelines.registry.own_examples import OwnExample
 from pipelines.serve.config import ServeConfig, decode_threads, forward_passes, model_threads
-from pipelines.serve.errors import ApiError, ServeError, no_such_task, not_ready
+from pipelines.serve.errors import ApiError, ServeError, no_such_task_error, not_ready_error
 from pipelines.serve.facts import LiveFacts
 from pipelines.serve.inference import loading
 from pipelines.serve.inference.batching import Batcher, InferenceThreadPool, TimedResult
 from pipelines.serve.inference.decoding import ImageDecoder, pixel_limit
 from pipelines.serve.inference.predecoded import DecodedExample
 from pipelines.serve.inference.priority import run_at_low_priority
-from pipelines.serve.service import AnswerStream, Metrics, ModelInfo, ServiceRequest, ServiceResult
+from pipelines.serve.service import AnswerStream, ModelInfo, ServiceMetrics, ServiceRequest, ServiceResult
 from vlmodel.encoder_parts import IMAGE
 from vlmodel.facts import LinkConfig
 from vlmodel.inference import Predictor
@@ -55,7 +55,7 @@ class _LoadedModel:
 
 
 @dataclass(frozen=True)
-class _Decoded:
+class _DecodedRequest:
     """A request with its decoded image, when decoding started and ended, which texts are truncated, and their words
     that the model does not know.
     """
@@ -76,9 +76,11 @@ class InferenceService:
         facts: those that models which read facts answer with; ``close`` ends their thread, too.
     """
 
-    def __init__(self, config: ServeConfig, metrics: Metrics | None = None, facts: LiveFacts | None = None) -> None:
+    def __init__(
+        self, config: ServeConfig, metrics: ServiceMetrics | None = None, facts: LiveFacts | None = None
+    ) -> None:
         self._facts = facts
-        self._config, self._metrics = config, metrics or Metrics()
+        self._config, self._metrics = config, metrics or ServiceMetrics()
         self._passes = forward_passes(config)
         self._decoder = ImageDecoder(decode_threads(config))
         self._threads = InferenceThreadPool(self._passes, model_threads(config))
@@ -96,7 +98,7 @@ class InferenceService:
         """Load and warm up a model, then answer with it. Requests in flight end with the previous one.
 
         Args:
-            digest: of the folder (``manifest.digest``) when it was deployed; changed files are refused.
+            digest: of the folder (``manifest.folder_digest``) when it was deployed; changed files are refused.
             golden_file: the version's golden answers, which it must give here too; "" for a model without. Examples of
                 its own data lie beside this file.
 
@@ -163,7 +165,7 @@ class InferenceService:
     async def check_image(self, image: bytes) -> ServiceResult:
         """See ``Service``."""
         if self._loaded is None:
-            raise not_ready()
+            raise not_ready_error()
         decoded = await self._decode_request(self._loaded, {IMAGE: image}, ())
         return ServiceResult(None, self._loaded.info, {"decode": decoded.ended - decoded.started})
 
@@ -219,14 +221,14 @@ class InferenceService:
 
     def _get_loaded(self, task: str) -> _LoadedModel:
         if self._loaded is None:
-            raise not_ready()
+            raise not_ready_error()
         if task not in self._loaded.operations:
-            raise no_such_task(task, self._loaded.info.name, self._loaded.info.tasks)
+            raise no_such_task_error(task, self._loaded.info.name, self._loaded.info.tasks)
         return self._loaded
 
     async def _decode_request(
         self, loaded: _LoadedModel, inputs: Mapping[str, bytes], texts: Sequence[str]
-    ) -> _Decoded:
+    ) -> _DecodedRequest:
         started = time.perf_counter()
         _check_encodable(texts)
         processor = loaded.predictor.processor
@@ -245,9 +247,11 @@ class InferenceService:
         if any(texts):
             seen = await asyncio.to_thread(_look_at, processor, texts)
         example = DecodedExample({}, tuple(texts), decoded=decoded)
-        return _Decoded(example, started, time.perf_counter(), *seen)
+        return _DecodedRequest(example, started, time.perf_counter(), *seen)
 
-    async def _stream(self, loaded: _LoadedModel, name: str, item: BatchedRequest, decoded: _Decoded) -> AnswerStream:
+    async def _stream(
+        self, loaded: _LoadedModel, name: str, item: BatchedRequest, decoded: _DecodedRequest
+    ) -> AnswerStream:
         task, operation = loaded.operations[name]
         streamer = AsyncTextIteratorStreamer(loaded.predictor.processor.tokenizer, True, skip_special_tokens=True)
 
@@ -270,7 +274,7 @@ class InferenceService:
         yield _service_result(loaded, decoded, timed)
 
 
-def _service_result(loaded: _LoadedModel, decoded: _Decoded, timed: TimedResult[Any]) -> ServiceResult:
+def _service_result(loaded: _LoadedModel, decoded: _DecodedRequest, timed: TimedResult[Any]) -> ServiceResult:
     stages_s = {
         "decode": decoded.ended - decoded.started,
         "queue": timed.started - decoded.ended,

@@ -13,7 +13,7 @@ from pipelines.evaluate.baselines import Baselines
 from pipelines.evaluate.build_report import build_report
 from pipelines.evaluate.examples import choose_examples
 from pipelines.evaluate.predict import SCHEMA
-from pipelines.evaluate.report import Report
+from pipelines.evaluate.report import TaskReport
 from vlmodel.metrics.answer_prior import AnswerPrior
 from vlmodel.sample import Question, Texts
 from vlmodel.task import Task
@@ -57,11 +57,11 @@ LEARNED_BY = {
 }
 
 
-def report_of(rows: pa.Table, split: str, task: Task, *more: Any) -> Report:
+def report_of(rows: pa.Table, split: str, task: Task, *more: Any) -> TaskReport:
     return build_report(rows, split, task, LEARNED_BY[task.kind], *more)
 
 
-def report_on_answers(rows: pa.Table, split: str, prior: AnswerPrior, *more: Any) -> Report:
+def report_on_answers(rows: pa.Table, split: str, prior: AnswerPrior, *more: Any) -> TaskReport:
     return build_report(rows, split, ASKED, Baselines({"": prior.to_tree()}), *more)
 
 

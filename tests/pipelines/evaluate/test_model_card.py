@@ -4,12 +4,12 @@ from types import SimpleNamespace
 from typing import Any
 
 from pipelines.evaluate.model_card import model_card
-from pipelines.evaluate.report import Report
+from pipelines.evaluate.report import TaskReport
 from pipelines.evaluate.verdict import BaselineComparison
 from vlmodel.config import parse_part
 
 QUESTION_ONLY = BaselineComparison("question_only", "the question alone", 0.9, 0.5, 0.3, 0.5, "better", 40)
-REPORT = Report(
+REPORT = TaskReport(
     "val", 20, 40, "questions", "accuracy", {"accuracy": 0.9, "ece": 0.05},
     {"majority": {"accuracy": 0.25}, "question_only": {"accuracy": 0.5}}, interval=(0.8, 0.95),
     comparisons=(QUESTION_ONLY,),

@@ -16,7 +16,7 @@ from pipelines.data.stream.dataset import Source
 from pipelines.data.stream.stream import StreamConfig
 from pipelines.data.tars.shards import ShardWriter
 from pipelines.data.texts.corpus import train_tokenizer
-from pipelines.evaluate.predict import PredictConfig, _PredictActor, is_in_hash_sample, predict, write
+from pipelines.evaluate.predict import PredictConfig, _PredictActor, is_in_hash_sample, predict_dataset, write_tables
 from tests.pipelines.evaluate.test_build_report import table
 from vlmodel.processor import ProcessorConfig, VLProcessor
 from vlmodel.sample import Question, Texts
@@ -67,10 +67,10 @@ def test_a_share_of_a_gpu_can_be_asked_for(tmp_path: Path, ray_local: None) -> N
     model = tmp_path / "model"
     VLProcessor(ProcessorConfig(image_size=16), train_tokenizer(["what is it ?"], 64), ["red"]).save_pretrained(model)
     source = Source(str(tmp_path), index.hash, "test", str(model))
-    made = predict(str(model), source, PredictConfig(gpus_per_worker=0.25), StreamConfig())
+    made = predict_dataset(str(model), source, PredictConfig(gpus_per_worker=0.25), StreamConfig())
     assert "MapBatches(_PredictActor)" in str(made)
 
 
 def test_answers_to_texts_that_were_cut_are_counted_when_they_are_written(tmp_path: Path) -> None:
     tables = [table({"key": "a", "truncated": True}, {"key": "b", "truncated": False}), table({"key": "c"})]
-    assert write(iter(tables), tmp_path / "new" / "answers.parquet") == (3, 1)
+    assert write_tables(iter(tables), tmp_path / "new" / "answers.parquet") == (3, 1)

@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from pipelines.evaluate.verdict import compare, describe, overall_relation
+from pipelines.evaluate.verdict import compare_with_baseline, describe_comparisons, overall_relation
 from tests.pipelines.evaluate.test_intervals import scores_of
 
 
@@ -32,21 +32,21 @@ def test_a_model_is_better_or_worse_with_certainty_or_it_is_unclear(
     counts: tuple[int, int, int, int], relation: str, says: str
 ) -> None:
     model, baseline = rows(*counts)
-    found = compare("chance", "chance", scores_of(model), scores_of(baseline))
+    found = compare_with_baseline("chance", "chance", scores_of(model), scores_of(baseline))
     assert found.relation == relation
-    assert re.search(says, describe([found]))
+    assert re.search(says, describe_comparisons([found]))
 
 
 def test_the_least_favourable_of_several_counts_and_comes_first() -> None:
     by = {
-        description: compare(description, description, *(scores_of(values) for values in rows(*counts)))
+        description: compare_with_baseline(description, description, *(scores_of(values) for values in rows(*counts)))
         for description, counts in (("above", (0, 60, 5, 35)), ("even", (20, 11, 10, 59)), ("below", (0, 5, 60, 35)))
     }
     assert overall_relation(list(by.values())) == "worse"
     assert overall_relation([by["above"], by["even"]]) == "unclear"
     assert overall_relation([by["above"]]) == "better"
     assert overall_relation([]) == "unclear"
-    line = describe(list(by.values()))
+    line = describe_comparisons(list(by.values()))
     assert (
         line.index("worse than below") < line.index("not distinguishable from even") < line.index("better than above")
     )

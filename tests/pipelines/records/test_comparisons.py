@@ -14,7 +14,7 @@ from pipelines.records.comparisons import (
     InvalidLine,
     ModelResult,
     TextPair,
-    read,
+    read_comparisons,
     text_hash,
 )
 from pipelines.records.corrections import SpoolFullError
@@ -41,7 +41,7 @@ def test_what_is_written_is_read_by_day(tmp_path: Path) -> None:
         assert writer.add(one)
     writer.flush()
     writer.flush()
-    assert list(read(str(tmp_path / "kept"))) == first + second
+    assert list(read_comparisons(str(tmp_path / "kept"))) == first + second
     files = [file.relative_to(tmp_path / "kept") for file in tmp_path.rglob("*") if file.is_file()]
     assert sorted(file.parent.name for file in files) == ["1970-01-01", "1970-01-02"]
     assert {file.suffix for file in files} == {".jsonl"}, "nothing unfinished is left"
@@ -52,7 +52,9 @@ def test_no_two_writers_share_a_file(tmp_path: Path) -> None:
     for number, writer in enumerate(writers * 2):
         writer.add(compared(number))
         writer.flush()
-    assert sorted(one.time_ns for one in read(str(tmp_path)) if isinstance(one, Comparison)) == list(range(6))
+    assert sorted(one.time_ns for one in read_comparisons(str(tmp_path)) if isinstance(one, Comparison)) == list(
+        range(6)
+    )
     assert len(list(tmp_path.rglob("*.jsonl"))) == 6
 
 
@@ -69,7 +71,7 @@ def test_a_full_folder_takes_no_more_and_holds_what_it_has(tmp_path: Path) -> No
     with pytest.raises(SpoolFullError, match=rf"holds {2 * size} of {2 * size} bytes"):
         writer.flush()
     writer.flush()
-    assert [one.time_ns for one in read(str(tmp_path)) if isinstance(one, Comparison)] in ([1, 2], [2, 1])
+    assert [one.time_ns for one in read_comparisons(str(tmp_path)) if isinstance(one, Comparison)] in ([1, 2], [2, 1])
 
 
 def test_writers_share_one_limit_and_days_that_are_taken_away_make_room(tmp_path: Path) -> None:
@@ -110,12 +112,12 @@ def test_damaged_lines_are_told_and_their_neighbours_read(tmp_path: Path) -> Non
     (tmp_path / "2026-01-31").mkdir()
     (tmp_path / "2026-01-31" / "a.jsonl").write_bytes(b"\n".join([good, b'{"time_ns": 1', text_in_it, good]))
     (tmp_path / "2026-01-31" / ".b.jsonl.partial").write_bytes(b"{")
-    first, cut, foreign, last = read(str(tmp_path))
+    first, cut, foreign, last = read_comparisons(str(tmp_path))
     assert first == last == compared(1)
     assert isinstance(cut, InvalidLine)
     assert (cut.file, cut.line) == ("2026-01-31/a.jsonl", 2)
     assert isinstance(foreign, InvalidLine)
-    assert list(read(str(tmp_path / "nowhere"))) == []
+    assert list(read_comparisons(str(tmp_path / "nowhere"))) == []
 
 
 def test_texts_are_equal_as_people_mean_them() -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.records.corrections import Spool, SpoolFullError, read_corrections
+from pipelines.records.corrections import CorrectionSpool, SpoolFullError, read_corrections
 from pipelines.storage.folder import Folder
 
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -36,11 +36,11 @@ def image(number: int, size: int = 1000) -> bytes:
     return PNG + str(number).encode().rjust(size, b"0")
 
 
-def add(spool: Spool, number: int) -> str:
+def add(spool: CorrectionSpool, number: int) -> str:
     return spool.add(image(number), sender="a", caption="a dot")
 
 
-def fill(spool: Spool, first: int) -> int:
+def fill(spool: CorrectionSpool, first: int) -> int:
     """How many it took until it was full."""
     for count in range(10_000):
         try:
@@ -60,7 +60,7 @@ def size(folder: Path) -> int:
 
 def test_writers_share_one_limit(tmp_path: Path) -> None:
     clock = Clock()
-    first, second = (Spool(tmp_path / "spool", 50_000, clock) for _ in range(2))
+    first, second = (CorrectionSpool(tmp_path / "spool", 50_000, clock) for _ in range(2))
     add(first, 0)
     add(second, 1)
     assert 30 < fill(first, 100) < 50
@@ -73,7 +73,7 @@ def test_writers_share_one_limit(tmp_path: Path) -> None:
 @pytest.mark.parametrize("what", ["spool", "spool/1970-01-02"])
 def test_days_that_are_taken_away_make_room(tmp_path: Path, what: str) -> None:
     clock = Clock()
-    spool = Spool(tmp_path / "spool", 50_000, clock)
+    spool = CorrectionSpool(tmp_path / "spool", 50_000, clock)
     taken = fill(spool, 0)
     shutil.move(tmp_path / what, tmp_path / "imported")
     clock.later(2)
@@ -82,7 +82,7 @@ def test_days_that_are_taken_away_make_room(tmp_path: Path, what: str) -> None:
 
 
 def test_many_threads_and_spools_keep_the_limit_and_lose_nothing(tmp_path: Path) -> None:
-    spools = [Spool(tmp_path, 30_000) for _ in range(3)]
+    spools = [CorrectionSpool(tmp_path, 30_000) for _ in range(3)]
 
     def one(number: int) -> bool:
         try:
@@ -99,7 +99,7 @@ def test_many_threads_and_spools_keep_the_limit_and_lose_nothing(tmp_path: Path)
 
 
 def test_the_folder_is_its_owners_alone(tmp_path: Path) -> None:
-    add(Spool(tmp_path / "spool", 10_000), 0)
+    add(CorrectionSpool(tmp_path / "spool", 10_000), 0)
     assert (tmp_path / "spool").stat().st_mode & 0o777 == 0o700
 
 
@@ -120,7 +120,7 @@ def refuse_after(calls: int, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_nothing_is_left_of_what_a_full_disk_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, written: int
 ) -> None:
-    spool = Spool(tmp_path, 50_000)
+    spool = CorrectionSpool(tmp_path, 50_000)
     add(spool, 0)
     before = sorted(files(tmp_path))
     with monkeypatch.context() as patched:
@@ -138,7 +138,7 @@ def test_nothing_is_left_of_what_a_full_disk_refused(
 
 
 def test_a_count_that_cannot_be_kept_is_counted_anew(tmp_path: Path) -> None:
-    spool = Spool(tmp_path, 50_000, Clock())
+    spool = CorrectionSpool(tmp_path, 50_000, Clock())
     add(spool, 0)
     for content in ("", "12", "a b"):
         (tmp_path / ".count").write_text(content)
@@ -148,7 +148,7 @@ def test_a_count_that_cannot_be_kept_is_counted_anew(tmp_path: Path) -> None:
 
 def test_what_a_killed_writer_left_is_removed_and_counts_no_more(tmp_path: Path) -> None:
     clock = Clock()
-    spool = Spool(tmp_path, 20_000, clock)
+    spool = CorrectionSpool(tmp_path, 20_000, clock)
     add(spool, 0)
     left = tmp_path / "1970-01-02" / "images" / ".x.png.0123456789abcdef.partial"
     left.write_bytes(bytes(15_000))
@@ -168,15 +168,15 @@ def test_a_folder_removes_what_it_could_not_finish(tmp_path: Path, monkeypatch: 
 
     monkeypatch.setattr(os, "fsync", fails)
     with pytest.raises(OSError, match="No space"):
-        folder.write("a", b"x") if kind == "write" else folder.duplicate("a", "b")
+        folder.write("a", b"x") if kind == "write" else folder.copy_file("a", "b")
     assert [file.name for file in tmp_path.iterdir()] == ["a"]
     assert folder.read("a") == b"first"
 
 
 _FILL = """
 import json, sys
-from pipelines.records.corrections import Spool
-spool, refused = Spool(sys.argv[1], 10**9), 0
+from pipelines.records.corrections import CorrectionSpool
+spool, refused = CorrectionSpool(sys.argv[1], 10**9), 0
 for number in range(200):
     try:
         spool.add(b"\\x89PNG\\r\\n\\x1a\\n" + str(number).encode() * 4000, sender="x", caption="c")

@@ -39,12 +39,12 @@ def test_each_picture_is_asked_as_it_is_and_in_other_formats(checkpoint: Path) -
     assert [Image.open(io.BytesIO(image)).format for image in images] == ["PNG", "JPEG", "PNG", "WEBP"]
     assert Image.open(io.BytesIO(images[2])).size == (24, 30)
     assert all(len(one.answers) == 4 and one.text == QUESTION for one in found)
-    assert golden.differences(predictor, found, 1e-4) == []
+    assert golden.differing_answers(predictor, found, 1e-4) == []
 
 
 def test_another_model_gives_other_answers(checkpoint: Path, other_checkpoint: Path) -> None:
     found = golden.record_answers(Predictor.from_pretrained(checkpoint), {"": (picture(0), QUESTION)})
-    lines = golden.differences(Predictor.from_pretrained(other_checkpoint), found, 0.02)
+    lines = golden.differing_answers(Predictor.from_pretrained(other_checkpoint), found, 0.02)
     assert lines
     assert f"about '{QUESTION}'" in lines[0]
     assert "expected" in lines[0]
@@ -54,10 +54,10 @@ def test_noise_within_the_tolerance_is_no_difference(checkpoint: Path) -> None:
     predictor = Predictor.from_pretrained(checkpoint)
     one = golden.record_answers(predictor, {"": (picture(0), QUESTION)})[0]
     moved = [one.model_copy(update={"answers": [(answer, score + 0.01) for answer, score in one.answers]})]
-    assert golden.differences(predictor, moved, 0.011) == []
-    assert len(golden.differences(predictor, moved, 0.009)) == 1
+    assert golden.differing_answers(predictor, moved, 0.011) == []
+    assert len(golden.differing_answers(predictor, moved, 0.009)) == 1
     broken = [one.model_copy(update={"answers": [(answer, float("nan")) for answer, _ in one.answers]})]
-    assert len(golden.differences(predictor, broken, 0.5)) == 1
+    assert len(golden.differing_answers(predictor, broken, 0.5)) == 1
 
 
 @pytest.mark.parametrize("name", ["caption", "answer", "contrastive", "matching", "all"])
@@ -66,17 +66,19 @@ def test_every_kind_of_task_has_golden_answers(decoded: Callable[[str], Predicto
     tasks = predictor.processor.tasks
     found = golden.record_answers(predictor, {task: (picture(1), "is there a circle ?") for task in tasks})
     assert {one.task for one in found} == set(tasks)
-    assert golden.differences(predictor, found, 1e-4) == []
+    assert golden.differing_answers(predictor, found, 1e-4) == []
     written = [one for one in found if tasks[one.task].writes_text]
     for one in written:
         other = one.model_copy(update={"answers": [(f"{one.answers[0][0]} or not", one.answers[0][1])]})
-        assert len(golden.differences(predictor, [other], 0.5)) == 1, "a text that is written is another by a letter"
+        assert len(golden.differing_answers(predictor, [other], 0.5)) == 1, (
+            "a text that is written is another by a letter"
+        )
 
 
 def test_a_picture_that_fails_here_is_a_difference(checkpoint: Path) -> None:
     predictor = Predictor.from_pretrained(checkpoint)
     one = golden.record_answers(predictor, {"": (picture(0), QUESTION)})[0]
-    [line] = golden.differences(predictor, [one.model_copy(update={"image": ""})], 0.02)
+    [line] = golden.differing_answers(predictor, [one.model_copy(update={"image": ""})], 0.02)
     assert "fails here" in line
 
 
@@ -86,19 +88,19 @@ def test_they_are_stored_with_the_version_and_guarded_by_its_manifest(
     version = registry.log_model(run_id, checkpoint, (picture(0), QUESTION), score)
     local = registry.download(version)
     assert local.golden is not None
-    stored = golden.read(local.golden)
+    stored = golden.read_golden_answers(local.golden)
     assert len(stored) == 4
-    assert golden.differences(Predictor.from_pretrained(local.folder), stored, 1e-4) == []
+    assert golden.differing_answers(Predictor.from_pretrained(local.folder), stored, 1e-4) == []
     local.golden.write_bytes(b"[]")
     restored = registry.download(version).golden
     assert restored is not None
-    assert golden.read(restored) == stored
+    assert golden.read_golden_answers(restored) == stored
 
 
 def test_a_damaged_file_is_named(tmp_path: Path) -> None:
     (tmp_path / "golden.json").write_text('[{"task": ""')
     with pytest.raises(ArtifactError, match=r"golden\.json' cannot be read"):
-        golden.read(tmp_path / "golden.json")
+        golden.read_golden_answers(tmp_path / "golden.json")
     shutil.rmtree(tmp_path)
     with pytest.raises(ArtifactError, match="deploy again"):
-        golden.read(tmp_path / "golden.json")
+        golden.read_golden_answers(tmp_path / "golden.json")

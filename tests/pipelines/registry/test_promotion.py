@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from pipelines.evaluate.assess import Assessment
+from pipelines.evaluate.assess import TaskAssessment
 from pipelines.registry.config import GateConfig
 from pipelines.registry.errors import ChampionChangedError
 from pipelines.registry.gate import comparison, stored
-from pipelines.registry.gate.check import Check, GateDecision
+from pipelines.registry.gate.check import GateCheck, GateDecision
 from pipelines.registry.promotion import (
     apply_decision,
     check_baselines,
@@ -29,7 +29,7 @@ from pipelines.registry.registry import Registry
 from pipelines.registry.version_score import VersionScore
 from pipelines.registry.versions import ModelVersion
 from pipelines.tracking.address import TrackingConfig, TrackingError
-from pipelines.tracking.store import connect
+from pipelines.tracking.store import connect_to_store
 from pipelines.tracking.tracker import NullTracker, Tracker
 from tests.pipelines.evaluate.test_build_report import ASKED, answers, report_on_answers
 from tests.pipelines.registry.conftest import FAST, stored_file
@@ -40,7 +40,7 @@ BY_TARGET = GateConfig(slices=["question_type", "target"])
 PRIOR = AnswerPrior.learn([("is it red?", "yes"), ("what is it?", "cat")])
 
 
-def assessed(right: Sequence[bool], task: str = "", asked: str = "is it red?") -> Assessment:
+def assessed(right: Sequence[bool], task: str = "", asked: str = "is it red?") -> TaskAssessment:
     table = answers(
         *(
             (f"k{n}", asked if n % 2 else "what is it?", ("yes", "no", "cat")[n % 3], ("yes", "no", "cat")[n % 3])
@@ -49,14 +49,14 @@ def assessed(right: Sequence[bool], task: str = "", asked: str = "is it red?") -
             for n, ok in enumerate(right)
         )
     )
-    return Assessment(task, report_on_answers(table, "val", PRIOR), table, [], (b"", ""))
+    return TaskAssessment(task, report_on_answers(table, "val", PRIOR), table, [], (b"", ""))
 
 
 def accuracy(share: float, rows: int = 600, seed: int = 0) -> list[bool]:
     return (np.random.default_rng(seed).random(rows) < share).tolist()
 
 
-def failed(checks: Sequence[Check]) -> list[str]:
+def failed(checks: Sequence[GateCheck]) -> list[str]:
     return [check.name for check in checks if check.passed is False]
 
 
@@ -162,7 +162,7 @@ def versions(
 ) -> list[ModelVersion]:
     """Two versions of the same files."""
     first = registry.log_model(run_id, checkpoint, example, score)
-    client = connect(f"sqlite:///{storage}/mlflow.db")
+    client = connect_to_store(f"sqlite:///{storage}/mlflow.db")
     source = str(client.get_model_version("vlmodel", "1").source)
     client.create_model_version("vlmodel", source, run_id, tags=dict(first.tags))
     return [first, registry.version("2")]
@@ -174,7 +174,7 @@ def tracker(tracking: TrackingConfig, storage: str, run_id: str) -> Tracker:
 
 
 def decision(version: str, over: str | None, *, passed: bool = True, compares: bool = True) -> GateDecision:
-    return GateDecision("vqa", version, over, (Check("better", passed, "0.9", "0.8", "", compares=compares),))
+    return GateDecision("vqa", version, over, (GateCheck("better", passed, "0.9", "0.8", "", compares=compares),))
 
 
 def alias(registry: Registry, name: str) -> str | None:
@@ -188,7 +188,7 @@ def test_each_decision_is_recorded_with_the_run(
     assert apply_decision(registry, decision("1", None), tracker).promote
     assert not apply_decision(registry, decision("2", "1", passed=False), tracker).promote
     assert (alias(registry, "champion"), alias(registry, "challenger")) == ("1", "2")
-    client = connect(f"sqlite:///{storage}/mlflow.db")
+    client = connect_to_store(f"sqlite:///{storage}/mlflow.db")
     for folder in ("1-against-none", "2-against-1"):
         files = {Path(file.path).name for file in client.list_artifacts(run_id, f"gate/{folder}")}
         assert files == {"decision.md", "decision.html", "decision.json", "decision.png"}
@@ -213,7 +213,7 @@ def test_a_forced_promotion_is_recorded_with_its_reason(
     assert alias(registry, "champion") == "2"
     reason = "forced: the old one is offensive (failed: better: 0.9, required 0.8)"
     assert json.loads(registry.version("2").tags["promotion"])["reason"] == reason
-    assert connect(f"sqlite:///{storage}/mlflow.db").get_run(run_id).data.tags["gate.reason"] == reason
+    assert connect_to_store(f"sqlite:///{storage}/mlflow.db").get_run(run_id).data.tags["gate.reason"] == reason
 
 
 @pytest.mark.usefixtures("versions")
@@ -276,7 +276,7 @@ def test_a_rollback_is_recorded_with_the_run_of_what_is_given_up(
     registry.promote("1", "first", over=None)
     registry.promote("2", "better", over="1")
     assert roll_back(registry, "slow", lambda version: tracker).version == "1"
-    tags = connect(f"sqlite:///{storage}/mlflow.db").get_run(run_id).data.tags
+    tags = connect_to_store(f"sqlite:///{storage}/mlflow.db").get_run(run_id).data.tags
     assert tags["gate.rolled_back"] == "to version 1: slow"
     assert alias(registry, "champion") == "1"
     assert stored.check_not_rolled_back(registry.version("1")).passed
@@ -298,7 +298,7 @@ def promote_at_once(tracking: TrackingConfig, storage: str, version: str, start:
 def test_eight_promotions_at_once_have_one_winner(
     registry: Registry, tracking: TrackingConfig, storage: str, run_id: str, versions: list[ModelVersion]
 ) -> None:
-    client = connect(f"sqlite:///{storage}/mlflow.db")
+    client = connect_to_store(f"sqlite:///{storage}/mlflow.db")
     source = str(client.get_model_version("vlmodel", "1").source)
     for _ in range(6):
         client.create_model_version("vlmodel", source, run_id, tags=dict(versions[0].tags))

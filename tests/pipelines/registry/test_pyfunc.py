@@ -30,7 +30,7 @@ QUESTIONS = ("what colour is the shape?", "is the shape red?")
 def context(checkpoint: Path, tmp_path: Path) -> PythonModelContext:
     folder = tmp_path / "package" / "artifacts" / "model"
     shutil.copytree(checkpoint, folder)
-    manifest.write(tmp_path / "package")
+    manifest.write_manifest(tmp_path / "package")
     return PythonModelContext(artifacts={"model": str(folder)}, model_config=None)
 
 
@@ -155,7 +155,7 @@ def test_images_may_be_in_base64(
 def test_mlflows_own_server_answers_tables_with_missing_cells(
     checkpoint: Path, pictures: list[bytes], tmp_path: Path
 ) -> None:
-    package.build(checkpoint, tmp_path / "package", (pictures[0], QUESTIONS[0]), Model())
+    package.build_package(checkpoint, tmp_path / "package", (pictures[0], QUESTIONS[0]), Model())
     assert "simplejpeg==" in (tmp_path / "package" / "requirements.txt").read_text(), "images are decoded with it"
     loaded = mlflow.pyfunc.load_model(str(tmp_path / "package"))
     client = TestClient(scoring_server.init(loaded))

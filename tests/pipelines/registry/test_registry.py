@@ -22,14 +22,14 @@ from mlflow.models import Model
 
 from pipelines.registry import package_store, smoke
 from pipelines.registry.errors import ArtifactError, RegistryError, SmokeError
-from pipelines.registry.package import build
+from pipelines.registry.package import build_package
 from pipelines.registry.registry import Registry
 from pipelines.registry.smoke import answers_in_fresh_process
 from pipelines.registry.version_score import VersionScore
 from pipelines.registry.versions import LocalModel
 from pipelines.storage import manifest
 from pipelines.tracking.address import TrackingConfig
-from pipelines.tracking.store import connect
+from pipelines.tracking.store import connect_to_store
 from tests.pipelines.registry.conftest import QUESTION, stored_file
 from vlmodel.inference import Predictor
 from vlmodel.processor import Example
@@ -55,13 +55,13 @@ def test_a_model_is_registered_with_its_score_once(
 
     local = registry.download(version)
     assert (local.folder / "README.md").read_text() == "# a card"
-    client = connect(f"sqlite:///{storage}/mlflow.db")
+    client = connect_to_store(f"sqlite:///{storage}/mlflow.db")
     assert client.get_model_version("vlmodel", "1").description == "# a card"
     assert "`champion`" in client.get_registered_model("vlmodel").description
     image, question = example
     predictions = Predictor.from_pretrained(local.folder).predict([Example({"image": image}, (question,))])
     assert predictions == Predictor.from_pretrained(checkpoint).predict([Example({"image": image}, (question,))])
-    run = connect(f"sqlite:///{storage}/mlflow.db").get_run(run_id)
+    run = connect_to_store(f"sqlite:///{storage}/mlflow.db").get_run(run_id)
     assert run.outputs is not None
     assert len(run.outputs.model_outputs) == 1
     signature = Model.load(str(local.package)).signature
@@ -103,7 +103,7 @@ def test_the_stored_model_answers_by_itself(
     # The stored code, and no other, says where it is.
     code = local.package / "code" / "vlmodel" / "inference.py"
     code.write_text(code.read_text() + "\nimport sys\nsys.stderr.write('FROM ' + __file__ + chr(10))\n")
-    manifest.write(local.package)
+    manifest.write_manifest(local.package)
     rows = [[base64.b64encode(image).decode(), QUESTION] for image in (pictures[0], b"no image", *pictures[1:])]
     request = {"dataframe_split": {"columns": ["image", "question"], "data": rows}, "params": {"top_k": 2}}
     (tmp_path / "request.json").write_text(json.dumps(request))
@@ -356,9 +356,9 @@ def test_the_smoke_test_runs_no_bytecode(
     checkpoint: Path, example: tuple[bytes, str], tmp_path: Path, source: str
 ) -> None:
     package = tmp_path / "package"
-    build(checkpoint, package, example, Model())
+    build_package(checkpoint, package, example, Model())
     planted = plant_bytecode(package / source, tmp_path / "ran")
-    manifest.write(package)  # so that nothing but the way in which it is loaded keeps the code from running
+    manifest.write_manifest(package)  # so that nothing but the way in which it is loaded keeps the code from running
     assert len(answers_in_fresh_process(package, [example])) == 1
     assert not (tmp_path / "ran").exists()
     assert {file.relative_to(package) for file in package.rglob("*.pyc")} == {planted.relative_to(package)}
@@ -403,7 +403,7 @@ def test_a_damaged_copy_is_downloaded_again_and_only_then(
 
 
 def test_a_version_that_something_else_registered_is_refused(registry: Registry, storage: str) -> None:
-    client = connect(f"sqlite:///{storage}/mlflow.db")
+    client = connect_to_store(f"sqlite:///{storage}/mlflow.db")
     client.create_registered_model("vlmodel")
     client.create_model_version("vlmodel", f"{storage}/elsewhere")
     with pytest.raises(ArtifactError, match="version 1 of model 'vlmodel' has no tag manifest_sha256"):

@@ -17,11 +17,11 @@ from pipelines.report import training_pictures
 from pipelines.report.training_pictures import (
     RIGHT,
     WRONG,
-    Card,
+    ExampleCard,
     attention_over,
     confusion_matrix,
     examples_page,
-    smoothed,
+    moving_average,
     training_curves,
 )
 
@@ -80,9 +80,11 @@ def test_curves_leave_out_what_is_not_finite_and_survive_an_empty_history() -> N
 
 
 def test_smoothing_keeps_a_constant_and_starts_at_the_first_value() -> None:
-    assert smoothed([3.0] * 10, 5) == pytest.approx([3.0] * 10)
+    assert moving_average([3.0] * 10, 5) == pytest.approx([3.0] * 10)
     # A span of 2 keeps a third: the weights of the two values are 1/3 * 2/3 and 2/3.
-    assert smoothed([1.0, 4.0], 2) == pytest.approx([1.0, (1 / 3 * 2 / 3 * 1 + 2 / 3 * 4) / (1 / 3 * 2 / 3 + 2 / 3)])
+    assert moving_average([1.0, 4.0], 2) == pytest.approx(
+        [1.0, (1 / 3 * 2 / 3 * 1 + 2 / 3 * 4) / (1 / 3 * 2 / 3 + 2 / 3)]
+    )
 
 
 def test_confusion_counts_by_right_and_given_answer() -> None:
@@ -109,10 +111,10 @@ def test_confusion_of_few_answers_has_no_row_for_others() -> None:
     assert [text.get_text() for text in confusion_matrix([], []).texts] == ["no answers"]
 
 
-def example(answer: str, predicted: str, attention: np.ndarray | None = None) -> Card:
+def example(answer: str, predicted: str, attention: np.ndarray | None = None) -> ExampleCard:
     image = np.full((32, 32, 3), 255, dtype=np.uint8)
     image[:16, :16] = (255, 0, 0)
-    return Card(image, "what does it cost, $5 or $6?", answer, predicted, 0.75, answer == predicted, attention)
+    return ExampleCard(image, "what does it cost, $5 or $6?", answer, predicted, 0.75, answer == predicted, attention)
 
 
 def test_examples_put_wrong_answers_first_and_say_which_is_right() -> None:

@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipelines.retrain.cycle import Outcome, run_window
-from pipelines.retrain.ledger import STEPS, Cycle, Facts, Ledger, Tar
+from pipelines.retrain.cycle import WindowOutcome, run_window
+from pipelines.retrain.ledger import STEPS, Facts, IncomingTar, RetrainCycle, RetrainLedger
 
 
 class KilledError(BaseException):
@@ -24,25 +24,25 @@ class World:
     """An incoming folder, and steps that leave a trace outside the ledger as real ones do."""
 
     def __init__(self, folder: Path) -> None:
-        self.folder, self.tars = folder, list[Tar]()
+        self.folder, self.tars = folder, list[IncomingTar]()
         self.done, self.dropped = list[tuple[str, str]](), list[str]()
         self.kill_before: str | None = None
         self.kill_after: str | None = None
 
     @property
-    def ledger(self) -> Ledger:
-        return Ledger(self.folder)
+    def ledger(self) -> RetrainLedger:
+        return RetrainLedger(self.folder)
 
     def drop(self, count: int) -> None:
         first = len(self.tars)
-        self.tars += [Tar(f"{n}.tar", n, "", f"{n:064x}") for n in range(first, first + count)]
+        self.tars += [IncomingTar(f"{n}.tar", n, "", f"{n:064x}") for n in range(first, first + count)]
 
-    def find(self) -> Sequence[Tar]:
+    def find(self) -> Sequence[IncomingTar]:
         consumed = {tar.sha256 for tar in self.ledger.consumed()}
         return [tar for tar in self.tars if tar.sha256 not in consumed]
 
-    def step(self, name: str) -> Callable[[Cycle], Facts]:
-        def run(cycle: Cycle) -> Facts:
+    def step(self, name: str) -> Callable[[RetrainCycle], Facts]:
+        def run(cycle: RetrainCycle) -> Facts:
             if self.kill_before == name:
                 raise KilledError
             self.done.append((cycle.id, name))
@@ -52,7 +52,9 @@ class World:
 
         return run
 
-    def start(self, window: int, kill_before: str | None = None, kill_after: str | None = None, **more) -> Outcome:
+    def start(
+        self, window: int, kill_before: str | None = None, kill_after: str | None = None, **more
+    ) -> WindowOutcome:
         self.kill_before, self.kill_after = kill_before, kill_after
         steps = {name: self.step(name) for name in STEPS[1:]}
         with self.ledger.locked():
@@ -170,7 +172,7 @@ def test_every_tar_is_consumed_exactly_once(starts: list[tuple[int, int, tuple[s
             with contextlib.suppress(KilledError):
                 world.start(window, **dict([kill] if kill else []), abandon=abandon)
             assert set(world.consumers().values()) <= {1}
-            assert sum(not cycle.committed for cycle in world.ledger.cycles()) <= 1
+            assert sum(not cycle.is_committed for cycle in world.ledger.cycles()) <= 1
         world.start(window + 1)
         assert world.consumers() == Counter(tar.sha256 for tar in world.tars)
         # No commit without every step of its own.

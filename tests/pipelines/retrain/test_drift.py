@@ -14,7 +14,7 @@ from scipy.spatial.distance import jensenshannon
 from pipelines.data.index.build import build_index
 from pipelines.data.index.config import IndexConfig
 from pipelines.errors import DataError
-from pipelines.retrain.drift import NAMES, check_limit, collect_statistics, divergence, divergences
+from pipelines.retrain.drift import NAMES, check_limit, collect_statistics, histogram_divergence, statistic_divergences
 from tests.pipelines.data.tar_maker import photo, series, texts, write_tar
 
 HISTOGRAMS = st.tuples(*[st.integers(100, 500)] * 4, st.integers(0, 4)).map(
@@ -58,7 +58,7 @@ def test_the_statistics_of_other_inputs(monkeypatch: pytest.MonkeyPatch, tmp_pat
     assert statistics["input_size"] == {"imu 256": 1, "imu 4096": 1}
     assert statistics["image_size"] == {"1024": 1}
     older = {name: of for name, of in statistics.items() if name not in ("inputs", "input_size")}
-    assert divergences(older, statistics)["inputs"] == 0.0, "what was not collected before is not compared"
+    assert statistic_divergences(older, statistics)["inputs"] == 0.0, "what was not collected before is not compared"
 
 
 @given(HISTOGRAMS, HISTOGRAMS)
@@ -67,8 +67,8 @@ def test_the_divergence_is_scipys_less_what_chance_gives(before: dict[str, int],
     counts = [np.array([side.get(value, 0) for value in values], float) for side in (before, now)]
     expected = jensenshannon(*counts, base=2) ** 2
     chance = (len(values) - 1) * (1 / counts[0].sum() + 1 / counts[1].sum()) / (8 * np.log(2))
-    assert divergence(before, now) == pytest.approx(max(0.0, expected - chance), abs=1e-9)
-    assert divergence(before, now) == pytest.approx(divergence(now, before))
+    assert histogram_divergence(before, now) == pytest.approx(max(0.0, expected - chance), abs=1e-9)
+    assert histogram_divergence(before, now) == pytest.approx(histogram_divergence(now, before))
 
 
 def test_two_samples_of_one_distribution_are_alike_on_average() -> None:
@@ -80,26 +80,26 @@ def test_two_samples_of_one_distribution_are_alike_on_average() -> None:
         return dict(zip(map(str, values.tolist()), counts.tolist(), strict=True))
 
     for size in (40, 400, 4000):
-        found = [divergence(sample(size), sample(size)) for _ in range(100)]
+        found = [histogram_divergence(sample(size), sample(size)) for _ in range(100)]
         assert np.mean(found) < 0.01
         assert max(found) < 0.04
 
 
 def test_nothing_in_common_is_the_most() -> None:
-    assert divergence({"a": 10_000}, {"b": 10_000}) == pytest.approx(1.0, abs=1e-3)
-    assert divergence({}, {}) == 0.0
-    assert divergence({"a": 3}, {}) == 1.0
+    assert histogram_divergence({"a": 10_000}, {"b": 10_000}) == pytest.approx(1.0, abs=1e-3)
+    assert histogram_divergence({}, {}) == 0.0
+    assert histogram_divergence({"a": 3}, {}) == 1.0
 
 
 def test_rare_values_count_as_one() -> None:
     before = {"often": 1000} | {f"once {n}": 1 for n in range(500)}
     now = {"often": 1000} | {f"another {n}": 1 for n in range(500)}
-    assert divergence(before, now) < 0.05
+    assert histogram_divergence(before, now) < 0.05
 
 
 def test_data_above_a_limit_are_refused_with_all_that_moved() -> None:
     same = {name: {"1": 100} for name in NAMES}
-    moved = divergences(same, same | {"answers": {"2": 100}, "captions": {"0": 50, "1": 50}})
+    moved = statistic_divergences(same, same | {"answers": {"2": 100}, "captions": {"0": 50, "1": 50}})
     check_limit(moved, 1.0, "cycle A", "cycle B")
     with pytest.raises(DataError) as refused:
         check_limit(moved, 0.2, "cycle A", "cycle B")

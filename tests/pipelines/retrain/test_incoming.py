@@ -14,7 +14,7 @@ from pipelines.data.index.config import IndexConfig
 from pipelines.errors import DataError
 from pipelines.retrain import incoming
 from pipelines.retrain.incoming import copy_tars, count_shared_inputs, find_new_tars
-from pipelines.retrain.ledger import Tar
+from pipelines.retrain.ledger import IncomingTar
 from pipelines.storage.folder import FileStamp, Folder
 from tests.pipelines.data.tar_maker import samples, write_tar
 
@@ -23,7 +23,7 @@ def sha(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-def found(folder: Folder, consumed: dict[Tar, str] | None = None, known: dict[str, str] | None = None):
+def found(folder: Folder, consumed: dict[IncomingTar, str] | None = None, known: dict[str, str] | None = None):
     said: list[str] = []
     return find_new_tars(folder, consumed or {}, known or {}, said.append), said
 
@@ -48,7 +48,7 @@ def test_content_that_was_seen_is_left_out_under_any_name(folder: Folder) -> Non
     folder.write("old.tar", b"old")
     folder.write("x.tar", b"new")
     folder.write("y.tar", b"new")
-    consumed = {Tar("first.tar", 8, "", sha(b"consumed")): "20260101T0000Z"}
+    consumed = {IncomingTar("first.tar", 8, "", sha(b"consumed")): "20260101T0000Z"}
     tars, said = found(folder, consumed, {sha(b"old"): "train-000000.tar of /data"})
     assert [tar.name for tar in tars] == ["x.tar"]
     assert said == [
@@ -113,8 +113,8 @@ def test_copied_tars_do_not_change_with_the_original(tmp_path: Path) -> None:
     (tmp_path / "a.tar").chmod(0o640)
     (tmp_path / "b.tar").symlink_to("a.tar")
     folder.write("c.tar", b"")
-    tars = [Tar(name, size, "", sha(data)) for name, size, data in (("a.tar", 3, b"one"), ("b.tar", 3, b"one"))]
-    copy_tars(folder, [*tars, Tar("c.tar", 0, "", sha(b""))], "_taken/x")
+    tars = [IncomingTar(name, size, "", sha(data)) for name, size, data in (("a.tar", 3, b"one"), ("b.tar", 3, b"one"))]
+    copy_tars(folder, [*tars, IncomingTar("c.tar", 0, "", sha(b""))], "_taken/x")
     with (tmp_path / "a.tar").open("r+b") as file:  # As cp and rsync --inplace do.
         file.write(b"two, and longer")
     assert [folder.read(f"_taken/x/{name}.tar") for name in "abc"] == [b"one", b"one", b""]
@@ -135,17 +135,17 @@ def test_a_disk_that_cannot_copy_by_itself(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr(os, "copy_file_range", refuse)
     if code == errno.EIO:
         with pytest.raises(OSError, match="Input/output"):
-            folder.duplicate("a.tar", "taken/a.tar")
+            folder.copy_file("a.tar", "taken/a.tar")
         assert list((tmp_path / "taken").iterdir()) == []
     else:
-        folder.duplicate("a.tar", "taken/a.tar")
+        folder.copy_file("a.tar", "taken/a.tar")
         assert folder.read("taken/a.tar") == b"one"
 
 
 def test_a_tar_that_is_gone_is_named(folder: Folder) -> None:
     folder.write("b.tar", b"two")
     with pytest.raises(DataError, match=r"a.tar is gone from .*; start again to go on without it"):
-        copy_tars(folder, [Tar("a.tar", 3, "", sha(b"one"))], "_taken/x")
+        copy_tars(folder, [IncomingTar("a.tar", 3, "", sha(b"one"))], "_taken/x")
 
 
 def test_images_of_the_hold_out_are_counted(ray_local: None, tmp_path: Path) -> None:

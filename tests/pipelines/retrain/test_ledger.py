@@ -10,40 +10,40 @@ from pathlib import Path
 import pytest
 
 from pipelines.retrain.errors import BusyError, RetrainError
-from pipelines.retrain.ledger import STEPS, Cycle, Ledger, Tar
+from pipelines.retrain.ledger import STEPS, IncomingTar, RetrainCycle, RetrainLedger
 
 MONDAY, TUESDAY = "20260105T0000Z", "20260106T0000Z"
 
 
-def tar(number: int) -> Tar:
-    return Tar(f"{number}.tar", number, f"{number}.5", f"{number:064x}")
+def tar(number: int) -> IncomingTar:
+    return IncomingTar(f"{number}.tar", number, f"{number}.5", f"{number:064x}")
 
 
-def finish(ledger: Ledger, cycle: Cycle) -> Cycle:
-    while not cycle.committed:
-        cycle = ledger.record(cycle, {"step": cycle.next})
+def finish(ledger: RetrainLedger, cycle: RetrainCycle) -> RetrainCycle:
+    while not cycle.is_committed:
+        cycle = ledger.record(cycle, {"step": cycle.next_step})
     return cycle
 
 
 @pytest.fixture
-def ledger(tmp_path: Path) -> Ledger:
-    return Ledger(tmp_path / "ledger")
+def ledger(tmp_path: Path) -> RetrainLedger:
+    return RetrainLedger(tmp_path / "ledger")
 
 
-def test_a_new_ledger_is_empty(ledger: Ledger) -> None:
+def test_a_new_ledger_is_empty(ledger: RetrainLedger) -> None:
     assert ledger.cycles() == []
     assert ledger.unfinished() is None
     assert ledger.consumed() == {}
 
 
-def test_each_step_is_read_back_and_tars_are_consumed_with_the_last(ledger: Ledger) -> None:
+def test_each_step_is_read_back_and_tars_are_consumed_with_the_last(ledger: RetrainLedger) -> None:
     cycle = ledger.plan(MONDAY, [tar(1), tar(2)])
     for step in STEPS[1:]:
         assert ledger.consumed() == {}
         assert ledger.unfinished() == cycle
-        assert cycle.next == step
+        assert cycle.next_step == step
         cycle = ledger.record(cycle, {"found": {"by": step}})
-        assert cycle.done == step
+        assert cycle.last_step == step
         assert ledger.cycles() == [cycle]
         assert cycle.records[step]["found"] == {"by": step}
     assert ledger.consumed() == {tar(1): MONDAY, tar(2): MONDAY}
@@ -51,21 +51,21 @@ def test_each_step_is_read_back_and_tars_are_consumed_with_the_last(ledger: Ledg
 
 
 def test_watermark_depends_on_consumed_tars_not_on_their_order(tmp_path: Path) -> None:
-    one, other = Ledger(tmp_path / "one"), Ledger(tmp_path / "other")
-    before = one.watermark()
+    one, other = RetrainLedger(tmp_path / "one"), RetrainLedger(tmp_path / "other")
+    before = one.digest_of_consumed()
     finish(one, one.plan(MONDAY, [tar(1), tar(2)]))
     finish(other, other.plan(MONDAY, [tar(2)]))
-    assert len({before, one.watermark(), other.watermark()}) == 3
+    assert len({before, one.digest_of_consumed(), other.digest_of_consumed()}) == 3
     finish(other, other.plan(TUESDAY, [tar(1)]))
-    assert one.watermark() == other.watermark()
+    assert one.digest_of_consumed() == other.digest_of_consumed()
 
 
-def test_second_writer_is_detected_before_it_commits(ledger: Ledger) -> None:
+def test_second_writer_is_detected_before_it_commits(ledger: RetrainLedger) -> None:
     """On a file system whose locks do nothing two cycles could be planned over the same tars."""
     cycle = ledger.plan(MONDAY, [tar(1)])
     for _ in STEPS[1:-1]:
         cycle = ledger.record(cycle, {})
-    other = Ledger(ledger.path)
+    other = RetrainLedger(ledger.path)
     (ledger.path / MONDAY).rename(ledger.path / "hidden")
     finish(other, other.plan(TUESDAY, [tar(1)]))
     (ledger.path / "hidden").rename(ledger.path / MONDAY)
@@ -74,7 +74,7 @@ def test_second_writer_is_detected_before_it_commits(ledger: Ledger) -> None:
     assert ledger.consumed() == {tar(1): TUESDAY}
 
 
-def test_abandoned_cycle_frees_its_tars(ledger: Ledger) -> None:
+def test_abandoned_cycle_frees_its_tars(ledger: RetrainLedger) -> None:
     cycle = ledger.record(ledger.plan(MONDAY, [tar(1)]), {})
     ledger.abandon(cycle)
     assert ledger.unfinished() is None
@@ -85,11 +85,11 @@ def test_abandoned_cycle_frees_its_tars(ledger: Ledger) -> None:
     assert ledger.consumed() == {tar(1): f"{MONDAY}-3"}
 
 
-def damaged(ledger: Ledger) -> None:
+def damaged(ledger: RetrainLedger) -> None:
     (ledger.path / MONDAY / "1-checked.json").write_text('{"half')
 
 
-def missing(ledger: Ledger) -> None:
+def missing(ledger: RetrainLedger) -> None:
     (ledger.path / MONDAY / "1-checked.json").unlink()
 
 
@@ -97,7 +97,7 @@ def missing(ledger: Ledger) -> None:
     ("spoil", "says"),
     [(damaged, "1-checked.json cannot be read"), (missing, "has 2-trained.json and no 1-checked.json")],
 )
-def test_a_spoiled_record_is_named(ledger: Ledger, spoil: Callable[[Ledger], None], says: str) -> None:
+def test_a_spoiled_record_is_named(ledger: RetrainLedger, spoil: Callable[[RetrainLedger], None], says: str) -> None:
     ledger.record(ledger.record(ledger.plan(MONDAY, [tar(1)]), {}), {})
     spoil(ledger)
     with pytest.raises(RetrainError, match=says):
@@ -105,12 +105,12 @@ def test_a_spoiled_record_is_named(ledger: Ledger, spoil: Callable[[Ledger], Non
 
 
 def hold(path: Path, holds: Event) -> None:
-    with Ledger(path).locked():
+    with RetrainLedger(path).locked():
         holds.set()
         multiprocessing.Event().wait()
 
 
-def test_lock_excludes_others_and_ends_with_its_process(ledger: Ledger) -> None:
+def test_lock_excludes_others_and_ends_with_its_process(ledger: RetrainLedger) -> None:
     context = multiprocessing.get_context("spawn")
     holds = context.Event()
     holder = context.Process(target=hold, args=(ledger.path, holds))

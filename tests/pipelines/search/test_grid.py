@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from pipelines.search.grid import cells, check_grid, first_valid_cells, override_settings, slug
+from pipelines.search.grid import check_grid, combination_name, first_valid_cells, grid_cells, override_settings
 from pipelines.workflows.config import JobConfig
 from vlmodel.config import ConfigError, load
 
@@ -30,7 +30,7 @@ def base(tmp_path: Path) -> JobConfig:
 
 def test_every_combination_is_a_cell_that_differs_in_nothing_else(base: JobConfig) -> None:
     grid = {"train.epochs": [1, 5], "train.optimizer.head_lr": [0.1, 0.2, 0.3]}
-    found = cells(base, grid, "ablate.grid")
+    found = grid_cells(base, grid, "ablate.grid")
     assert [(c.config.train.epochs, c.config.train.optimizer.head_lr) for c in found] == [
         (1, 0.1), (1, 0.2), (1, 0.3), (5, 0.1), (5, 0.2), (5, 0.3)
     ]  # fmt: skip
@@ -55,7 +55,7 @@ def test_a_setting_of_the_new_kind_may_stand_before_the_kind(base: JobConfig) ->
 
 def test_a_refused_combination_says_why_and_leaves_the_others(base: JobConfig) -> None:
     grid = {"model.fusion.kind": ["concat", "transformer"], "model.fusion.rounds": [1]}
-    refused, valid = cells(base, grid, "ablate.grid")
+    refused, valid = grid_cells(base, grid, "ablate.grid")
     assert refused.config is None
     assert "unknown key 'model.fusion.rounds'; valid keys of model.fusion" in refused.refused
     assert valid.config.model.fusion.rounds == 1
@@ -80,7 +80,7 @@ def test_a_refused_combination_says_why_and_leaves_the_others(base: JobConfig) -
         ({"model.fusion.kind": ["concat", "magic"]}, "ablate.grid: model.fusion.kind: kind 'magic'.*choose one of"),
     ],
 )
-@pytest.mark.parametrize("look", [cells, check_grid])
+@pytest.mark.parametrize("look", [grid_cells, check_grid])
 def test_a_grid_that_cannot_be_run_is_refused(base: JobConfig, look, grid: dict[str, list[Any]], says: str) -> None:
     with pytest.raises(ConfigError, match=f"(?s){says}"):
         look(base, grid, "ablate.grid")
@@ -100,9 +100,11 @@ def test_first_valid_cells_find_each_value_of_a_section(base: JobConfig) -> None
 
 
 def test_names_are_readable_safe_and_distinct() -> None:
-    assert slug({"model.topology.kind": "dual", "model.fusion.width": 64}) == "fusion.width-64-topology-dual"
-    assert slug({"a": 1, "b": 2}) == slug({"b": 2, "a": 1})
-    awkward = [slug({"model.vision.name": name}) for name in ("a/b", "a b", "a_b", "x" * 300)]
+    assert (
+        combination_name({"model.topology.kind": "dual", "model.fusion.width": 64}) == "fusion.width-64-topology-dual"
+    )
+    assert combination_name({"a": 1, "b": 2}) == combination_name({"b": 2, "a": 1})
+    awkward = [combination_name({"model.vision.name": name}) for name in ("a/b", "a b", "a_b", "x" * 300)]
     assert len(set(awkward)) == 4
     for name in awkward:
         JobConfig(name=f"run-{name}-s0")
@@ -134,6 +136,6 @@ def test_wrong_settings_are_refused(override: str, says: str) -> None:
 
 def test_the_searches_that_are_here_can_be_run() -> None:
     config = load(JobConfig, Path(__file__).parents[3] / "jobs" / "configs" / "easy_vqa.toml")
-    assert len([cell.config for cell in cells(config, config.ablate.grid, "ablate.grid")]) == 12
+    assert len([cell.config for cell in grid_cells(config, config.ablate.grid, "ablate.grid")]) == 12
     assert config.tune.space
     check_grid(config, {key: v for key, d in config.tune.space.items() for v in d.values()}, "tune.space")

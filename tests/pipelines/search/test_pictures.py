@@ -11,19 +11,19 @@ import pytest
 from matplotlib.figure import Figure
 
 from pipelines.search.config import TuneConfig
-from pipelines.search.grid import Cell
+from pipelines.search.grid import GridCell
 from pipelines.search.pictures import draw_ablation, draw_trials
-from pipelines.search.results import TrainingResult, Trial
+from pipelines.search.results import SearchTrial, TrainingResult
 
 TOPOLOGY, FUSION = "model.topology.kind", "model.fusion.kind"
 
 
 def grid_of(
     grid: dict[str, list[Any]], seeds: list[int]
-) -> tuple[list[Cell[Any]], dict[tuple[str, int], TrainingResult]]:
-    found: list[Cell[Any]] = []
+) -> tuple[list[GridCell[Any]], dict[tuple[str, int], TrainingResult]]:
+    found: list[GridCell[Any]] = []
     for n, values in enumerate(itertools.product(*grid.values())):
-        found.append(Cell(str(n), dict(zip(grid, values, strict=True)), None))
+        found.append(GridCell(str(n), dict(zip(grid, values, strict=True)), None))
     return found, {
         (cell.slug, seed): TrainingResult("finished", score=0.6 + 0.03 * n + 0.004 * seed)
         for n, cell in enumerate(found)
@@ -75,7 +75,8 @@ def test_trials_have_a_panel_for_each_setting(tmp_path: Path) -> None:
         space={"train.optimizer.head_lr": {"loguniform": [1e-4, 1e-1]}, FUSION: {"choice": ["concat", "gated"]}}
     )
     found = [
-        Trial(n, {"train.optimizer.head_lr": 10.0 ** (n - 4), FUSION: ["concat", "gated"][n % 2]}, "") for n in range(4)
+        SearchTrial(n, {"train.optimizer.head_lr": 10.0 ** (n - 4), FUSION: ["concat", "gated"][n % 2]}, "")
+        for n in range(4)
     ]
     records = {n: TrainingResult("stopped" if n < 2 else "finished", score=0.5 + 0.1 * n) for n in range(3)}
     records[3] = TrainingResult("failed", "boom")
@@ -92,7 +93,7 @@ def test_trials_have_a_panel_for_each_setting(tmp_path: Path) -> None:
 def test_a_search_without_any_score_has_a_picture_too() -> None:
     config = TuneConfig(space={"train.batch": {"randint": [1, 9]}})
     figure = draw_trials(
-        config, [Trial(0, {"train.batch": 4}, "boom")], {0: TrainingResult("failed", "boom")}, "val accuracy"
+        config, [SearchTrial(0, {"train.batch": 4}, "boom")], {0: TrainingResult("failed", "boom")}, "val accuracy"
     )
     assert figure.axes
     grid = {FUSION: ["concat", "gated"]}

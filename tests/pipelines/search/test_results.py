@@ -56,8 +56,10 @@ class _Tracked(NullTracker):
 def kept(run: Path, tiny_model, step: int, selection: float, epochs: int) -> None:
     folder = run / f"local-{step}"
     tiny_model().save_pretrained(folder / checkpoint.MODEL)
-    checkpoint.write(folder, {}, {"step": step, "selection": selection, "epochs_done": epochs, "history": []})
-    checkpoint.upload(folder, Folder(run / checkpoint.folder_name(step)))
+    checkpoint.write_checkpoint_state(
+        folder, {}, {"step": step, "selection": selection, "epochs_done": epochs, "history": []}
+    )
+    checkpoint.upload_checkpoint(folder, Folder(run / checkpoint.folder_name(step)))
 
 
 def test_the_outcome_is_that_of_the_best_checkpoint(tmp_path: Path, tiny_model) -> None:

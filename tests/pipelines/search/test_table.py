@@ -8,15 +8,15 @@ from typing import Any
 
 import pytest
 
-from pipelines.search.grid import Cell
-from pipelines.search.results import TrainingResult, Trial
-from pipelines.search.table import ablation_rows, markdown, tune_rows
+from pipelines.search.grid import GridCell
+from pipelines.search.results import SearchTrial, TrainingResult
+from pipelines.search.table import ablation_rows, markdown_table, tune_rows
 from pipelines.tracking.tracker import to_csv
 
-CELLS: list[Cell[Any]] = [
-    Cell("a", {"model.fusion.kind": "concat"}, None),
-    Cell("b", {"model.fusion.kind": "gated"}, None, "no|way"),
-    Cell("c", {"model.fusion.kind": "transformer"}, None),
+CELLS: list[GridCell[Any]] = [
+    GridCell("a", {"model.fusion.kind": "concat"}, None),
+    GridCell("b", {"model.fusion.kind": "gated"}, None, "no|way"),
+    GridCell("c", {"model.fusion.kind": "transformer"}, None),
 ]
 RECORDS = {
     ("a", 0): TrainingResult("finished", score=0.5, parameters=1000, images_per_s=10.0, seconds=2.0),
@@ -43,7 +43,7 @@ def test_a_row_is_the_mean_of_its_seeds() -> None:
 
 
 def test_markdown_is_aligned_and_escaped() -> None:
-    lines = markdown(ablation_rows(CELLS, [0, 1], RECORDS, "val accuracy")).splitlines()
+    lines = markdown_table(ablation_rows(CELLS, [0, 1], RECORDS, "val accuracy")).splitlines()
     assert len({len(line) for line in lines}) == 1
     assert "| concat      |       0.6000 | 0.1414 | 0.5000 | 0.7000 |      1,000 |" in lines[2]
     assert "no\\|way" in lines[3]
@@ -58,7 +58,7 @@ def test_csv_has_the_numbers_in_full() -> None:
 
 
 def test_the_best_trial_comes_first() -> None:
-    trials = [Trial(n, {"train.optimizer.head_lr": 0.1 * n}, "") for n in range(3)]
+    trials = [SearchTrial(n, {"train.optimizer.head_lr": 0.1 * n}, "") for n in range(3)]
     records = {
         0: TrainingResult("stopped", score=0.2),
         1: TrainingResult("failed", "boom"),

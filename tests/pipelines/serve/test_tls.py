@@ -16,7 +16,7 @@ from pipelines.serve.client import Client, is_reachable, is_ready
 from pipelines.serve.config import ServeConfig
 from pipelines.serve.errors import ServeError
 from pipelines.serve.http.app import create_app
-from pipelines.serve.tls import TLSConfig, check, pinned_context
+from pipelines.serve.tls import TLSConfig, check_tls_files, pinned_context
 from tests.pipelines.serve.conftest import FakeService
 from tests.pipelines.serve.http_client import IMAGE, error_code, http
 from tests.pipelines.serve.server import self_signed, served
@@ -84,13 +84,13 @@ def test_files_that_cannot_be_used_are_named(
     tmp_path: Path, spoil: Callable[[TLSConfig, Path], TLSConfig], message: str
 ) -> None:
     good = self_signed(tmp_path)
-    check(good)
+    check_tls_files(good)
     with pytest.raises(ServeError, match=message):
-        check(spoil(good, tmp_path))
+        check_tls_files(spoil(good, tmp_path))
 
 
 def test_without_a_certificate_there_is_nothing_to_check_or_to_trust() -> None:
-    check(TLSConfig())
+    check_tls_files(TLSConfig())
     assert pinned_context(TLSConfig()) is None
     for half in ("certificate", "key"):
         with pytest.raises(ConfigError, match="certificate and key belong together"):
@@ -132,7 +132,7 @@ def test_the_chain_in_the_file_is_not_what_is_trusted(tmp_path: Path, service: F
     """Who has another certificate of the same authority is a stranger."""
     own, authority = self_signed(tmp_path), self_signed(tmp_path, "authority")
     own.files[0].write_bytes(own.files[0].read_bytes() + authority.files[0].read_bytes())
-    check(own)
+    check_tls_files(own)
     certificate, key = authority.files
     with served(create_app(service, ServeConfig()), ssl_certfile=certificate, ssl_keyfile=key) as at:
         assert is_reachable(f"https://{at}", pinned_context(authority))

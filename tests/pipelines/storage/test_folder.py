@@ -8,7 +8,7 @@ import aiohttp
 import pytest
 
 from pipelines.storage.folder import Folder
-from pipelines.storage.retries import ATTEMPTS, retrying
+from pipelines.storage.retries import ATTEMPTS, call_with_retries
 
 
 @pytest.fixture(autouse=True)
@@ -36,7 +36,7 @@ def test_errors_of_input_and_output(raised: Exception, expected: str, attempts: 
         raise raised
 
     with pytest.raises(OSError, match=expected):
-        retrying(operation)
+        call_with_retries(operation)
     assert len(made) == attempts
 
 
@@ -48,13 +48,13 @@ def test_other_errors_pass_at_once() -> None:
         raise ValueError("wrong")
 
     with pytest.raises(ValueError, match="wrong"):
-        retrying(operation)
+        call_with_retries(operation)
     assert len(made) == 1
 
 
 def test_an_error_that_passes_is_forgotten() -> None:
     errors = [OSError("reset"), aiohttp.ServerDisconnectedError()]
-    assert retrying(lambda: _raise(errors.pop()) if errors else "read") == "read"
+    assert call_with_retries(lambda: _raise(errors.pop()) if errors else "read") == "read"
 
 
 def _raise(error: Exception) -> str:
@@ -78,14 +78,14 @@ def test_a_folder_is_deleted_with_all_that_is_in_it(tmp_path: Path, remote: bool
 @pytest.mark.parametrize("place", ["local", "memory"])
 def test_a_file_that_is_written_piece_by_piece_is_there_whole_or_not_at_all(place: str, tmp_path: Path) -> None:
     folder = Folder(tmp_path / "new" if place == "local" else f"memory://{tmp_path.name}")
-    with folder.writing("whole") as file:
+    with folder.open_for_writing("whole") as file:
         for piece in (b"one", b"two"):
             file.write(piece)
         assert "whole" not in [stamp.name for stamp in folder.files()]
     assert folder.read("whole") == b"onetwo"
 
     def fail() -> None:
-        with folder.writing("half") as file:
+        with folder.open_for_writing("half") as file:
             file.write(b"one")
             raise ValueError("in the middle")
 

@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.storage.lock import locked
+from pipelines.storage.lock import hold_lock
 
 HOLDER = """
 import sys, time
 from pathlib import Path
-from pipelines.storage.lock import locked
-with locked(Path(sys.argv[1]), OSError()):
+from pipelines.storage.lock import hold_lock
+with hold_lock(Path(sys.argv[1]), OSError()):
     print("held", flush=True)
     time.sleep(600)
 """
@@ -29,12 +29,12 @@ def test_it_is_held_by_one_and_ends_with_a_killed_process(tmp_path: Path) -> Non
     try:
         assert holder.stdout is not None
         assert holder.stdout.readline() == "held\n"
-        with pytest.raises(BusyError, match="by a test"), locked(file, BusyError("by a test"), wait_s=0.1):
+        with pytest.raises(BusyError, match="by a test"), hold_lock(file, BusyError("by a test"), wait_s=0.1):
             pass
     finally:
         holder.kill()
         holder.wait()
-    with locked(file, BusyError()):
+    with hold_lock(file, BusyError()):
         pass
 
 
@@ -43,12 +43,12 @@ def test_threads_of_a_process_exclude_each_other(tmp_path: Path) -> None:
 
     def enter() -> None:
         try:
-            with locked(tmp_path / "lock", BusyError()):
+            with hold_lock(tmp_path / "lock", BusyError()):
                 entered.set()
         except BusyError as error:
             refused.append(error)
 
-    with locked(tmp_path / "lock", BusyError()):
+    with hold_lock(tmp_path / "lock", BusyError()):
         thread = threading.Thread(target=enter)
         thread.start()
         thread.join()
@@ -60,10 +60,10 @@ def test_who_waits_gets_it_when_it_is_free(tmp_path: Path) -> None:
     entered = threading.Event()
 
     def enter() -> None:
-        with locked(tmp_path / "lock", BusyError(), wait_s=60):
+        with hold_lock(tmp_path / "lock", BusyError(), wait_s=60):
             entered.set()
 
-    with locked(tmp_path / "lock", BusyError()):
+    with hold_lock(tmp_path / "lock", BusyError()):
         thread = threading.Thread(target=enter)
         thread.start()
         assert not entered.wait(0.2)

@@ -65,12 +65,12 @@ def test_what_is_written_is_listed_read_and_deleted(folder: Folder) -> None:
     assert pickle.loads(pickle.dumps(folder)).read("_index/samples/a") == b"1"  # noqa: S301
     ranges = [(len(data) - 5, 5), (512, 10), (0, 700)]
     assert folder.read_ranges("a.tar", ranges) == [data[at : at + size] for at, size in ranges]
-    folder.duplicate("a.tar", "taken/a.tar")
+    folder.copy_file("a.tar", "taken/a.tar")
     folder.remove("a.tar")
     folder.remove("a.tar")
     assert folder.read("taken/a.tar") == data
     with pytest.raises(FileNotFoundError):
-        folder.duplicate("a.tar", "taken/b.tar")
+        folder.copy_file("a.tar", "taken/b.tar")
     folder.remove_folder("taken")
     folder.remove_folder("_index")
     assert folder.files() == []
@@ -162,7 +162,7 @@ def test_wrong_credentials_are_named_with_the_remedy(
         lambda: stranger.read_ranges("a.tar", [(0, 10)]),
         lambda: stranger.stream("a.tar", file.size).read(10),
         lambda: stranger.write("b.tar", b""),
-        lambda: stranger.duplicate("a.tar", "b.tar"),
+        lambda: stranger.copy_file("a.tar", "b.tar"),
         lambda: build_index(folder.uri, PLAIN),
     ):
         with pytest.raises(AccessError, match=refused):

@@ -54,32 +54,32 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def test_what_was_stored_is_read_back(folder: Folder, local: Path) -> None:
-    listed = stored.store(local, folder)
+    listed = stored.store_folder(local, folder)
     assert stored.read_manifest(folder) == listed
     assert listed["model/weights"].bytes == len(LARGE)
-    with stored.as_local(folder, listed) as copy:
+    with stored.local_copy_of(folder, listed) as copy:
         assert contents(copy) == contents(local)
     assert copy.exists() == folder.is_local, "a download is temporary"
-    assert json.loads(stored.read(folder, listed, "state.json")) == {"step": 1}
-    with stored.as_local(folder, listed, "model/deep") as copy:
+    assert json.loads(stored.read_verified_file(folder, listed, "state.json")) == {"step": 1}
+    with stored.local_copy_of(folder, listed, "model/deep") as copy:
         assert ("model/weights" in contents(copy)) == folder.is_local
 
 
 def test_a_folder_without_its_manifest_is_none(folder: Folder, local: Path) -> None:
     with pytest.raises(ManifestError, match=r"has no manifest\.json: it was never completed"):
         stored.read_manifest(folder)
-    stored.store(local, folder)
+    stored.store_folder(local, folder)
     folder.write("manifest.json", b"{")
     with pytest.raises(ManifestError, match=r"manifest\.json is damaged"):
         stored.read_manifest(folder)
 
 
 def test_another_copy_takes_the_place_of_the_first(folder: Folder, local: Path) -> None:
-    stored.store(local, folder)
+    stored.store_folder(local, folder)
     folder.write(".weights.0123.partial", b"half")
     (local / "model" / "weights").write_bytes(b"other")
     (local / "state.json").unlink()
-    with stored.as_local(folder, stored.store(local, folder)) as copy:
+    with stored.local_copy_of(folder, stored.store_folder(local, folder)) as copy:
         assert contents(copy) == contents(local)
 
 
@@ -95,28 +95,28 @@ def test_another_copy_takes_the_place_of_the_first(folder: Folder, local: Path) 
     ids=["truncated", "longer", "altered", "missing", "added"],
 )
 def test_what_was_changed_is_named(folder: Folder, local: Path, change: Callable[[Folder], None], says: str) -> None:
-    listed = stored.store(local, folder)
+    listed = stored.store_folder(local, folder)
     change(folder)
-    with pytest.raises(ManifestError, match=says), stored.as_local(folder, listed, "model"):
+    with pytest.raises(ManifestError, match=says), stored.local_copy_of(folder, listed, "model"):
         pass
 
 
 def test_a_small_file_is_compared_too(folder: Folder, local: Path) -> None:
-    listed = stored.store(local, folder)
+    listed = stored.store_folder(local, folder)
     folder.write("state.json", b'{"step": 2}')
     with pytest.raises(ManifestError, match=r"state\.json was altered"):
-        stored.read(folder, listed, "state.json")
+        stored.read_verified_file(folder, listed, "state.json")
     folder.remove("state.json")
     with pytest.raises(ManifestError, match=r"state\.json is missing"):
-        stored.read(folder, listed, "state.json")
+        stored.read_verified_file(folder, listed, "state.json")
     with pytest.raises(ManifestError, match=r"damaged \(no other\.json in it\)"):
-        stored.read(folder, listed, "other.json")
+        stored.read_verified_file(folder, listed, "other.json")
 
 
 def test_a_store_that_is_read_over_http(local: Path) -> None:
-    stored.store(local, Folder(local.parent / "served" / "run"))
+    stored.store_folder(local, Folder(local.parent / "served" / "run"))
     with http_store(local.parent / "served") as (uri, _):
         folder = Folder(uri).child("run")
         listed = stored.read_manifest(folder)
-        with stored.as_local(folder, listed) as copy:
+        with stored.local_copy_of(folder, listed) as copy:
             assert contents(copy) == contents(local)

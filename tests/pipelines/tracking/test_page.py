@@ -5,14 +5,14 @@ from pathlib import Path
 
 from pipelines.tracking.address import TrackingConfig
 from pipelines.tracking.page import experiment_address
-from pipelines.tracking.store import connect
+from pipelines.tracking.store import connect_to_store
 from pipelines.tracking.tracker import Tracker
 
 
 def test_a_new_experiment_opens_as_trainings_with_columns_of_figures(tmp_path: Path) -> None:
     with Tracker.open(TrackingConfig(experiment="pets"), str(tmp_path), "run"):
         pass
-    experiment = connect(f"sqlite:///{tmp_path}/mlflow.db").get_experiment_by_name("pets")
+    experiment = connect_to_store(f"sqlite:///{tmp_path}/mlflow.db").get_experiment_by_name("pets")
     assert experiment.tags["mlflow.experimentKind"] == "custom_model_development"
     address = experiment_address("http://127.0.0.1:5000/", experiment.experiment_id)
     page, _, key = address.partition("?viewStateShareKey=")

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.tracking.provenance import flatten, git_state, truncate_with_hash, without_secrets
+from pipelines.tracking.provenance import flatten_settings, git_state, truncate_with_hash, without_secrets
 from vlmodel.locations import redact_secrets
 
 
@@ -83,7 +83,7 @@ def test_values_of_secret_names_are_redacted() -> None:
 
 def test_flatten_tells_texts_from_other_values_only_where_they_differ() -> None:
     tree = {"a": {"b": {"c": 0.1}}, "text": "x", "none": None, "list": ["é", 1], "empty": {}}
-    assert flatten(tree) == {"a.b.c": "0.1", "text": "x", "none": "null", "list": '["é", 1]', "empty": "{}"}
+    assert flatten_settings(tree) == {"a.b.c": "0.1", "text": "x", "none": "null", "list": '["é", 1]', "empty": "{}"}
 
 
 def test_shortened_texts_differ_where_the_texts_differ() -> None:

@@ -26,7 +26,7 @@ from pipelines.tracking import metric_writer, store
 from pipelines.tracking import tracker as tracker_module
 from pipelines.tracking.address import TrackingConfig, TrackingError, check_reachable, tracking_uri
 from pipelines.tracking.metric_queue import MetricQueue
-from pipelines.tracking.store import connect, wait_reachable
+from pipelines.tracking.store import connect_to_store, wait_reachable
 from pipelines.tracking.tracker import NullTracker, Tracker
 from pipelines.tracking.unsent_metrics import UnsentMetrics
 from vlmodel.config import ConfigError, parse
@@ -35,16 +35,16 @@ REPOSITORY = Path(__file__).resolve().parents[3]
 
 
 def status_of(tracker: Tracker) -> str:
-    return str(connect(tracker.handle.uri).get_run(tracker.run_id).info.status)
+    return str(connect_to_store(tracker.handle.uri).get_run(tracker.run_id).info.status)
 
 
 def artifacts_of(tracker: Tracker) -> Path:
-    uri = connect(tracker.handle.uri).get_run(tracker.run_id).info.artifact_uri
+    uri = connect_to_store(tracker.handle.uri).get_run(tracker.run_id).info.artifact_uri
     return Path(uri.removeprefix("file://"))
 
 
 def lines_of(tracker: Tracker, key: str) -> list[tuple[int, float]]:
-    return [(m.step, m.value) for m in connect(tracker.handle.uri).get_metric_history(tracker.run_id, key)]
+    return [(m.step, m.value) for m in connect_to_store(tracker.handle.uri).get_metric_history(tracker.run_id, key)]
 
 
 def test_a_run_is_continued_by_its_name_and_steps_done_again_are_recorded_once(
@@ -69,7 +69,7 @@ def test_a_run_is_continued_by_its_name_and_steps_done_again_are_recorded_once(
     history = again.history()
     assert [row["step"] for row in history] == list(range(1, 9))
     assert history[3] == {"step": 4, "train/loss": 0.25, "train/accuracy": 0.4, "val/loss": 0.25}
-    assert connect(again.handle.uri).get_run(again.run_id).data.tags["seed"] == "3"
+    assert connect_to_store(again.handle.uri).get_run(again.run_id).data.tags["seed"] == "3"
     again.close()
 
 
@@ -147,7 +147,7 @@ def test_parameters_are_recorded_flat_and_changes_are_refused_by_name(storage: s
     tracker = Tracker.open(tracking, storage, "params")
     tracker.log_params(tree, volatile=["cluster"])
     tracker.log_params({**tree, "cluster": {"address": "ray://head"}, "new": [1, None]}, volatile=["cluster"])
-    params = connect(tracker.handle.uri).get_run(tracker.run_id).data.params
+    params = connect_to_store(tracker.handle.uri).get_run(tracker.run_id).data.params
     assert params == {"train.lr": "0.001", "train.epochs": "8", "name": "x", "new": "[1, null]"}
     assert json.loads((artifacts_of(tracker) / "config.json").read_text())["cluster"] == {"address": "ray://head"}
 
@@ -155,7 +155,7 @@ def test_parameters_are_recorded_flat_and_changes_are_refused_by_name(storage: s
     with pytest.raises(TrackingError, match=r"under a new name.*train\.lr: 0\.001 -> 0\.002") as refused:
         tracker.log_params(changed, volatile=["cluster"])
     assert "epochs" not in str(refused.value)
-    assert connect(tracker.handle.uri).get_run(tracker.run_id).data.params == params
+    assert connect_to_store(tracker.handle.uri).get_run(tracker.run_id).data.params == params
 
 
 def test_parameters_beyond_the_limits_are_shortened_and_still_compared(storage: str, tracking: TrackingConfig) -> None:
@@ -164,7 +164,7 @@ def test_parameters_beyond_the_limits_are_shortened_and_still_compared(storage: 
     tracker = Tracker.open(tracking, storage, "long")
     tracker.log_params(long)
     tracker.log_params(long)
-    params = connect(tracker.handle.uri).get_run(tracker.run_id).data.params
+    params = connect_to_store(tracker.handle.uri).get_run(tracker.run_id).data.params
     assert len(params) == 231
     assert len(params["labels"]) == 6000
     assert json.loads((artifacts_of(tracker) / "config.json").read_text())["labels"] == ["answer"] * 5000
@@ -239,7 +239,7 @@ def test_data_is_recorded_as_a_dataset_and_other_data_is_refused(storage: str, t
     for _ in range(2):
         tracker.log_data(facts)
     tracker.log_data({**facts, "hash": "cd" * 32}, context="test")
-    run = connect(tracker.handle.uri).get_run(tracker.run_id)
+    run = connect_to_store(tracker.handle.uri).get_run(tracker.run_id)
     assert run.inputs is not None
     first, second = sorted(run.inputs.dataset_inputs, key=lambda found: str(found.dataset.digest))
     assert (first.dataset.name, first.dataset.digest) == ("tars", "ab" * 18)
@@ -316,7 +316,7 @@ def test_a_database_that_is_none_is_reported(tmp_path: Path, monkeypatch: pytest
 
 def test_a_deleted_experiment_is_reported(storage: str, tracking: TrackingConfig) -> None:
     tracker = Tracker.open(tracking, storage, "a")
-    client = connect(tracker.handle.uri)
+    client = connect_to_store(tracker.handle.uri)
     experiment = client.get_run(tracker.run_id).info.experiment_id
     client.delete_experiment(experiment)
     with pytest.raises(TrackingError, match=f"'vlmodel' was deleted; restore it .*-x {experiment}"):

@@ -40,21 +40,21 @@ def store(
         local = tmp_path / f"local-{step}"
         trainer.evaluated.save_pretrained(local / checkpoint.MODEL)
         tiny_processor.save_pretrained(local / checkpoint.MODEL)
-        checkpoint.write(local, trainer.state(), {"step": step, "selection": selection, "history": []})
+        checkpoint.write_checkpoint_state(local, trainer.state(), {"step": step, "selection": selection, "history": []})
         target = tmp_path / "run" / checkpoint.folder_name(step)
-        checkpoint.upload(local, Folder(target))
+        checkpoint.upload_checkpoint(local, Folder(target))
         return target
 
     return make
 
 
 def newest_step(run: str) -> int | None:
-    with checkpoint.newest(run) as found:
+    with checkpoint.open_newest_checkpoint(run) as found:
         return found[0].step if found is not None else None
 
 
 def best_step(run: str) -> int:
-    with checkpoint.best(run) as (found, _):
+    with checkpoint.open_best_checkpoint(run) as (found, _):
         return found.step
 
 
@@ -111,7 +111,10 @@ def test_a_damaged_checkpoint_is_passed_over_and_the_one_before_is_used(
         assert newest_step(str(tmp_path / "run")) == 10
     assert best_step(str(tmp_path / "run")) == 10
     assert says in caplog.text
-    with pytest.raises(CheckpointError, match="use an earlier checkpoint"), checkpoint.find(Folder(broken)).as_local():
+    with (
+        pytest.raises(CheckpointError, match="use an earlier checkpoint"),
+        checkpoint.find_checkpoint(Folder(broken)).as_local(),
+    ):
         pass
 
 
@@ -131,7 +134,7 @@ def test_the_manifest_is_uploaded_last(store: Callable[[int, float], Path], monk
     noted("put")
     noted("write")
     (folder / "manifest.json").unlink()
-    checkpoint.upload(folder, Folder(f"{folder}-copy"))
+    checkpoint.upload_checkpoint(folder, Folder(f"{folder}-copy"))
     assert order[-1] == "manifest.json"
     assert sorted(order) == sorted(p.relative_to(f"{folder}-copy").as_posix() for p in files_in(Path(f"{folder}-copy")))
 
@@ -162,11 +165,13 @@ def store_frozen(trainer: TrainStep, processor: VLProcessor, run: str, step: int
     """A checkpoint as a worker makes it."""
     folder = Folder(run).child(checkpoint.folder_name(step))
     with TemporaryDirectory() as scratch:
-        stored = bases.store(trainer.model, Folder(run).parent)
+        stored = bases.store_bases(trainer.model, Folder(run).parent)
         trainer.evaluated.save_pretrained(Path(scratch) / checkpoint.MODEL, stored=stored)
         processor.save_pretrained(Path(scratch) / checkpoint.MODEL)
-        checkpoint.write(Path(scratch), trainer.state(), {"step": step, "selection": 0.5, "history": []})
-        checkpoint.upload(Path(scratch), folder)
+        checkpoint.write_checkpoint_state(
+            Path(scratch), trainer.state(), {"step": step, "selection": 0.5, "history": []}
+        )
+        checkpoint.upload_checkpoint(Path(scratch), folder)
     return folder
 
 
@@ -204,7 +209,7 @@ def test_a_training_on_frozen_weights_continues_bit_for_bit(run: str, tiny_proce
     for step in range(3, 6):
         whole(step, [batches[step]], 1)
 
-    with checkpoint.newest(run) as found:
+    with checkpoint.open_newest_checkpoint(run) as found:
         assert found is not None
         model = VLModel.from_pretrained(found[1] / checkpoint.MODEL)
         again = TrainStep(model, OptimizerConfig(), StepConfig(ema=0.5), steps=10, seed=0)
@@ -231,7 +236,7 @@ def test_a_run_whose_base_is_missing_or_altered_is_refused(run: str, tiny_proces
         BaseWeightsError, match=rf"{tower.name}.* restore it from a backup|{tower.name}.* altered or cut off"
     ):
         checkpoint.check_bases(run)
-    with pytest.raises(BaseWeightsError), checkpoint.best(run, checkpoint.MODEL) as (_, local):
+    with pytest.raises(BaseWeightsError), checkpoint.open_best_checkpoint(run, checkpoint.MODEL) as (_, local):
         VLModel.from_pretrained(local / checkpoint.MODEL)
 
 
@@ -241,7 +246,7 @@ def test_a_checkpoint_of_another_version_is_not_passed_over(store: Callable[[int
     state = json.loads((folder / "state.json").read_text())
     del state["format"]
     (folder / "state.json").write_text(json.dumps(state))
-    (folder / "manifest.json").write_bytes(manifest.to_bytes(manifest.of_folder(folder)))
+    (folder / "manifest.json").write_bytes(manifest.manifest_to_bytes(manifest.manifest_of_folder(folder)))
     run, says = (
         str(folder.parent),
         r"another version .*\(format 1, .* reads 2\); train anew with this version, under another",
@@ -259,18 +264,18 @@ def test_storage_may_be_anywhere(store: Callable[[int, float], Path], tmp_path: 
     local = store(10, 0.5)
     (local / "manifest.json").unlink()
     run = f"file://{tmp_path}/elsewhere" if place == "file" else f"memory://{tmp_path.name}/run"
-    checkpoint.upload(local, Folder(run).child(checkpoint.folder_name(10)))
-    with checkpoint.newest(run) as found:
+    checkpoint.upload_checkpoint(local, Folder(run).child(checkpoint.folder_name(10)))
+    with checkpoint.open_newest_checkpoint(run) as found:
         assert found is not None
         stored, folder = found
         assert checkpoint.read_trainer(folder, torch.device("cpu")).keys() == {"model", "optimizer", "average"}
-    with checkpoint.best(run, checkpoint.MODEL) as (_, folder):
+    with checkpoint.open_best_checkpoint(run, checkpoint.MODEL) as (_, folder):
         Predictor.from_pretrained(folder / checkpoint.MODEL)
         assert (folder / "trainer.pt").exists() == (place == "file"), "only the part is downloaded"
     trainer = stored.folder.read("trainer.pt")
     stored.folder.write("trainer.pt", trainer[:-1])
     assert newest_step(run) is None
-    with checkpoint.best(run, checkpoint.MODEL) as (found_best, _):
+    with checkpoint.open_best_checkpoint(run, checkpoint.MODEL) as (found_best, _):
         assert found_best.step == 10
 
 
@@ -292,9 +297,9 @@ def test_the_newest_state_is_read_without_the_weights(store: Callable[[int, floa
 def test_a_file_within_that_is_called_as_the_manifest_is_kept(tmp_path: Path) -> None:
     (tmp_path / "local" / "model").mkdir(parents=True)
     (tmp_path / "local" / "model" / "manifest.json").write_text("of another program")
-    checkpoint.write(tmp_path / "local", {}, {"step": 3})
-    checkpoint.upload(tmp_path / "local", Folder(tmp_path / "stored"))
-    with checkpoint.find(Folder(tmp_path / "stored")).as_local() as folder:
+    checkpoint.write_checkpoint_state(tmp_path / "local", {}, {"step": 3})
+    checkpoint.upload_checkpoint(tmp_path / "local", Folder(tmp_path / "stored"))
+    with checkpoint.find_checkpoint(Folder(tmp_path / "stored")).as_local() as folder:
         assert (folder / "model" / "manifest.json").read_text() == "of another program"
 
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from pipelines.train import loop
-from pipelines.train.loop import Progress, TrainConfig, patience_is_exhausted, restore_progress
+from pipelines.train.loop import TrainConfig, TrainingProgress, patience_is_exhausted, restore_progress
 from pipelines.train.validation import ValidationResult
 
 ACCURACY = [0.2, 0.5, 0.4, 0.5, 0.45, 0.9]
@@ -57,11 +57,11 @@ class Hooks:
 
     def log(self, metrics: Mapping[str, float], step: int) -> None: ...
 
-    def checkpoint(self, progress: Progress, selection: float) -> None:
+    def checkpoint(self, progress: TrainingProgress, selection: float) -> None:
         self.state = {"step": progress.step, "epoch_sums": progress.epoch_sums, "history": list(progress.history)}
         self.epochs = len(progress.history)
 
-    def should_continue(self, progress: Progress, selection: float) -> bool:
+    def should_continue(self, progress: TrainingProgress, selection: float) -> bool:
         return True
 
     epochs = 0
@@ -106,7 +106,7 @@ class DevicePrefetcher:
         return {"step": np.array([self._step - 1])}, {}
 
 
-def run(state: Mapping[str, Any] | None, hooks: Hooks, patience: int) -> Progress:
+def run(state: Mapping[str, Any] | None, hooks: Hooks, patience: int) -> TrainingProgress:
     progress = restore_progress(state)
     hooks.epochs = len(progress.history)
     given: Any = Step(), Schedule(), DevicePrefetcher(progress.step), TrainConfig(patience=patience), progress, hooks

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from pipelines.data.stream.plan import Plan, Schedule
+from pipelines.data.stream.plan import Plan, StepSchedule
 from pipelines.train.loop import ThroughputMeter
 from pipelines.train.step import StepResult
 
@@ -19,7 +19,7 @@ def meter() -> ThroughputMeter:
     """Of 2 epochs over 15 images in batches of 8, which makes 4 steps, the last one of 6 images."""
     plan = Plan("index", np.array([15]), seed=0, shuffle=True)
     prefetcher: Any = SimpleNamespace(waited_s=0.0)
-    return ThroughputMeter(Schedule(plan, 8, 2), prefetcher)
+    return ThroughputMeter(StepSchedule(plan, 8, 2), prefetcher)
 
 
 def test_texts_are_no_tokens(meter: ThroughputMeter) -> None:

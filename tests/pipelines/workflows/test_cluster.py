@@ -23,9 +23,9 @@ LOOK = """
 import os, subprocess, sys
 from pathlib import Path
 import psutil, ray
-from pipelines.workflows.cluster import ClusterConfig, connected
+from pipelines.workflows.cluster import ClusterConfig, connected_to_cluster
 from pipelines.errors import DataError
-with connected(ClusterConfig(num_cpus=2, object_store_mb=100)) as own:
+with connected_to_cluster(ClusterConfig(num_cpus=2, object_store_mb=100)) as own:
     assert own
     (session,) = (Path(os.environ["RAY_TMPDIR"]) / f"ray-{os.getuid()}" / "ray").glob(f"session_*_{os.getpid()}")
     print("mode", oct(session.parent.parent.stat().st_mode & 0o777))

@@ -13,7 +13,7 @@ from pipelines.data.index.build import build_index
 from pipelines.data.index.config import IndexConfig
 from pipelines.data.index.index import Index
 from pipelines.data.tars.shards import ShardWriter
-from pipelines.evaluate.assess import Assessment
+from pipelines.evaluate.assess import TaskAssessment
 from pipelines.registry import own_examples
 from pipelines.registry.errors import ArtifactError
 from pipelines.registry.own_examples import OwnExample
@@ -56,7 +56,7 @@ def index(tmp_path_factory: pytest.TempPathFactory, ray_local: None) -> Index:
     return build_index(str(folder), IndexConfig())
 
 
-def assessed(checkpoint: Path, right: range) -> Assessment:
+def assessed(checkpoint: Path, right: range) -> TaskAssessment:
     """What the model answers about all samples; those that are numbered in ``right`` it answers as it should."""
     predictor = Predictor.from_pretrained(checkpoint)
     rows = []
@@ -66,7 +66,7 @@ def assessed(checkpoint: Path, right: range) -> Assessment:
             best = prediction.answers[0][0]
             rows.append((f"k{number}", text, best if number in right else f"not {best}", best))
     table = answers(*rows, split="val")
-    return Assessment("", report_on_answers(table, "val", LEARNED), table, [], (b"", ""))
+    return TaskAssessment("", report_on_answers(table, "val", LEARNED), table, [], (b"", ""))
 
 
 def pictures(examples: list[OwnExample]) -> list[Image.Image]:

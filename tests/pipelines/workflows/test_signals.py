@@ -131,9 +131,9 @@ def test_a_job_ends_with_its_status_where_its_terminal_is_gone() -> None:
 def test_handlers_that_a_library_installs_are_not_kept() -> None:
     before = signal.getsignal(signal.SIGTERM)
     try:
-        signals.handle("{signal}")
+        signals.raise_interrupt_on_signals("{signal}")
         own = signal.getsignal(signal.SIGTERM)
-        with signals.kept():
+        with signals.restored_signal_handlers():
             signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
         assert signal.getsignal(signal.SIGTERM) is own
     finally:

@@ -22,12 +22,12 @@ from pipelines.data.index.build import build_index
 from pipelines.data.index.config import IndexConfig
 from pipelines.data.index.index import Index
 from pipelines.data.stream.dataset import Source
-from pipelines.data.stream.plan import Schedule
+from pipelines.data.stream.plan import StepSchedule
 from pipelines.data.tars.sample import dump_texts
 from pipelines.data.tars.shards import ShardWriter
 from pipelines.errors import DataError
 from pipelines.evaluate.baselines import Baselines, check_learnable
-from pipelines.evaluate.predict import collect, predict
+from pipelines.evaluate.predict import collect_tables, predict_dataset
 from pipelines.search.trial_controller import create_trial_controller
 from pipelines.train import checkpoint
 from pipelines.workflows import index, train, training_data
@@ -78,7 +78,7 @@ def workspace(data: Path, *more: str) -> Workspace:
 
 def spent(work: Workspace) -> tuple[Any, Any]:
     indexes = training_data.open_indexes(work, work.newest_index())
-    return training_data.training(work, indexes, work.local_folder / "processor", ())
+    return training_data.training_samples_and_order(work, indexes, work.local_folder / "processor", ())
 
 
 @pytest.mark.parametrize(
@@ -119,7 +119,7 @@ def test_without_a_mix_data_tars_is_trained_on(data: Path) -> None:
     work = workspace(data, "data.mix={}")
     judged = work.newest_index()
     assert training_data.open_indexes(work, judged) == {"": judged}
-    assert training_data.facts(work, judged) == training_data.index_facts(judged, work.tars)
+    assert training_data.describe_data(work, judged) == training_data.index_facts(judged, work.tars)
 
 
 def test_the_record_changes_with_every_source(data: Path) -> None:
@@ -128,10 +128,10 @@ def test_the_record_changes_with_every_source(data: Path) -> None:
         workspace(data, f"data.mix.named.tars={data / 'asked'}", f"data.mix.asked.tars={data / 'named'}"),
     )
     judged = one.newest_index()
-    found = training_data.facts(one, judged)
+    found = training_data.describe_data(one, judged)
     assert isinstance(found["mix"], dict)
     assert set(found["mix"]) == {"asked", "named"}
-    assert len({found["hash"], training_data.facts(other, judged)["hash"], judged.hash}) == 3
+    assert len({found["hash"], training_data.describe_data(other, judged)["hash"], judged.hash}) == 3
 
 
 def test_a_set_that_was_indexed_as_another_is_refused(data: Path) -> None:
@@ -174,7 +174,7 @@ def test_models_are_not_judged_on_texts_alone(data: Path, said: Path) -> None:
     with pytest.raises(
         DataError, match=r"judged on images with texts, and .*said is .* indexed as \['text'\].* data\.mix"
     ):
-        train.open_checked(workspace(data, f"data.tars={said}", "data.index.inputs=text", "data.mix={}"))
+        train.open_checked_index(workspace(data, f"data.tars={said}", "data.index.inputs=text", "data.mix={}"))
 
 
 def test_a_task_that_would_learn_of_the_data_is_named(tmp_path: Path) -> None:
@@ -206,7 +206,7 @@ def test_a_task_that_would_learn_of_the_data_is_named(tmp_path: Path) -> None:
 )
 def test_each_task_needs_its_texts(data: Path, more: list[str], says: str) -> None:
     with pytest.raises(DataError, match=says):
-        train.open_checked(workspace(data, *more))
+        train.open_checked_index(workspace(data, *more))
     assert train.open_index(workspace(data, *more)).tars.endswith("asked")
 
 
@@ -250,13 +250,13 @@ def test_a_training_on_pairs_and_texts(data: Path, said: Path, monkeypatch: pyte
     model = f"{ended.path}/model"
     assert "grass" in VLProcessor.from_pretrained(model).tokenizer.get_vocab()
     source = Source(str(said), Index.open(str(said)).hash, "val", model)
-    asked = predict(model, source, work.config.predict, work.config.stream, "ask")
-    answers = pa.concat_tables(list(collect(asked, "evaluate", 6)))
+    asked = predict_dataset(model, source, work.config.predict, work.config.stream, "ask")
+    answers = pa.concat_tables(list(collect_tables(asked, "evaluate", 6)))
     assert answers["key"].to_pylist() == [f"val{n}" for n in range(6)]
     assert answers["target"].to_pylist() == ["green"] * 6
     assert answers["shuffled"].null_count == 6
     with pytest.raises(DataError, match="the model's task 'find' is about captions with an image; name data"):
-        predict(model, source, work.config.predict, work.config.stream, "find")
+        predict_dataset(model, source, work.config.predict, work.config.stream, "find")
 
 
 def lines(folder: Path) -> Iterator[dict[str, Any]]:
@@ -276,7 +276,7 @@ def seen(work: Workspace) -> dict[tuple[int, int], list[tuple[int, ...]]]:
 def fit(work: Workspace, trial_controller: Any = None) -> checkpoint.StoredCheckpoint:
     with work.track() as tracker:
         fit_model(work, train.open_index(work), tracker, trial_controller=trial_controller)
-    newest = next(checkpoint.listed(work.run_folder), None)
+    newest = next(checkpoint.valid_checkpoints(work.run_folder), None)
     assert newest is not None
     return newest
 
@@ -290,11 +290,11 @@ def test_a_stopped_training_goes_on_with_the_samples_that_were_due(data: Path, m
     ended = fit(calm)
 
     _, order = spent(calm)
-    schedule = Schedule(order, calm.config.train.batch, 3)
+    schedule = StepSchedule(order, calm.config.train.batch, 3)
     ledger = seen(calm)
     assert set(ledger) == {(step, rank) for step in range(schedule.steps) for rank in (0, 1)}
     for (step, rank), samples in ledger.items():
-        due = schedule.part(step, rank, 2)
+        due = schedule.samples_of_part(step, rank, 2)
         columns = (due.source, due.epoch, due.shard, due.row)
         assert samples == list(zip(*(column.tolist() for column in columns), strict=True))
     assert ended.state["step"] == schedule.steps

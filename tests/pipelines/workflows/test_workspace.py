@@ -48,7 +48,7 @@ def test_a_run_goes_on_with_the_versions_that_it_began_with(tmp_path: Path, caps
     first = {name: grown(tmp_path / name, number).hash for number, name in enumerate(("tars", "one", "two"))}
     assert work.index_versions() == {}
     as_tracker: Tracker = tracker  # type: ignore[assignment]
-    training_data.record(work, work.index(), as_tracker)
+    training_data.record_data(work, work.index(), as_tracker)
     assert work.index_versions() == {"": first["tars"], "one": first["one"], "two": first["two"]}
     assert capsys.readouterr().out == ""
 
@@ -61,7 +61,7 @@ def test_a_run_goes_on_with_the_versions_that_it_began_with(tmp_path: Path, caps
     assert {name: index.hash for name, index in training_data.open_indexes(work, judged).items()} == {
         name: first[name] for name in ("one", "two")
     }
-    training_data.record(work, judged, as_tracker)
+    training_data.record_data(work, judged, as_tracker)
     assert tracker.data[0] == tracker.data[1]
     of_newest = training_data.open_indexes(work, judged, newest=True)
     assert {name: index.hash for name, index in of_newest.items()} == {name: newest[name] for name in ("one", "two")}

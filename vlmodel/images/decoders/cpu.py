@@ -39,8 +39,8 @@ def decode(
     if header is not None and (pixels_HWC := _decode_jpeg(data, header, size, max_pixels)) is not None:
         return resize_to_square(pixels_HWC, size, resize, out, header.orientation)
     with open_image(data, max_pixels, formats) as opened:
-        opened.draft(size)
-        pixels_HWC = np.asarray(opened.upright())
+        opened.decode_at_reduced_size(size)
+        pixels_HWC = np.asarray(opened.decode_upright())
     return resize_to_square(pixels_HWC, size, resize, out)
 
 

@@ -8,13 +8,13 @@ from fastapi import APIRouter
 from pydantic import BaseModel, Field
 
 from pipelines.serve.config import ServeConfig
-from pipelines.serve.errors import not_ready
+from pipelines.serve.errors import not_ready_error
 from pipelines.serve.http.openapi import ErrorBody
 from pipelines.serve.service import ModelInfo, Service
 
 
-class Limits(BaseModel):
-    """What one request may hold at most."""
+class RequestLimits(BaseModel):
+    """The limits on what one request may hold."""
 
     body_bytes: int
     questions: int
@@ -33,7 +33,7 @@ class ModelDescription(BaseModel):
     image_size: int = Field(description="Side of the square, in pixels, that a picture is resized to.")
     resize: str = Field(description="How a picture becomes square: `squash`, or `crop` to its middle.")
     feedback: bool = Field(description="Whether corrections are taken, at POST /v1/feedback.")
-    limits: Limits
+    limits: RequestLimits
 
 
 class OfferedExample(BaseModel):
@@ -64,7 +64,7 @@ def router(service: Service, config: ServeConfig) -> APIRouter:
 
     def model() -> ModelInfo:
         if service.model is None:
-            raise not_ready()
+            raise not_ready_error()
         return service.model
 
     @routes.get("/healthz", summary="Is the process alive?")
@@ -88,7 +88,7 @@ def router(service: Service, config: ServeConfig) -> APIRouter:
             image_size=info.image_size,
             resize=info.resize,
             feedback=bool(config.feedback.folder),
-            limits=Limits(
+            limits=RequestLimits(
                 body_bytes=config.max_body_bytes,
                 questions=config.max_texts,
                 texts=config.max_texts,

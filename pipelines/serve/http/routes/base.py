@@ -16,7 +16,7 @@ from starlette.datastructures import Headers, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 
 from pipelines.serve.config import ServeConfig
-from pipelines.serve.errors import ApiError, no_such_task, not_ready
+from pipelines.serve.errors import ApiError, no_such_task_error, not_ready_error
 from pipelines.serve.http.middleware import STARTED, VERSION
 from pipelines.serve.service import Service, ServiceResult
 from vlmodel.operations.base import ModelVersion, TaskRequest, TaskResponse
@@ -43,9 +43,9 @@ class RequestHandler:
 
     def __init__(self, request: Request, service: Service, config: ServeConfig, operation: str | None = None) -> None:
         if service.model is None:
-            raise not_ready()
+            raise not_ready_error()
         if operation is not None and operation not in service.model.tasks:
-            raise no_such_task(operation, service.model.name, service.model.tasks)
+            raise no_such_task_error(operation, service.model.name, service.model.tasks)
         self._request, self._config = request, config
         self._deadline = asyncio.get_running_loop().time() + config.request_timeout_s
 

@@ -17,9 +17,9 @@ from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 
 from pipelines.serve.config import ServeConfig
-from pipelines.serve.errors import ApiError, internal, not_ready
+from pipelines.serve.errors import ApiError, internal_error, not_ready_error
 from pipelines.serve.http.middleware import ERROR_CODE, VERSION
-from pipelines.serve.http.openapi import documentation
+from pipelines.serve.http.openapi import document_route
 from pipelines.serve.http.routes import base
 from pipelines.serve.service import AnswerStream, ModelInfo, Service, ServiceRequest, ServiceResult
 from vlmodel.conversation import ConversationError
@@ -37,7 +37,7 @@ def router(service: Service, config: ServeConfig) -> APIRouter:
     @routes.get("/v1/models", summary="The models that can be asked", tags=["service"])
     async def models() -> dict[str, Any]:
         if service.model is None:
-            raise not_ready()
+            raise not_ready_error()
         name = service.model.name
         return {"object": "list", "data": [{"id": name, "object": "model", "created": 0, "owned_by": "vlmodel"}]}
 
@@ -46,7 +46,7 @@ def router(service: Service, config: ServeConfig) -> APIRouter:
         name="chat",
         summary=Chat.summary,
         description=Chat.description,
-        **documentation(Chat.request, Chat.response),
+        **document_route(Chat.request, Chat.response),
     )
     async def complete(request: Request) -> Response:
         try:
@@ -136,8 +136,8 @@ async def _events(
         yield _event(_error_body(known))
     except Exception:
         _log.exception("a streamed answer failed")
-        request.scope[ERROR_CODE] = internal().code
-        yield _event(_error_body(internal()))
+        request.scope[ERROR_CODE] = internal_error().code
+        yield _event(_error_body(internal_error()))
 
 
 def _head(identity: tuple[str, int], model: ModelInfo | None, kind: str) -> dict[str, Any]:

@@ -11,11 +11,11 @@ from fastapi.responses import Response
 from pydantic import Field, model_validator
 from pydantic_core import PydanticCustomError
 
-from pipelines.records.corrections import Spool, SpoolFullError
+from pipelines.records.corrections import CorrectionSpool, SpoolFullError
 from pipelines.serve.config import ServeConfig
 from pipelines.serve.errors import ApiError
 from pipelines.serve.http.middleware import sender_of
-from pipelines.serve.http.openapi import documentation
+from pipelines.serve.http.openapi import document_route
 from pipelines.serve.http.routes import base
 from pipelines.serve.http.token_bucket import TokenBuckets
 from pipelines.serve.service import Service
@@ -61,18 +61,18 @@ def router(service: Service, config: ServeConfig) -> APIRouter:
     if not config.feedback.folder:
 
         @routes.post("/v1/feedback", include_in_schema=False)
-        async def decline() -> Response:
+        async def refuse_corrections() -> Response:
             message = (
                 "this service takes no corrections; its operator can name a folder for them, serve.feedback.folder"
             )
             raise ApiError(404, "no_feedback", message)
 
         return routes
-    spool = Spool(config.feedback.folder, int(config.feedback.max_gb * 1e9))
+    spool = CorrectionSpool(config.feedback.folder, int(config.feedback.max_gb * 1e9))
     rate = TokenBuckets(config.feedback.per_minute, burst=config.feedback.per_minute)
 
-    @routes.post("/v1/feedback", summary="Correct an answer", **documentation(FeedbackRequest, FeedbackResponse))
-    async def correct(request: Request) -> Response:
+    @routes.post("/v1/feedback", summary="Correct an answer", **document_route(FeedbackRequest, FeedbackResponse))
+    async def receive_correction(request: Request) -> Response:
         """Send a picture with what is right of it, as JSON with the image in base64 or as a multipart form."""
         sender = sender_of(request.scope)
         handler = base.RequestHandler(request, service, config)

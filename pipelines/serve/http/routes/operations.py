@@ -12,9 +12,9 @@ from fastapi.responses import Response, StreamingResponse
 from pydantic import BaseModel
 
 from pipelines.serve.config import ServeConfig
-from pipelines.serve.errors import ApiError, internal
+from pipelines.serve.errors import ApiError, internal_error
 from pipelines.serve.http.middleware import ERROR_CODE, error_body
-from pipelines.serve.http.openapi import documentation
+from pipelines.serve.http.openapi import document_route
 from pipelines.serve.http.routes import base
 from pipelines.serve.service import AnswerStream, Service, ServiceRequest, ServiceResult
 from vlmodel.operations.base import Operation, Query, all_operations
@@ -22,7 +22,7 @@ from vlmodel.operations.base import Operation, Query, all_operations
 _log = logging.getLogger(__name__)
 
 
-class Piece(BaseModel):
+class StreamedPiece(BaseModel):
     """The data of an event `piece`: what was written since the last one."""
 
     text: str
@@ -43,7 +43,7 @@ def router(service: Service, config: ServeConfig) -> APIRouter:
 
 
 def _add_route(routes: APIRouter, operation: Operation, service: Service, config: ServeConfig) -> None:
-    documented = documentation(operation.request, operation.response)
+    documented = document_route(operation.request, operation.response)
     if operation.streaming:
         documented["responses"][200] = {
             "description": f"The answer. {operation.streaming}",
@@ -71,20 +71,20 @@ def _add_route(routes: APIRouter, operation: Operation, service: Service, config
         )
         if not query.stream:
             result = await handler.within_time(service.run(asked))
-            return handler.respond(operation.response, result, **_fields(operation, query, result))
+            return handler.respond(operation.response, result, **_response_fields(operation, query, result))
         stream = await handler.within_time(service.stream(asked))
         return StreamingResponse(
-            _events(handler, request, operation, query, stream),
+            _stream_events(handler, request, operation, query, stream),
             media_type="text/event-stream",
             headers={"cache-control": "no-store"},
         )
 
 
-def _fields(operation: Operation, query: Query, result: ServiceResult) -> dict[str, Any]:
+def _response_fields(operation: Operation, query: Query, result: ServiceResult) -> dict[str, Any]:
     return operation.fields(query, result.result, base.truncated_flags(result, query.texts))
 
 
-async def _events(
+async def _stream_events(
     handler: base.RequestHandler, request: Request, operation: Operation, query: Query, stream: AnswerStream
 ) -> AsyncIterator[bytes]:
     """The events of a stream. The status was sent before, so an error is an event too."""
@@ -92,16 +92,16 @@ async def _events(
         # Closed also if the client leaves, so that an answer that nobody awaits is not generated.
         async with aclosing(stream):
             while isinstance(piece := await handler.within_time(anext(stream)), str):
-                yield _server_sent_event("piece", Piece(text=piece).model_dump_json().encode())
-            whole = handler.body(operation.response, piece, **_fields(operation, query, piece))
+                yield _server_sent_event("piece", StreamedPiece(text=piece).model_dump_json().encode())
+            whole = handler.body(operation.response, piece, **_response_fields(operation, query, piece))
             yield _server_sent_event("done", whole.model_dump_json().encode())
     except ApiError as error:
         request.scope[ERROR_CODE] = error.code
         yield _server_sent_event("error", error_body(error))
     except Exception:
         _log.exception("a streamed answer failed")
-        request.scope[ERROR_CODE] = internal().code
-        yield _server_sent_event("error", error_body(internal()))
+        request.scope[ERROR_CODE] = internal_error().code
+        yield _server_sent_event("error", error_body(internal_error()))
 
 
 def _server_sent_event(name: str, data: bytes) -> bytes:

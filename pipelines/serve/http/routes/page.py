@@ -23,7 +23,7 @@ def router() -> APIRouter:
     files = {path.name: path.read_bytes() for path in sorted(_PAGE.iterdir()) if path.suffix in _MEDIA_TYPES}
     etags = {name: f'"{hashlib.sha256(content).hexdigest()[:16]}"' for name, content in files.items()}
 
-    def send(name: str, request: Request) -> Response:
+    def send_file(name: str, request: Request) -> Response:
         if name not in files:
             raise HTTPException(404)
         headers = {"etag": etags[name], "cache-control": "no-cache"}
@@ -32,16 +32,16 @@ def router() -> APIRouter:
         return Response(files[name], media_type=_MEDIA_TYPES[Path(name).suffix], headers=headers)
 
     @routes.get("/")
-    async def page(request: Request) -> Response:
-        return send("index.html", request)
+    async def demo_page(request: Request) -> Response:
+        return send_file("index.html", request)
 
     @routes.get("/docs")
-    async def docs(request: Request) -> Response:
-        return send("docs.html", request)
+    async def docs_page(request: Request) -> Response:
+        return send_file("docs.html", request)
 
     @routes.get("/page/{name}")
-    async def asset(name: str, request: Request) -> Response:
-        return send(name, request)
+    async def page_asset(name: str, request: Request) -> Response:
+        return send_file(name, request)
 
     @routes.get("/favicon.ico")
     async def favicon() -> Response:

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from pipelines.data.importers._answers import consensus
-from pipelines.data.importers.coco import Config, Subset
+from pipelines.data.importers._answers import consensus_answer
+from pipelines.data.importers.coco import Config, SplitFiles
 from pipelines.data.importing.importer import Reject, SourceSample
 from pipelines.data.importing.run import import_data
 from pipelines.data.tars.errors import Reason
@@ -91,7 +91,7 @@ def test_captions_and_questions_of_an_image_are_one_sample(coco: Path, picture, 
 
 
 def test_captions_alone_and_questions_alone(coco: Path, read_all) -> None:
-    only_captions = Config(folder=str(coco), train=Subset(captions="annotations/captions_train2014.json"))
+    only_captions = Config(folder=str(coco), train=SplitFiles(captions="annotations/captions_train2014.json"))
     for file in coco.glob("*.json"):
         file.unlink()
     records, _ = read_all(only_captions)
@@ -118,7 +118,7 @@ def test_2017_names_images_in_a_tar(tmp_path: Path, picture, read_all, write_tar
     write_tar(tmp_path / "val2017.tar", {"val2017/000000000139.jpg": picture(139, "JPEG")})
     questions = {"questions": [_question(1, 139, "Who?"), _question(2, 139, "Why?")]}
     _put(tmp_path / "vqa" / "my_questions.json", questions)
-    config = Config(folder=str(tmp_path), val=Subset(questions="vqa/my_questions.json"))
+    config = Config(folder=str(tmp_path), val=SplitFiles(questions="vqa/my_questions.json"))
     records, rejects = read_all(config)
     assert rejects == []
     assert records["000000000139"].inputs["image"][0] == picture(139, "JPEG")
@@ -198,7 +198,7 @@ def test_an_unusable_source_says_what_to_do(coco: Path, tmp_path_factory) -> Non
     with pytest.raises(DataError, match=r"holds neither captions_\*\.json nor \*_questions\.json"):
         Config(folder=str(tmp_path_factory.mktemp("empty"))).read()
     with pytest.raises(DataError, match=r"source\.train\.captions = 'x\.json'.*does not exist"):
-        Config(folder=str(coco), train=Subset(captions="x.json")).read()
+        Config(folder=str(coco), train=SplitFiles(captions="x.json")).read()
     with pytest.raises(DataError, match=r"image folder or tar '.*pictures' does not exist"):
         Config(folder=str(coco), images="pictures").read()
     _put(coco / "annotations" / "captions_train2017.json", {})
@@ -210,8 +210,8 @@ def test_an_unusable_source_says_what_to_do(coco: Path, tmp_path_factory) -> Non
 
 
 def test_consensus() -> None:
-    assert consensus(_NINE) == "2"
-    assert consensus(["b", "a", "a", "b"]) == "b"
-    assert consensus(["b", "a"], preferred="a") == "a"
-    assert consensus(["b", "b", "a"], preferred="a") == "b"
-    assert consensus(["", " "]) is None
+    assert consensus_answer(_NINE) == "2"
+    assert consensus_answer(["b", "a", "a", "b"]) == "b"
+    assert consensus_answer(["b", "a"], preferred="a") == "a"
+    assert consensus_answer(["b", "b", "a"], preferred="a") == "b"
+    assert consensus_answer(["", " "]) is None

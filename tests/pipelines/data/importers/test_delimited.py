@@ -9,7 +9,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from pipelines.data.importers._delimited import cells_of, csv_rows, open_text
+from pipelines.data.importers._delimited import open_text, read_csv_rows, split_line_into_cells
 from pipelines.data.tars.errors import Reason, SampleError
 from pipelines.errors import DataError
 
@@ -19,7 +19,7 @@ _TEXT = st.text(
 
 
 def _read(text: str, delimiter: str = ",", **settings: object) -> list[tuple[int, list[str] | str]]:
-    rows = csv_rows(io.StringIO(text, newline=""), delimiter, **settings)  # type: ignore[arg-type]
+    rows = read_csv_rows(io.StringIO(text, newline=""), delimiter, **settings)  # type: ignore[arg-type]
     return [(number, str(row.reason) if isinstance(row, SampleError) else row) for number, row in rows]
 
 
@@ -104,7 +104,7 @@ def test_a_cell_of_too_many_letters() -> None:
 def test_bytes_that_are_no_text(tmp_path: Path) -> None:
     (tmp_path / "t.csv").write_bytes(b"a,caf\xe9\nb,nul\0\nc,\xef\xbf\xbd\n")
     with open_text(tmp_path / "t.csv") as lines:
-        rows = [row for _, row in csv_rows(lines, ",")]
+        rows = [row for _, row in read_csv_rows(lines, ",")]
     assert isinstance(rows[0], SampleError)
     assert isinstance(rows[1], SampleError)
     assert "save the file as UTF-8 (or name a table's source.encoding)" in rows[0].detail
@@ -119,14 +119,14 @@ def test_encodings_that_show(tmp_path: Path, encoding: str) -> None:
     text = "image,caption\r\n0.jpg,Straße\r\n"
     (tmp_path / "t.csv").write_bytes(("\ufeff" * bool(mark) + text).encode(name))
     with open_text(tmp_path / "t.csv") as lines:
-        assert [row for _, row in csv_rows(lines, ",")] == [["image", "caption"], ["0.jpg", "Straße"]]
+        assert [row for _, row in read_csv_rows(lines, ",")] == [["image", "caption"], ["0.jpg", "Straße"]]
 
 
 def test_a_broken_utf16_costs_its_row(tmp_path: Path) -> None:
     data = "a,b\nc,X\nd,e\n".encode("utf-16-le").replace("X".encode("utf-16-le"), b"\x00\xd8")
     (tmp_path / "t.csv").write_bytes(b"\xff\xfe" + data + b"\x41")
     with open_text(tmp_path / "t.csv") as lines:
-        rows = [row for _, row in csv_rows(lines, ",")]
+        rows = [row for _, row in read_csv_rows(lines, ",")]
     assert (rows[0], rows[2]) == (["a", "b"], ["d", "e"])
     assert [isinstance(row, SampleError) for row in rows] == [False, True, False, True]
 
@@ -142,6 +142,6 @@ def test_what_is_no_text_file(tmp_path: Path) -> None:
 
 
 def test_cells_of_one_line() -> None:
-    assert cells_of('a,"b,c"', ",") == ["a", "b,c"]
-    assert cells_of('a,"b', ",") == ["a", '"b']
-    assert cells_of("", ",") == []
+    assert split_line_into_cells('a,"b,c"', ",") == ["a", "b,c"]
+    assert split_line_into_cells('a,"b', ",") == ["a", '"b']
+    assert split_line_into_cells("", ",") == []

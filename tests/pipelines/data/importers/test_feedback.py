@@ -11,15 +11,15 @@ import pytest
 from pipelines.data.importers.feedback import Config
 from pipelines.data.tars.errors import Reason
 from pipelines.errors import DataError
-from pipelines.records.corrections import Spool
+from pipelines.records.corrections import CorrectionSpool
 from vlmodel.sample import Question
 
 DAY = 86_400 * 10**9
 
 
-def spool(folder: Path) -> Spool:
+def spool(folder: Path) -> CorrectionSpool:
     ticks = iter(range(DAY, 2 * DAY, 10**9))
-    return Spool(folder, 10**6, lambda: next(ticks))
+    return CorrectionSpool(folder, 10**6, lambda: next(ticks))
 
 
 def test_the_most_common_of_the_last_words(tmp_path: Path, picture: Callable[..., bytes], read_all: Any) -> None:

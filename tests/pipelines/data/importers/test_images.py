@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.data.importers._files import HIDDEN, LINKS_TO_READ, UNREADABLE, find_file, key_of, valid_key
-from pipelines.data.importers._images import DEAD_LINKS, REPEATED, UNNAMED, Images, sniff
+from pipelines.data.importers._files import HIDDEN, LINKS_TO_READ, UNREADABLE, find_file, key_of_image, to_valid_key
+from pipelines.data.importers._images import DEAD_LINKS, REPEATED, UNNAMED, SourceImages, guess_image_extension
 from pipelines.data.tars.errors import Reason, SampleError
 from pipelines.errors import DataError
 
@@ -25,7 +25,7 @@ def _put(root: Path, *names: str, data: bytes) -> None:
         (root / name).write_bytes(data)
 
 
-def _reason(images: Images, name: str) -> str:
+def _reason(images: SourceImages, name: str) -> str:
     with pytest.raises(SampleError) as caught:
         images.read(name)
     return caught.value.reason
@@ -38,7 +38,7 @@ def test_all_kinds_are_images_and_the_rest_is_counted(tmp_path: Path, picture) -
         _put(tmp_path, name, data=picture(1, kind))
     _put(tmp_path, "a.txt", "b.TXT", "README", "odd.ex t", "deep/x.tar", "all.zip", data=b"text")
     _put(tmp_path, "._a.jpg", "__MACOSX/a.jpg", ".git/x.png", "Thumbs.db", "@eaDir/t.jpg", data=picture(2))
-    images = Images(tmp_path)
+    images = SourceImages(tmp_path)
     assert sorted(images.names()) == sorted(kinds)
     read = {name: images.read(name) for name in images.names()}
     assert {name: extension for name, (_, extension) in read.items()} == {
@@ -59,7 +59,7 @@ def test_all_kinds_are_images_and_the_rest_is_counted(tmp_path: Path, picture) -
 
 def test_what_was_not_read_is_counted(tmp_path: Path, picture) -> None:
     _put(tmp_path, "a.png", "b.png", data=picture(1))
-    images = Images(tmp_path)
+    images = SourceImages(tmp_path)
     images.read("a.png")
     assert images.passed_over() == {UNNAMED: 1}
 
@@ -75,7 +75,7 @@ def test_links_are_followed_and_each_folder_is_read_once(tmp_path: Path, picture
     (root / "again.png").symlink_to("2.png")
     (root / "gone").symlink_to("nowhere")
     (root / "self.png").symlink_to("self.png")
-    images = Images(root)
+    images = SourceImages(root)
     assert set(images.names()) == {"2.png", "z/1.png", "more/deep/0.png", "again.png", "self.png"}
     assert images.passed_over() == {LINKS_TO_READ: 3, DEAD_LINKS: 1, UNNAMED: 4}
     assert images.identity("again.png") == images.identity("2.png") == str(root / "2.png")
@@ -84,7 +84,7 @@ def test_links_are_followed_and_each_folder_is_read_once(tmp_path: Path, picture
         assert images.identity(name) == images.identity("z/1.png")
     assert _reason(images, "self.png") == "missing_image"
     (tmp_path / "link").symlink_to(root)
-    assert Images(tmp_path / "link").identity(f"{root}/2.png") == str(root / "2.png")
+    assert SourceImages(tmp_path / "link").identity(f"{root}/2.png") == str(root / "2.png")
 
 
 def test_what_is_no_image_is_never_read_into_one(tmp_path: Path, picture) -> None:
@@ -102,7 +102,7 @@ def test_what_is_no_image_is_never_read_into_one(tmp_path: Path, picture) -> Non
     os.mkfifo(root / "pipe.tar")
     with socket.socket(socket.AF_UNIX) as server:
         server.bind(str(root / "socket.png"))
-    images = Images(root)
+    images = SourceImages(root)
     assert images.read("ok.png") == (picture(0), "png")
     assert images.read("empty.png") == (b"", "png")  # The writer of tars has a reason of its own for it.
     assert {
@@ -132,10 +132,10 @@ def test_a_folder_that_cannot_be_read_is_counted(tmp_path: Path, picture, monkey
 
     closed = "closed"
     monkeypatch.setattr(os, "scandir", refuse)
-    assert Images(tmp_path).passed_over() == {UNREADABLE: 1, UNNAMED: 1}
+    assert SourceImages(tmp_path).passed_over() == {UNREADABLE: 1, UNNAMED: 1}
     closed = tmp_path.name
     with pytest.raises(DataError, match=r"cannot be read \(Permission denied\); permit it or name another"):
-        Images(tmp_path)
+        SourceImages(tmp_path)
 
 
 @pytest.mark.parametrize("in_tar", [False, True])
@@ -148,7 +148,7 @@ def test_spellings_of_one_name(tmp_path: Path, picture, write_tar, in_tar: bool)
         root = tmp_path
         for name, data in files.items():
             _put(root, name, data=data)
-    images = Images(root)
+    images = SourceImages(root)
     for name in (NFC, NFD, f"img/{NFC}", f"./img//{NFC}", f"img\\{NFC}", f"x/../img/{NFC}"):
         assert images.read(name) == (files[names[0]], "jpg")
         assert images.identity(name) == images.identity(names[0])
@@ -162,14 +162,14 @@ def test_spellings_of_one_name(tmp_path: Path, picture, write_tar, in_tar: bool)
 def test_the_exact_name_comes_before_another_case(tmp_path: Path, picture) -> None:
     _put(tmp_path, "a.png", data=picture(1))
     _put(tmp_path, "A.png", data=picture(2))
-    images = Images(tmp_path)
+    images = SourceImages(tmp_path)
     assert (images.read("a.png")[0], images.read("A.png")[0]) == (picture(1), picture(2))
     assert _reason(images, "a.PNG") == "missing_image"
 
 
 def test_a_hidden_image_is_found_where_it_is_named(tmp_path: Path, picture) -> None:
     _put(tmp_path, ".cache/0.png", data=picture(0))
-    images = Images(tmp_path)
+    images = SourceImages(tmp_path)
     assert images.names() == []
     assert images.read(".cache/0.png") == (picture(0), "png")
 
@@ -195,7 +195,7 @@ def test_members_of_a_tar(tmp_path: Path, picture) -> None:
         add("__MACOSX/x.png", picture(3))
         add("notes.txt", b"x")
         add("1.png", picture(1))  # The later one is what unpacking would leave.
-    images = Images(tmp_path)
+    images = SourceImages(tmp_path)
     names = ["a/0.png", "1.png", "hard.png", "a/soft.png", "out.png", "up.png", "self.png", "pipe.png", "text.png"]
     assert images.names() == [*names, "a/plain"]
     assert images.read("1.png") == (picture(1), "png")
@@ -213,15 +213,17 @@ def test_members_of_a_tar(tmp_path: Path, picture) -> None:
 def test_a_file_comes_before_a_member_of_its_name(tmp_path: Path, picture, write_tar) -> None:
     _put(tmp_path, "0.png", data=picture(0))
     write_tar(tmp_path / "t.tar", {"0.png": picture(1)})
-    images = Images(tmp_path)
+    images = SourceImages(tmp_path)
     assert images.read("0.png")[0] == picture(0)
     assert images.passed_over() == {REPEATED: 1}
 
 
 def test_kinds_by_first_bytes(picture) -> None:
     kinds = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp", "BMP": "bmp", "GIF": "gif", "TIFF": "tif", "AVIF": "avif"}
-    assert {kind: sniff(picture(1, kind)) for kind in [*kinds, "JPEG2000"]} == kinds | {"JPEG2000": "jp2"}
-    assert sniff(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic") in ("heic", "heif")
+    assert {kind: guess_image_extension(picture(1, kind)) for kind in [*kinds, "JPEG2000"]} == kinds | {
+        "JPEG2000": "jp2"
+    }
+    assert guess_image_extension(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic") in ("heic", "heif")
     for other in (
         b"",
         b"text",
@@ -231,20 +233,20 @@ def test_kinds_by_first_bytes(picture) -> None:
         b"\0\0\0\x18ftypmp42\0\0\0\0mp41isom",
         bytes(64),
     ):
-        assert sniff(other) is None
+        assert guess_image_extension(other) is None
 
 
 def test_a_sparse_file_is_not_read_into_memory(tmp_path: Path, picture, write_tar) -> None:
     _put(tmp_path, "x.png", "y.png", data=picture(0))
     os.truncate(tmp_path / "x.png", 1 << 40)
-    images = Images(tmp_path)
+    images = SourceImages(tmp_path)
     assert _reason(images, "x.png") == "too_large_image"
     assert images.read("y.png") == (picture(0), "png")
 
 
 def test_a_tar_that_ends_inside_an_image(tmp_path: Path, picture, write_tar) -> None:
     tar = write_tar(tmp_path / "t.tar", {"x.png": picture(0)})
-    images = Images(tar)
+    images = SourceImages(tar)
     os.truncate(tar, 512 + 40)
     assert _reason(images, "x.png") is Reason.BROKEN_TAR
 
@@ -262,8 +264,8 @@ def test_usual_names_are_found_behind_links(tmp_path: Path) -> None:
 
 
 def test_keys() -> None:
-    assert key_of("a.b/x") == valid_key("a.b/x")
-    assert key_of("a/x.1.PNG") == valid_key("a/x.1")
-    odd = [valid_key(name) for name in ("a\udce9", "a\udce8", "a\ud800")]
+    assert key_of_image("a.b/x") == to_valid_key("a.b/x")
+    assert key_of_image("a/x.1.PNG") == to_valid_key("a/x.1")
+    odd = [to_valid_key(name) for name in ("a\udce9", "a\udce8", "a\ud800")]
     assert len(set(odd)) == 3
     assert all(key.encode().startswith(b"a__") for key in odd)

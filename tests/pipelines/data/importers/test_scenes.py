@@ -37,7 +37,7 @@ RELATION = "|".join(AXES)
 def texts_only() -> list[SourceSample]:
     """1,500 train and 500 test scenes; their texts take no time, only drawing does."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("pipelines.data.importers.scenes.render", lambda scene, size: b"not drawn")
+        patch.setattr("pipelines.data.importers.scenes.render_scene", lambda scene, size: b"not drawn")
         config = Config()
         return [config.record("train", n) for n in range(1500)] + [config.record("test", n) for n in range(500)]
 
@@ -192,8 +192,8 @@ def test_pictures_show_the_objects() -> None:
 
 @pytest.mark.parametrize("shape", ["circle", "square", "triangle", "star", "cross"])
 def test_shapes_fill_their_share(shape: str) -> None:
-    from pipelines.data.importers._scene import Object, Scene
-    from pipelines.data.importers._scene_image import render
+    from pipelines.data.importers._scene import Scene, SceneObject
+    from pipelines.data.importers._scene_image import render_scene
 
     expected = {
         "circle": math.pi * 0.92**2,
@@ -202,7 +202,9 @@ def test_shapes_fill_their_share(shape: str) -> None:
         "star": 10 * 0.5 * 0.46 * math.sin(math.radians(36)),
         "cross": 2 * 0.68 * 2 * math.cos(math.asin(0.34)) - 0.68**2,
     }
-    with Image.open(io.BytesIO(render(Scene((Object(shape, "black", "large", 0.4, 0.6, 7.0),), 0.5), 256))) as image:
+    with Image.open(
+        io.BytesIO(render_scene(Scene((SceneObject(shape, "black", "large", 0.4, 0.6, 7.0),), 0.5), 256))
+    ) as image:
         dark = np.asarray(image.convert("L")) < 100
     assert dark.sum() / (0.2 * 256) ** 2 == pytest.approx(expected[shape], rel=0.03)
     rows, columns = np.nonzero(dark)

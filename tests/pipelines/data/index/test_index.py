@@ -19,7 +19,7 @@ import pytest
 from pipelines.data.index import build
 from pipelines.data.index.build import build_index
 from pipelines.data.index.config import IndexConfig
-from pipelines.data.index.files import Part, sample_count
+from pipelines.data.index.files import IndexPartName, sample_count
 from pipelines.data.index.index import Index, SplitAssignment
 from pipelines.data.index.index_shard import index_shard
 from pipelines.data.tars.reader import ShardReader
@@ -187,9 +187,9 @@ def test_assignment_bounds():
     import numpy as np
 
     hashes = np.array([0, 2**63 - 1, 2**63, 2**64 - 1], np.uint64)
-    assert SplitAssignment(0.5).splits("train", hashes).tolist() == ["val", "val", "train", "train"]
-    assert SplitAssignment(0.0).splits("train", hashes).tolist() == ["train"] * 4
-    assert SplitAssignment(0.5).splits("test", hashes).tolist() == ["test"] * 4
+    assert SplitAssignment(0.5).assign_splits("train", hashes).tolist() == ["val", "val", "train", "train"]
+    assert SplitAssignment(0.0).assign_splits("train", hashes).tolist() == ["train"] * 4
+    assert SplitAssignment(0.5).assign_splits("test", hashes).tolist() == ["test"] * 4
 
 
 def test_faults_are_rows_and_neighbours_survive(tmp_path):
@@ -595,7 +595,7 @@ def test_remote_folder_without_ray():
     folder = Folder("memory://index-test")
     summary = index_shard(folder, folder.files()[0], IndexConfig(), SplitAssignment(0.0))
     assert sample_count(summary) == 2
-    assert [Part.parse(file.name).shard for file in folder.files("_index/samples")] == ["a.tar"]
+    assert [IndexPartName.parse(file.name).shard for file in folder.files("_index/samples")] == ["a.tar"]
     assert folder.read_ranges("a.tar", [(512, 3), (0, 8)]) == [photo(1)[:3], b"0001.jpg"]
     fs.rm("/index-test", recursive=True)
 

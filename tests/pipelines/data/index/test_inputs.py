@@ -19,7 +19,7 @@ from pipelines.data.index.config import IndexConfig
 from pipelines.data.index.files import sample_count
 from pipelines.data.index.index import Index
 from pipelines.data.index.present import join_present, split_present, usable_mask
-from pipelines.data.index.scan import Scan, scan_tar
+from pipelines.data.index.scan import ShardScan, scan_tar
 from pipelines.data.tars.errors import Reason
 from pipelines.data.tars.inputs import input_of, member_extension
 from pipelines.data.tars.reader import ShardReader
@@ -33,7 +33,7 @@ ALL = ["image?", "imu?", "text?"]
 ALONE = IndexConfig(inputs=ALL, validation_fraction=0.0, max_quarantine_fraction=1.0)
 
 
-def scan(entries: list[Entry], inputs: list[str] = ALL, **settings) -> Scan:
+def scan(entries: list[Entry], inputs: list[str] = ALL, **settings) -> ShardScan:
     return scan_tar(io.BytesIO(tar_bytes(entries)).read, inputs=inputs, **settings)
 
 

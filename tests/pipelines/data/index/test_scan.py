@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from pipelines.data.index.sample_check import hash_key
-from pipelines.data.index.scan import Scan, scan_tar
+from pipelines.data.index.scan import ShardScan, scan_tar
 from pipelines.data.tars.errors import Reason
 from pipelines.data.tars.member_names import split_name
 from tests.pipelines.data.tar_maker import (
@@ -29,12 +29,12 @@ from tests.pipelines.data.tar_maker import (
 )
 
 
-def scan(data: bytes, **settings) -> Scan:
+def scan(data: bytes, **settings) -> ShardScan:
     settings = {"max_pixels": 10_000_000, "max_bytes": 1 << 20} | settings
     return scan_tar(io.BytesIO(data).read, **settings)
 
 
-def keys(found: Scan) -> list[str]:
+def keys(found: ShardScan) -> list[str]:
     return found.samples["key"].to_pylist()
 
 
@@ -338,7 +338,7 @@ def test_zeros_of_one_colour_are_no_lost_block():
 class TestTextsAlone:
     """A set of texts: images are neither needed nor read."""
 
-    def scan(self, *entries: Entry | tarfile.TarInfo) -> Scan:
+    def scan(self, *entries: Entry | tarfile.TarInfo) -> ShardScan:
         return scan(tar_bytes(entries), inputs=["text"])
 
     def test_rows_have_texts_and_no_image(self):

@@ -73,7 +73,7 @@ def test_the_search_finds_what_comparing_with_all_finds(distance: int) -> None:
         flips = rng.choice(64, rng.integers(0, 12), replace=False).tolist()
         value = centres[rng.integers(30)] ^ sum(1 << bit for bit in flips)
         expected = next((n for n, other in enumerate(unchanged) if differing(value, other) <= distance), None)
-        assert near.first(value) == expected
+        assert near.find_near(value) == expected
         found += expected is not None
         if expected is None or rng.random() < 0.3:
             near.add(value)

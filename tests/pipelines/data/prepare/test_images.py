@@ -8,7 +8,7 @@ from PIL import Image
 
 from pipelines.data.prepare.config import PrepareConfig
 from pipelines.data.prepare.hashing import perceptual_hash
-from pipelines.data.prepare.images import ImageFacts, encode, needs_pixels, target, unchanged
+from pipelines.data.prepare.images import ImageFacts, encode_image, needs_pixels, target_image, unchanged_image
 from pipelines.data.tars.errors import SampleError
 from tests.pipelines.data.prepare.conftest import decoded, encoded, picture
 from vlmodel.media.base import CheckLimits
@@ -40,7 +40,7 @@ def facts_of(data: bytes) -> ImageFacts:
 )
 def test_target(image: tuple[str, int, int], settings: dict[str, object], expected: tuple[str, int, int]) -> None:
     config = PrepareConfig(**settings)
-    assert target(ImageFacts(*image), config) == expected
+    assert target_image(ImageFacts(*image), config) == expected
     assert needs_pixels(ImageFacts(*image), config) == (image != expected)
 
 
@@ -49,10 +49,10 @@ def test_what_need_not_change_keeps_its_bytes() -> None:
     image = facts_of(data)
     config = PrepareConfig(longest_side=120, format="jpeg", quality=10, near_duplicates=4)
     assert needs_pixels(image, config), "for its hash alone"
-    stored = encode(data, image, config)
+    stored = encode_image(data, image, config)
     assert (stored.data, stored.extension, stored.width, stored.height) == (None, "jpg", 120, 90)
     assert (stored.hash ^ perceptual_hash(picture(1))).bit_count() <= 2
-    assert unchanged(image)[:4] == stored[:4]
+    assert unchanged_image(image)[:4] == stored[:4]
 
 
 def test_shrunk_upright_and_without_metadata() -> None:
@@ -62,7 +62,7 @@ def test_shrunk_upright_and_without_metadata() -> None:
     data = encoded(upright.transpose(Image.Transpose.ROTATE_90), quality=98, exif=exif, icc_profile=b"profile")
     image = facts_of(data)
     assert (image.width, image.height) == (90, 120)
-    stored = encode(data, image, PrepareConfig(longest_side=60))
+    stored = encode_image(data, image, PrepareConfig(longest_side=60))
     assert stored.data is not None
     small = decoded(stored.data)
     assert (small.format, small.size, stored.extension) == ("JPEG", (45, 60), "jpg")
@@ -74,7 +74,7 @@ def test_shrunk_upright_and_without_metadata() -> None:
 
 def test_what_is_transparent_is_on_white() -> None:
     data = encoded(Image.new("RGBA", (40, 20), (255, 0, 0, 0)), "PNG")
-    stored = encode(data, facts_of(data), PrepareConfig(longest_side=20))
+    stored = encode_image(data, facts_of(data), PrepareConfig(longest_side=20))
     assert stored.data is not None
     small = decoded(stored.data)
     assert (small.mode, small.size, stored.extension) == ("RGB", (20, 10), "png")
@@ -87,7 +87,7 @@ def test_formats_and_qualities_are_what_was_asked_for() -> None:
     sizes = {}
     for form, name in (("jpeg", "JPEG"), ("webp", "WEBP")):
         for quality in (30, 90):
-            stored = encode(data, image, PrepareConfig(format=form, quality=quality)).data
+            stored = encode_image(data, image, PrepareConfig(format=form, quality=quality)).data
             assert stored is not None
             assert decoded(stored).format == name
             sizes[form, quality] = len(stored)
@@ -98,5 +98,5 @@ def test_formats_and_qualities_are_what_was_asked_for() -> None:
 def test_an_image_that_cannot_be_decoded_is_a_typed_error() -> None:
     data = encoded(picture(1))
     with pytest.raises(SampleError, match="undecodable_image: jpeg: ") as error:
-        encode(data[: len(data) // 2], facts_of(data), PrepareConfig(longest_side=60))
+        encode_image(data[: len(data) // 2], facts_of(data), PrepareConfig(longest_side=60))
     assert error.value.reason == "undecodable_image"

@@ -22,7 +22,7 @@ from pipelines.data.index.config import IndexConfig
 from pipelines.data.index.index import Index
 from pipelines.data.prepare.config import PrepareConfig
 from pipelines.data.prepare.filters import DropReason
-from pipelines.data.prepare.run import prepare
+from pipelines.data.prepare.run import prepare_tars
 from pipelines.data.tars.reader import ShardReader
 from pipelines.errors import DataError
 from pipelines.storage.folder import Folder
@@ -117,7 +117,7 @@ def members(path: Path) -> dict[str, bytes]:
 
 def test_each_reason_and_only_these(source: Index, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    summary = prepare(source.tars, CONFIG.model_copy(update={"out": str(out)}))
+    summary = prepare_tars(source.tars, CONFIG.model_copy(update={"out": str(out)}))
     dropped = pq.read_table(out / "_prepare" / "dropped.parquet").to_pylist()
     found = [(row["shard"][:12], row["key"], row["reason"], row["original_key"]) for row in dropped]
     assert found == [
@@ -150,7 +150,7 @@ def test_each_reason_and_only_these(source: Index, tmp_path: Path) -> None:
 
 def test_what_stays_is_indexed_and_says_where_it_is_from(source: Index, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    prepare(source.tars, CONFIG.model_copy(update={"out": str(out)}))
+    prepare_tars(source.tars, CONFIG.model_copy(update={"out": str(out)}))
     index = Index.open(str(out))
     assert index.counts() == {"train": 6, "val": 1, "test": 3}
     assert index.quarantine().num_rows == 0
@@ -187,7 +187,7 @@ def test_what_stays_is_indexed_and_says_where_it_is_from(source: Index, tmp_path
 
 def test_the_page_is_whole_and_shows_every_reason(source: Index, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    prepare(source.tars, CONFIG.model_copy(update={"out": str(out)}))
+    prepare_tars(source.tars, CONFIG.model_copy(update={"out": str(out)}))
     page = (out / "_prepare" / "report.html").read_text()
     for reason in DropReason:
         assert f"<th>{reason}</th>" in page
@@ -207,7 +207,7 @@ def test_texts_cannot_write_the_page(tmp_path: Path, here: Here) -> None:
     folder.mkdir()
     write_tar(folder, "a.tar", [*entries("<b>", wide(1), "<script>x</script>"), *entries("z", wide(2, quality=10))])
     tars = build_index(str(folder)).tars
-    prepare(tars, PrepareConfig(out=str(tmp_path / "out"), max_chars=10))
+    prepare_tars(tars, PrepareConfig(out=str(tmp_path / "out"), max_chars=10))
     page = (tmp_path / "out" / "_prepare" / "report.html").read_text()
     assert "<script" not in page
     assert "&lt;script&gt;x&lt;/script&gt;" in page
@@ -225,10 +225,10 @@ def test_tasks_of_ray_in_any_number_give_the_same_bytes(tmp_path: Path, here: He
             return map_shards(items, work, **options)
 
         here(some)
-        prepare(index.tars, CONFIG.model_copy(update={"out": str(tmp_path / name)}))
+        prepare_tars(index.tars, CONFIG.model_copy(update={"out": str(tmp_path / name)}))
         made[name] = contents(tmp_path / name)
     here()
-    prepare(index.tars, CONFIG.model_copy(update={"out": str(tmp_path / "last first")}))
+    prepare_tars(index.tars, CONFIG.model_copy(update={"out": str(tmp_path / "last first")}))
     assert len(made["one"]) == 4 + 4 + 1
     assert made["one"] == made["two"] == contents(tmp_path / "last first")
 
@@ -242,7 +242,7 @@ def test_an_interrupted_job_goes_on_where_it_was(
     source: Index, tmp_path: Path, here: Here, monkeypatch: pytest.MonkeyPatch, after: int
 ) -> None:
     """The passes have 5, 4 and 4 tasks; the job dies when some of them are done."""
-    prepare(source.tars, CONFIG.model_copy(update={"out": str(tmp_path / "calm")}))
+    prepare_tars(source.tars, CONFIG.model_copy(update={"out": str(tmp_path / "calm")}))
     left = after
 
     def dying(items: Sequence[Any], work: Any) -> Iterator[Mapping[str, Any]]:
@@ -257,7 +257,7 @@ def test_an_interrupted_job_goes_on_where_it_was(
     out = tmp_path / "out"
     config = CONFIG.model_copy(update={"out": str(out)})
     with pytest.raises(DiedError):
-        prepare(source.tars, config)
+        prepare_tars(source.tars, config)
     with pytest.raises(DataError, match="has no index"):
         Index.open(str(out))
     done = {path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file()}
@@ -272,7 +272,7 @@ def test_an_interrupted_job_goes_on_where_it_was(
         write(folder, name, data)
 
     monkeypatch.setattr(Folder, "write", watched)
-    prepare(source.tars, config)
+    prepare_tars(source.tars, config)
     assert list(out.rglob("*.partial")) == [out / "film.mp4.partial"]
     parts = {name for name in done if name.startswith(("_prepare/work/", "_prepare/lineage/")) or name[-4:] == ".tar"}
     assert bool(parts) == bool(after)
@@ -288,40 +288,40 @@ def test_two_jobs_do_not_prepare_one_folder_at_once(source: Index, tmp_path: Pat
 
     def beside(items: Sequence[Any], work: Any) -> Iterator[Mapping[str, Any]]:
         with pytest.raises(DataError, match=rf"another job is preparing '{out}'; wait") as refused:
-            prepare(source.tars, config)
+            prepare_tars(source.tars, config)
         second.append(str(refused.value))
         yield from map(work, items)
 
     here(beside)
-    first = prepare(source.tars, config)
+    first = prepare_tars(source.tars, config)
     assert second
-    assert prepare(source.tars, config) == first
+    assert prepare_tars(source.tars, config) == first
 
 
 def test_a_finished_job_does_nothing_and_another_is_refused(source: Index, tmp_path: Path, here: Here) -> None:
     out = tmp_path / "out"
     config = CONFIG.model_copy(update={"out": str(out)})
-    first = prepare(source.tars, config)
+    first = prepare_tars(source.tars, config)
 
     def none(items: Sequence[Any], work: Any) -> Iterator[Mapping[str, Any]]:
         raise AssertionError("nothing is to be done")
 
     here(none)
-    assert prepare(source.tars, config) == first
+    assert prepare_tars(source.tars, config) == first
     with pytest.raises(DataError, match=r"another preparation \(prepare.quality is 90 there and 50 here\); choose"):
-        prepare(source.tars, config.model_copy(update={"quality": 50}))
+        prepare_tars(source.tars, config.model_copy(update={"quality": 50}))
     with pytest.raises(DataError, match=r"prepare.out is data.tars itself"):
-        prepare(source.tars, config.model_copy(update={"out": source.tars}))
+        prepare_tars(source.tars, config.model_copy(update={"out": source.tars}))
     assert not (Path(source.tars) / "_prepare").exists(), "a foreign folder is left as it is"
     (tmp_path / "strange").mkdir()
     (tmp_path / "strange" / "x.tar").write_bytes(b"x")
     with pytest.raises(DataError, match=r"holds x.tar, which no preparation wrote; choose another folder"):
-        prepare(source.tars, config.model_copy(update={"out": str(tmp_path / "strange")}))
+        prepare_tars(source.tars, config.model_copy(update={"out": str(tmp_path / "strange")}))
     here()
     write_tar(Path(source.tars), "train-000009.tar", entries("new", wide(50)))
     build_index(source.tars, IndexConfig(verify="header", max_quarantine_fraction=0.5))
     with pytest.raises(DataError, match=r"of other data: the index of data.tars is another one"):
-        prepare(source.tars, config)
+        prepare_tars(source.tars, config)
 
 
 def test_bad_sources(tmp_path: Path, here: Here) -> None:
@@ -331,13 +331,13 @@ def test_bad_sources(tmp_path: Path, here: Here) -> None:
     config = PrepareConfig(out=str(tmp_path / "out"), min_side=1000)
     write_tar(folder, "a.tar", [*entries("x", wide(1)), *entries("y", wide(2))])
     with pytest.raises(DataError, match="has no index; run the index job"):
-        prepare(str(folder), config)
+        prepare_tars(str(folder), config)
     build_index(str(folder))
     with pytest.raises(DataError, match=r"all samples of .* would be dropped; 2 small, as 'x': 160 x 120 pixels"):
-        prepare(str(folder), config)
+        prepare_tars(str(folder), config)
     write_tar(folder, "a.tar", [*entries("x", wide(3)), *entries("y", wide(2))])
     with pytest.raises(DataError, match="the shard has changed: run the index job again"):
-        prepare(str(folder), PrepareConfig(out=str(tmp_path / "other"), longest_side=50))
+        prepare_tars(str(folder), PrepareConfig(out=str(tmp_path / "other"), longest_side=50))
 
 
 def test_splits_by_hash_are_kept_as_shards(tmp_path: Path, here: Here) -> None:
@@ -349,7 +349,7 @@ def test_splits_by_hash_are_kept_as_shards(tmp_path: Path, here: Here) -> None:
     for fraction in (0.3, 0.0):
         source = build_index(str(folder), IndexConfig(validation_fraction=fraction))
         out = tmp_path / f"out {fraction}"
-        prepare(source.tars, PrepareConfig(out=str(out)), IndexConfig(validation_fraction=0.5))
+        prepare_tars(source.tars, PrepareConfig(out=str(out)), IndexConfig(validation_fraction=0.5))
         expected = {row["key"]: row["split"] for row in source.rows("a.tar").to_pylist()}
         prepared = Index.open(str(out))
         rows = [row for shard in prepared.shards for row in prepared.rows(shard.name).to_pylist()]
@@ -365,8 +365,8 @@ def test_prepared_twice(tmp_path: Path, here: Here) -> None:
     folder.mkdir()
     write_tar(folder, "a.tar", entries("x", wide(1)))
     build_index(str(folder), IndexConfig(validation_fraction=0.0))
-    prepare(str(folder), PrepareConfig(out=str(tmp_path / "one"), longest_side=80))
-    prepare(str(tmp_path / "one"), PrepareConfig(out=str(tmp_path / "two"), longest_side=40))
+    prepare_tars(str(folder), PrepareConfig(out=str(tmp_path / "one"), longest_side=80))
+    prepare_tars(str(tmp_path / "one"), PrepareConfig(out=str(tmp_path / "two"), longest_side=40))
     stored = members(tmp_path / "two" / "train-000000.tar")
     second = json.loads(stored["x.json"])["prepared_from"]
     assert second["prepared_from"] == {
@@ -397,7 +397,7 @@ def test_real_photographs(tmp_path: Path, here: Here, shared_data: Callable[[str
     write_tar(folder, "train-000000.tar", photos[40:])
     write_tar(folder, "train-000001.tar", copies)
     source = build_index(str(folder), IndexConfig(validation_fraction=0.0))
-    summary = prepare(source.tars, PrepareConfig(out=str(tmp_path / "out"), near_duplicates=4, longest_side=128))
+    summary = prepare_tars(source.tars, PrepareConfig(out=str(tmp_path / "out"), near_duplicates=4, longest_side=128))
     assert summary.after == {"train": 40, "val": 0, "test": 20}
     assert summary.dropped["near_duplicate"] == {"train": 6, "val": 0, "test": 0}
     assert summary.rewritten == 60
@@ -411,7 +411,7 @@ def test_a_folder_that_is_not_local(source: Index) -> None:
     import fsspec
 
     out = "memory://prepared"
-    summary = prepare(source.tars, CONFIG.model_copy(update={"out": out}))
+    summary = prepare_tars(source.tars, CONFIG.model_copy(update={"out": out}))
     assert Index.open(out).counts() == summary.after == {"train": 6, "val": 1, "test": 3}
     assert not [file for file in fsspec.filesystem("memory").find("/prepared") if "/work/" in file]
     fsspec.filesystem("memory").rm("/prepared", recursive=True)
@@ -422,7 +422,7 @@ def test_texts_alone_are_not_prepared(tmp_path: Path, ray_local: None) -> None:
     write_tar(tmp_path / "said", "train-000000.tar", [(f"{n}.txt", b"a text") for n in range(4)])
     build_index(str(tmp_path / "said"), IndexConfig(inputs=("text",)))
     with pytest.raises(DataError, match=r'images with texts can be prepared, .*said were indexed as \["text"\]'):
-        prepare(str(tmp_path / "said"), CONFIG.model_copy(update={"out": str(tmp_path / "out")}))
+        prepare_tars(str(tmp_path / "said"), CONFIG.model_copy(update={"out": str(tmp_path / "out")}))
     assert not (tmp_path / "out").exists()
 
 
@@ -439,7 +439,7 @@ def test_other_inputs_keep_their_bytes(tmp_path: Path, here: Here) -> None:
     ]  # fmt: skip
     write_tar(source, "train-000000.tar", train)
     build_index(str(source), IndexConfig(inputs=("image", "text", "imu?", "left?"), validation_fraction=0.0))
-    summary = prepare(str(source), PrepareConfig(out=str(out), longest_side=100))
+    summary = prepare_tars(str(source), PrepareConfig(out=str(out), longest_side=100))
     assert (summary.after["train"], summary.joined, summary.dropped["duplicate"]["train"]) == (4, 1, 1)
     written = members(out / "train-000000.tar")
     assert set(written) == {name for name, _ in train if not name.startswith("e.")}

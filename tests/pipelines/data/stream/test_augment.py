@@ -5,7 +5,14 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from pipelines.data.stream.augment import AugmentConfig, all_texts, augment, draw_change, names_a_side, swapped
+from pipelines.data.stream.augment import (
+    AugmentConfig,
+    all_texts,
+    augment_image,
+    draw_change,
+    names_a_side,
+    swap_left_and_right,
+)
 from vlmodel.config import ConfigError, parse
 from vlmodel.sample import Question, Texts
 
@@ -24,20 +31,20 @@ SWAP = {"left": "right"}
     ],
 )
 def test_whole_words_change_places_in_both_directions(text: str, expected: str) -> None:
-    assert swapped(Texts((text,)), SWAP).captions == (expected,)
-    assert swapped(Texts((expected,)), SWAP).captions == (text,)
+    assert swap_left_and_right(Texts((text,)), SWAP).captions == (expected,)
+    assert swap_left_and_right(Texts((expected,)), SWAP).captions == (text,)
 
 
 def test_questions_and_all_answers_change_and_what_is_unknown_stays() -> None:
     texts = Texts((), (Question("is it left?", "left", ("left", "Right", "no"), "7"), Question("what is right?")))
-    changed = swapped(texts, SWAP).questions
+    changed = swap_left_and_right(texts, SWAP).questions
     assert changed == (Question("is it right?", "right", ("right", "Left", "no"), "7"), Question("what is left?"))
     assert list(all_texts(texts)) == ["is it left?", "left", "left", "Right", "no", "what is right?"]
 
 
 def test_the_longer_of_two_words_that_begin_alike() -> None:
     swap = {"left": "right", "left side": "right side", "links": "rechts"}
-    said = swapped(Texts(("on the left side, links, left",)), swap).captions
+    said = swap_left_and_right(Texts(("on the left side, links, left",)), swap).captions
     assert said == ("on the right side, rechts, right",)
 
 
@@ -63,7 +70,7 @@ def test_what_is_drawn_is_what_is_done(min_area: float) -> None:
     turned = 0
     for seed in range(40):
         change = draw_change(config, 16, 16, np.random.default_rng(seed))
-        row = augment(image, config, np.random.default_rng(seed))[0, :, 0].astype(int)
+        row = augment_image(image, config, np.random.default_rng(seed))[0, :, 0].astype(int)
         assert change.flipped == (row[0] > row[-1])
         turned += change.flipped
     assert 8 < turned < 32

@@ -19,22 +19,22 @@ from PIL import Image
 
 from pipelines.data.index.build import build_index
 from pipelines.data.index.config import IndexConfig
-from pipelines.data.index.index import Index, Shard
+from pipelines.data.index.index import Index, IndexedShard
 from pipelines.data.stream import feature_build
 from pipelines.data.stream.augment import AugmentConfig
 from pipelines.data.stream.dataset import Source
 from pipelines.data.stream.feature_build import (
     SPLITS,
-    Resources,
+    EncoderResources,
     build_features,
     check_backbones,
-    digest,
     features_of,
+    weights_digest,
 )
 from pipelines.data.stream.feature_cache import FACTS, FeatureCache, input_hash, text_hashes
 from pipelines.data.stream.loader import EvaluationBatches, MicroBatches
-from pipelines.data.stream.plan import Schedule
-from pipelines.data.stream.stream import StreamConfig, stream
+from pipelines.data.stream.plan import StepSchedule
+from pipelines.data.stream.stream import StreamConfig, stream_batches
 from pipelines.data.tars.reader import ShardReader
 from pipelines.data.tars.shards import ShardWriter
 from pipelines.data.texts.corpus import train_tokenizer
@@ -61,7 +61,7 @@ MODEL = parse(
 POOLED = MODEL.model_copy(update={"fusion": parse(ModelConfig, {"fusion": {"kind": "concat"}}).fusion})
 CONFIG = MODEL.vision
 WIDTH, TEXT_WIDTH = 64 * 2 * 2, 8
-ALONE = Resources(threads=1, batch=3)
+ALONE = EncoderResources(threads=1, batch=3)
 
 Build = Callable[..., FeatureCache]
 
@@ -120,9 +120,9 @@ def kept(
 def build(index: Index, processor: VLProcessor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Build:
     """The same pass in this process: actors take seconds to start."""
 
-    def here(shards: list[Shard], *shared: Any) -> Iterator[str]:
+    def here(shards: list[IndexedShard], *shared: Any) -> Iterator[str]:
         *sent, features, pooled, resources = shared
-        actor = feature_build._Builder(ray.put(tuple(sent)), features, pooled, resources)
+        actor = feature_build._ShardFeatureBuilder(ray.put(tuple(sent)), features, pooled, resources)
         for shard in shards:
             actor.write(shard.name)
             yield shard.name
@@ -145,13 +145,13 @@ def files(features: FeatureCache) -> dict[str, int]:
     return {file.name: file.stat().st_mtime_ns for file in found}
 
 
-def read(features: FeatureCache, index: Index, shard: Shard, rows: list[int]) -> np.ndarray:
+def read(features: FeatureCache, index: Index, shard: IndexedShard, rows: list[int]) -> np.ndarray:
     """The features of images."""
     hashes = [input_hash(sha256) for sha256 in ShardReader(index).input_sha256s(shard.name, rows, "image")]
     return np.concatenate(features.read([features.file_of(index, shard)], hashes))
 
 
-def direct(index: Index, processor: VLProcessor, shard: Shard, rows: list[int]) -> np.ndarray:
+def direct(index: Index, processor: VLProcessor, shard: IndexedShard, rows: list[int]) -> np.ndarray:
     pixels = [processor.decode_image(record.inputs["image"]) for record in ShardReader(index).read(shard.name, rows)]
     found: np.ndarray = new_model(processor).vision.features(torch.from_numpy(np.stack(pixels))).numpy()
     return found
@@ -267,12 +267,12 @@ def test_what_they_depend_on_has_features_of_its_own(
 
 def test_a_projection_that_has_learned_changes_nothing_and_a_statistic_does(processor: VLProcessor) -> None:
     encoder = vision_of(new_model(processor))
-    before = digest(encoder)
+    before = weights_digest(encoder)
     with torch.no_grad():
         encoder.get_parameter("projection.weight").add_(1)
-    assert digest(encoder) == digest(encoder.to(memory_format=torch.contiguous_format)) == before
+    assert weights_digest(encoder) == weights_digest(encoder.to(memory_format=torch.contiguous_format)) == before
     encoder.get_buffer("backbone.bn1.running_var").add_(1e-3)
-    assert digest(encoder) != before
+    assert weights_digest(encoder) != before
 
 
 @pytest.mark.parametrize("stream", ["vision", "language"])
@@ -299,7 +299,7 @@ def test_jobs_that_begin_together_compute_once(
     computing = Counter[str]()
     here = feature_build._map_shards
 
-    def slowly(shards: list[Shard], *shared: Any) -> Iterator[str]:
+    def slowly(shards: list[IndexedShard], *shared: Any) -> Iterator[str]:
         time.sleep(0.2)
         for name in here(shards, *shared):
             computing[name] += 1
@@ -334,7 +334,7 @@ def source(index: Index, processor: VLProcessor, tmp_path: Path) -> Source:
 
 
 def parts(source: Source, **augmentation: float) -> MicroBatches:
-    schedule = Schedule(source.plan(seed=3, shuffle=True, window=8), batch=4, epochs=2)
+    schedule = StepSchedule(source.plan(seed=3, shuffle=True, window=8), batch=4, epochs=2)
     return MicroBatches(source, schedule, 0, 1, 1, AugmentConfig(**augmentation))
 
 
@@ -389,7 +389,7 @@ def test_ray_delivers_them(source: Source, both: tuple[FeatureCache, ...], decod
     mine = parts(replace(source, features=both))
     config = StreamConfig(decoding=decoding, memory_mb=16)
     for start in (0, 3):
-        for number, arrays in enumerate(stream(mine, config, start=start), start):
+        for number, arrays in enumerate(stream_batches(mine, config, start=start), start):
             for name in ("image.features_BF", "text_features_UTF", "text_features_mask_UT"):
                 np.testing.assert_array_equal(arrays[name], mine[number][name], err_msg=f"batch {number}, {name}")
 

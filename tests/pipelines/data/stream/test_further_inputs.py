@@ -20,9 +20,9 @@ from pipelines.data.index.config import IndexConfig
 from pipelines.data.index.index import Index
 from pipelines.data.stream.augment import AugmentConfig
 from pipelines.data.stream.dataset import Source
-from pipelines.data.stream.feature_build import Resources, build_features, features_of
+from pipelines.data.stream.feature_build import EncoderResources, build_features, features_of
 from pipelines.data.stream.loader import EvaluationBatches, MicroBatches, dropped_inputs
-from pipelines.data.stream.plan import Schedule
+from pipelines.data.stream.plan import StepSchedule
 from pipelines.data.tars.shards import ShardWriter
 from pipelines.data.texts.corpus import train_tokenizer
 from pipelines.errors import DataError
@@ -75,7 +75,7 @@ def source(index: Index, processor: VLProcessor, tmp_path_factory: pytest.TempPa
 
 
 def parts(source: Source, drop: dict[str, float] | None = None, accumulation: int = 1) -> MicroBatches:
-    schedule = Schedule(source.plan(seed=1, shuffle=True), batch=4, epochs=2)
+    schedule = StepSchedule(source.plan(seed=1, shuffle=True), batch=4, epochs=2)
     return MicroBatches(source, schedule, 0, 1, accumulation, AugmentConfig(), drop or {})
 
 
@@ -165,7 +165,7 @@ def test_kept_features_are_what_the_encoder_gives(
     model = VLModel.from_tree(TREE, processor).eval()
     assert TREE.frozen_streams() == ("imu",)
     cache = features_of("imu", model, TREE, processor, str(tmp_path), "float32")
-    build_features(cache, index, model, TREE, processor, Resources(threads=1, batch=2))
+    build_features(cache, index, model, TREE, processor, EncoderResources(threads=1, batch=2))
     kept = Source(source.tars, source.index_hash, source.split, source.processor, (cache,))
     for plain, cached in zip(parts(source), parts(kept), strict=True):
         assert {name for name in cached if name.startswith("imu.")} <= {

@@ -18,11 +18,11 @@ import pytest
 from pipelines.data.stream import image_pool
 from pipelines.data.stream.dataset import Arrays
 from pipelines.data.stream.image_pool import DecodingStoppedError, ImagePool
-from pipelines.data.stream.loader import Batches
+from pipelines.data.stream.loader import BatchLoader
 from tests.jobs.conftest import ROOT
 
 
-class Told(Batches):
+class Told(BatchLoader):
     """Instead of pixels, who makes them. A batch of source 1 cannot be made."""
 
     source: Any = SimpleNamespace(features=())
@@ -56,13 +56,13 @@ def fresh() -> Iterator[None]:
 
 
 def until_ready() -> None:
-    while not image_pool._process_pool(2).ready:
+    while not image_pool._process_pool(2).is_ready:
         time.sleep(0.05)
 
 
 def test_threads_do_the_work_until_processes_are_up() -> None:
     with ImagePool(Told(), 2, in_processes=True) as pool:
-        if not image_pool._process_pool(2).ready:
+        if not image_pool._process_pool(2).is_ready:
             assert pool.submit(Told().rows(0))()["image.pixels_BHWC"][0] == os.getpid()
         until_ready()
         pid, _, threads, names = pool.submit({**Told().rows(0), "more": np.zeros(9)})()["image.pixels_BHWC"].tolist()

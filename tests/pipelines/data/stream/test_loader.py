@@ -16,11 +16,11 @@ from pipelines.data.index.build import build_index
 from pipelines.data.index.config import IndexConfig
 from pipelines.data.index.index import Index
 from pipelines.data.stream import stream as stream_module
-from pipelines.data.stream.augment import AugmentConfig, augment
-from pipelines.data.stream.dataset import Samples, Source, with_gpu_decoding
+from pipelines.data.stream.augment import AugmentConfig, augment_image
+from pipelines.data.stream.dataset import OpenedSamples, Source, with_gpu_decoding
 from pipelines.data.stream.loader import EvaluationBatches, MicroBatches
-from pipelines.data.stream.plan import SampleIndices, Schedule
-from pipelines.data.stream.stream import StreamConfig, stream
+from pipelines.data.stream.plan import SampleIndices, StepSchedule
+from pipelines.data.stream.stream import StreamConfig, stream_batches
 from pipelines.data.tars.shards import ShardWriter
 from pipelines.data.texts.corpus import train_tokenizer
 from pipelines.errors import DataError
@@ -49,7 +49,7 @@ def source(tmp_path_factory: pytest.TempPathFactory, ray_local: None) -> Source:
 
 
 def parts(source: Source, rank: int = 0, world: int = 1, accumulation: int = 1, **more: Any) -> MicroBatches:
-    schedule = Schedule(source.plan(seed=3, shuffle=True, window=8), batch=8, epochs=2)
+    schedule = StepSchedule(source.plan(seed=3, shuffle=True, window=8), batch=8, epochs=2)
     return MicroBatches(source, schedule, rank, world, accumulation, AugmentConfig(**more))
 
 
@@ -112,7 +112,7 @@ def test_the_stream_delivers_the_same_batches_in_order_from_any_start(
     mine = parts(source, accumulation=2, flip=0.5, min_area=0.5)
     config = StreamConfig(decoding=decoding, workers=workers, tasks=2, memory_mb=16)
     for start in (0, 3):
-        delivered = list(stream(mine, config, start=start))
+        delivered = list(stream_batches(mine, config, start=start))
         assert len(delivered) == len(mine) - start
         for number, arrays in enumerate(delivered, start):
             for name, expected in mine[number].items():
@@ -122,22 +122,24 @@ def test_the_stream_delivers_the_same_batches_in_order_from_any_start(
 def test_augmentation_depends_on_seed_epoch_and_sample_alone(source: Source) -> None:
     image = np.random.default_rng(0).integers(0, 255, (16, 16, 3), np.uint8)
     config = AugmentConfig(flip=0.5, min_area=0.3)
-    same = [augment(image, config, np.random.default_rng(seed)) for seed in (1, 1, 2)]
+    same = [augment_image(image, config, np.random.default_rng(seed)) for seed in (1, 1, 2)]
     np.testing.assert_array_equal(same[0], same[1])
     assert not np.array_equal(same[0], same[2])
-    np.testing.assert_array_equal(augment(image, AugmentConfig(flip=1.0), np.random.default_rng(0)), image[:, ::-1])
+    np.testing.assert_array_equal(
+        augment_image(image, AugmentConfig(flip=1.0), np.random.default_rng(0)), image[:, ::-1]
+    )
 
 
 def test_texts_change_with_their_mirrored_image(source: Source, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each image is of one colour but for its left half, which is made black, so that it tells if it is mirrored."""
-    load_inputs = Samples.load_inputs
+    load_inputs = OpenedSamples.load_inputs
 
-    def halved(samples: Samples, indices: SampleIndices, places: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    def halved(samples: OpenedSamples, indices: SampleIndices, places: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         seen = load_inputs(samples, indices, places)
         seen["image.pixels_BHWC"][:, :, :8] = 0
         return seen
 
-    monkeypatch.setattr(Samples, "load_inputs", halved)
+    monkeypatch.setattr(OpenedSamples, "load_inputs", halved)
     mine = parts(source, flip=0.5, min_area=0.5, swap={"what": "colour", "yes": "no"})
     plain = parts(source, flip=0.5, min_area=0.5)
     tokenizer = VLProcessor.from_pretrained(source.processor).tokenizer

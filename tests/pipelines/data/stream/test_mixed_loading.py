@@ -15,13 +15,13 @@ from pipelines.data.index.build import build_index
 from pipelines.data.index.config import IndexConfig
 from pipelines.data.index.index import Index
 from pipelines.data.stream.augment import AugmentConfig
-from pipelines.data.stream.dataset import Mixture, Source, with_pixel_cache
-from pipelines.data.stream.feature_cache import FeatureCache, Table, input_hash
+from pipelines.data.stream.dataset import Source, SourceMixture, with_pixel_cache
+from pipelines.data.stream.feature_cache import FeatureCache, FeatureTable, input_hash
 from pipelines.data.stream.loader import MicroBatches, model_inputs
 from pipelines.data.stream.mixture import MixturePlan
 from pipelines.data.stream.pixel_cache import PixelCacheConfig
-from pipelines.data.stream.plan import Schedule
-from pipelines.data.stream.stream import StreamConfig, stream
+from pipelines.data.stream.plan import StepSchedule
+from pipelines.data.stream.stream import StreamConfig, stream_batches
 from pipelines.data.tars.reader import ShardReader
 from pipelines.data.tars.sample import dump_texts
 from pipelines.data.tars.shards import ShardWriter
@@ -48,7 +48,7 @@ def write(folder: Path, base: int, count: int, texts: Texts) -> Index:
 
 
 @pytest.fixture(scope="module")
-def mixture(tmp_path_factory: pytest.TempPathFactory, ray_local: None) -> Mixture:
+def mixture(tmp_path_factory: pytest.TempPathFactory, ray_local: None) -> SourceMixture:
     folder = tmp_path_factory.mktemp("mixed")
     for name in NAMES:
         (folder / name).mkdir()
@@ -58,18 +58,18 @@ def mixture(tmp_path_factory: pytest.TempPathFactory, ray_local: None) -> Mixtur
     tokenizer = train_tokenizer(["what is it? a colour"], 64)
     made = VLProcessor(ProcessorConfig(image_size=16), tokenizer, ["a colour", "no"], tasks)
     made.save_pretrained(folder / "processor")
-    return Mixture(
+    return SourceMixture(
         tuple(Source(index.tars, index.hash, "train", str(folder / "processor")) for index in (asked, named))
     )
 
 
-def order(mixture: Mixture, seed: int = 3) -> MixturePlan:
+def order(mixture: SourceMixture, seed: int = 3) -> MixturePlan:
     plans = tuple(source.plan(seed=seed, shuffle=True, window=8) for source in mixture.members)
     return MixturePlan(NAMES, plans, (2.0, 1.0), block=8)
 
 
-def parts(mixture: Mixture, rank: int = 0, world: int = 1, accumulation: int = 1, **more: float) -> MicroBatches:
-    schedule = Schedule(order(mixture), batch=8, epochs=2)
+def parts(mixture: SourceMixture, rank: int = 0, world: int = 1, accumulation: int = 1, **more: float) -> MicroBatches:
+    schedule = StepSchedule(order(mixture), batch=8, epochs=2)
     return MicroBatches(mixture, schedule, rank, world, accumulation, AugmentConfig(**more))
 
 
@@ -83,7 +83,7 @@ def rows(arrays: dict[str, np.ndarray]) -> list[tuple[int, int, int, int]]:
     return list(zip(*(arrays[name][arrays["counts_B"]].tolist() for name in names), strict=True))
 
 
-def test_images_are_those_that_the_provenance_names(mixture: Mixture) -> None:
+def test_images_are_those_that_the_provenance_names(mixture: SourceMixture) -> None:
     mine = parts(mixture)
     seen: Counter[int] = Counter()
     for number in range(len(mine)):
@@ -95,7 +95,7 @@ def test_images_are_those_that_the_provenance_names(mixture: Mixture) -> None:
     assert seen[0] == pytest.approx(2 * 2 * (ASKED + NAMED) / 3, abs=1)
 
 
-def test_each_sample_has_the_rows_of_its_own_texts(mixture: Mixture) -> None:
+def test_each_sample_has_the_rows_of_its_own_texts(mixture: SourceMixture) -> None:
     batch = parts(mixture)[0]
     of_source = [np.flatnonzero(batch["source_B"] == number).tolist() for number in (0, 1)]
     assert all(of_source)
@@ -104,7 +104,7 @@ def test_each_sample_has_the_rows_of_its_own_texts(mixture: Mixture) -> None:
 
 
 @pytest.mark.parametrize(("world", "accumulation"), [(2, 1), (1, 2), (4, 2)])
-def test_workers_share_each_step(mixture: Mixture, world: int, accumulation: int) -> None:
+def test_workers_share_each_step(mixture: SourceMixture, world: int, accumulation: int) -> None:
     whole = parts(mixture)
     shares = [parts(mixture, rank, world, accumulation) for rank in range(world)]
     for step in range(len(whole)):
@@ -112,29 +112,29 @@ def test_workers_share_each_step(mixture: Mixture, world: int, accumulation: int
         assert [sample for part in cut for sample in part] == rows(whole[step])
 
 
-def test_ray_delivers_the_same_batches_from_any_start(mixture: Mixture) -> None:
+def test_ray_delivers_the_same_batches_from_any_start(mixture: SourceMixture) -> None:
     mine = parts(mixture, accumulation=2, flip=0.5, min_area=0.5)
     for start in (0, 5):
-        delivered = list(stream(mine, StreamConfig(tasks=2, memory_mb=16), start=start))
+        delivered = list(stream_batches(mine, StreamConfig(tasks=2, memory_mb=16), start=start))
         assert len(delivered) == len(mine) - start
         for number, arrays in enumerate(delivered, start):
             for name, expected in mine[number].items():
                 np.testing.assert_array_equal(arrays[name], expected, err_msg=f"batch {number}, {name}")
 
 
-def test_one_source_gives_the_batches_that_it_gives_alone(mixture: Mixture) -> None:
+def test_one_source_gives_the_batches_that_it_gives_alone(mixture: SourceMixture) -> None:
     source = mixture.members[0]
-    alone = Schedule(source.plan(seed=3, shuffle=True, window=8), 8, 2)
-    mixed = Schedule(MixturePlan(("only",), (source.plan(seed=3, shuffle=True, window=8),), (1.0,)), 8, 2)
+    alone = StepSchedule(source.plan(seed=3, shuffle=True, window=8), 8, 2)
+    mixed = StepSchedule(MixturePlan(("only",), (source.plan(seed=3, shuffle=True, window=8),), (1.0,)), 8, 2)
     for number in range(alone.steps):
         one = MicroBatches(source, alone, 0, 1, 1, AugmentConfig(flip=0.5))[number]
-        other = MicroBatches(Mixture((source,)), mixed, 0, 1, 1, AugmentConfig(flip=0.5))[number]
+        other = MicroBatches(SourceMixture((source,)), mixed, 0, 1, 1, AugmentConfig(flip=0.5))[number]
         assert one.keys() == other.keys()
         for name, expected in one.items():
             np.testing.assert_array_equal(other[name], expected, err_msg=name)
 
 
-def test_kept_features_come_from_the_source_of_each_sample(mixture: Mixture, tmp_path: Path) -> None:
+def test_kept_features_come_from_the_source_of_each_sample(mixture: SourceMixture, tmp_path: Path) -> None:
     kept = FeatureCache("vision", str(tmp_path), 3, "float32", "backbone")
     for number, source in enumerate(mixture.members):
         index = Index.open(source.tars)
@@ -142,16 +142,16 @@ def test_kept_features_come_from_the_source_of_each_sample(mixture: Mixture, tmp
             rows = range(sum(facts.samples.values()))
             hashes = [input_hash(sha256) for sha256 in ShardReader(index).input_sha256s(facts.name, rows, "image")]
             values = np.array([[number, shard, row] for row in rows], np.float32).tobytes()
-            table = Table.of(hashes, [1] * len(rows)).to_bytes(kept.row_bytes)
+            table = FeatureTable.from_row_counts(hashes, [1] * len(rows)).to_bytes(kept.row_bytes)
             (tmp_path / kept.file_of(index, facts)).write_bytes(table + values)
-    mine = parts(Mixture(tuple(replace(source, features=(kept,)) for source in mixture.members)))
+    mine = parts(SourceMixture(tuple(replace(source, features=(kept,)) for source in mixture.members)))
     for number in range(len(mine)):
         batch = mine[number]
         expected = np.stack([batch["source_B"], batch["shard_B"], batch["row_B"]], axis=1)
         np.testing.assert_array_equal(batch["image.features_BF"], expected)
 
 
-def test_a_source_without_what_the_tasks_read_is_refused(mixture: Mixture, tmp_path: Path) -> None:
+def test_a_source_without_what_the_tasks_read_is_refused(mixture: SourceMixture, tmp_path: Path) -> None:
     asked, named = mixture.members
     processor = VLProcessor.from_pretrained(asked.processor)
     captioner = VLProcessor(processor.config, processor.tokenizer, [], {"": processor.tasks["name"]})
@@ -164,23 +164,23 @@ def test_a_source_without_what_the_tasks_read_is_refused(mixture: Mixture, tmp_p
 
 
 @pytest.fixture(scope="module")
-def with_texts(mixture: Mixture, tmp_path_factory: pytest.TempPathFactory, ray_local: None) -> Mixture:
+def with_texts(mixture: SourceMixture, tmp_path_factory: pytest.TempPathFactory, ray_local: None) -> SourceMixture:
     """The two sources of images, and one of questions without images."""
     folder = tmp_path_factory.mktemp("texts")
     for shard in range(2):
         said = [Texts((), (Question(f"what is it? {n}", "no"),)) for n in range(7)]
         write_tar(folder, f"train-{shard:06d}.tar", [(f"{shard}{n}.json", dump_texts(t)) for n, t in enumerate(said)])
     index = build_index(str(folder), IndexConfig(validation_fraction=0.0, inputs=("text",)))
-    return Mixture((*mixture.members, Source(index.tars, index.hash, "train", mixture.processor)))
+    return SourceMixture((*mixture.members, Source(index.tars, index.hash, "train", mixture.processor)))
 
 
-def parts_with_texts(mixture: Mixture, rank: int = 0, world: int = 1, **more: float) -> MicroBatches:
+def parts_with_texts(mixture: SourceMixture, rank: int = 0, world: int = 1, **more: float) -> MicroBatches:
     plans = tuple(source.plan(seed=3, shuffle=True, window=8) for source in mixture.members)
-    schedule = Schedule(MixturePlan((*NAMES, "said"), plans, (1.0, 1.0, 1.0), block=8), batch=8, epochs=2)
+    schedule = StepSchedule(MixturePlan((*NAMES, "said"), plans, (1.0, 1.0, 1.0), block=8), batch=8, epochs=2)
     return MicroBatches(mixture, schedule, rank, world, 1, AugmentConfig(**more))
 
 
-def test_texts_without_images_have_rows_and_no_pixels(with_texts: Mixture) -> None:
+def test_texts_without_images_have_rows_and_no_pixels(with_texts: SourceMixture) -> None:
     mine, seen = parts_with_texts(with_texts, flip=0.5), Counter[int]()
     for number in range(len(mine)):
         batch = mine[number]
@@ -201,20 +201,20 @@ def test_texts_without_images_have_rows_and_no_pixels(with_texts: Mixture) -> No
     assert seen[2] == pytest.approx(seen.total() / 3, abs=1)
 
 
-def test_ray_delivers_texts_without_images_as_they_are_made_at_once(with_texts: Mixture) -> None:
+def test_ray_delivers_texts_without_images_as_they_are_made_at_once(with_texts: SourceMixture) -> None:
     mine = parts_with_texts(with_texts, rank=1, world=4, flip=0.5)
     assert not all(len(mine[number]["image.pixels_BHWC"]) for number in range(len(mine)))
-    for number, arrays in enumerate(stream(mine, StreamConfig(memory_mb=16))):
+    for number, arrays in enumerate(stream_batches(mine, StreamConfig(memory_mb=16))):
         expected = mine[number]
         assert arrays.keys() == expected.keys()
         for name, array in expected.items():
             np.testing.assert_array_equal(arrays[name], array, err_msg=f"batch {number}, {name}")
 
 
-def test_pixels_are_kept_of_the_sources_that_have_some(with_texts: Mixture, tmp_path: Path) -> None:
+def test_pixels_are_kept_of_the_sources_that_have_some(with_texts: SourceMixture, tmp_path: Path) -> None:
     config = PixelCacheConfig(keep="always", folder=str(tmp_path))
     kept = with_pixel_cache(with_texts, config, 2)
-    assert isinstance(kept, Mixture)
+    assert isinstance(kept, SourceMixture)
     assert [source.pixels is not None for source in kept.members] == [True, True, False]
     plain, cached = parts_with_texts(with_texts), parts_with_texts(kept)
     for _ in range(2):
@@ -222,7 +222,7 @@ def test_pixels_are_kept_of_the_sources_that_have_some(with_texts: Mixture, tmp_
             np.testing.assert_array_equal(cached[number]["image.pixels_BHWC"], plain[number]["image.pixels_BHWC"])
 
 
-def test_texts_of_which_no_task_makes_anything_are_refused(with_texts: Mixture, tmp_path: Path) -> None:
+def test_texts_of_which_no_task_makes_anything_are_refused(with_texts: SourceMixture, tmp_path: Path) -> None:
     said = with_texts.members[2]
     processor = VLProcessor.from_pretrained(said.processor)
     captioner = VLProcessor(processor.config, processor.tokenizer, [], {"": processor.tasks["name"]})
@@ -231,7 +231,7 @@ def test_texts_of_which_no_task_makes_anything_are_refused(with_texts: Mixture, 
         replace(said, processor=str(tmp_path)).plan(shuffle=True)
 
 
-def test_images_without_texts_are_seen_and_told(mixture: Mixture, tmp_path: Path) -> None:
+def test_images_without_texts_are_seen_and_told(mixture: SourceMixture, tmp_path: Path) -> None:
     """Beside captioned images, texts alone, and with a task that compares."""
     processor = VLProcessor.from_pretrained(mixture.processor)
     tasks = {"ask": vqa.Config(), "find": contrastive.Config()}
@@ -241,7 +241,7 @@ def test_images_without_texts_are_seen_and_told(mixture: Mixture, tmp_path: Path
     index = build_index(str(tmp_path / "lone"), IndexConfig(validation_fraction=0.0, inputs=("image",)))
     assert index.counts()["train"] == 9
     members = [replace(source, processor=str(tmp_path / "finder")) for source in mixture.members]
-    mixed = Mixture((*members, Source(index.tars, index.hash, "train", str(tmp_path / "finder"))))
+    mixed = SourceMixture((*members, Source(index.tars, index.hash, "train", str(tmp_path / "finder"))))
     mine = parts_with_texts(mixed, rank=1, world=4)
     told = 0
     for number in range(len(mine)):
@@ -263,7 +263,7 @@ def test_images_without_texts_are_seen_and_told(mixture: Mixture, tmp_path: Path
         unanswered.plan(shuffle=True)
 
 
-def test_everything_is_small_to_send(mixture: Mixture) -> None:
+def test_everything_is_small_to_send(mixture: SourceMixture) -> None:
     import pickle
 
     assert len(pickle.dumps(parts(mixture))) < 4000

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipelines.data.stream.mixture import MixturePlan
-from pipelines.data.stream.plan import Plan, SampleIndices, Schedule
+from pipelines.data.stream.plan import Plan, SampleIndices, StepSchedule
 
 Sample = tuple[int, int, int, int]
 
@@ -88,7 +88,7 @@ def test_turns_follow_the_shares_without_drift(mixture: MixturePlan) -> None:
         assert mixture.block_at(block.stop - 1) == block
         assert block.start == start
         assert len(block) >= min(mixture.block, mixture.size)
-        due += len(block) * np.array(mixture.shares(start))
+        due += len(block) * np.array(mixture.source_shares(start))
         counts = np.array(mixture.counts_before(block.stop))
         assert np.abs(counts - due).max() < 1 + 1e-9
         assert (counts >= before).all()
@@ -125,26 +125,26 @@ def test_a_single_source_has_its_own_order(
 @settings(deadline=None, max_examples=50)
 @given(mixtures(), st.integers(1, 20), st.integers(1, 3), st.data())
 def test_workers_change_nothing_but_the_cut(mixture: MixturePlan, batch: int, epochs: int, data: st.DataObject) -> None:
-    schedule = Schedule(mixture, batch, epochs)
+    schedule = StepSchedule(mixture, batch, epochs)
     assert sum(map(schedule.step_samples, range(schedule.steps))) == epochs * mixture.size
     step = data.draw(st.integers(0, schedule.steps - 1))
     whole = samples(mixture.samples_between(step * batch, step * batch + schedule.step_samples(step)))
     for parts in (1, 2, 3, 8):
-        cut = [samples(schedule.part(step, number, parts)) for number in range(parts)]
+        cut = [samples(schedule.samples_of_part(step, number, parts)) for number in range(parts)]
         assert [sample for part in cut for sample in part] == whole
 
 
 @pytest.mark.parametrize(("temperature", "shares"), [(1.0, [0.1, 0.9]), (2.0, [0.25, 0.75]), (1e9, [0.5, 0.5])])
 def test_temperature_leads_from_proportional_to_equal_shares(temperature: float, shares: list[float]) -> None:
     mixture = MixturePlan(("a", "b"), (plan(0, [100]), plan(1, [900])), (100, 900), (temperature,))
-    assert mixture.shares(0) == pytest.approx(shares)
+    assert mixture.source_shares(0) == pytest.approx(shares)
 
 
 def test_temperature_changes_over_the_training_and_then_stays() -> None:
     plans = (plan(0, [1000]), plan(1, [9000]))
     mixture = MixturePlan(("a", "b"), plans, (1000, 9000), (1.0, 1.0, 2.0), epochs=10, block=50)
     for position, temperature in [(0, 1.0), (49_000, 1.0), (75_000, 1.5), (99_999, 2.0), (10**9, 2.0)]:
-        assert mixture.shares(position) == pytest.approx(shares_at(mixture, temperature), abs=5e-3)
+        assert mixture.source_shares(position) == pytest.approx(shares_at(mixture, temperature), abs=5e-3)
     # The mean of the shares is what is seen: worked out here from the powers, not from the plan's whole numbers.
     moments = (np.arange(1000) + 0.5) / 1000
     mean = np.mean([shares_at(mixture, max(1.0, 2 * moment)) for moment in moments], axis=0)
@@ -153,7 +153,7 @@ def test_temperature_changes_over_the_training_and_then_stays() -> None:
 
 def test_a_short_training_has_the_temperature_of_its_middle() -> None:
     mixture = MixturePlan(("a", "b"), (plan(0, [10]), plan(1, [90])), (10, 90), (1.0, 3.0))
-    assert mixture.shares(0) == pytest.approx(shares_at(mixture, 2.0), abs=5e-3)
+    assert mixture.source_shares(0) == pytest.approx(shares_at(mixture, 2.0), abs=5e-3)
 
 
 def test_a_rare_source_has_its_turn_in_every_block() -> None:

@@ -20,8 +20,8 @@ from pipelines.data.stream.augment import AugmentConfig
 from pipelines.data.stream.dataset import Source, with_pixel_cache
 from pipelines.data.stream.loader import MicroBatches
 from pipelines.data.stream.pixel_cache import PixelCacheConfig, is_cache_faster, open_pixel_cache
-from pipelines.data.stream.plan import Schedule
-from pipelines.data.stream.stream import StreamConfig, stream
+from pipelines.data.stream.plan import StepSchedule
+from pipelines.data.stream.stream import StreamConfig, stream_batches
 from pipelines.data.tars.shards import ShardWriter
 from pipelines.data.texts.corpus import train_tokenizer
 from pipelines.errors import DataError
@@ -69,7 +69,7 @@ def config(folder: Path, **more: object) -> PixelCacheConfig:
 
 
 def epochs(source: Source, count: int = 1) -> MicroBatches:
-    schedule = Schedule(source.plan(seed=1, shuffle=True, window=6), batch=4, epochs=count)
+    schedule = StepSchedule(source.plan(seed=1, shuffle=True, window=6), batch=4, epochs=count)
     return MicroBatches(source, schedule, 0, 1, 1, AugmentConfig(flip=0.5))
 
 
@@ -93,7 +93,7 @@ def test_each_image_is_decoded_once_and_is_the_same(source: Source, tmp_path: Pa
 
 def test_through_the_stream(source: Source, tmp_path: Path, decoded: list[int]) -> None:
     kept = with_pixel_cache(source, config(tmp_path), 2)
-    made = list(stream(epochs(kept, 3), StreamConfig(workers=3)))
+    made = list(stream_batches(epochs(kept, 3), StreamConfig(workers=3)))
     for expected, got in zip(epochs(source, 3), made, strict=True):
         np.testing.assert_array_equal(got["image.pixels_BHWC"], expected["image.pixels_BHWC"])
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipelines.data.stream.plan import Plan, Schedule, check_division, derive_seed, fixed_batches
+from pipelines.data.stream.plan import Plan, StepSchedule, check_division, derive_seed, fixed_batches
 
 sizes = st.lists(st.integers(0, 40), min_size=1, max_size=12).filter(lambda counts: sum(counts) > 0)
 
@@ -54,12 +54,12 @@ def test_any_position_can_be_sought_directly(counts: list[int], data: st.DataObj
 def test_workers_and_accumulation_change_nothing_but_the_cut(
     counts: list[int], batch: int, epochs: int, data: st.DataObject
 ) -> None:
-    schedule = Schedule(plan(counts), batch, epochs)
+    schedule = StepSchedule(plan(counts), batch, epochs)
     step = data.draw(st.integers(0, schedule.steps - 1))
-    whole = pairs(schedule.part(step, 0, 1))
+    whole = pairs(schedule.samples_of_part(step, 0, 1))
     assert len(whole) == schedule.step_samples(step)
     for parts in (2, 3, 8):
-        cut = [pairs(schedule.part(step, number, parts)) for number in range(parts)]
+        cut = [pairs(schedule.samples_of_part(step, number, parts)) for number in range(parts)]
         assert [sample for part in cut for sample in part] == whole
         assert max(map(len, cut)) - min(map(len, cut)) <= 1
 
@@ -67,8 +67,8 @@ def test_workers_and_accumulation_change_nothing_but_the_cut(
 @settings(deadline=None)
 @given(sizes, st.integers(1, 20), st.integers(1, 3))
 def test_all_steps_together_are_the_epochs(counts: list[int], batch: int, epochs: int) -> None:
-    schedule = Schedule(plan(counts), batch, epochs)
-    seen = [sample for step in range(schedule.steps) for sample in pairs(schedule.part(step, 0, 1))]
+    schedule = StepSchedule(plan(counts), batch, epochs)
+    seen = [sample for step in range(schedule.steps) for sample in pairs(schedule.samples_of_part(step, 0, 1))]
     assert len(seen) == len(set(seen)) == schedule.plan.size * epochs
     assert schedule.epochs_done(schedule.steps) == epochs
 

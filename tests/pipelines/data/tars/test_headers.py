@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipelines.data.tars.headers import Corruption, Kind, Member, read_tar
+from pipelines.data.tars.headers import MemberKind, TarCorruption, TarMember, read_tar
 from tests.pipelines.data.tar_maker import data_of, header_of, link, samples, tar_bytes, zeroed
 
 GNU_TAR = shutil.which("tar") and "GNU" in subprocess.run(["tar", "--version"], capture_output=True, text=True).stdout
@@ -20,10 +20,10 @@ needs_gnu_tar = pytest.mark.skipif(not GNU_TAR, reason="there is no GNU tar on t
 LONG = "folder/" + "n" * 180 + "/é" + "x" * 120 + ".jpg"
 
 
-def read(data: bytes, step: int | None = None) -> tuple[list[Member], list[Corruption]]:
+def read(data: bytes, step: int | None = None) -> tuple[list[TarMember], list[TarCorruption]]:
     stream = io.BytesIO(data)
     items = list(read_tar(lambda n: stream.read(min(n, step) if step else n), lambda name, size: True))
-    return [i for i in items if isinstance(i, Member)], [i for i in items if isinstance(i, Corruption)]
+    return [i for i in items if isinstance(i, TarMember)], [i for i in items if isinstance(i, TarCorruption)]
 
 
 @pytest.mark.parametrize("form", [tarfile.USTAR_FORMAT, tarfile.PAX_FORMAT, tarfile.GNU_FORMAT])
@@ -52,7 +52,7 @@ def test_gnu_tars_own_output(tmp_path: Path):
         subprocess.run(tar, check=True)
         members, breaks = read((tmp_path / "out.tar").read_bytes())
         assert breaks == [], form
-        found = {m.name.removeprefix("./"): m.data for m in members if m.kind is Kind.FILE}
+        found = {m.name.removeprefix("./"): m.data for m in members if m.kind is MemberKind.FILE}
         assert found["b.json"] == b"{}"
         assert form == "v7" or found["d" * 90 + "/" + "f" * 90 + ".jpg"] == b"1" * 600
 
@@ -75,7 +75,7 @@ def test_base_256_size():
     info.size = 9 << 30
     stream = io.BytesIO(info.tobuf(tarfile.GNU_FORMAT))
     items = list(read_tar(stream.read))
-    assert isinstance(items[0], Corruption)
+    assert isinstance(items[0], TarCorruption)
     assert f"0 of {9 << 30} bytes of 'big.jpg'" in items[0].detail
 
 
@@ -84,7 +84,11 @@ def test_links_and_devices_have_no_data():
     links[1].size = 4096  # some writers give a hard link the size of its target
     data = tar_bytes([*samples([1]), *links, *samples([2])])
     members, breaks = read(data)
-    assert [m.kind for m in members] == [Kind.FILE] * 2 + [Kind.LINK, Kind.LINK, Kind.SPECIAL] + [Kind.FILE] * 2
+    assert [m.kind for m in members] == [MemberKind.FILE] * 2 + [
+        MemberKind.LINK,
+        MemberKind.LINK,
+        MemberKind.SPECIAL,
+    ] + [MemberKind.FILE] * 2
     assert breaks == []
 
 

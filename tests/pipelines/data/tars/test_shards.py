@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.data.index.scan import Scan, scan_tar
+from pipelines.data.index.scan import ShardScan, scan_tar
 from pipelines.data.tars.errors import Reason, SampleError
 from pipelines.data.tars.sample import dump_texts, parse_texts
 from pipelines.data.tars.shards import (
@@ -111,7 +111,7 @@ def test_a_refused_sample_leaves_its_neighbours(tmp_path: Path) -> None:
         assert tar.getnames() == ["a.jpg", "a.json", "b.jpg", "b.json"]
 
 
-def _scan(tar: Path, *inputs: str) -> Scan:
+def _scan(tar: Path, *inputs: str) -> ShardScan:
     with tar.open("rb") as file:
         return scan_tar(file.read, inputs=inputs)
 

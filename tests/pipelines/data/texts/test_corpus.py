@@ -15,7 +15,7 @@ import pytest
 from pipelines.data.index.build import build_index
 from pipelines.data.index.config import IndexConfig
 from pipelines.data.index.index import Index
-from pipelines.data.texts.corpus import answer_vocabulary, corpus, count_labels, train_tokenizer
+from pipelines.data.texts.corpus import answer_vocabulary, count_labels, texts_of_split, train_tokenizer
 from pipelines.errors import DataError
 from tests.pipelines.data.tar_maker import photo, write_tar
 from vlmodel.tasks import vqa
@@ -45,10 +45,10 @@ def index(ray_local, tmp_path_factory: pytest.TempPathFactory) -> Index:
 
 
 def test_corpus_is_the_texts_in_the_order_of_the_index(index):
-    assert list(corpus(index)) == [t for n in (1, 2, 3, 4) for t in (f"c{n}", f"q{n}.0", f"q{n}.1")]
-    assert list(corpus(index, "val")) == ["c6"]
+    assert list(texts_of_split(index)) == [t for n in (1, 2, 3, 4) for t in (f"c{n}", f"q{n}.0", f"q{n}.1")]
+    assert list(texts_of_split(index, "val")) == ["c6"]
     with pytest.raises(DataError, match=r"no samples of split 'dev' .*train: 4"):
-        list(corpus(index, "dev"))
+        list(texts_of_split(index, "dev"))
 
 
 def test_answers_are_counted(index):

@@ -10,7 +10,7 @@ import pytest
 
 from pipelines.registry.config import GateConfig
 from pipelines.registry.gate.behaviour import REWORDINGS, ProbeResult, behaviour_checks, run_probe
-from pipelines.registry.gate.check import Check
+from pipelines.registry.gate.check import GateCheck
 from vlmodel.inference import Prediction, Predictor
 from vlmodel.processor import Example
 from vlmodel.sample import Question, Sample, Texts
@@ -106,7 +106,7 @@ def place(pictures: Sequence[bytes], image: bytes) -> str:
     return str(pictures.index(image)) if image in pictures else "none"
 
 
-def checks_of(found: ProbeResult) -> dict[str, Check]:
+def checks_of(found: ProbeResult) -> dict[str, GateCheck]:
     return {check.name: check for check in behaviour_checks(found, None, CONFIG)}
 
 

@@ -12,7 +12,7 @@ from pipelines.registry.gate.comparison import (
     check_mcnemar,
     check_new_data,
     check_slices,
-    difference,
+    metric_difference,
     same_rows,
     slice_differences,
     slice_masks,
@@ -40,7 +40,7 @@ def ones(count: int, of: int) -> list[int]:
 def test_the_bounds_are_those_of_the_normal_distribution_where_rows_are_many_and_independent() -> None:
     rng = np.random.default_rng(1)
     candidate, champion = rng.random(4000) < 0.8, rng.random(4000) < 0.75
-    found = difference("hold-out", right(candidate), right(champion), CONFIG)
+    found = metric_difference("hold-out", right(candidate), right(champion), CONFIG)
     gain = candidate.astype(float) - champion
     half = 1.645 * gain.std() / np.sqrt(len(gain))
     assert found.value == pytest.approx(gain.mean())
@@ -52,21 +52,21 @@ def test_rows_of_one_image_are_drawn_together() -> None:
     """Sixteen equal rows of each of 100 images say no more than the images do."""
     rng = np.random.default_rng(2)
     candidate, champion = (rng.random(100) < share for share in (0.7, 0.6))
-    alone = difference("images", right(candidate), right(champion), CONFIG)
+    alone = metric_difference("images", right(candidate), right(champion), CONFIG)
     image_N = np.repeat(np.arange(100), 16)
-    rows = difference("rows", right(candidate[image_N], image_N), right(champion[image_N], image_N), CONFIG)
+    rows = metric_difference("rows", right(candidate[image_N], image_N), right(champion[image_N], image_N), CONFIG)
     assert (rows.low, rows.high) == pytest.approx((alone.low, alone.high))
 
 
 def test_each_group_has_the_same_weight() -> None:
     groups = [0] * 90 + [1] * 10
-    found = difference("", right([1] * 100, groups=groups), right([1] * 90 + [0] * 10, groups=groups), CONFIG)
+    found = metric_difference("", right([1] * 100, groups=groups), right([1] * 90 + [0] * 10, groups=groups), CONFIG)
     assert (found.candidate, found.champion) == (1.0, 0.5)
     assert (found.low, found.high) == pytest.approx((0.5, 0.5))
 
 
 def test_a_single_image_says_nothing() -> None:
-    found = difference("", right([1, 1], [0, 0]), right([0, 0], [0, 0]), CONFIG)
+    found = metric_difference("", right([1, 1], [0, 0]), right([0, 0], [0, 0]), CONFIG)
     assert not check_better(found, "accuracy", CONFIG).passed
 
 
@@ -78,7 +78,7 @@ def test_better_is_above_the_margin_with_certainty(gained: int, lost: int, margi
     candidate = [1] * gained + [0] * lost + [1] * (1000 - gained - lost)
     champion = [0] * gained + [1] * lost + [1] * (1000 - gained - lost)
     config = GateConfig(margin=margin)
-    check = check_better(difference("hold-out", right(candidate), right(champion), config), "accuracy", config)
+    check = check_better(metric_difference("hold-out", right(candidate), right(champion), config), "accuracy", config)
     assert check.passed is passes
     assert f"{(gained - lost) / 1000:+.4f}" in check.measured
 
@@ -141,14 +141,14 @@ def test_a_slice_counts_against_the_candidate_where_it_is_beyond_its_tolerance_a
 def test_a_loss_that_may_be_chance_is_no_regression() -> None:
     """Of 50 rows five were lost and two gained: six per cent, and not significant."""
     candidate, champion = right([0] * 5 + [1] * 45), right([1] * 5 + [0] * 2 + [1] * 43)
-    assert not with_tolerance(difference("x=y", candidate, champion, CONFIG), 0.02).worse
+    assert not with_tolerance(metric_difference("x=y", candidate, champion, CONFIG), 0.02).worse
 
 
 @pytest.mark.parametrize(("tolerance", "passes"), [(0.02, False), (0.06, True)])
 def test_on_new_data_a_candidate_may_be_worse_by_the_tolerance(tolerance: float, passes: bool) -> None:
     config = GateConfig(tolerance=tolerance)
     candidate, champion = right(ones(850, 1000)), right(ones(900, 1000))
-    found = with_tolerance(difference("new data", candidate, champion, config), config.tolerance)
+    found = with_tolerance(metric_difference("new data", candidate, champion, config), config.tolerance)
     check = check_new_data([found], config)
     assert check.passed is passes
     assert check.measured == "new data 0.9000 → 0.8500 (1000 rows)"

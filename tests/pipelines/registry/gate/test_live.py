@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 
 from pipelines.records.comparisons import Comparison, ComparisonWriter, InvalidLine, ModelResult, TextPair, text_hash
-from pipelines.records.corrections import Correction, Spool
+from pipelines.records.corrections import Correction, CorrectionSpool
 from pipelines.registry.config import GateConfig, LiveConfig
 from pipelines.registry.gate import report
-from pipelines.registry.gate.check import Check, GateDecision
+from pipelines.registry.gate.check import GateCheck, GateDecision
 from pipelines.registry.gate.live import collect_statistics, live_checks, most_common_corrections, statistics_checks
 from tests.pipelines.registry.conftest import picture
 
@@ -37,12 +37,12 @@ def failed(number: int, error: str = "late", **changes: Any) -> Comparison:
     return compared(number, challenger=ModelResult(version="2", error=error), agreement=None, **changes)
 
 
-def judged(lines: list[Comparison | InvalidLine], settings: GateConfig, right: Any = None) -> dict[str, Check]:
+def judged(lines: list[Comparison | InvalidLine], settings: GateConfig, right: Any = None) -> dict[str, GateCheck]:
     checks, _ = statistics_checks(collect_statistics(lines, "vqa", "2", "1", right or {}), settings)
     return {check.name: check for check in checks}
 
 
-def results(checks: dict[str, Check]) -> dict[str, bool | None]:
+def results(checks: dict[str, GateCheck]) -> dict[str, bool | None]:
     return {name: check.passed for name, check in checks.items()}
 
 
@@ -149,7 +149,7 @@ def test_corrected_answers_speak_against_a_candidate_alone(candidate: float, cha
 
 
 def test_from_folders_to_the_report(tmp_path: Path) -> None:
-    writer, spool = ComparisonWriter(str(tmp_path / "live"), 1 << 20), Spool(tmp_path / "feedback", 1 << 20)
+    writer, spool = ComparisonWriter(str(tmp_path / "live"), 1 << 20), CorrectionSpool(tmp_path / "feedback", 1 << 20)
     spool.add(picture(0), sender="me", question="What colour?", answer="red", model="vqa", version="1")
     [named] = [one.image for one in corrections_of(tmp_path / "feedback")]
     texts = (TextPair(asked=text_hash("what colour?"), champion=text_hash("blue"), challenger=text_hash("red")),)
@@ -164,8 +164,8 @@ def test_from_folders_to_the_report(tmp_path: Path) -> None:
     assert not decision.promote
     assert decision.is_usable
     assert "live agreement (vqa): 0.0% like the champion's" in decision.reason
-    assert "live corrections" in report.page(decision)
-    assert report.picture(decision).axes
+    assert "live corrections" in report.decision_page(decision)
+    assert report.draw_decision(decision).axes
     assert live_checks("vqa", "2", "1", config()) == ([], [])
     [empty], _ = live_checks("vqa", "2", "1", config(folder=str(tmp_path / "nowhere")))
     assert empty.passed is False

@@ -6,21 +6,21 @@ import json
 import pytest
 
 from pipelines.registry.gate import report
-from pipelines.registry.gate.check import Check, Difference, GateDecision
+from pipelines.registry.gate.check import GateCheck, GateDecision, MetricDifference
 
-BETTER = Check("better on the hold-out", True, "0.9 against 0.8", "above 0", "bootstrap", compares=True)
-WORSE = Check("no slice worse", False, "target=<b>|x", "none worse", "slices", compares=True)
-WHOLE = Check("stored files", True, "all as registered", "sha256", "why")
-TAMPERED = Check("stored files", False, "changed: MLmodel", "sha256", "why")
-LEFT_OUT = Check("smoke test", None, "", "", "registry.smoke_test is false")
+BETTER = GateCheck("better on the hold-out", True, "0.9 against 0.8", "above 0", "bootstrap", compares=True)
+WORSE = GateCheck("no slice worse", False, "target=<b>|x", "none worse", "slices", compares=True)
+WHOLE = GateCheck("stored files", True, "all as registered", "sha256", "why")
+TAMPERED = GateCheck("stored files", False, "changed: MLmodel", "sha256", "why")
+LEFT_OUT = GateCheck("smoke test", None, "", "", "registry.smoke_test is false")
 DIFFERENCES = (
-    Difference("hold-out", 1000, 0.9, 0.8, 0.05, 0.15),
-    Difference("target=fine", 300, 0.9, 0.9, -0.1, 0.1, tolerance=0.02),
-    Difference("target=<b>|x", 100, 0.5, 0.8, -0.4, -0.2, tolerance=0.02, worse=True),
+    MetricDifference("hold-out", 1000, 0.9, 0.8, 0.05, 0.15),
+    MetricDifference("target=fine", 300, 0.9, 0.9, -0.1, 0.1, tolerance=0.02),
+    MetricDifference("target=<b>|x", 100, 0.5, 0.8, -0.4, -0.2, tolerance=0.02, worse=True),
 )
 
 
-def decision(*checks: Check, differences: tuple[Difference, ...] = ()) -> GateDecision:
+def decision(*checks: GateCheck, differences: tuple[MetricDifference, ...] = ()) -> GateDecision:
     return GateDecision("vqa", "7", "3", checks, differences)
 
 
@@ -34,7 +34,9 @@ def decision(*checks: Check, differences: tuple[Difference, ...] = ()) -> GateDe
         ((), False, False),
     ],
 )
-def test_every_check_must_pass_and_one_must_be_made(checks: tuple[Check, ...], promote: bool, is_usable: bool) -> None:
+def test_every_check_must_pass_and_one_must_be_made(
+    checks: tuple[GateCheck, ...], promote: bool, is_usable: bool
+) -> None:
     found = decision(*checks)
     assert (found.promote, found.is_usable) == (promote, is_usable)
 
@@ -48,19 +50,19 @@ def test_the_reason_names_what_failed_or_what_was_better() -> None:
 
 def test_the_tables_hold_every_check_and_nothing_of_the_data_unescaped() -> None:
     found = decision(WHOLE, LEFT_OUT, BETTER, WORSE, differences=DIFFERENCES)
-    text = report.markdown(found)
+    text = report.decision_markdown(found)
     assert text.startswith("# vqa version 7 against version 3: is not promoted\n")
     assert "| stored files | ✓ passed | all as registered | sha256 | why |" in text
     assert "| smoke test | – does not apply |" in text
     assert "| no slice worse | ✗ failed | target=&lt;b&gt;\\|x | none worse | slices |" in text
     assert text.index("| hold-out |") < text.rindex("| target=&lt;b&gt;") < text.index("| target=fine |")
     assert "| 100 | 0.5000 | 0.8000 | -0.3000 | -0.4000 | -0.2000 | 0.02 | ✗ worse |" in text
-    page = report.page(found)
+    page = report.decision_page(found)
     assert "<b>" not in text
     assert "<b>" not in page
     assert page.count('<tr class="failed">') == 2
     assert "default-src 'none'" in page
-    lines = report.table(found).splitlines()
+    lines = report.checks_table(found).splitlines()
     assert [line.split()[0] for line in lines] == ["✓", "–", "✓", "✗"]
 
 
@@ -72,8 +74,8 @@ def test_the_decision_is_json_for_programs() -> None:
 
 
 @pytest.mark.parametrize("differences", [(), DIFFERENCES, DIFFERENCES[:1] + DIFFERENCES[1:2] * 40])
-def test_the_picture_shows_the_checks_and_the_differences(differences: tuple[Difference, ...]) -> None:
-    figure = report.picture(decision(WHOLE, BETTER, WORSE, differences=differences))
+def test_the_picture_shows_the_checks_and_the_differences(differences: tuple[MetricDifference, ...]) -> None:
+    figure = report.draw_decision(decision(WHOLE, BETTER, WORSE, differences=differences))
     figure.savefig(io.BytesIO(), format="png")
     checks, *others = figure.axes
     assert "✗ no slice worse" in [text.get_text() for text in checks.texts]

@@ -14,13 +14,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipelines.records.comparisons import Comparison, ComparisonWriter, read, text_hash
+from pipelines.records.comparisons import Comparison, ComparisonWriter, read_comparisons, text_hash
 from pipelines.serve.challenger import calls, recorder
 from pipelines.serve.challenger.router import ChallengerRouter
 from pipelines.serve.config import ChallengerConfig, ServeConfig
 from pipelines.serve.errors import ApiError
 from pipelines.serve.http.app import create_app
-from pipelines.serve.service import ChallengerMetrics, Metrics, ServiceRequest, ServiceResult
+from pipelines.serve.service import ChallengerMetrics, ServiceMetrics, ServiceRequest, ServiceResult
 from tests.pipelines.serve.conftest import FakeService, ask
 from tests.pipelines.serve.http_client import TEXT, events, send
 from vlmodel.inference import Prediction
@@ -102,11 +102,11 @@ class Scene:
         await self.until(lambda: len(self.counts.agreements) == number)
 
     async def until_written(self, number: int) -> None:
-        await self.until(lambda: len(list(read(self.folder))) == number)
+        await self.until(lambda: len(list(read_comparisons(self.folder))) == number)
 
     async def records(self) -> list[Comparison]:
         await self.service.close()
-        records = list(read(self.folder))
+        records = list(read_comparisons(self.folder))
         assert all(isinstance(record, Comparison) for record in records)
         return [record for record in records if isinstance(record, Comparison)]
 
@@ -366,7 +366,7 @@ def test_comparisons_are_written_after_the_flush_time(tmp_path: Path, monkeypatc
 def test_http_answers_name_the_alias(tmp_path: Path) -> None:
     versions: list[str] = []
 
-    class Requests(Metrics):
+    class Requests(ServiceMetrics):
         def request(self, route: str, status: int, code: str, version: str, seconds: float) -> None:
             versions.append(version)
 

@@ -24,7 +24,7 @@ import ray
 from pydantic import ValidationError
 from ray import serve
 
-from pipelines.records.comparisons import read
+from pipelines.records.comparisons import read_comparisons
 from pipelines.serve import tls
 from pipelines.serve.challenger import deployment as challenger_deployment
 from pipelines.serve.client import Client, is_reachable
@@ -188,7 +188,7 @@ def test_nothing_but_ray_itself_listens_beyond_loopback(address: str) -> None:
         assert len(beyond) <= 1, (process.name(), listening(process))
 
 
-@pytest.mark.skipif(haproxy.binary() is None or sys.platform != "linux", reason="there is no HAProxy here")
+@pytest.mark.skipif(haproxy.find_haproxy() is None or sys.platform != "linux", reason="there is no HAProxy here")
 def test_haproxy_answers_and_its_files_are_private(address: str) -> None:
     port, folder = int(address.rpartition(":")[2]), Path(deploy._ingress.folder)
     # A former one answers what it still owes.
@@ -274,7 +274,7 @@ def test_challenger_is_deployed_and_removed_with_the_champion(
     assert {image: client.ask(image, QUESTIONS).model.version for image in images} == sides
     chosen = [image for image, version in sides.items() if version == "11"]
     deadline = time.monotonic() + 60
-    while len(comparisons := list(read(str(tmp_path)))) < 2 * len(chosen):
+    while len(comparisons := list(read_comparisons(str(tmp_path)))) < 2 * len(chosen):
         assert time.monotonic() < deadline, f"{len(comparisons)} of {2 * len(chosen)} records"
         time.sleep(0.2)
     assert {comparison.image for comparison in comparisons} == {hashlib.sha256(image).hexdigest() for image in chosen}
@@ -399,7 +399,7 @@ def test_builder_passes_digest_and_golden_answers(model_folder: Path, monkeypatc
     deploy.app({"model_folder": str(model_folder), **arguments})
     deploy.app({"model_folder": str(model_folder)})
     assert built[0].model == {"folder": str(model_folder), **arguments}
-    assert built[1].model["digest"] == manifest.digest(model_folder)
+    assert built[1].model["digest"] == manifest.folder_digest(model_folder)
     with pytest.raises(ConfigError, match="unknown key 'max_batch'"):
         deploy.app({"model_folder": str(model_folder), "serve": {"max_batch": 3}})
 

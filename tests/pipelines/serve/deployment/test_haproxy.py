@@ -24,10 +24,10 @@ import pytest
 
 from pipelines.serve import tls
 from pipelines.serve.deployment import haproxy, ingress
-from pipelines.serve.deployment.haproxy import Options, harden
+from pipelines.serve.deployment.haproxy import HAProxyOptions, harden_configuration
 from tests.pipelines.serve.server import self_signed, served
 
-pytestmark = pytest.mark.skipif(haproxy.binary() is None, reason="there is no HAProxy here")
+pytestmark = pytest.mark.skipif(haproxy.find_haproxy() is None, reason="there is no HAProxy here")
 
 
 def free_port() -> int:
@@ -75,7 +75,7 @@ def running(folder: Path, server: str, **options: Any) -> Iterator[tuple[subproc
     """HAProxy as Serve starts it, and the port that it listens at."""
     port = free_port()
     file = written_by_serve(folder, 1, server)
-    environment = os.environ | {haproxy.OPTIONS_VARIABLE: Options(bind=f"127.0.0.1:{port}", **options).dump()}
+    environment = os.environ | {haproxy.OPTIONS_VARIABLE: HAProxyOptions(bind=f"127.0.0.1:{port}", **options).dump()}
     command = [sys.executable, haproxy.__file__, "-db", "-f", str(file), "-dR"]
     process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE)
     try:
@@ -186,11 +186,13 @@ def test_endless_head_is_bounded_in_the_kernel(tmp_path: Path) -> None:
 
 
 def test_idle_connections_end_before_replaced_replicas(tmp_path: Path) -> None:
-    text = harden(written_by_serve(tmp_path, 1, "127.0.0.1:2").read_text(), Options(keep_alive_s=3), tmp_path)
+    text = harden_configuration(
+        written_by_serve(tmp_path, 1, "127.0.0.1:2").read_text(), HAProxyOptions(keep_alive_s=3), tmp_path
+    )
     assert [line.split() for line in text.splitlines() if "http-keep-alive" in line] == [
         ["timeout", "http-keep-alive", "3s"]
     ]
-    assert Options.keep_alive_s < ingress._DRAINING_S
+    assert HAProxyOptions.keep_alive_s < ingress._DRAINING_S
 
 
 def test_streamed_pieces_pass_at_once_and_disconnects_reach_the_replica(tmp_path: Path) -> None:
@@ -230,7 +232,7 @@ def test_without_a_replica_it_says_so_and_when_to_come_back(tmp_path: Path) -> N
 @pytest.mark.skipif(sys.platform != "linux", reason="the kernel's message about a parent is Linux's")
 def test_haproxy_ends_with_its_parent(tmp_path: Path) -> None:
     port, ended = free_port(), f"import os, signal, subprocess, sys; p = subprocess.Popen({sys.executable!r}.split()"
-    options = Options(bind=f"127.0.0.1:{port}", metrics="")
+    options = HAProxyOptions(bind=f"127.0.0.1:{port}", metrics="")
     with served(echo) as server:
         file = written_by_serve(tmp_path, 1, server)
         ended += f" + [{haproxy.__file__!r}, '-db', '-f', {str(file)!r}]); print(p.pid, flush=True); signal.pause()"
@@ -253,6 +255,8 @@ def test_haproxy_ends_with_its_parent(tmp_path: Path) -> None:
 
 def test_unknown_configuration_of_serve_is_refused(tmp_path: Path) -> None:
     text = written_by_serve(tmp_path, 1, "127.0.0.1:2").read_text()
-    assert harden(text, Options(), tmp_path).count("bind") == 2, "the service's and the metrics', for others to guard"
+    assert harden_configuration(text, HAProxyOptions(), tmp_path).count("bind") == 2, (
+        "the service's and the metrics', for others to guard"
+    )
     with pytest.raises(ValueError, match=r"0 places like .*stats socket.*serve\.ingress=python"):
-        harden(text.replace("stats socket", "stats sock"), Options(), tmp_path)
+        harden_configuration(text.replace("stats socket", "stats sock"), HAProxyOptions(), tmp_path)

@@ -13,13 +13,13 @@ import ray
 
 from pipelines.serve.config import ServeConfig
 from pipelines.serve.deployment import haproxy, ingress
-from pipelines.serve.deployment.haproxy import Options
+from pipelines.serve.deployment.haproxy import HAProxyOptions
 from pipelines.serve.deployment.ingress import Ingress
 from pipelines.serve.errors import ServeError
 from tests.pipelines.serve.server import self_signed
 from vlmodel.config import parse
 
-needs_haproxy = pytest.mark.skipif(haproxy.binary() is None, reason="there is no HAProxy here")
+needs_haproxy = pytest.mark.skipif(haproxy.find_haproxy() is None, reason="there is no HAProxy here")
 
 
 @pytest.fixture
@@ -45,9 +45,9 @@ def test_several_machines_get_the_python_proxy_with_a_reason(monkeypatch: pytest
 
 
 def test_without_its_program_there_is_a_reason(monkeypatch: pytest.MonkeyPatch, folders: Path) -> None:
-    monkeypatch.setattr(haproxy, "binary", lambda: None)
+    monkeypatch.setattr(haproxy, "find_haproxy", lambda: None)
     assert "no HAProxy on this machine" in str(ingress._prepare_haproxy(ServeConfig(), "127.0.0.1:8000"))
-    monkeypatch.setattr(haproxy, "binary", lambda: "/bin/false")
+    monkeypatch.setattr(haproxy, "find_haproxy", lambda: "/bin/false")
     assert "/bin/false does not run" in str(ingress._prepare_haproxy(ServeConfig(), "127.0.0.1:8000"))
     assert list(folders.iterdir()) == []
 
@@ -64,7 +64,7 @@ def test_each_service_has_a_folder_of_its_own_and_a_port_of_its_own(folders: Pat
     assert stat.S_IMODE(Path(one.folder).stat().st_mode) == 0o700
     assert os.access(one.environment["RAY_SERVE_HAPROXY_BINARY_PATH"], os.X_OK)
     assert one.host == "127.0.0.1"
-    ingress.remove(one)
+    ingress.remove_haproxy_files(one)
     assert not Path(one.folder).exists()
     assert Path(other.folder).exists()
 
@@ -79,7 +79,7 @@ def test_paths_of_sockets_leave_room_for_the_names_of_nodes(monkeypatch: pytest.
             # HAProxy binds it under a name with its process id first.
             assert len(f"{path}/{56 * 'n'}.{4_194_304}.tmp") < 108
     finally:
-        ingress.remove(prepared)
+        ingress.remove_haproxy_files(prepared)
 
 
 @needs_haproxy
@@ -92,7 +92,7 @@ def test_the_settings_reach_haproxy(folders: Path, tmp_path: Path) -> None:
     prepared = ingress._prepare_haproxy(parse(ServeConfig, changed), "127.0.0.1:8000")
     assert isinstance(prepared, Ingress)
     certificate = Path(prepared.folder) / "service.pem"
-    expected = Options("127.0.0.1:8000", str(certificate), "127.0.0.1:9101", 3)
+    expected = HAProxyOptions("127.0.0.1:8000", str(certificate), "127.0.0.1:9101", 3)
     assert prepared.environment[haproxy.OPTIONS_VARIABLE] == expected.dump()
     assert certificate.read_bytes() == Path(own.certificate).read_bytes()
     assert Path(f"{certificate}.key").read_bytes() == Path(own.key).read_bytes()
@@ -127,6 +127,6 @@ def test_replicas_stay_where_haproxy_reaches_them(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(ray, "nodes", lambda: [other, head])
     names = ["SERVE_CONTROLLER_ACTOR", "SERVE_PROXY_ACTOR-1234"]
     monkeypatch.setattr(ray.util, "list_named_actors", lambda all_namespaces: [{"name": name} for name in names])
-    assert ingress.machine() == ""
+    assert ingress.replica_machine_address() == ""
     names.append("SERVE_PROXY_ACTOR-fallback-1234")
-    assert ingress.machine() == "10.0.0.1"
+    assert ingress.replica_machine_address() == "10.0.0.1"

@@ -21,7 +21,7 @@ from pipelines.serve.config import ServeConfig
 from pipelines.serve.errors import ApiError
 from pipelines.serve.http import app as app_module
 from pipelines.serve.http.app import create_app
-from pipelines.serve.service import Metrics
+from pipelines.serve.service import ServiceMetrics
 from tests.pipelines.serve.conftest import FakeService
 from tests.pipelines.serve.http_client import IMAGE, TEXT, error_code, http, json_scope, send
 from vlmodel.operations.ask import VQARequest, VQAResponse
@@ -589,7 +589,7 @@ def test_every_task_has_the_same_layers_around_it(service: FakeService, path: st
 
 
 def test_every_answer_is_counted_by_route_status_reason_and_version(service: FakeService) -> None:
-    class Seen(Metrics):
+    class Seen(ServiceMetrics):
         def __init__(self) -> None:
             self.requests: list[tuple[str, int, str, str]] = []
 

@@ -15,7 +15,7 @@ from pipelines.registry import golden
 from pipelines.serve.config import ServeConfig
 from pipelines.serve.errors import ApiError, ServeError
 from pipelines.serve.inference.service import InferenceService
-from pipelines.serve.service import Metrics, ServiceResult
+from pipelines.serve.service import ServiceMetrics, ServiceResult
 from pipelines.storage import manifest
 from tests.pipelines.serve.conftest import LABELS, ask, picture
 from vlmodel.inference import Predictor
@@ -24,7 +24,7 @@ from vlmodel.processor import Example
 QUESTIONS = ("what colour is the circle ?", "is there a square ?")
 
 
-class Sizes(Metrics):
+class Sizes(ServiceMetrics):
     def __init__(self) -> None:
         self.sizes: list[int] = []
 
@@ -169,11 +169,11 @@ def test_model_with_other_golden_answers_is_not_served(
     service: InferenceService, model_folder: Path, tmp_path: Path
 ) -> None:
     golden_answers = golden.record_answers(Predictor.from_pretrained(model_folder), {"": (picture(), QUESTIONS[0])})
-    golden.write(golden_answers, tmp_path)
+    golden.write_golden_answers(golden_answers, tmp_path)
     good = tmp_path / golden.GOLDEN
     (tmp_path / "other").mkdir()
     other = [one.model_copy(update={"answers": [(a, p + 0.1) for a, p in one.answers]}) for one in golden_answers[:1]]
-    golden.write([*other, *golden_answers[1:]], tmp_path / "other")
+    golden.write_golden_answers([*other, *golden_answers[1:]], tmp_path / "other")
     bad = str(tmp_path / "other" / golden.GOLDEN)
 
     async def go() -> None:
@@ -214,7 +214,7 @@ def test_files_that_changed_since_the_deployment_are_refused(
 ) -> None:
     for file in model_folder.iterdir():
         (tmp_path / file.name).write_bytes(file.read_bytes())
-    deployed = manifest.digest(model_folder)
+    deployed = manifest.folder_digest(model_folder)
 
     async def go() -> None:
         await service.load(tmp_path, "vqa", "1", deployed)

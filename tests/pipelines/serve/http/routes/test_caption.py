@@ -11,7 +11,7 @@ import pytest
 from pipelines.serve.config import ServeConfig
 from pipelines.serve.errors import ApiError
 from pipelines.serve.http.app import create_app
-from pipelines.serve.service import AnswerStream, Metrics, ServiceRequest
+from pipelines.serve.service import AnswerStream, ServiceMetrics, ServiceRequest
 from tests.pipelines.serve.conftest import FakeService
 from tests.pipelines.serve.http_client import IMAGE, TEXT, error_code, events, json_scope, send
 from vlmodel.operations.describe import CaptionResponse
@@ -92,7 +92,7 @@ class Failing(FakeService):
             self.closed = True
 
 
-class Counted(Metrics):
+class Counted(ServiceMetrics):
     def __init__(self) -> None:
         self.requests: list[tuple[str, int, str]] = []
 
