@@ -116,7 +116,7 @@ class Snapshot:
             rows_NJ = np.concatenate([rows_NJ, more_NJ + len(self.base)], axis=1)
             cosines_NJ = np.concatenate([cosines_NJ, values_NJ], axis=1)
             order_NJ = np.lexsort((rows_NJ, -cosines_NJ), axis=1)[:, :top]
-            rows_NJ, cosines_NJ = (np.take_along_axis(a, order_NJ, 1) for a in (rows_NJ, cosines_NJ))
+            rows_NJ, cosines_NJ = np.take_along_axis(rows_NJ, order_NJ, 1), np.take_along_axis(cosines_NJ, order_NJ, 1)
         return rows_NJ, cosines_NJ
 
     def prepare(self) -> None:

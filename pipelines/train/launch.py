@@ -52,7 +52,7 @@ def launch_training(spec: RunSpec, *, label: str = "train") -> None:
             storage_path=storage,
             failure_config=FailureConfig(max_failures=spec.train.max_failures),
             checkpoint_config=_CHECKPOINTS,
-            callbacks=[_FailureLines(spec.progress_actor)],
+            callbacks=[_FailureLines(spec.progress_actor)],  # type: ignore[list-item]
             # Of each failure Ray would print the tracebacks of all workers, which follow from one another.
             logging_config=LoggingConfig(log_level="CRITICAL"),  # type: ignore[call-arg]
         ),

@@ -10,7 +10,14 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from pipelines.data.importers._files import class_of_path, fingerprint, key_of, source_folder, split_of_path, walk
+from pipelines.data.importers._files import (
+    class_of_path,
+    fingerprint_files,
+    key_of_image,
+    source_folder,
+    split_of_path,
+    walk_files,
+)
 from pipelines.data.importers._inputs import read_input
 from pipelines.data.importing.importer import Importer, Reject, SourceContents, SourceSample
 from pipelines.data.tars.errors import Reason, SampleError
@@ -80,7 +87,7 @@ class Config(Importer):
 
     def fingerprint(self) -> str:
         root = source_folder(self.folder)
-        return fingerprint(root, [root / path for path in self._paths(Counter())])
+        return fingerprint_files(root, [root / path for path in self._paths(Counter())])
 
     def read(self) -> SourceContents:
         passed_over: Counter[str] = Counter()
@@ -91,7 +98,7 @@ class Config(Importer):
 
     def _paths(self, passed_over: Counter[str]) -> list[str]:
         found = []
-        for path, _, _ in walk(source_folder(self.folder), passed_over):
+        for path, _, _ in walk_files(source_folder(self.folder), passed_over):
             extension = posixpath.splitext(path)[1].removeprefix(".").lower()
             of_input = input_of(member_extension(self.name, extension)) if extension else None
             if of_input is not None and of_input.name == self.name:
@@ -110,10 +117,10 @@ class Config(Importer):
                     label = class_of_path(path)
                 inputs = {self.name: read_input(root, self.name, path)}
             except SampleError as error:
-                yield Reject(key_of(path), error.reason, error.detail)
+                yield Reject(key_of_image(path), error.reason, error.detail)
             else:
                 extra = {GROUP: said["group"]} if "group" in said else None
-                yield SourceSample(split, key_of(path), inputs, Texts(label=label), extra)
+                yield SourceSample(split, key_of_image(path), inputs, Texts(label=label), extra)
 
     def _said_by(self, path: str) -> dict[str, str]:
         """What the pattern finds in a path, by the names of its groups."""

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from pydantic import Field, field_validator
 
-from pipelines.data.importers._files import fingerprint, source_folder, valid_key
+from pipelines.data.importers._files import fingerprint_files, source_folder, to_valid_key
 from pipelines.data.importing.importer import Importer, Reject, SourceContents, SourceSample
 from pipelines.data.tars.errors import Reason, SampleError, medium_reason
 from pipelines.data.tars.inputs import TEXT, InputNames
@@ -39,7 +39,7 @@ class Config(Importer):
         return inputs
 
     def fingerprint(self) -> str:
-        return fingerprint(source_folder(self.folder), self._files())
+        return fingerprint_files(source_folder(self.folder), self._files())
 
     def read(self) -> SourceContents:
         lines = {file: _read_lines(file) for file in self._files()}
@@ -72,7 +72,7 @@ def _samples(lines_of: dict[Path, list[str]]) -> Iterator[SourceSample | Reject]
     for file, lines in lines_of.items():
         split = next(split for ending, split in _SPLITS.items() if file.name.endswith(ending))
         for number, line in enumerate(lines):
-            key = valid_key(f"{file.stem}-{number:06d}")
+            key = to_valid_key(f"{file.stem}-{number:06d}")
             try:
                 x_TC, label = _parse_line(line)
             except SampleError as error:

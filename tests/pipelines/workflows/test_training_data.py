@@ -179,7 +179,7 @@ def test_models_are_not_judged_on_texts_alone(data: Path, said: Path) -> None:
 
 def test_a_task_that_would_learn_of_the_data_is_named(tmp_path: Path) -> None:
     captions = frozenset({"image", "captions"})
-    index = SimpleNamespace(tars="photos", count=lambda can_learn, split: 5 * can_learn(captions))
+    index: Any = SimpleNamespace(tars="photos", count=lambda can_learn, split: 5 * can_learn(captions))
     asks = Workspace(load(JobConfig, None, ["model.task.kind=vqa", f"storage={tmp_path}"]))
     says = r"no train sample of photos has questions.*; choose data that has some, or .* model\.task\.kind=caption and"
     with pytest.raises(DataError, match=says):
