@@ -55,7 +55,7 @@ def test_an_image_that_cannot_be_read_costs_only_itself(tmp_path: Path, picture,
 
 
 def test_wrong_settings_say_what_to_do(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"image folder or tar '.*none' does not exist"):
+    with pytest.raises(DataError, match=r"the folder '.*none' does not exist"):
         Config(folder=str(tmp_path / "none")).read()
     for inputs in (["image", "text"], ["text"], ["imu"]):
         with pytest.raises(ConfigError, match=r"inputs = .*name image.*\(source\.kind=table"):
