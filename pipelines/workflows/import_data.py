@@ -6,6 +6,7 @@ import json
 
 from pipelines.data.importing.run import ImportSummary, counts_text, import_data
 from pipelines.data.tars.inputs import PAIRS
+from pipelines.workflows import training_data
 from pipelines.workflows.workspace import Workspace
 from vlmodel.config import Part
 
@@ -21,6 +22,9 @@ def run(work: Workspace) -> ImportSummary:
         if counts.unanswered:
             remedy = _answer_remedy(work.config.source)
             print(f"import {split}: {counts.unanswered} of these questions have no answer{remedy}")
+    questions, captions = (sum(getattr(c, name) for c in summary.splits.values()) for name in ("questions", "captions"))
+    if hint := training_data.task_hint(work, questions, captions):
+        print(f"import: {hint}")
     if summary.test_fraction:
         print(
             f"import test: the source has none, so {summary.test_fraction:.0%} of its train samples, chosen by hash, "

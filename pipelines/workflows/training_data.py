@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Collection, Mapping
+from functools import partial
 from pathlib import Path
 
 from pipelines.data.index.index import Index
@@ -22,6 +23,7 @@ from pipelines.knowledge.store import FactStore
 from pipelines.tracking.tracker import Tracker
 from pipelines.workflows.workspace import Workspace, absolute_path
 from vlmodel.config import ConfigError, parse_part, part_kinds
+from vlmodel.encoder_parts import IMAGE
 
 
 def open_indexes(work: Workspace, evaluation_index: Index, *, newest: bool = False) -> dict[str, Index]:
@@ -136,6 +138,26 @@ def _kinds_that_learn(indexes: Collection[Index]) -> list[str]:
     return found
 
 
+def _have(texts: str, present: frozenset[str]) -> bool:
+    return texts in present
+
+
+def task_hint(work: Workspace, questions: int, captions: int) -> str:
+    """The setting that is missing where data have questions alone or captions alone, and the task learns from the
+    other; "" if nothing is.
+    """
+    counts = {"questions": questions, "captions": captions}
+    tasks = work.config.model.task.tasks().values()
+    for has, lacks, kind in (("captions", "questions", "caption"), ("questions", "captions", "vqa")):
+        if counts[has] and not counts[lacks] and not any(task.can_learn(frozenset({IMAGE, has})) for task in tasks):
+            learned = " and ".join(dict.fromkeys(task.learns_from for task in tasks))
+            return (
+                f"the data have {has} and no {lacks}, and model.task.kind={work.config.model.task.kind} learns from "
+                f"{learned}; set model.task.kind={kind}"
+            )
+    return ""
+
+
 def check_judged(work: Workspace, evaluation_index: Index) -> None:
     """Refuse data on which the steps after a training, the evaluation and the gate, would fail.
 
@@ -149,6 +171,9 @@ def check_judged(work: Workspace, evaluation_index: Index) -> None:
         try:
             check_evaluable(evaluation_index, work.config.model.task.tasks(), split)
         except DataError as error:
+            questions, captions = (evaluation_index.count(partial(_have, name)) for name in ("questions", "captions"))
+            if hint := task_hint(work, questions, captions):
+                raise DataError(hint) from None
             counts = ", ".join(f"{name} {count}" for name, count in evaluation_index.counts().items())
             raise DataError(
                 f"{error}. It is read after the training ({setting}={split!r}); there are {counts}. An import cuts a "

@@ -273,9 +273,10 @@ class Config(Importer):
                 optional = is_default and not (name == "image" and needed["image"])
                 if column and column not in present and not optional:
                     alone = name == "image" and self.wants(TEXT)
-                    remedy = "; source.inputs=text takes texts alone" if alone else ""
+                    remedy = ", or source.inputs=text for texts alone" if alone else ""
                     raise DataError(
-                        f"{self.file} has no column {column!r} (source.{name}); its columns are {listed}{note}{remedy}"
+                        f"{self.file} has no column {column!r} (source.{name}); its columns are {listed}{note}: set "
+                        f"source.{name} to one of them{remedy}"
                     )
                 if present.count(column) > 1:
                     raise DataError(f"{self.file} has several columns {column!r} (source.{name}); rename all but one")

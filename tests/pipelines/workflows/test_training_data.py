@@ -215,6 +215,11 @@ def test_splits_that_are_read_after_a_training_are_checked_before_it(data: Path)
     with pytest.raises(DataError, match=r"no test sample .* \(evaluate\.split='test'\); .* val 8.* raise that"):
         training_data.check_judged(workspace(data), asked)
     training_data.check_judged(workspace(data, "evaluate.split=val"), asked)
+    named = Index.open(str(data / "named"))
+    with pytest.raises(DataError, match=r"captions and no questions, .*=vqa learns from .*; set model\.task\.kind=cap"):
+        training_data.check_judged(workspace(data), named)
+    with pytest.raises(DataError, match=r"questions and no captions, .*=caption learns from .*; set .*kind=vqa"):
+        training_data.check_judged(workspace(data, "model.task.kind=caption"), asked)
     with pytest.raises(DataError, match=r"no test sample .* \(registry\.gate\.split='test'\)"):
         training_data.check_judged(workspace(data, "evaluate.split=val", "registry.gate.split=test"), asked)
 

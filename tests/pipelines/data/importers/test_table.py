@@ -240,9 +240,9 @@ def test_an_unusable_table_says_what_to_do(images: Path) -> None:
         ({"file": str(images / "img/0.png")}, r"none of \.csv, .*convert it"),
         (
             {"file": str(table)},
-            r"no column 'image' \(source\.image\); its columns are 'picture', 'words'; source\.inputs=text",
+            r"no column 'image' \(source\.image\); .* 'picture', 'words': set source\.image .* source\.inputs=text",
         ),
-        ({"file": str(table), "inputs": "image"}, r"no column 'image' .* are 'picture', 'words'$"),
+        ({"file": str(table), "inputs": "image"}, r"are 'picture', 'words': set source\.image to one of them$"),
         (
             {"file": str(table), "image": "picture"},
             r"neither a caption nor a question nor a class column; .* or take images alone by source\.inputs=image",
