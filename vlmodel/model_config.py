@@ -183,7 +183,7 @@ class ModelConfig(Section):
         """
         if self.reads_images():
             self.vision.check_image(processor.image_size)
-        longest, extra = self.language.longest_text(), self.knowledge.extra_tokens()
+        longest, extra = self._longest_encoded_text(), self.knowledge.extra_tokens()
         if longest is not None and extra and max(processor.max_tokens, _MIN_TEXT) + extra > longest:
             raise ConfigError(
                 f"processor.max_tokens={processor.max_tokens} and the {extra} tokens of facts "
@@ -202,6 +202,11 @@ class ModelConfig(Section):
                 "model.task can write; lower the one or raise the other (task.head.positions)"
             )
 
+    def _longest_encoded_text(self) -> int | None:
+        """Most tokens of a text that the language encoder takes; None for no limit, or if it encodes none."""
+        limit: int | None = self.language.longest_text() if self.task.encodes_text() else None
+        return limit
+
     def text_limits(self, processor: VLProcessor) -> tuple[int | None, int | None]:
         """Most tokens of a text that the model takes, and of one that it can write; None where there is no limit.
 
@@ -209,7 +214,7 @@ class ModelConfig(Section):
             WeightsError: a pretrained part does not exist.
         """
         resolved = self.resolve(vocabulary_of(processor), as_pair(processor.config.image_size))
-        longest = resolved.language.longest_text()
+        longest = resolved._longest_encoded_text()
         if longest is not None:
             longest -= self.knowledge.extra_tokens()
         return longest, resolved.task.longest_target()

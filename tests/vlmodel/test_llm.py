@@ -349,6 +349,17 @@ def test_sizes_that_an_architecture_does_not_have(make_head: Callable[..., Langu
         make_head(**{**SMALL, "sizes": {"widht": 3}})
 
 
+def test_a_language_encoder_that_is_not_built_limits_no_text(
+    make_model: Callable[..., Any], processor: VLProcessor
+) -> None:
+    tree = {"language": {"positions": 8}, "task": {"kind": "answer", "head": head()}}
+    parse(ModelConfig, tree).check_processor(processor.config)
+    assert parse(ModelConfig, tree).text_limits(processor) == (None, 128)
+    encoded = {**tree, "task": {"kind": "answer", "head": head(reads="joint")}}
+    with pytest.raises(ConfigError, match=r"max_tokens=12 is more than the 8 tokens that model.language takes"):
+        parse(ModelConfig, encoded).check_processor(processor.config)
+
+
 def test_a_file_that_is_no_gguf(make_head: Callable[..., LanguageModel], tmp_path: Path) -> None:
     (tmp_path / "model.gguf").write_bytes(b"GGUF" + bytes(60))
     with pytest.raises(WeightsError, match=r"model.gguf' cannot be opened"):

@@ -21,13 +21,15 @@ from vlmodel.encoder_parts import ModalityPart
 from vlmodel.knowledge_parts import KnowledgePart
 from vlmodel.processor import ProcessorConfig, VLProcessor
 from vlmodel.task import Task
+from vlmodel.weights import source_options
 
 
 class VocabularyConfig(Section):
     """The tokenizer and the answers."""
 
     tokenizer: str = ""
-    """Folder or hub name of a tokenizer; "" trains one on the corpus. A pretrained encoder needs its own."""
+    """Folder, hub name or .gguf file of a tokenizer; "" trains one on the corpus. A pretrained encoder or
+    language model needs its own."""
     size: int = Field(8192, ge=8)
     """Most tokens of a tokenizer trained on the corpus."""
     lowercase: bool = True
@@ -150,11 +152,15 @@ def _make_tokenizer(
     if not config.tokenizer:
         texts = chain.from_iterable(texts_of_split(index, "train") for index in indexes)
         return train_tokenizer(chain(texts, further), config.size, config.lowercase)
-    local = {"local_files_only": True} if Path(config.tokenizer).is_dir() else {}
+    name, options = source_options(config.tokenizer)
     try:
-        return AutoTokenizer.from_pretrained(config.tokenizer, trust_remote_code=False, **local)
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(name, trust_remote_code=False, **options)
     except (OSError, ValueError) as error:
         raise DataError(
             f"vocabulary.tokenizer={config.tokenizer!r} cannot be loaded ({error}); name a folder with a tokenizer, "
             'a hub name that this machine can reach, or "" to train one on the corpus'
         ) from None
+    if tokenizer.pad_token is None:
+        # Language models often have none. Padding is masked, so that any token will do.
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
