@@ -77,7 +77,8 @@ class _FailureLines(UserCallback):
         self._progress_actor = progress_actor
 
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
-        ray.get(self._progress_actor.say.remote(failure_line(worker_exceptions)))
+        # Not waited for: the actor may have been on the node that was lost.
+        self._progress_actor.say.remote(failure_line(worker_exceptions))
 
 
 def failure_line(errors: Mapping[int, Exception]) -> str:

@@ -7,7 +7,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -151,7 +151,8 @@ def train_worker(spec: RunSpec) -> None:
 
 def _say(spec: RunSpec, line: str) -> None:
     """Have the job show a line. What a worker prints itself, Ray shows with the name of its process."""
-    ray.get(spec.progress_actor.say.remote(line))
+    with suppress(ray.exceptions.RayError):  # A training does not fail because a line cannot be shown.
+        ray.get(spec.progress_actor.say.remote(line), timeout=5)
 
 
 def _patience_message(progress: TrainingProgress, patience: int, selection_metric: str) -> str:
