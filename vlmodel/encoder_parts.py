@@ -69,6 +69,10 @@ class ModalityPart(EncoderPart):
         """The arrays of B inputs, with a first dimension of B, which may be 0, and names with shape letters."""
         raise NotImplementedError
 
+    def resolve(self) -> ModalityPart:
+        """The same with everything that ``build`` needs, so that a checkpoint depends on no other files."""
+        return self
+
     def build(self) -> ModalityEncoder:
         """The module, whose ``forward`` takes the arrays of ``collate`` by their names."""
         raise NotImplementedError

@@ -171,6 +171,7 @@ class ModelConfig(Section):
             update={
                 "vision": self.vision.resolve(image_size),
                 "language": language.resolve(vocabulary),
+                "inputs": {name: encoder.resolve() for name, encoder in self.inputs.items()},
                 "task": self.task.resolve(vocabulary),
             }
         )

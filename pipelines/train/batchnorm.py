@@ -60,6 +60,10 @@ class _ChannelMoments(NamedTuple):
     n: Tensor
 
 
+_NORM_OF_TIMM = ("timm.layers.norm_act", "BatchNormAct2d")
+"""By name, as timm takes seconds to import, and few models need it."""
+
+
 class SyncBatchNorm2d(nn.BatchNorm2d):
     """BatchNorm2d (Ioffe and Szegedy, 2015) with sums over all workers and the same parameters and buffers.
 
@@ -111,10 +115,23 @@ class SyncBatchNorm2d(nn.BatchNorm2d):
         self.running_var.lerp_(var_C, momentum)
 
 
+class SyncBatchNormAct2d(SyncBatchNorm2d):
+    """The same for timm's BatchNormAct2d, which has an activation behind the norm."""
+
+    drop: nn.Module
+    act: nn.Module
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        activated_BCHW: Tensor = self.act(self.drop(super().forward(x_BCHW)))
+        return activated_BCHW
+
+
 def synchronize_batchnorm(model: nn.Module) -> None:
     """Synchronize the BatchNorm layers of ``model`` over all workers. A collective: all workers must call it."""
     SyncBatchNorm2d.group = cast(dist.ProcessGroup, dist.new_group())
     for module in model.modules():
+        # Only the class changes, so names, weights and checkpoints stay the same.
         if type(module) is nn.BatchNorm2d:
-            # Only the class changes, so names, weights and checkpoints stay the same.
             module.__class__ = SyncBatchNorm2d
+        elif (type(module).__module__, type(module).__name__) == _NORM_OF_TIMM:
+            module.__class__ = SyncBatchNormAct2d

@@ -88,6 +88,9 @@ class VideoEncoder(parts.ModalityEncoder):
     def load_pretrained(self) -> None:
         self.vision.load_pretrained()
 
+    def restore_buffers(self) -> None:
+        self.vision.restore_buffers()
+
     def pretrained_parameters(self) -> Iterator[nn.Parameter]:
         return self.vision.pretrained_parameters()
 

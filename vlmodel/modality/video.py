@@ -74,6 +74,9 @@ class Config(LayerSettings):
             frames_THWC[: len(video["frames_THWC"])] = video["frames_THWC"]
         return {"frames_BTHWC": frames_BTHWC, "mask_BT": mask_BT}
 
+    def resolve(self) -> Config:
+        return self.model_copy(update={"vision": self.vision.resolve((self.image_size, self.image_size))})
+
     def build(self) -> VideoEncoder:
         from vlmodel.modality._video import VideoEncoder
 
