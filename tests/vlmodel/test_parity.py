@@ -386,7 +386,8 @@ def test_order_of_streams_in_the_mapping_is_nothing() -> None:
 @pytest.mark.parametrize("kind", ["caption", "answer"])
 def test_written_texts_are_transformers_own(architecture: str, kind: str, processor: VLProcessor) -> None:
     """Loss and texts against a model of transformers that is given the same weights and the same hidden states."""
-    tree: Any = parse(part_config("vlmodel.tasks", kind), {"kind": kind, "architecture": architecture, "width": 16})
+    head = {"architecture": architecture, "width": 16}
+    tree: Any = parse(part_config("vlmodel.tasks", kind), {"kind": kind, "head": head})
     torch.manual_seed(0)
     actual = tree.build({"joint": 16}, parts.Vocabulary(len(processor.tokenizer), 0, 0, begin=2, end=3)).eval()
     for parameter in actual.parameters():
