@@ -50,6 +50,7 @@ def test_a_candidate_like_the_champion_passes() -> None:
     checks = judged([compared(n) for n in range(20)], config())
     assert results(checks) == {
         "live traffic": True, "live errors": True, "live agreement (vqa)": True, "live agreement (match)": None,
+        "live agreement (classify)": None,
         "live latency p50": True, "live latency p95": True, "live corrections": None,
     }  # fmt: skip
     assert checks["live traffic"].measured == "20 requests compared (20 as a shadow)"
