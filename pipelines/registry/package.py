@@ -78,7 +78,8 @@ def build_package(
         shutil.rmtree(cache)
     golden.write_golden_answers(answers, package)
     if card:
-        (inference_folder(package) / "README.md").write_text(card, encoding="utf-8")
+        # Beside the model and not in it: a replica compares the model's folder with the one that was registered.
+        (package / "README.md").write_text(card, encoding="utf-8")
     own_examples.write(shown, package)
     return manifest.write_manifest(package)
 

@@ -54,7 +54,8 @@ def test_a_model_is_registered_with_its_score_once(
     assert registry.find() is None
 
     local = registry.download(version)
-    assert (local.folder / "README.md").read_text() == "# a card"
+    assert (local.package / "README.md").read_text() == "# a card"
+    assert local.digest == manifest.folder_digest(local.folder), "a replica loads no other folder"
     client = connect_to_store(f"sqlite:///{storage}/mlflow.db")
     assert client.get_model_version("vlmodel", "1").description == "# a card"
     assert "`champion`" in client.get_registered_model("vlmodel").description
