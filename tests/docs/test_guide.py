@@ -36,7 +36,7 @@ def test_the_example_asks_the_champion(
     exec("\n".join(blocks), {"__name__": "notebook"})
     first, *answers = capsys.readouterr().out.splitlines()
     assert first.startswith("scenes 1 ")
-    assert (Path(first.split()[2]) / "README.md").read_text() == "# scenes"
+    assert (Path(first.split()[2]).parents[1] / "README.md").read_text() == "# scenes", "beside the model's folder"
     assert [re.fullmatch(r"(.*\?) \['(yes|no|red|blue) 0\.\d\d', .*\]", line)[1] for line in answers] == [
         "what shape is red?", "how many circles are there?",
     ]  # fmt: skip

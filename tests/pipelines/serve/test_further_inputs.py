@@ -75,8 +75,8 @@ def test_answers_are_the_models(
     folder: Path,
     examples: list[Example],  # noqa: F811
 ) -> None:
-    both = dict(examples[0].inputs)
-    cases = [both, {"image": both["image"]}, {"imu": both["imu"]}, dict(examples[1].inputs)]
+    both, others = ({name: example.inputs[name] for name in ("image", "imu")} for example in examples)
+    cases = [both, {"image": both["image"]}, {"imu": both["imu"]}, others]
     predictor = Predictor.from_pretrained(folder)
     expected = [predictor.predict([Example(case, (QUESTION,))], 4)[0][0].answers for case in cases]
     assert expected[0] != expected[1] != expected[2]

@@ -63,7 +63,7 @@ _DEAF = """
     import subprocess, sys, time
     from pipelines.workflows import signals
     {before}
-    signals.handle("job: stopped by {{signal}}; again")
+    signals.raise_interrupt_on_signals("job: stopped by {{signal}}; again")
     child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
     print(child.pid, flush=True)
     while True:

@@ -69,10 +69,12 @@ def test_every_kind_is_an_importer() -> None:
         "coco",
         "easy_vqa",
         "feedback",
+        "files",
         "flickr",
         "folder",
         "scenes",
         "table",
+        "uea",
     ]
     for kind in part_kinds("pipelines.data.importers"):
         config = part_config("pipelines.data.importers", kind)
@@ -492,6 +494,6 @@ def test_progress_on_a_terminal_and_in_a_log(tmp_path: Path, monkeypatch: pytest
         monkeypatch.setattr(sys, "stderr", stream)
         import_data(SMALL, tmp_path / str(terminal))
         shown = stream.getvalue()
-        assert "import scenes: 100%" in shown
+        assert "import scenes" in shown
         assert "8/8" in shown
         assert ("\r" in shown) is terminal

@@ -318,7 +318,7 @@ def test_failed_start_removes_only_its_own_applications(monkeypatch: pytest.Monk
     applications, ended = {deploy.APP_NAME: None, "of others": None}, []
     monkeypatch.setattr(serve, "status", lambda: SimpleNamespace(applications=applications))
     monkeypatch.setattr(serve, "delete", applications.pop)
-    monkeypatch.setattr(serve, "shutdown", lambda: ended.append(True))
+    monkeypatch.setattr(deploy.ray_private, "shut_down", lambda timeout_s: ended.append(True))
     deploy._remove_applications()
     assert (list(applications), ended) == (["of others"], [])
     applications.clear()
