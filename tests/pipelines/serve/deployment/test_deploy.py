@@ -25,7 +25,7 @@ from pydantic import ValidationError
 from ray import serve
 
 from pipelines.records.comparisons import read_comparisons
-from pipelines.serve import tls
+from pipelines.serve import ray_private, tls
 from pipelines.serve.challenger import deployment as challenger_deployment
 from pipelines.serve.client import Client, is_reachable
 from pipelines.serve.config import ServeConfig, decode_threads, forward_passes, is_loopback, model_threads
@@ -318,7 +318,7 @@ def test_failed_start_removes_only_its_own_applications(monkeypatch: pytest.Monk
     applications, ended = {deploy.APP_NAME: None, "of others": None}, []
     monkeypatch.setattr(serve, "status", lambda: SimpleNamespace(applications=applications))
     monkeypatch.setattr(serve, "delete", applications.pop)
-    monkeypatch.setattr(deploy.ray_private, "shut_down", lambda timeout_s: ended.append(True))
+    monkeypatch.setattr(ray_private, "shut_down", lambda timeout_s: ended.append(True))
     deploy._remove_applications()
     assert (list(applications), ended) == (["of others"], [])
     applications.clear()
