@@ -13,11 +13,18 @@ from pipelines.retrain.window import window_id
 from pipelines.workflows import retrain_steps
 from pipelines.workflows.cluster import connected_to_cluster
 from pipelines.workflows.workspace import Workspace
+from vlmodel.config import ConfigError
 
 
 def run(work: Workspace) -> WindowOutcome | None:
-    """Retrain in the configured window. Returns what came of it, None where another was at work."""
+    """Retrain in the configured window. Returns what came of it, None where another was at work.
+
+    Raises:
+        ConfigError: ``registry.force`` is set: nobody looks at the gate's answer where a schedule trains.
+    """
     settings = work.config.retrain
+    if work.config.registry.force:
+        raise ConfigError("registry.force is for one promotion by a person; unset it here and run jobs.promote --force")
     window = settings.window or window_id(datetime.now(UTC), settings.period_minutes)
     ledger = retrain_steps.open_ledger(work)
     with contextlib.ExitStack() as cluster:

@@ -124,6 +124,12 @@ def test_a_forced_promotion_needs_a_reason(capsys: pytest.CaptureFixture[str]) -
     assert "--force: expected one argument" in capsys.readouterr().err
 
 
+def test_a_retraining_forces_no_promotion(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    settings = [f"storage={tmp_path}", f"data.tars={tmp_path}", "registry.force=for a demonstration"]
+    assert main("retrain", settings, run=retrain.run) != 0
+    assert "registry.force is for one promotion by a person" in capsys.readouterr().err
+
+
 def test_the_command_raylm_runs_the_jobs(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["train", "--config", "demo", "--print"]) == 0
     assert "name = 'demo'" in capsys.readouterr().out
