@@ -15,6 +15,12 @@ def pytest_configure() -> None:
     os.environ["XDG_CACHE_HOME"] = str(Path(__file__).resolve().parents[1] / "build" / "cache")
 
 
+@pytest.fixture(autouse=True, scope="module")
+def _no_tracking_address() -> None:
+    """No file of tests leaves the address of its tracking store to the next: mlflow.set_tracking_uri exports it."""
+    os.environ.pop("MLFLOW_TRACKING_URI", None)
+
+
 @pytest.fixture(scope="session")
 def ray_local() -> Iterator[None]:
     """A small Ray cluster of this process's own; never one that happens to run on the machine."""

@@ -64,10 +64,13 @@ _DEAF = """
     from pipelines.workflows import signals
     {before}
     signals.raise_interrupt_on_signals("job: stopped by {{signal}}; again")
-    child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
-    print(child.pid, flush=True)
+    child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"], stdout=subprocess.DEVNULL)
+    begun = False
     while True:
         try:
+            if not begun:
+                begun = True
+                print(child.pid, flush=True)
             time.sleep(600)
         except KeyboardInterrupt:
             print("deaf", flush=True)
