@@ -182,8 +182,8 @@ class ModelConfig(Section):
         Raises:
             ConfigError: naming both settings.
         """
-        if self.reads_images():
-            self.vision.check_image(processor.image_size)
+        if self.reads_images() and (size := processor.image_size or self._known_image_size()):
+            self.vision.check_image(size)
         longest, extra = self._longest_encoded_text(), self.knowledge.extra_tokens()
         if longest is not None and extra and max(processor.max_tokens, _MIN_TEXT) + extra > longest:
             raise ConfigError(
@@ -202,6 +202,20 @@ class ModelConfig(Section):
                 f"processor.max_target_tokens={processor.max_target_tokens} is more than the {longest} tokens that "
                 "model.task can write; lower the one or raise the other (task.head.positions)"
             )
+
+    def _known_image_size(self) -> int:
+        """Side of the images that the vision encoder takes by default; 0 if only files say it."""
+        trained = self.vision.known_preprocessing()
+        return 0 if trained is None else int(trained.size[0])
+
+    def with_preprocessing(self, processor: ProcessorConfig) -> ProcessorConfig:
+        """The processor's settings, of which those of images that follow the weights of the vision encoder are these.
+
+        Raises:
+            ConfigError: they contradict the weights.
+            WeightsError: the weights say it themselves, and cannot be read.
+        """
+        return processor.with_preprocessing(self.vision.preprocessing()) if self.reads_images() else processor
 
     def _longest_encoded_text(self) -> int | None:
         """Most tokens of a text that the language encoder takes; None for no limit, or if it encodes none."""

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from vlmodel.config import ConfigError, Part
 from vlmodel.encoder_parts import EncoderPart as EncoderPart
 from vlmodel.encoder_parts import ModalityPart as ModalityPart
+from vlmodel.images.preprocessing import Preprocessing
 from vlmodel.streams import StreamAdapters
 from vlmodel.tokens import DecoderInput, FusedStream, Rows, Streams, Tokens
 
@@ -202,6 +203,18 @@ class VisionPart(EncoderPart):
             image_size: height and width of the images.
         """
         return self
+
+    def preprocessing(self) -> Preprocessing:
+        """What the weights were trained with; without weights, what is usual for the encoder.
+
+        Raises:
+            WeightsError: the weights say it themselves, and cannot be read.
+        """
+        return Preprocessing((224, 224))
+
+    def known_preprocessing(self) -> Preprocessing | None:
+        """As ``preprocessing``; None if files would have to be read for it."""
+        return self.preprocessing()
 
     def build(self) -> VisionEncoder:
         raise NotImplementedError

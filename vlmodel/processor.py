@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from pydantic import Field, ValidationInfo, field_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from vlmodel.answers import Normalizer, normal_form
 from vlmodel.array_names import prefix_array_names
@@ -22,7 +22,8 @@ from vlmodel.encoder_parts import IMAGE, ModalityPart
 from vlmodel.facts import FactFinder, LinkedFact
 from vlmodel.images.decoders.cpu import decode
 from vlmodel.images.pillow import FORMATS
-from vlmodel.images.resize import Resize
+from vlmodel.images.preprocessing import Preprocessing
+from vlmodel.images.resize import Interpolation, Resize, Square
 from vlmodel.knowledge.none import Config as NoKnowledge
 from vlmodel.knowledge_parts import KnowledgePart
 from vlmodel.lengths import group_by_length
@@ -39,15 +40,24 @@ TRAINED_ON_DATA = "trained_on_data"
 _FILE = "processor.json"
 _MIN_LIMIT, _MAX_LIMIT = 32, 512
 """The range of token limits that follow the data; the model's own limit takes the place of the upper one."""
+_USUAL_SIZE = 224
 
 
 class ProcessorConfig(Section):
     """From the bytes of images and texts to a batch."""
 
-    image_size: int = Field(224, ge=1)
-    """Side of the square image, in pixels."""
-    resize: Resize = "squash"
-    """"squash" distorts the whole image to a square; "crop" cuts out the square in its center."""
+    image_size: int = Field(0, ge=0)
+    """Side of the square image, in pixels. 0 takes what the weights of model.vision were trained with, and without any
+    what its architecture takes, or 224."""
+    resize: Resize | None = None
+    """"squash" distorts the whole image to a square; "crop" cuts out the square in its center; "pad" shrinks the whole
+    image into the square, and fills the bars beside it with grey. null takes what the weights of model.vision were
+    trained with, and without any squash."""
+    crop: float | None = Field(None, gt=0, le=1)
+    """Share of height and width around the center that is kept (of the square, with "crop"). null takes what the
+    weights of model.vision were trained with if resize is theirs too, else 1."""
+    interpolation: Interpolation | None = None
+    """Filter by which images are resized; null takes that of the weights of model.vision, and without any bilinear."""
     max_tokens: int = Field(0, ge=0)
     """Longer texts are cut to this many tokens, special tokens included. 0 follows the data: the longest text of the
     training split, at least 32 and at most what the model takes (512 if it has no limit)."""
@@ -70,6 +80,56 @@ class ProcessorConfig(Section):
             )
         return limit
 
+    @model_validator(mode="after")
+    def _pads_the_whole(self) -> ProcessorConfig:
+        if self.resize == "pad" and self.crop not in (None, 1):
+            raise ValueError(f"crop={self.crop} cuts off the edges that resize='pad' keeps; leave one of them out")
+        return self
+
+    @property
+    def square(self) -> Square:
+        """What an image becomes; with what is usual in the place of what follows the weights."""
+        usual = self.with_preprocessing(Preprocessing((_USUAL_SIZE, _USUAL_SIZE)))
+        assert usual.resize is not None
+        assert usual.crop is not None
+        assert usual.interpolation is not None
+        return Square(usual.image_size, usual.resize, usual.crop, usual.interpolation)
+
+    def with_preprocessing(self, trained: Preprocessing) -> ProcessorConfig:
+        """The settings with what the weights of the vision encoder were trained with in the place of what follows them.
+
+        Raises:
+            ConfigError: the interpolation is not that of the weights, which say it; or their images are not square.
+        """
+        if trained.stated and self.interpolation not in (None, trained.interpolation):
+            raise ConfigError(
+                f"processor.interpolation={self.interpolation!r}, and the weights of model.vision were trained with "
+                f"{trained.interpolation!r}; leave it out"
+            )
+        height, width = trained.size
+        if not self.image_size and height != width:
+            raise ConfigError(
+                f"the weights of model.vision were trained with images of {height} x {width} pixels, and images become "
+                "squares; set processor.image_size to the side of one that the encoder takes"
+            )
+        resize = self.resize or trained.resize
+        return self.model_copy(
+            update={
+                "image_size": self.image_size or height,
+                "resize": resize,
+                "crop": self.crop or (trained.crop if resize == trained.resize else 1.0),
+                "interpolation": self.interpolation or trained.interpolation,
+            }
+        )
+
+    def differences(self, trained: Preprocessing) -> str:
+        """What of the framing of images is not as the weights of the vision encoder were trained; "" if nothing is."""
+        mine = self.square
+        theirs = Square(trained.size[0], trained.resize, trained.crop, mine.interpolation)
+        if not trained.stated or mine == theirs:
+            return ""
+        return f"images are prepared as {_describe(mine)}, and the weights were trained with {_describe(theirs)}"
+
     def resolve(
         self,
         longest: int = 0,
@@ -77,7 +137,8 @@ class ProcessorConfig(Section):
         model_limit: int | None = None,
         target_limit: int | None = None,
     ) -> ProcessorConfig:
-        """The settings with numbers in the place of limits that follow the data.
+        """The settings with numbers in the place of limits that follow the data, and with what is usual of images in
+        the place of what follows the weights (``with_preprocessing``).
 
         Args:
             longest, longest_target: tokens of the longest text, and of the longest one to be generated.
@@ -89,7 +150,9 @@ class ProcessorConfig(Section):
             for name, (length, limit) in follows.items()
             if not getattr(self, name)
         }
-        return self.model_copy(update=limits)
+        square = self.square
+        images = {"image_size": square.side} | {n: getattr(square, n) for n in ("resize", "crop", "interpolation")}
+        return self.model_copy(update=limits | images)
 
 
 @dataclass(frozen=True)
@@ -187,8 +250,7 @@ class VLProcessor:
         Raises:
             ImageError: the bytes are cut off, are no image of these formats, or are one of too many pixels.
         """
-        config = self.config
-        return decode(data, config.image_size, config.resize, config.max_pixels, out, formats)
+        return decode(data, self.config.square, self.config.max_pixels, out, formats)
 
     def decode_input(self, name: str, data: bytes) -> Mapping[str, NDArray[Any]]:
         """The arrays of one input.
@@ -213,8 +275,7 @@ class VLProcessor:
 
         from vlmodel.images.decoders.gpu import decode_jpegs
 
-        config = self.config
-        return decode_jpegs(files, config.image_size, config.resize, config.max_pixels, torch.device(gpu), out)
+        return decode_jpegs(files, self.config.square, self.config.max_pixels, torch.device(gpu), out)
 
     def collate_tasks(
         self, decoded: Sequence[Decoded], examples: Mapping[str, Sequence[Example]]
@@ -415,6 +476,11 @@ class VLProcessor:
             "text_distinct_N": np.argsort(order_U)[row_N],
             "distinct_groups_G3": groups_G3,
         }
+
+
+def _describe(square: Square) -> str:
+    of_sides = "" if square.crop == 1 else f" (crop={square.crop:g})"
+    return f"image_size={square.side}, resize={square.resize!r}{of_sides}"
 
 
 def input_indices(has_input: Iterable[bool]) -> NDArray[np.int64]:

@@ -26,6 +26,7 @@ class ModelInfo:
     labels: int
     image_size: int
     resize: str
+    crop: float = 1.0
     inputs: tuple[str, ...] = ("image",)
 
 

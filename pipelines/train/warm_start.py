@@ -84,9 +84,10 @@ def load_matching_processor(model: Path, config: ModelConfig, processor: Process
 
 
 def with_inferred_limits(configured: ProcessorConfig, existing: ProcessorConfig) -> ProcessorConfig:
-    """The configured settings; those limits that are 0 (inferred from data) are taken from ``existing``."""
-    limits = [name for name in ("max_tokens", "max_target_tokens") if not getattr(configured, name)]
-    return configured.model_copy(update={name: getattr(existing, name) for name in limits})
+    """The configured settings; those that follow the data or the weights (0, null) are taken from ``existing``."""
+    follows = ("max_tokens", "max_target_tokens", "image_size", "resize", "crop", "interpolation")
+    names = [name for name in follows if not getattr(configured, name)]
+    return configured.model_copy(update={name: getattr(existing, name) for name in names})
 
 
 def _setting_differences(prefix: str, configured: Mapping[str, Any], stored: Mapping[str, Any]) -> list[str]:

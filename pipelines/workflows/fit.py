@@ -161,8 +161,11 @@ def _get_processor(work: Workspace, indexes: list[Index], folder: Path, init: st
         with warm_start.as_local(init) as model:
             return save_processor(VLProcessor.from_pretrained(model), str(folder))
     config, source = work.config, work.fact_source
+    images = config.model.with_preprocessing(config.processor)
+    if line := images.differences(config.model.vision.preprocessing()) if config.model.reads_images() else "":
+        print(f"{label}  {line}", flush=True)
     return build_processor(
-        indexes, config.vocabulary, config.processor, config.model.task.tasks(), str(folder),
+        indexes, config.vocabulary, images, config.model.task.tasks(), str(folder),
         config.model.text_limits, lambda line: print(f"{label}  {line}", flush=True),
         inputs=config.model.inputs, reads_images=config.model.reads_images(), knowledge=config.model.knowledge,
         fact_texts=lambda: open_linker(source).snapshot.whole.texts["text"].to_pylist() if source else [],

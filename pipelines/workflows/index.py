@@ -6,7 +6,16 @@ from pipelines.data.index.build import build_index
 from pipelines.data.index.survey import describe_shapes
 from pipelines.report.progress import Progress
 from pipelines.workflows.cluster import connected_to_cluster
+from pipelines.workflows.config import JobConfig
 from pipelines.workflows.workspace import Workspace
+
+
+def _resize(config: JobConfig) -> str:
+    """How images become square; "" if only the files of the weights say it."""
+    if config.processor.resize:
+        return config.processor.resize
+    trained = config.model.vision.known_preprocessing()
+    return "" if trained is None else str(trained.resize)
 
 
 def run(work: Workspace) -> None:
@@ -16,7 +25,7 @@ def run(work: Workspace) -> None:
             settings = work.config.data.index.model_copy(update={"inputs": inputs})
             with Progress("index") as progress:
                 index = build_index(tars, settings, report_progress=progress)
-            shapes = describe_shapes(index.survey(), work.config.processor.resize)
+            shapes = describe_shapes(index.survey(), _resize(work.config))
             print("\n".join([index.report(), *shapes]), flush=True)
             if work.config.data.index.report:
                 print(f"shown in {index.folder.path('_index/quarantine.html')}", flush=True)

@@ -32,6 +32,7 @@ from tests.bench.test_stream import by_ours, dataloader
 from vlmodel.config import parse
 from vlmodel.images.decoders.cpu import decode
 from vlmodel.images.decoders.gpu import decode_jpegs
+from vlmodel.images.resize import Square
 from vlmodel.model import VLModel
 from vlmodel.model_config import ModelConfig
 
@@ -236,7 +237,7 @@ def test_jpeg_decoding(figure: Figure) -> None:
     def on_gpu() -> torch.Tensor:
         for begin in range(0, JPEGS, IMAGES):
             batch = np.empty((IMAGES, SIZE, SIZE, 3), np.uint8)
-            done = decode_jpegs(files[begin : begin + IMAGES], SIZE, "squash", 10**8, torch.device("cuda"), list(batch))
+            done = decode_jpegs(files[begin : begin + IMAGES], Square(SIZE), 10**8, torch.device("cuda"), list(batch))
             assert done.all()
             out = torch.from_numpy(batch).pin_memory().cuda(non_blocking=True)
         return out
@@ -247,7 +248,7 @@ def test_jpeg_decoding(figure: Figure) -> None:
         def run() -> torch.Tensor:
             for begin in range(0, JPEGS, IMAGES):
                 batch = np.empty((IMAGES, SIZE, SIZE, 3), np.uint8)
-                list(workers.map(lambda n: decode(files[begin + n], SIZE, "squash", 10**8, batch[n]), range(IMAGES)))  # noqa: B023
+                list(workers.map(lambda n: decode(files[begin + n], Square(SIZE), 10**8, batch[n]), range(IMAGES)))  # noqa: B023
                 out = torch.from_numpy(batch).pin_memory().cuda(non_blocking=True)
             return out
 

@@ -17,6 +17,8 @@ from pipelines.data.texts.corpus import train_tokenizer
 from tests.vlmodel.tiny import collate
 from vlmodel.config import ConfigError, parse
 from vlmodel.images.errors import ImageError
+from vlmodel.images.preprocessing import Preprocessing
+from vlmodel.images.resize import PADDING, Square
 from vlmodel.processor import Example, ProcessorConfig, VLProcessor
 
 RNG = np.random.default_rng(0)
@@ -71,15 +73,36 @@ def test_squash_keeps_all_and_crop_the_center(processor: VLProcessor, tokenizer:
     assert near(squashed[16, 30], RED)
     cropping = VLProcessor(ProcessorConfig(image_size=32, resize="crop"), tokenizer, LABELS)
     assert (cropping.decode_image(saved(image)) == GREEN).all()
+    inner = VLProcessor(ProcessorConfig(image_size=32, crop=0.25), tokenizer, LABELS)
+    assert (inner.decode_image(saved(image)) == GREEN).all()
 
 
-@pytest.mark.parametrize("resize", ["squash", "crop"])
+def test_pad_keeps_the_shape_beside_bars(tokenizer: PreTrainedTokenizerFast) -> None:
+    padding = VLProcessor(ProcessorConfig(image_size=30, resize="pad"), tokenizer, LABELS)
+    for turned in (False, True):
+        image = Image.new("RGB", (90, 30), RED)
+        image.paste(GREEN, (30, 0, 60, 30))
+        decoded = padding.decode_image(saved(image.transpose(Image.Transpose.ROTATE_90) if turned else image))
+        decoded = decoded.transpose(1, 0, 2) if turned else decoded
+        assert (decoded[:10] == PADDING).all()
+        assert (decoded[20:] == PADDING).all()
+        assert near(decoded[15, 1], RED)
+        assert near(decoded[15, 15], GREEN)
+        assert near(decoded[15, 28], RED)
+
+
+@pytest.mark.parametrize("resize", ["squash", "crop", "pad"])
 @pytest.mark.parametrize("size", [(1, 1), (1, 5000), (5000, 1), (3, 2)])
 def test_extreme_shapes(size: tuple[int, int], resize: str, tokenizer: PreTrainedTokenizerFast) -> None:
     processor = VLProcessor(parse(ProcessorConfig, {"image_size": 32, "resize": resize}), tokenizer, LABELS)
     decoded = processor.decode_image(saved(Image.new("RGB", size, GREEN)))
     assert decoded.shape == (32, 32, 3)
-    assert (decoded == GREEN).all()
+    shown = (decoded == GREEN).all(2)
+    assert (shown | (decoded == PADDING).all(2)).all()
+    longer = max(size)
+    assert shown.any(1).sum() * shown.any(0).sum() == (
+        32 * 32 if resize != "pad" else max(1, round(32 * size[0] / longer)) * max(1, round(32 * size[1] / longer))
+    )
 
 
 @pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP"])
@@ -274,6 +297,33 @@ def test_truncated_texts_are_reported(processor: VLProcessor) -> None:
     assert processor.truncated([]) == []
     cut = processor.tokenize(["red " * 11])["input_ids_NT"]
     assert cut.shape == (1, 12)
+
+
+def test_images_follow_the_weights() -> None:
+    weights = Preprocessing((240, 240), interpolation="bicubic", resize="crop", crop=0.9, stated=True)
+    followed = ProcessorConfig().with_preprocessing(weights)
+    assert followed.square == Square(240, "crop", 0.9, "bicubic")
+    assert followed.resolve().square == followed.square
+    assert followed.differences(weights) == ""
+    whole = parse(ProcessorConfig, {"image_size": 96, "resize": "squash"}).with_preprocessing(weights)
+    assert whole.square == Square(96, "squash", 1.0, "bicubic")
+    assert whole.differences(weights) == (
+        "images are prepared as image_size=96, resize='squash', and the weights were trained with image_size=240, "
+        "resize='crop' (crop=0.9)"
+    )
+    assert ProcessorConfig().resolve().square == Square(224)
+
+
+def test_images_that_contradict_the_weights() -> None:
+    bilinear = ProcessorConfig(interpolation="bilinear")
+    with pytest.raises(ConfigError, match=r"interpolation='bilinear', and .* trained with 'bicubic'; leave it out"):
+        bilinear.with_preprocessing(Preprocessing((240, 240), interpolation="bicubic", stated=True))
+    assumed = Preprocessing((240, 240), interpolation="bicubic")
+    assert bilinear.with_preprocessing(assumed).square.interpolation == "bilinear"
+    with pytest.raises(ConfigError, match=r"trained with images of 96 x 384 pixels.*set processor\.image_size"):
+        ProcessorConfig().with_preprocessing(Preprocessing((96, 384)))
+    with pytest.raises(ConfigError, match=r"crop=0\.5 cuts off the edges that resize='pad' keeps"):
+        parse(ProcessorConfig, {"resize": "pad", "crop": 0.5})
 
 
 def test_limits_that_follow_the_data() -> None:

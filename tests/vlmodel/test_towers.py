@@ -19,7 +19,12 @@ from transformers import AutoConfig, AutoModel, CLIPConfig, CLIPModel, SiglipCon
 from tests import real_weights
 from vlmodel.config import ConfigError, parse
 from vlmodel.images.decoders.cpu import decode
+from vlmodel.images.preprocessing import Preprocessing
+from vlmodel.images.resize import Square
 from vlmodel.model import VLModel
+from vlmodel.model_config import ModelConfig
+from vlmodel.processor import ProcessorConfig
+from vlmodel.vision import cnn as cnn_kind
 from vlmodel.vision import hf as hf_kind
 from vlmodel.vision import timm as timm_kind
 from vlmodel.weights import WeightsError
@@ -284,6 +289,7 @@ def test_positions_are_resampled_as_timm_does(tmp_path: Path) -> None:
 
 def test_a_folder_in_the_format_of_timm(source: Any, tmp_path: Path) -> None:
     cfg = {**source.pretrained_cfg, "mean": [0.1, 0.2, 0.3], "std": [0.4, 0.5, 0.6], "num_classes": 7}
+    cfg |= {"input_size": [3, 64, 64], "interpolation": "bicubic", "crop_pct": 0.9, "crop_mode": "center"}
     (tmp_path / "config.json").write_text(
         json.dumps({"architecture": "resnet18", "num_classes": 7, "pretrained_cfg": cfg})
     )
@@ -293,6 +299,10 @@ def test_a_folder_in_the_format_of_timm(source: Any, tmp_path: Path) -> None:
     encoder = config.build()
     encoder.load_pretrained()
     assert torch.equal(encoder.backbone.conv1.weight, source.conv1.weight)
+    tree = parse(ModelConfig, {"vision": {"kind": "timm", "name": "resnet18", "weights": str(tmp_path)}})
+    assert tree.with_preprocessing(ProcessorConfig()).square == Square(64, "crop", 0.9, "bicubic")
+    with pytest.raises(ConfigError, match=r"processor\.interpolation='bilinear', .* with 'bicubic'; leave it out"):
+        tree.with_preprocessing(ProcessorConfig(interpolation="bilinear"))
     with pytest.raises(WeightsError, match=r"are of resnet18, and vision\.name='resnet34'"):
         load(tmp_path, name="resnet34")
     with pytest.raises(ConfigError, match=r"model\.vision\.mean=\(0\.5, .*, and the weights .* leave mean out"):
@@ -321,8 +331,19 @@ def test_the_tower_of_a_dual_model(family: str, tmp_path: Path) -> None:
     )
     whole.eval().save_pretrained(tmp_path)
     (tmp_path / "preprocessor_config.json").write_text(
-        json.dumps({"image_mean": [0.5, 0.4, 0.3], "image_std": [0.2, 0.2, 0.1], "resample": 3})
+        json.dumps(
+            {
+                "image_mean": [0.5, 0.4, 0.3],
+                "image_std": [0.2, 0.2, 0.1],
+                "resample": 3,
+                "size": {"shortest_edge": 40},
+                "do_center_crop": True,
+                "crop_size": {"height": 32, "width": 32},
+            }
+        )
     )
+    tree = parse(ModelConfig, {"vision": {"kind": "hf", "name": str(tmp_path)}})
+    assert tree.with_preprocessing(ProcessorConfig()).square == Square(32, "crop", 0.8, "bicubic")
     config = parse(hf_kind.Config, {"name": str(tmp_path), "position": "none"}).resolve((32, 32))
     assert (config.mean, config.std) == ((0.5, 0.4, 0.3), (0.2, 0.2, 0.1))
     encoder = config.build()
@@ -412,6 +433,21 @@ def test_names_that_cannot_be_opened(tmp_path: Path) -> None:
         parse(hf_kind.Config, {"name": str(tmp_path)}).resolve((32, 32))
 
 
+# What the weights were trained with
+
+
+def test_without_files_the_name_says_it() -> None:
+    lite0 = parse(timm_kind.Config, {"name": "tf_efficientnet_lite0"})
+    known = lite0.known_preprocessing()
+    assert known is not None
+    assert (known.size, known.interpolation, known.resize, known.crop) == ((224, 224), "bicubic", "crop", 0.875)
+    assert parse(hf_kind.Config, {"name": "somewhere/model"}).known_preprocessing() is None
+    scratch = parse(timm_kind.Config, {"name": "tf_efficientnet_lite0", "weights": "", "image_size": 64})
+    assert scratch.preprocessing() == Preprocessing((64, 64))
+    imagenet = parse(cnn_kind.Config, {"weights": "imagenet"}).preprocessing()
+    assert (imagenet.size, imagenet.resize, imagenet.crop) == ((224, 224), "crop", 224 / 256)
+
+
 # Real weights
 
 
@@ -428,7 +464,7 @@ def test_real_weights_know_dogs(shared_data: Callable[[str], Path]) -> None:
         members = {member.name.rpartition("/")[2]: member for member in tar.getmembers()}
         images = [tar.extractfile(members[name]) for name in (*dogs, *people)]
         files = [image.read() for image in images if image is not None]
-    x = torch.stack([torch.from_numpy(decode(data, 224, "squash", 10**8)) for data in files])
+    x = torch.stack([torch.from_numpy(decode(data, Square(224), 10**8)) for data in files])
     config: Any = parse(timm_kind.Config, {"name": "tf_efficientnet_lite0", "weights": str(file), "match": "order"})
     encoder = config.resolve((224, 224)).build().eval()
     assert encoder.mean_C.tolist() == [0.5, 0.5, 0.5]

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field
 
-Interpolation = Literal["bilinear", "bicubic"]
+from vlmodel.images.resize import Interpolation, Resize
+
 Triple = tuple[float, float, float]
 
 IMAGENET_MEAN: Triple = (0.485, 0.456, 0.406)
@@ -33,14 +34,14 @@ class Preprocessing:
     Attributes:
         size: height and width of the images, in pixels.
         mean, std: of the red, green and blue channels, which are scaled to 0..1.
-        interpolation: filter by which images are resized.
-        resize: "crop" where the square in the center is cut out, "squash" where the whole image is distorted.
-        crop: share of that square's side that is kept.
+        interpolation, resize, crop: as of ``resize.Square``.
+        stated: whether the weights themselves say so; else it is what is usual.
     """
 
     size: tuple[int, int]
     mean: Triple = IMAGENET_MEAN
     std: Triple = IMAGENET_STD
     interpolation: Interpolation = "bilinear"
-    resize: Literal["squash", "crop"] = "squash"
+    resize: Resize = "squash"
     crop: float = 1.0
+    stated: bool = False

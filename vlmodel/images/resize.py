@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -9,11 +11,51 @@ import numpy as np
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-Resize = Literal["squash", "crop"]
-"""How an image becomes square: "squash" distorts it, "crop" cuts out its center."""
+Resize = Literal["squash", "crop", "pad"]
+"""How an image becomes square: "squash" distorts it, "crop" cuts out its center, "pad" adds bars of grey."""
+Interpolation = Literal["bilinear", "bicubic"]
+"""The filter, antialiased."""
 
+PADDING = 128
+"""Grey of the bars, in all three channels: near zero once it is normalised, whatever the encoder."""
 _INVERSE = {6: 8, 8: 6}
 """Orientations that undo others; those not named undo themselves."""
+
+
+@dataclass(frozen=True)
+class Square:
+    """The square that an image becomes.
+
+    Attributes:
+        side: in pixels.
+        resize: see ``Resize``.
+        crop: share of height and width (of the square's, with "crop") around the center that is kept.
+        interpolation: see ``Interpolation``.
+    """
+
+    side: int
+    resize: Resize = "squash"
+    crop: float = 1.0
+    interpolation: Interpolation = "bilinear"
+
+    def part_of(self, height: int, width: int) -> tuple[int, int, int, int]:
+        """First row, first column, height and width of what is kept of an image."""
+        rows, columns = (min(height, width),) * 2 if self.resize == "crop" else (height, width)
+        rows, columns = (max(1, round(length * self.crop)) for length in (rows, columns))
+        return (height - rows) // 2, (width - columns) // 2, rows, columns
+
+    def filled_by(self, height: int, width: int) -> tuple[int, int, int, int]:
+        """First row, first column, height and width of the square's pixels that show an image of this shape."""
+        if self.resize != "pad":
+            return 0, 0, self.side, self.side
+        longest = max(height, width)
+        rows, columns = (max(1, round(self.side * length / longest)) for length in (height, width))
+        return (self.side - rows) // 2, (self.side - columns) // 2, rows, columns
+
+    @property
+    def least_side(self) -> int:
+        """Pixels that the shorter side of an image needs, so that nothing is enlarged."""
+        return math.ceil(self.side / self.crop)
 
 
 def turn_upright(pixels_HWC: NDArray[np.uint8], orientation: int) -> NDArray[np.uint8]:
@@ -25,55 +67,50 @@ def turn_upright(pixels_HWC: NDArray[np.uint8], orientation: int) -> NDArray[np.
     return pixels_HWC.transpose(1, 0, 2) if orientation >= 5 else pixels_HWC
 
 
-def center_square(height: int, width: int) -> tuple[int, int, int]:
-    """First row, first column and side of the largest square in the center."""
-    side = min(height, width)
-    return (height - side) // 2, (width - side) // 2, side
-
-
 def resize_to_square(
     pixels_HWC: NDArray[np.uint8],
-    size: int,
-    resize: Resize,
+    square: Square,
     out_HWC: NDArray[np.uint8] | None = None,
     orientation: int = 1,
 ) -> NDArray[np.uint8]:
-    """The upright image as (size, size, 3).
+    """The upright image as (side, side, 3).
 
-    torch's antialiased bilinear filter gives Pillow's pixels but for rounding, several times as fast.
+    torch's antialiased filters give Pillow's pixels but for rounding, several times as fast.
 
     Args:
         out_HWC: memory for the result; new if not given.
         orientation: EXIF's, of the given pixels.
     """
-    if orientation != 1:
-        # The small image is turned, as a filter is slow on pixels whose neighbours are far apart in memory.
-        if resize == "crop":
-            upright_HWC = turn_upright(pixels_HWC, orientation)
-            top, left, side = center_square(*upright_HWC.shape[:2])
-            square_HWC = upright_HWC[top : top + side, left : left + side]
-            pixels_HWC = turn_upright(square_HWC, _INVERSE.get(orientation, orientation))
-        small_HWC = turn_upright(resize_to_square(pixels_HWC, size, "squash"), orientation)
-        if out_HWC is None:
-            return np.ascontiguousarray(small_HWC)
-        out_HWC[:] = small_HWC
-        return out_HWC
-    height, width = pixels_HWC.shape[:2]
-    if resize == "crop" and height != width:
-        top, left, side = center_square(height, width)
-        pixels_HWC = pixels_HWC[top : top + side, left : left + side]
     if out_HWC is None:
-        out_HWC = np.empty((size, size, 3), np.uint8)
-    if pixels_HWC.shape[:2] == (size, size):
-        out_HWC[:] = pixels_HWC
-        return out_HWC
+        out_HWC = np.empty((square.side, square.side, 3), np.uint8)
+    upright_HWC = turn_upright(pixels_HWC, orientation)
+    top, left, height, width = square.part_of(*upright_HWC.shape[:2])
+    upright_HWC = upright_HWC[top : top + height, left : left + width]
+    top, left, height, width = square.filled_by(height, width)
+    shown_HWC = out_HWC[top : top + height, left : left + width]
+    if shown_HWC.shape != out_HWC.shape:
+        out_HWC[:] = PADDING
+    if upright_HWC.shape == shown_HWC.shape:
+        shown_HWC[:] = upright_HWC
+    elif orientation == 1 and shown_HWC.shape == out_HWC.shape:
+        _resize(upright_HWC, out_HWC, square.interpolation)
+    else:
+        # The small image is turned, as a filter is slow on pixels whose neighbours are far apart in memory.
+        stored_HWC = turn_upright(upright_HWC, _INVERSE.get(orientation, orientation))
+        small_HWC = np.empty((width, height, 3) if orientation >= 5 else (height, width, 3), np.uint8)
+        _resize(stored_HWC, small_HWC, square.interpolation)
+        shown_HWC[:] = turn_upright(small_HWC, orientation)
+    return out_HWC
+
+
+def _resize(pixels_HWC: NDArray[np.uint8], out_HWC: NDArray[np.uint8], interpolation: Interpolation) -> None:
+    """Fill ``out_HWC``, which is contiguous, with the whole image."""
     import torch
 
     # interpolate()'s own operator writes into given memory, and not plane by plane. Permuted from BHWC, torch sees
     # that the channels are contiguous, for which its filter is fast.
     pixels_BHWC = torch.from_numpy(np.require(pixels_HWC[None], requirements=["C", "W"]))
     out_BHWC = torch.from_numpy(out_HWC[None])
-    torch.ops.aten._upsample_bilinear2d_aa.out(
-        pixels_BHWC.permute(0, 3, 1, 2), [size, size], False, out=out_BHWC.permute(0, 3, 1, 2)
-    )
-    return out_HWC
+    aten = torch.ops.aten
+    resize = aten._upsample_bilinear2d_aa if interpolation == "bilinear" else aten._upsample_bicubic2d_aa
+    resize.out(pixels_BHWC.permute(0, 3, 1, 2), list(out_HWC.shape[:2]), False, out=out_BHWC.permute(0, 3, 1, 2))

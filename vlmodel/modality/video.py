@@ -9,7 +9,7 @@ import numpy as np
 from pydantic import Field, model_validator
 
 from vlmodel.config import part
-from vlmodel.images.resize import Resize, resize_to_square
+from vlmodel.images.resize import Resize, Square, resize_to_square
 from vlmodel.media.base import CheckLimits, MediumError
 from vlmodel.media.video import decode_video
 from vlmodel.modality._settings import LayerSettings
@@ -38,7 +38,8 @@ class Config(LayerSettings):
     image_size: int = Field(112, ge=1)
     """Side of the square to which each frame is brought, in pixels."""
     resize: Resize = "squash"
-    """"squash" distorts the whole frame to a square; "crop" cuts out the square in its center."""
+    """"squash" distorts the whole frame to a square, "crop" cuts out the square in its center, "pad" adds grey
+    bars."""
     tokens: Literal["pooled", "all"] = "pooled"
     """One token a frame, the pooled vector of its image; or all tokens of each image."""
     vision: part("vlmodel.vision", "cnn") = Field({}, validate_default=True)  # type: ignore[valid-type]
@@ -56,10 +57,11 @@ class Config(LayerSettings):
 
     def decode(self, data: bytes) -> dict[str, NDArray[Any]]:
         """``frames_THWC`` uint8, RGB: at most ``frames`` of them, in their order."""
+        square = Square(self.image_size, self.resize)
         frames_THWC = np.empty((self.frames, self.image_size, self.image_size, 3), np.uint8)
         count = 0
         for _, rgb_HWC in decode_video(data, CheckLimits(), lambda timeline: timeline.spread(self.frames)):
-            resize_to_square(rgb_HWC, self.image_size, self.resize, frames_THWC[count])
+            resize_to_square(rgb_HWC, square, frames_THWC[count])
             count += 1
         if not count:
             raise MediumError("empty", "a video without a frame")

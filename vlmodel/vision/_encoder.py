@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from vlmodel import parts
-from vlmodel.images.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Triple
+from vlmodel.images.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preprocessing, Triple
 from vlmodel.layers import ACTIVATIONS, check_activation
 from vlmodel.locations import Location
 from vlmodel.tokens import Tokens
@@ -56,6 +56,11 @@ class BackboneConfig(parts.VisionPart):
             raise ValueError(f"std={self.std} must be positive and finite")
         check_activation(self.activation, self.projects())
         return self
+
+    def preprocessing(self) -> Preprocessing:
+        if _weights.is_torchvision_name(self.weights):
+            return _weights.torchvision_preprocessing(getattr(self, "name", ""), self.weights)
+        return super().preprocessing()
 
     def is_frozen(self) -> bool:
         return self.frozen

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 from collections.abc import Collection, Iterable, Sequence
+from dataclasses import replace
 from typing import Any, ClassVar, Literal, NamedTuple, Self
 
 import torch
@@ -71,6 +72,13 @@ class TowerConfig(BackboneConfig):
         raise NotImplementedError
 
     def preprocessing(self) -> Preprocessing:
+        trained = self.weights_preprocessing() if self.weights else Preprocessing(self.size())
+        return replace(trained, size=self.image_size) if self.image_size else trained
+
+    def known_preprocessing(self) -> Preprocessing | None:
+        return None if self.reads_preprocessing() else self.preprocessing()
+
+    def weights_preprocessing(self) -> Preprocessing:
         """What the weights were trained with.
 
         Raises:
@@ -78,8 +86,8 @@ class TowerConfig(BackboneConfig):
         """
         raise NotImplementedError
 
-    def states_preprocessing(self) -> bool:
-        """Whether the weights themselves say what they were trained with, and it is not known by their name alone."""
+    def reads_preprocessing(self) -> bool:
+        """Whether ``preprocessing`` reads files."""
         raise NotImplementedError
 
     def resolve(self, image_size: tuple[int, int]) -> Self:
@@ -89,9 +97,9 @@ class TowerConfig(BackboneConfig):
             ConfigError: mean or standard deviation are not those of the weights.
             WeightsError: what the weights were trained with cannot be read.
         """
-        own = self.preprocessing() if self.weights else Preprocessing(image_size)
+        own = self.preprocessing()
         for name, given, trained in (("mean", self.mean, own.mean), ("std", self.std, own.std)):
-            if given not in (None, trained) and self.weights and self.states_preprocessing():
+            if own.stated and given not in (None, trained):
                 raise ConfigError(
                     f"model.vision.{name}={given}, and the weights {self.weights!r} were trained with {trained}; leave "
                     f"{name} out"

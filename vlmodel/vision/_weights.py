@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from vlmodel.images.preprocessing import Interpolation, Preprocessing
 from vlmodel.vision._cifar import PREFIX
 from vlmodel.weights import WeightsError
 
@@ -201,7 +202,23 @@ def _rename_old_weights(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return renamed
 
 
-def _download_torchvision_weights(name: str, weights: str) -> dict[str, Tensor]:
+def torchvision_preprocessing(name: str, weights: str) -> Preprocessing:
+    """What torchvision's weights were trained with, by its own record of them.
+
+    Raises:
+        WeightsError: there are no such weights.
+    """
+    made = _torchvision_weights(name, weights).transforms()
+    side = made.crop_size[0]
+    interpolation: Interpolation = "bicubic" if made.interpolation.value == "bicubic" else "bilinear"
+    return Preprocessing(
+        (side, side), tuple(made.mean), tuple(made.std), interpolation, "crop",
+        min(1.0, side / made.resize_size[0]), stated=True,
+    )  # fmt: skip
+
+
+def _torchvision_weights(name: str, weights: str) -> Any:
+    """A member of torchvision's enumeration of the weights of an architecture."""
     from torchvision.models import get_model_weights
 
     if name.startswith(PREFIX):
@@ -211,7 +228,11 @@ def _download_torchvision_weights(name: str, weights: str) -> dict[str, Tensor]:
     enum = get_model_weights(name)
     if weights.lower() != "imagenet" and weights not in enum.__members__:
         raise WeightsError(f"vision.weights={weights!r}: {name} has {', '.join(enum.__members__) or 'no weights'}")
-    chosen = enum[weights] if weights in enum.__members__ else enum.DEFAULT
+    return enum[weights] if weights in enum.__members__ else enum.DEFAULT
+
+
+def _download_torchvision_weights(name: str, weights: str) -> dict[str, Tensor]:
+    chosen = _torchvision_weights(name, weights)
     try:
         state: dict[str, Tensor] = chosen.get_state_dict(progress=False, check_hash=True, weights_only=True)
     except Exception as error:

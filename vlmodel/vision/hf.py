@@ -129,12 +129,12 @@ class Config(TowerConfig):
         behind = [name for name in names[first:] if name not in listed]
         return [names[:first], *of_stages, behind]
 
-    def preprocessing(self) -> Preprocessing:
+    def weights_preprocessing(self) -> Preprocessing:
         if not self.name:
             return Preprocessing(self.size())
-        return _preprocessing(self.name, _own_size(self.transformers_config()))
+        return _preprocessing(self.name, _own_size(self._resolve_architecture().transformers_config()))
 
-    def states_preprocessing(self) -> bool:
+    def reads_preprocessing(self) -> bool:
         return bool(self.name)
 
     def build(self) -> HFTower:
@@ -259,6 +259,7 @@ def _preprocessing(name: str, own_size: tuple[int, int]) -> Preprocessing:
         "bicubic" if stored.get("resample", _BICUBIC) == _BICUBIC else "bilinear",
         "crop" if is_cropped or shortest is not None else "squash",
         min(1.0, float(share)),
+        stated=True,
     )
 
 

@@ -84,7 +84,7 @@ class Config(TowerConfig):
         groups = group_parameters(backbone, backbone.group_matcher(coarse=True))
         return [groups[ordinal] for ordinal in sorted(groups)]
 
-    def preprocessing(self) -> Preprocessing:
+    def weights_preprocessing(self) -> Preprocessing:
         """What the weights were trained with, by timm's own record of them.
 
         Raises:
@@ -97,10 +97,10 @@ class Config(TowerConfig):
                 return _preprocessing(load_model_config_from_hf(self.weights.removeprefix(_HUB))[0])
         if (file := Path(self.weights) / "config.json").is_file():
             return _preprocessing(_stored(self, file))
-        return _preprocessing(_known(self.name))
+        return _preprocessing(_known(self.name), stated=self.weights == PRETRAINED)
 
-    def states_preprocessing(self) -> bool:
-        return not Path(self.weights).is_file()
+    def reads_preprocessing(self) -> bool:
+        return self.weights.startswith(_HUB) or Path(self.weights).is_dir()
 
     def build(self) -> TimmTower:
         return TimmTower(self)
@@ -235,7 +235,7 @@ def _stored(config: Config, file: Path) -> dict[str, Any]:
     return {**_known(config.name), **(stored.get("pretrained_cfg") or {})} if isinstance(stored, dict) else {}
 
 
-def _preprocessing(cfg: Mapping[str, Any]) -> Preprocessing:
+def _preprocessing(cfg: Mapping[str, Any], stated: bool = True) -> Preprocessing:
     default = Preprocessing((224, 224))
     crop = float(cfg.get("crop_pct") or 1.0)
     interpolation: Interpolation = "bicubic" if cfg.get("interpolation") == "bicubic" else "bilinear"
@@ -245,7 +245,8 @@ def _preprocessing(cfg: Mapping[str, Any]) -> Preprocessing:
         tuple(cfg.get("std") or default.std),
         interpolation,
         "squash" if cfg.get("crop_mode") == "squash" else "crop",
-        crop,
+        min(1.0, crop),
+        stated,
     )
 
 

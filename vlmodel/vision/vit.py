@@ -14,6 +14,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from vlmodel.config import ConfigError
+from vlmodel.images.preprocessing import Preprocessing
 from vlmodel.tokens import Tokens
 from vlmodel.vision import _weights
 from vlmodel.vision._encoder import BackboneConfig, BackboneEncoder, as_unpadded_tokens, average_pool
@@ -73,6 +74,9 @@ class Config(BackboneConfig):
 
     def build(self) -> ViT:
         return ViT(self)
+
+    def preprocessing(self) -> Preprocessing:
+        return replace(super().preprocessing(), size=(self.image_size, self.image_size))
 
     def check_image(self, size: int) -> None:
         if size != self.image_size:

@@ -133,7 +133,7 @@ def describe_shapes(statistics: Mapping[str, Any], resize: str) -> list[str]:
     """
     shapes = statistics["shapes"]
     effects = {
-        "squash": "distorts them to squares; crop would keep their shape and the middle square",
+        "squash": "distorts them to squares; crop would keep their shape and the middle square, pad all of them",
         "crop": f"cuts off {1 - 1 / max(shapes['median'], 1):.0%} of the median one; squash would distort it instead",
     }
     if resize not in effects or 2 * shapes["elongated"] <= shapes["count"]:

@@ -14,7 +14,7 @@ import tempfile
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -378,7 +378,7 @@ class _StreamKind(NamedTuple):
 
 
 def _image_settings(config: ModelConfig, processor: VLProcessor) -> Mapping[str, object]:
-    return {"image": {"image_size": processor.config.image_size, "resize": processor.config.resize}}
+    return {"image": asdict(processor.config.square)}
 
 
 def _image_width(encoder: VisionEncoder, processor: VLProcessor) -> int:

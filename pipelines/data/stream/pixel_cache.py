@@ -23,7 +23,7 @@ import time
 import zlib
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import lru_cache
 from io import FileIO
 from pathlib import Path
@@ -136,9 +136,10 @@ def open_pixel_cache(index: Index, processor: ProcessorConfig, config: PixelCach
     Returns:
         None where no shard fits, or the folder cannot be written.
     """
+    square = processor.square
     facts = {
         "format": FORMAT,
-        "image": {"size": processor.image_size, "resize": processor.resize, "max_pixels": processor.max_pixels},
+        "image": asdict(square) | {"max_pixels": processor.max_pixels},
         "scan": index.scan,
     }
     key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:32]
@@ -148,7 +149,7 @@ def open_pixel_cache(index: Index, processor: ProcessorConfig, config: PixelCach
         _make_private(folder)
         (folder / MARK).touch(mode=0o600)
         os.utime(folder)
-        row_bytes = 3 * processor.image_size**2
+        row_bytes = 3 * square.side**2
         space = _free_space(folder, sum(map(_sample_count, index.shards)) * row_bytes, int(config.max_gb * 1e9))
     except OSError as error:
         _disable_cache(str(folder), error)
@@ -159,7 +160,7 @@ def open_pixel_cache(index: Index, processor: ProcessorConfig, config: PixelCach
         if space < 0:
             break
         last = shard.name
-    return PixelCache(str(folder), processor.image_size, last) if last else None
+    return PixelCache(str(folder), square.side, last) if last else None
 
 
 def is_cache_faster(

@@ -115,7 +115,7 @@ class PixelBudget:
 def _decode_if_small(processor: VLProcessor, image: bytes, limit: int) -> NDArray[np.uint8] | _Error | int:
     """A small image, decoded; of a larger one, how many pixels decoding takes."""
     try:
-        pixels = decoded_pixels(image, processor.config.image_size, WEB_FORMATS)
+        pixels = decoded_pixels(image, processor.config.square, WEB_FORMATS)
         if pixels > limit:
             raise ImageError("too_large", f"{pixels} pixels; serve.max_image_pixels allows {limit}")
     except ImageError as error:

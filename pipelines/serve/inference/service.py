@@ -137,7 +137,8 @@ class InferenceService:
             tasks=tuple(operations),
             labels=len(processor.labels),
             image_size=processor.config.image_size,
-            resize=processor.config.resize,
+            resize=processor.config.square.resize,
+            crop=processor.config.square.crop,
             inputs=processor.reads,
         )
         batchers = {name: self._make_batcher(predictor, *operation, version) for name, operation in operations.items()}

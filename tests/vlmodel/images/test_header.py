@@ -14,7 +14,7 @@ from vlmodel.images.decoders.gpu import decode_jpegs
 from vlmodel.images.errors import ImageError
 from vlmodel.images.header import WITHOUT_END, image_end, read_header, without_metadata
 from vlmodel.images.pillow import extension_of
-from vlmodel.images.resize import Resize
+from vlmodel.images.resize import Resize, Square
 from vlmodel.media.base import CheckLimits, Fact, MediumError, Verify
 from vlmodel.media.image import MEDIUM
 
@@ -48,7 +48,7 @@ def unlike(got: np.ndarray, orientation: int) -> float:
 
 def test_the_decoder(file: str) -> None:
     make, orientation, _ = FILES[file]
-    assert unlike(decode(make(), SIDE, "squash", LIMIT), orientation) < (12 if file in COARSE else 3)
+    assert unlike(decode(make(), Square(SIDE), LIMIT), orientation) < (12 if file in COARSE else 3)
 
 
 @pytest.mark.parametrize("verify", ["decode", "header"])
@@ -62,7 +62,7 @@ def test_the_index(file: str, verify: Verify) -> None:
 def test_the_gpu_decoder(file: str) -> None:
     make, orientation, taken = FILES[file]
     out = np.full((1, SIDE, SIDE, 3), 7, np.uint8)
-    assert decode_jpegs([make()], SIDE, "squash", LIMIT, torch.device("cpu"), list(out)).tolist() == [taken]
+    assert decode_jpegs([make()], Square(SIDE), LIMIT, torch.device("cpu"), list(out)).tolist() == [taken]
     if taken:
         assert unlike(out[0], orientation) < 3
     else:
@@ -86,9 +86,9 @@ def test_what_is_cut_is_refused_by_all(file: str) -> None:
             check_image(cut, LIMIT, verify)  # type: ignore[arg-type]
         assert refused.value.reason in ("truncated", "undecodable")
     with pytest.raises(ImageError):
-        decode(cut, SIDE, "squash", LIMIT)
+        decode(cut, Square(SIDE), LIMIT)
     out = list(np.full((1, SIDE, SIDE, 3), 7, np.uint8))
-    assert not decode_jpegs([cut], SIDE, "squash", LIMIT, torch.device("cpu"), out).any()
+    assert not decode_jpegs([cut], Square(SIDE), LIMIT, torch.device("cpu"), out).any()
 
 
 def test_without_metadata_the_image_is_the_same(file: str) -> None:
@@ -118,7 +118,7 @@ def test_arithmetic_code_is_left_to_the_cpu() -> None:
     assert header is not None
     assert header.frame == 0xC9
     out = list(np.full((1, SIDE, SIDE, 3), 7, np.uint8))
-    assert not decode_jpegs([data], SIDE, "squash", LIMIT, torch.device("cpu"), out).any()
+    assert not decode_jpegs([data], Square(SIDE), LIMIT, torch.device("cpu"), out).any()
 
 
 @pytest.mark.parametrize(
@@ -138,7 +138,7 @@ def test_arithmetic_code_is_left_to_the_cpu() -> None:
     ],
 )
 def test_what_is_transparent_becomes_white(name: str, make: object) -> None:
-    pixels = decode(make(), 16, "squash", LIMIT)  # type: ignore[operator]
+    pixels = decode(make(), Square(16), LIMIT)  # type: ignore[operator]
     assert pixels[0, 0].tolist() == [255, 255, 255], name
     assert name == "one bit" or pixels[15, 15].tolist() != [255, 255, 255], name
 
@@ -146,7 +146,7 @@ def test_what_is_transparent_becomes_white(name: str, make: object) -> None:
 def test_a_colour_beside_the_transparent_one_stays() -> None:
     image = Image.new("RGB", (16, 16), (254, 0, 0))
     data = image_files.saved("PNG", image, transparency=(255, 0, 0))
-    assert decode(data, 16, "squash", LIMIT)[0, 0].tolist() == [254, 0, 0]
+    assert decode(data, Square(16), LIMIT)[0, 0].tolist() == [254, 0, 0]
 
 
 def test_a_lost_block_counts_where_pixels_are() -> None:
@@ -169,7 +169,7 @@ def test_values_without_a_range_are_refused_by_all() -> None:
             check_image(data, LIMIT)
         assert refused.value.reason == "undecodable"
         with pytest.raises(ImageError, match="8 or 16 bits"):
-            decode(data, SIDE, "squash", LIMIT)
+            decode(data, Square(SIDE), LIMIT)
 
 
 def test_bombs_of_other_kinds_are_refused_by_their_headers(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -184,7 +184,7 @@ def test_bombs_of_other_kinds_are_refused_by_their_headers(monkeypatch: pytest.M
     monkeypatch.setattr(Image.Image, "load", lambda *_: pytest.fail("was decoded"))
     for data in (lying, tiled, wide):
         with pytest.raises(ImageError, match="too many pixels"):
-            decode(data, SIDE, "squash", LIMIT)
+            decode(data, Square(SIDE), LIMIT)
         with pytest.raises(MediumError) as refused:
             check_image(data, LIMIT)
         assert refused.value.reason == "too_large"
@@ -196,7 +196,7 @@ def test_heic_without_its_package_names_it(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setitem(sys.modules, "pillow_heif", None)
     data = (24).to_bytes(4, "big") + b"ftypheic\0\0\0\0mif1heic" + bytes(100)
     with pytest.raises(ImageError, match="pillow-heif"):
-        decode(data, SIDE, "squash", LIMIT)
+        decode(data, Square(SIDE), LIMIT)
     with pytest.raises(MediumError, match="pillow-heif"):
         check_image(data, LIMIT)
     assert extension_of(data) == "heic"
@@ -206,7 +206,7 @@ def test_heic() -> None:
     pillow_heif = pytest.importorskip("pillow_heif", reason="needs the package pillow-heif")
     pillow_heif.register_heif_opener()
     data = image_files.saved("HEIF", quality=95)
-    assert unlike(decode(data, SIDE, "squash", LIMIT), 1) < 5
+    assert unlike(decode(data, Square(SIDE), LIMIT), 1) < 5
     assert tuple(check_image(data, LIMIT).values()) == ("heif", WIDTH, HEIGHT)
     for verify in ("decode", "header"):
         with pytest.raises(MediumError):
@@ -288,21 +288,21 @@ def truecolour_16() -> bytes:
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-@pytest.mark.parametrize("resize", ["squash", "crop"])
+@pytest.mark.parametrize("resize", ["squash", "crop", "pad"])
 @pytest.mark.parametrize("width", [95, 96])
 def test_every_orientation(orientation: int, resize: Resize, width: int) -> None:
     """By the fast decoder, by Pillow, and at a part of its size: all as if the file had been stored upright."""
     image = picture().resize((width, HEIGHT))
     data = image_files.segment(image_files.saved(image=image), 0xE1, b"Exif\0\0" + image_files.exif(orientation))
     upright = upright_of(image, orientation)
-    expected = decode(image_files.saved(image=upright), SIDE, resize, LIMIT).astype(int)
+    expected = decode(image_files.saved(image=upright), Square(SIDE, resize), LIMIT).astype(int)
     out = np.empty((SIDE, SIDE, 3), np.uint8)
-    assert decode(data, SIDE, resize, LIMIT, out) is out
+    assert decode(data, Square(SIDE, resize), LIMIT, out) is out
     assert np.abs(out - expected).max() <= 6
     png = image_files.saved("PNG", image, exif=image_files.exif(orientation))
-    assert np.abs(decode(png, SIDE, resize, LIMIT) - expected).max() <= 6
+    assert np.abs(decode(png, Square(SIDE, resize), LIMIT) - expected).max() <= 6
     if resize == "squash":
-        small = decode(data, 4, resize, LIMIT).astype(int)
-        assert np.abs(small - decode(image_files.saved(image=upright), 4, resize, LIMIT)).max() <= 6
+        small = decode(data, Square(4, resize), LIMIT).astype(int)
+        assert np.abs(small - decode(image_files.saved(image=upright), Square(4, resize), LIMIT)).max() <= 6
     facts = check_image(data, LIMIT)
     assert (facts["width"], facts["height"]) == upright.size

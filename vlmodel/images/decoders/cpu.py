@@ -12,7 +12,7 @@ from vlmodel.images.containers.base import ImageHeader
 from vlmodel.images.errors import check_pixel_count
 from vlmodel.images.header import is_plain_jpeg, read_header
 from vlmodel.images.pillow import DRAFT_FACTOR, FORMATS, open_image
-from vlmodel.images.resize import Resize, resize_to_square
+from vlmodel.images.resize import Square, resize_to_square
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -20,13 +20,12 @@ if TYPE_CHECKING:
 
 def decode(
     data: bytes,
-    size: int,
-    resize: Resize,
+    square: Square,
     max_pixels: int,
     out: NDArray[np.uint8] | None = None,
     formats: Collection[str] = FORMATS,
 ) -> NDArray[np.uint8]:
-    """An image as (size, size, 3) uint8 RGB: upright, on white where it is transparent.
+    """An image as (side, side, 3) uint8 RGB: upright, on white where it is transparent.
 
     Args:
         out: memory for the pixels, such as a row of a batch; new if not given.
@@ -36,15 +35,15 @@ def decode(
         ImageError: as ``open_image``.
     """
     header = read_header(data)
-    if header is not None and (pixels_HWC := _decode_jpeg(data, header, size, max_pixels)) is not None:
-        return resize_to_square(pixels_HWC, size, resize, out, header.orientation)
+    if header is not None and (pixels_HWC := _decode_jpeg(data, header, square, max_pixels)) is not None:
+        return resize_to_square(pixels_HWC, square, out, header.orientation)
     with open_image(data, max_pixels, formats) as opened:
-        opened.decode_at_reduced_size(size)
+        opened.decode_at_reduced_size(square.least_side)
         pixels_HWC = np.asarray(opened.decode_upright())
-    return resize_to_square(pixels_HWC, size, resize, out)
+    return resize_to_square(pixels_HWC, square, out)
 
 
-def decoded_pixels(data: bytes, size: int, formats: Collection[str] = FORMATS) -> int:
+def decoded_pixels(data: bytes, square: Square, formats: Collection[str] = FORMATS) -> int:
     """How many pixels ``decode`` holds at once, by the header alone: a large JPEG is decoded at a part of its size.
 
     Raises:
@@ -55,17 +54,18 @@ def decoded_pixels(data: bytes, size: int, formats: Collection[str] = FORMATS) -
         with open_image(data, formats=formats) as opened:
             return opened.image.height * opened.image.width
     height, width = header.size
-    scale = 1 if header.buffered else min(height // (DRAFT_FACTOR * size), width // (DRAFT_FACTOR * size), 8)
+    least = DRAFT_FACTOR * square.least_side
+    scale = 1 if header.buffered else min(height // least, width // least, 8)
     scale = 1 << max(0, scale.bit_length() - 1)
     return -(-height // scale) * -(-width // scale)
 
 
-def _decode_jpeg(data: bytes, header: ImageHeader, size: int, max_pixels: int) -> NDArray[np.uint8] | None:
+def _decode_jpeg(data: bytes, header: ImageHeader, square: Square, max_pixels: int) -> NDArray[np.uint8] | None:
     """Pillow's pixels, by the same library in a third of the time; None for files that are left to Pillow."""
     if header.size is None or not is_plain_jpeg(header):
         return None
     check_pixel_count(*header.size, max_pixels)
-    if min(header.size) >= 2 * DRAFT_FACTOR * size:  # Pillow decodes it at a part of its size
+    if min(header.size) >= 2 * DRAFT_FACTOR * square.least_side:  # Pillow decodes it at a part of its size
         return None
     try:
         pixels_HWC: NDArray[np.uint8] = simplejpeg.decode_jpeg(data)

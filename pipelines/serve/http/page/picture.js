@@ -102,13 +102,14 @@ function drawHeat() {
   });
   pen.putImageData(pixels, 0, 0);
 
-  // The model saw a square: the whole picture squashed, or its middle.
+  // The model saw a square: the whole picture squashed, its middle, or with bars beside it; each perhaps without its edge.
   const width = preview.clientWidth, height = preview.clientHeight;
   const shown = contained(width, height);
-  const side = Math.min(shown.width, shown.height);
-  const box = picture.model?.resize === "crop"
-    ? { x: shown.x + (shown.width - side) / 2, y: shown.y + (shown.height - side) / 2, width: side, height: side }
-    : shown;
+  const { resize, crop = 1 } = picture.model ?? {};
+  const side = { crop: Math.min, pad: Math.max }[resize]?.(shown.width, shown.height);
+  const box = { width: crop * (side ?? shown.width), height: crop * (side ?? shown.height) };
+  box.x = shown.x + (shown.width - box.width) / 2;
+  box.y = shown.y + (shown.height - box.height) / 2;
   const scale = devicePixelRatio || 1;
   heat.width = Math.round(box.width * scale);
   heat.height = Math.round(box.height * scale);

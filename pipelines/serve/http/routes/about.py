@@ -31,7 +31,8 @@ class ModelDescription(BaseModel):
     labels: int = Field(description="Number of answers that it chooses among; 0 where it writes them, or gives none.")
     inputs: list[str] = Field(description="What it takes beside texts: `image`, and names of further inputs.")
     image_size: int = Field(description="Side of the square, in pixels, that a picture is resized to.")
-    resize: str = Field(description="How a picture becomes square: `squash`, or `crop` to its middle.")
+    resize: str = Field(description="How a picture becomes square: `squash`, `crop` to its middle, or `pad`.")
+    crop: float = Field(description="Share of height and width, of the square with `crop`, that the model sees.")
     feedback: bool = Field(description="Whether corrections are taken, at POST /v1/feedback.")
     limits: RequestLimits
 
@@ -87,6 +88,7 @@ def router(service: Service, config: ServeConfig) -> APIRouter:
             inputs=list(info.inputs),
             image_size=info.image_size,
             resize=info.resize,
+            crop=info.crop,
             feedback=bool(config.feedback.folder),
             limits=RequestLimits(
                 body_bytes=config.max_body_bytes,

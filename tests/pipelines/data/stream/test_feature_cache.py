@@ -239,6 +239,8 @@ def test_what_they_depend_on_has_features_of_its_own(
     larger = VLProcessor(ProcessorConfig(image_size=24), processor.tokenizer, processor.labels)
     cropped = VLProcessor(ProcessorConfig(image_size=16, resize="crop"), processor.tokenizer, processor.labels)
     others = [build(model=new_model(processor, 1)), build(processor=larger), build(processor=cropped)]
+    for changed in (ProcessorConfig(image_size=16, crop=0.9), ProcessorConfig(image_size=16, interpolation="bicubic")):
+        others.append(build(processor=VLProcessor(changed, processor.tokenizer, processor.labels)))
     others.append(build(precision="float16"))
     vision = parse(Config, {**CONFIG.model_dump(), "mean": (0.5, 0.5, 0.5)})
     others.append(build(config=MODEL.model_copy(update={"vision": vision})))
@@ -247,7 +249,7 @@ def test_what_they_depend_on_has_features_of_its_own(
     wider = parse(Config, {**CONFIG.model_dump(), "projection": 6, "weights": "elsewhere", "strict": False})
     encoder = MODEL.model_copy(update={"vision": wider})
     assert build(config=encoder, model=new_model(processor)) == first
-    assert len({first.folder, *(other.folder for other in others)}) == 8
+    assert len({first.folder, *(other.folder for other in others)}) == 10
     # What is another file in the same folder: the tar's samples, and what of their texts is read.
     language, shorter = (
         build("language"),
