@@ -8,7 +8,7 @@ from __future__ import annotations
 import base64
 import io
 import random
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -23,7 +23,6 @@ from pipelines.evaluate.examples import image_bytes
 from pipelines.registry.own_examples import AskedText, OwnExample
 from vlmodel.images.pillow import open_image
 from vlmodel.inference import Predictor
-from vlmodel.media.base import MediumError
 from vlmodel.processor import Example
 from vlmodel.task import Task
 
@@ -34,8 +33,13 @@ _SIDE, _LOSSLESS_SIDE = 512, 128
 """Larger images are shrunk; small ones, of which JPEG would blur the edges, stay as they are."""
 
 
+class _NoExampleError(Exception):
+    """A sample that the page cannot offer; the message says why."""
+
+
 def choose(model: Path, assessments: Sequence[TaskAssessment], index: Index) -> list[OwnExample]:
-    """Up to ``SAMPLES`` examples of each task, the same for the same answers.
+    """Up to ``SAMPLES`` examples of each task, the same for the same answers; prints which samples were left out, and
+    why.
 
     Args:
         model: folder of the model that gave the answers. It is asked again about each image as it is stored, and texts
@@ -45,16 +49,31 @@ def choose(model: Path, assessments: Sequence[TaskAssessment], index: Index) -> 
     predictor = Predictor.from_pretrained(model)
     examples: list[OwnExample] = []
     for assessment in assessments:
-        task = predictor.processor.tasks[assessment.task]
-        found = 0
-        for (split, key), rows in _samples(assessment.answers, task, assessment)[:_TRIED]:
-            example = _example(predictor, assessment, _image_of(index, split, key), rows)
-            if example is not None:
-                examples.append(example)
-                found += 1
-            if found == SAMPLES:
-                break
+        found, left_out = _examples_of_task(predictor, assessment, index)
+        examples += found
+        if left_out:
+            task = f" ({assessment.task})" if assessment.task else ""
+            reasons = ", ".join(f"{count} ({reason})" for reason, count in left_out.items())
+            print(f"examples for the page{task}: {len(found)}; samples left out: {reasons}", flush=True)
     return examples
+
+
+def _examples_of_task(
+    predictor: Predictor, assessment: TaskAssessment, index: Index
+) -> tuple[list[OwnExample], Counter[str]]:
+    """The examples, and how many samples were left out for each reason."""
+    task = predictor.processor.tasks[assessment.task]
+    found, left_out = list[OwnExample](), Counter[str]()
+    for (split, key), rows in _samples(assessment.answers, task, assessment)[:_TRIED]:
+        try:
+            found.append(_example(predictor, assessment, image_bytes(key, index, split), rows))
+        except _NoExampleError as reason:
+            left_out[str(reason)] += 1
+        except DataError:
+            left_out["without an image"] += 1
+        if len(found) == SAMPLES:
+            break
+    return found, left_out
 
 
 def _samples(answers: pa.Table, task: Task, assessment: TaskAssessment) -> list[tuple[tuple[str, str], list[int]]]:
@@ -73,29 +92,23 @@ def _samples(answers: pa.Table, task: Task, assessment: TaskAssessment) -> list[
     return sorted(samples, key=lambda sample: -len(sample[1]))
 
 
-def _image_of(index: Index, split: str, key: str) -> bytes | None:
-    try:
-        return image_bytes(key, index, split)
-    except DataError:
-        return None
+def _example(predictor: Predictor, assessment: TaskAssessment, image: bytes, rows: Sequence[int]) -> OwnExample:
+    """The example of a sample.
 
-
-def _example(
-    predictor: Predictor, assessment: TaskAssessment, image: bytes | None, rows: Sequence[int]
-) -> OwnExample | None:
-    """The example of a sample; None if it has no image, or none of its answers is the same again."""
-    if image is None:
-        return None
-    shown, media_type = _reencoded(image)
+    Raises:
+        _NoExampleError: the model cannot be asked about the image, or none of its answers is the same again.
+    """
     texts = [assessment.answers["text"][row].as_py() for row in rows]
     try:
+        shown, media_type = _reencoded(image)
         (predicted,) = predictor.predict([Example({"image": shown}, tuple(texts))], 1, task=assessment.task)
-    except (MediumError, RuntimeError, ValueError):
-        return None  # it cannot be asked about an image alone
+    except (RuntimeError, ValueError) as error:
+        first = next(iter(str(error).splitlines()), type(error).__name__)
+        raise _NoExampleError(f"the model cannot answer about the image alone: {first}") from error
     best = [prediction.answers[0] for prediction in predicted]
     asked = tuple(_same_again(assessment.answers, rows, texts, best))
     if not asked:
-        return None
+        raise _NoExampleError("answered otherwise about the image as the page shows it")
     return OwnExample(task=assessment.task, media_type=media_type, image=base64.b64encode(shown).decode(), texts=asked)
 
 

@@ -92,6 +92,21 @@ def test_a_model_that_is_never_right_has_examples_too(checkpoint: Path, index: I
     assert 1 <= len(choose(checkpoint, [assessed(checkpoint, range(0))], index)) <= SAMPLES
 
 
+def test_what_is_left_out_is_told_with_its_reason(
+    checkpoint: Path, index: Index, capsys: pytest.CaptureFixture[str]
+) -> None:
+    choose(checkpoint, [assessed(checkpoint, range(6))], index)
+    assert capsys.readouterr().out == ""
+    rows = [(key, QUESTIONS[0], "yes", "never said") for key in ("k0", "k1", "gone")]
+    table = answers(*rows, split="val")
+    judged = TaskAssessment("", report_on_answers(table, "val", LEARNED), table, [], (b"", ""))
+    assert choose(checkpoint, [judged], index) == []
+    shown = capsys.readouterr().out
+    assert shown.startswith("examples for the page: 0; samples left out: ")
+    assert "2 (answered otherwise about the image as the page shows it)" in shown
+    assert "1 (without an image)" in shown
+
+
 def test_they_are_stored_and_named_by_what_answers_them(checkpoint: Path, index: Index, tmp_path: Path) -> None:
     found = choose(checkpoint, [assessed(checkpoint, range(6))], index)
     own_examples.write(found, tmp_path)
