@@ -44,6 +44,7 @@ ALLOWED_IMPORTS = {
         "pipelines/serve/ray_private.py",
         "pipelines/serve/deployment/readiness.py",
         "pipelines/train/entry.py",
+        "pipelines/train/failure_lines.py",
         "pipelines/train/launch.py",
         "pipelines/train/progress.py",
         "pipelines/train/ray_private.py",
@@ -356,3 +357,11 @@ def test_pytest_and_mypy_see_every_package() -> None:
     table = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
     assert set(PACKAGES) <= set(table["tool"]["mypy"]["files"])
     assert {f"{package}*" for package in PACKAGES} == set(table["tool"]["setuptools"]["packages"]["find"]["include"])
+
+
+def test_what_every_process_of_ray_imports_needs_no_torch() -> None:
+    """Each starts a Python, and torch takes seconds of it: the controller of a training, the tasks that make texts."""
+    modules = ("pipelines.train.entry", "pipelines.train.failure_lines", "pipelines.data.stream.stream")
+    program = f"import sys\nfor name in {modules}: __import__(name)\nsys.exit('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

@@ -33,7 +33,7 @@ _WAIT_S = 120.0
 _LOG_LEVELS = {
     "urllib3.connectionpool": logging.ERROR,
     "alembic": logging.WARNING,
-    "mlflow.store.db.utils": logging.WARNING,
+    "mlflow.store.db.utils": logging.CRITICAL,  # it logs errors with SQL and traceback, and raises them as well
 }
 
 

@@ -15,6 +15,7 @@ def train_loop_per_worker(arguments: Mapping[str, Any]) -> None:
 
     from pipelines.train.worker import train_worker
 
-    # Ray names this logger after its file, not its module, so LoggingConfig's level does not apply to it.
-    context.logger.setLevel(logging.WARNING)
+    # Ray names this logger after its file, not its module, so LoggingConfig's level does not apply to it. Its errors
+    # are raised besides, and told in one line.
+    context.logger.setLevel(logging.CRITICAL)
     train_worker(ray.get(arguments["spec"]))

@@ -3,24 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, cast
+from typing import cast
 
 import ray
-from ray.actor import ActorHandle
-from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig, UserCallback, WorkerGroupError
+from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig, WorkerGroupError
 from ray.train.v2.api.config import LoggingConfig
 
-from pipelines.errors import escape_unprintable, expected_cause, message_of
 from pipelines.train import ray_private
 from pipelines.train.entry import train_loop_per_worker
 from pipelines.train.errors import LostWorkerError
+from pipelines.train.failure_lines import FailureLines
 from pipelines.train.progress import ProgressDisplay
 from pipelines.train.step import NonFiniteLossError
 from pipelines.train.worker import RunSpec
 
 # Ray keeps the newest checkpoint and the two best ones: if the newest is the best, there is still an earlier one.
 _CHECKPOINTS = CheckpointConfig(num_to_keep=2, checkpoint_score_attribute="selection")
-_LONGEST_REASON = 300
 
 
 def launch_training(spec: RunSpec, *, label: str = "train") -> None:
@@ -52,7 +50,7 @@ def launch_training(spec: RunSpec, *, label: str = "train") -> None:
             storage_path=storage,
             failure_config=FailureConfig(max_failures=spec.train.max_failures),
             checkpoint_config=_CHECKPOINTS,
-            callbacks=[_FailureLines(spec.progress_actor)],  # type: ignore[list-item]
+            callbacks=[FailureLines(spec.progress_actor)],  # type: ignore[list-item]
             # Of each failure Ray would print the tracebacks of all workers, which follow from one another.
             logging_config=LoggingConfig(log_level="CRITICAL"),  # type: ignore[call-arg]
         ),
@@ -68,25 +66,6 @@ def launch_training(spec: RunSpec, *, label: str = "train") -> None:
             raise LostWorkerError(_lost_workers_message(lost, spec.train.max_failures)) from error
     if failure := cast(str, ray.get(spec.progress_actor.failure.remote())):
         raise NonFiniteLossError(failure)
-
-
-class _FailureLines(UserCallback):
-    """Tells each failure of workers in one line. Ray calls it in the process that controls them."""
-
-    def __init__(self, progress_actor: ActorHandle[Any]) -> None:
-        self._progress_actor = progress_actor
-
-    def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
-        # Not waited for: the actor may have been on the node that was lost.
-        self._progress_actor.say.remote(failure_line(worker_exceptions))
-
-
-def failure_line(errors: Mapping[int, Exception]) -> str:
-    """What a user is told of the errors of workers, by rank. Most of them follow from one: their collectives failed."""
-    known = {rank: cause for rank, error in errors.items() if (cause := expected_cause(error)) is not None}
-    rank, error = min((known or errors).items())
-    reason = message_of(error) if known else f"{type(error).__name__}: {error}"
-    return f"rank {rank} failed: {escape_unprintable(reason.strip().partition(chr(10))[0])[:_LONGEST_REASON]}"
 
 
 def _lost_workers_message(workers: Mapping[int, Exception], max_failures: int) -> str:

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple, cast
 
 import ray
 from ray.actor import ActorHandle
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pipelines.report.progress import Progress
 
@@ -49,8 +50,13 @@ class ProgressActor:
 
 
 def create_progress_actor() -> ActorHandle[Any]:
-    """An actor for one training; it ends with its handle."""
-    return cast("ActorHandle[Any]", ray.remote(num_cpus=0)(ProgressActor).remote())
+    """An actor for one training; it ends with its handle.
+
+    It runs on the node of this process: on another it would be lost with that node, and with it the result of workers
+    that were started elsewhere.
+    """
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    return cast("ActorHandle[Any]", ray.remote(num_cpus=0, scheduling_strategy=here)(ProgressActor).remote())
 
 
 class ProgressDisplay:

@@ -15,9 +15,10 @@ import numpy as np
 import psutil
 import pytest
 
-from pipelines.data.stream import image_pool
+from pipelines.data.stream import decoding_processes
 from pipelines.data.stream.dataset import Arrays
-from pipelines.data.stream.image_pool import DecodingStoppedError, ImagePool
+from pipelines.data.stream.decoding_processes import DecodingStoppedError
+from pipelines.data.stream.image_pool import ImagePool
 from pipelines.data.stream.loader import BatchLoader
 from tests.jobs.conftest import ROOT
 
@@ -48,21 +49,21 @@ def torch_threads() -> int:
 @pytest.fixture(autouse=True)
 def fresh() -> Iterator[None]:
     """No processes of another test, and none for the next."""
-    image_pool._process_pool.cache_clear()
+    decoding_processes.decoding_processes.cache_clear()
     yield
-    if image_pool._process_pool.cache_info().currsize:
-        image_pool._process_pool(2)._executor.shutdown()
-    image_pool._process_pool.cache_clear()
+    if decoding_processes.decoding_processes.cache_info().currsize:
+        decoding_processes.decoding_processes(2)._executor.shutdown()
+    decoding_processes.decoding_processes.cache_clear()
 
 
 def until_ready() -> None:
-    while not image_pool._process_pool(2).is_ready:
+    while not decoding_processes.decoding_processes(2).is_ready:
         time.sleep(0.05)
 
 
 def test_threads_do_the_work_until_processes_are_up() -> None:
     with ImagePool(Told(), 2, in_processes=True) as pool:
-        if not image_pool._process_pool(2).is_ready:
+        if not decoding_processes.decoding_processes(2).is_ready:
             assert pool.submit(Told().rows(0))()["image.pixels_BHWC"][0] == os.getpid()
         until_ready()
         pid, _, threads, names = pool.submit({**Told().rows(0), "more": np.zeros(9)})()["image.pixels_BHWC"].tolist()
@@ -111,9 +112,9 @@ def _until_it_fails(pool: ImagePool) -> None:
 
 PROGRAM = """
 import time
-from pipelines.data.stream.image_pool import _process_pool
+from pipelines.data.stream.decoding_processes import decoding_processes
 if __name__ == "__main__":
-    processes = _process_pool(2)
+    processes = decoding_processes(2)
     print(*{future.result() for future in processes._first}, flush=True)
     time.sleep(600)
 """

@@ -3,7 +3,7 @@ from __future__ import annotations
 import errno
 
 from pipelines.errors import DataError
-from pipelines.train.launch import failure_line
+from pipelines.train.failure_lines import failure_line
 
 
 def test_a_failure_is_one_line_of_the_worker_that_failed_first() -> None:

@@ -1,0 +1,32 @@
+"""One line for each failure of workers. In a separate module: Ray's controller imports it, and needs no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from ray.actor import ActorHandle
+from ray.train import UserCallback
+
+from pipelines.errors import escape_unprintable, expected_cause, message_of
+
+_LONGEST_REASON = 300
+
+
+class FailureLines(UserCallback):
+    """Tells each failure of workers in one line. Ray calls it in the process that controls them."""
+
+    def __init__(self, progress_actor: ActorHandle[Any]) -> None:
+        self._progress_actor = progress_actor
+
+    def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
+        # Not waited for: the actor may have been on the node that was lost.
+        self._progress_actor.say.remote(failure_line(worker_exceptions))
+
+
+def failure_line(errors: Mapping[int, Exception]) -> str:
+    """What a user is told of the errors of workers, by rank. Most of them follow from one: their collectives failed."""
+    known = {rank: cause for rank, error in errors.items() if (cause := expected_cause(error)) is not None}
+    rank, error = min((known or errors).items())
+    reason = message_of(error) if known else f"{type(error).__name__}: {error}"
+    return f"rank {rank} failed: {escape_unprintable(reason.strip().partition(chr(10))[0])[:_LONGEST_REASON]}"
