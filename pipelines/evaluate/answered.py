@@ -11,14 +11,14 @@ from vlmodel.judging import AnsweredRows
 from vlmodel.task import Row
 
 
-def answered_rows(answers: pa.Table) -> AnsweredRows:
-    """The rows of a table of ``predict.SCHEMA``."""
+def parse_answered_rows(answers: pa.Table) -> AnsweredRows:
+    """The rows of a table of model answers (``predict.SCHEMA``) as plain data that a task judges."""
     columns = {
         name: answers[name].to_pylist() for name in ("text", "target", "references", "id", "answers", "predicted")
     }
     of_rows = zip(columns["text"], columns["target"], columns["references"], columns["id"], strict=True)
     return AnsweredRows(
-        sample_N=sample_numbers(answers),
+        sample_N=number_samples_of_rows(answers),
         rows=[
             Row(text, target, tuple(references or ()), identifier) for text, target, references, identifier in of_rows
         ],
@@ -32,8 +32,8 @@ def answered_rows(answers: pa.Table) -> AnsweredRows:
     )
 
 
-def sample_numbers(answers: pa.Table) -> NDArray[np.int64]:
-    """A number for the sample of each row. Samples of different splits may have the same key."""
+def number_samples_of_rows(answers: pa.Table) -> NDArray[np.int64]:
+    """For each row the number of its sample. Samples of different splits may have the same key."""
     codes = [
         pc.dictionary_encode(answers[name], null_encoding="encode").combine_chunks().indices.to_numpy().astype(np.int64)
         for name in ("split", "key")

@@ -11,10 +11,10 @@ from pipelines.data.index.index import Index
 from pipelines.data.stream.dataset import Source, bind_facts
 from pipelines.data.stream.stream import StreamConfig
 from pipelines.errors import DataError
-from pipelines.evaluate.baselines import Baselines, check_learnable
+from pipelines.evaluate.baselines import Baselines, check_baselines_are_learnable
 from pipelines.evaluate.build_report import build_report, score_examples
-from pipelines.evaluate.examples import choose_examples, image_bytes, make_cards
-from pipelines.evaluate.predict import PredictConfig, collect_tables, predict_dataset
+from pipelines.evaluate.examples import choose_examples, make_example_cards, read_image_bytes
+from pipelines.evaluate.predict import PredictConfig, iterate_answer_tables, predict_dataset
 from pipelines.evaluate.report import TaskReport
 from pipelines.report import training_pictures
 from pipelines.tracking.tracker import NullTracker
@@ -29,7 +29,7 @@ EXAMPLES = 12
 
 @dataclass(frozen=True)
 class TaskAssessment:
-    """The assessment of one task.
+    """The assessment of a model at one task: its answers, and the report on them.
 
     Attributes:
         task: its name; "" if the model has only one.
@@ -47,7 +47,7 @@ class TaskAssessment:
     normalizer: Normalizer = "none"
 
 
-def check_evaluable(index: Index, tasks: Mapping[str, Task], split: str) -> None:
+def check_data_is_evaluable(index: Index, tasks: Mapping[str, Task], split: str) -> None:
     """Refuse data that models cannot be evaluated on: samples need images and the texts of each task.
 
     Args:
@@ -98,11 +98,11 @@ def assess_model(
     predictor = Predictor.from_pretrained(model)
     processor = predictor.processor
     bind_facts(processor, source.facts)
-    check_evaluable(index, processor.tasks, source.split)
+    check_data_is_evaluable(index, processor.tasks, source.split)
     baselines = Baselines.load(model)
     if baselines is None:
-        check_learnable(index, processor.tasks)
-        baselines = Baselines.of_training(index, [], processor.tasks, processor.normalizer)
+        check_baselines_are_learnable(index, processor.tasks)
+        baselines = Baselines.learn_from_training_split(index, [], processor.tasks, processor.normalizer)
     trained_on = training and source.split != "train" and index.hash in baselines.trained_on
     assessments = []
     for name, task in processor.tasks.items():
@@ -110,7 +110,7 @@ def assess_model(
         shown = f"{label} {split}{f', {name}' if name else ''}"
         count = index.count(task.can_answer, source.split)
         answers = pa.concat_tables(
-            list(collect_tables(predict_dataset(model, source, config, stream, name), shown, count))
+            list(iterate_answer_tables(predict_dataset(model, source, config, stream, name), shown, count))
         )
         report = build_report(answers, split, task, baselines, processor.labels, processor.normalizer, name)
         if trained_on and index.count(task.can_learn, "train"):
@@ -119,14 +119,14 @@ def assess_model(
             )  # fmt: skip
             count = min(report.samples, index.count(task.can_answer, "train"))
             shown = f"{label} train{f', {name}' if name else ''}"
-            tables = list(collect_tables(sample, shown, count))
+            tables = list(iterate_answer_tables(sample, shown, count))
             scores = score_examples(pa.concat_tables(tables), task, processor.normalizer)
             if len(scores):
                 report = replace(report, training=(scores.value, len(scores)))
         rows = choose_examples(answers, task, examples, normalizer=processor.normalizer)
-        cards = make_cards(rows, index, predictor, name)
+        cards = make_example_cards(rows, index, predictor, name)
         first = answers.slice(0, 1).to_pylist()[0]
-        example = (image_bytes(first["key"], index, first["split"]), first["text"])
+        example = (read_image_bytes(first["key"], index, first["split"]), first["text"])
         assessments.append(TaskAssessment(name, report, answers, cards, example, processor.normalizer))
     return assessments
 

@@ -24,7 +24,7 @@ FILE = "baselines.json"
 
 @dataclass(frozen=True)
 class Baselines:
-    """The baselines of a model.
+    """What would be reached without a model, by guesses that are learned from texts alone.
 
     Attributes:
         tasks: what each task learned (``Task.learn_baseline``), of those that learn something.
@@ -54,10 +54,10 @@ class Baselines:
         return cls(learned, tuple(trained_on))
 
     @classmethod
-    def of_training(
+    def learn_from_training_split(
         cls, evaluated: Index, trained: Iterable[Index], tasks: Mapping[str, Task], normalizer: Normalizer
     ) -> Self:
-        """For a model of ``tasks``: learned from the training split of the data that it is evaluated on; if that lacks
+        """Learn the baselines of a model from the training split of the data that it is evaluated on; if that lacks
         texts for a task, from the data that it is trained on.
 
         Raises:
@@ -69,14 +69,14 @@ class Baselines:
         return cls.learn(texts, tasks, normalizer, [index.hash for index in sources])
 
     def save(self, folder: str | Path) -> Path:
-        """Write them into a model's folder. Returns the file."""
+        """Write the baselines into a model's folder. Returns the file."""
         tree = json.dumps(asdict(self), ensure_ascii=False, sort_keys=True, indent=1)
         Folder(folder).write(FILE, tree.encode())
         return Path(folder) / FILE
 
     @classmethod
     def load(cls, folder: str | Path) -> Self | None:
-        """Load the baselines in a model's folder; None where there are none.
+        """Load the baselines from a model's folder; None if it has none.
 
         Raises:
             DataError: the file is of another version.
@@ -90,8 +90,8 @@ class Baselines:
         return cls(tree["tasks"], tuple(tree["trained_on"]))
 
 
-def check_learnable(index: Index, tasks: Mapping[str, Task]) -> None:
-    """Refuse data from whose training split the baselines of a task cannot be learned.
+def check_baselines_are_learnable(index: Index, tasks: Mapping[str, Task]) -> None:
+    """Refuse data whose training split lacks the texts from which a task's baselines are learned.
 
     Raises:
         DataError: no training sample has the texts of the task.

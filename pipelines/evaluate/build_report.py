@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipelines.errors import DataError
-from pipelines.evaluate.answered import answered_rows
+from pipelines.evaluate.answered import parse_answered_rows
 from pipelines.evaluate.baselines import Baselines
 from pipelines.evaluate.intervals import confidence_interval
 from pipelines.evaluate.report import TaskReport
@@ -29,7 +29,7 @@ def build_report(
     normalizer: Normalizer = "none",
     name: str = "",
 ) -> TaskReport:
-    """Report on a table of ``predict.SCHEMA``.
+    """Build the report on a table of a model's answers (``predict.SCHEMA``).
 
     Args:
         labels: the answers that a classifier chooses among.
@@ -39,7 +39,7 @@ def build_report(
     Raises:
         DataError: no row has a right answer.
     """
-    answered = answered_rows(answers)
+    answered = parse_answered_rows(answers)
     try:
         judged = task.judge(answered, baselines.tasks.get(name), labels, normalizer)
     except NothingToJudgeError as error:
@@ -66,9 +66,9 @@ def build_report(
 
 
 def score_examples(answers: pa.Table, task: Task, normalizer: Normalizer = "none") -> ExampleScores:
-    """Scores of those rows of a table of ``predict.SCHEMA`` that have a right answer.
+    """The scores of those rows of a table of answers (``predict.SCHEMA``) that have a right answer.
 
     Args:
         normalizer: rules by which answers in words are compared.
     """
-    return task.score(answered_rows(answers), normalizer)
+    return task.score(parse_answered_rows(answers), normalizer)

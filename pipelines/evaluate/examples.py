@@ -11,7 +11,7 @@ import pyarrow as pa
 from pipelines.data.index.index import Index
 from pipelines.data.tars.reader import ShardReader
 from pipelines.errors import DataError
-from pipelines.evaluate.answered import answered_rows
+from pipelines.evaluate.answered import parse_answered_rows
 from pipelines.report.training_pictures import ExampleCard
 from vlmodel.answers import Normalizer
 from vlmodel.encoder_parts import IMAGE
@@ -25,7 +25,7 @@ _HELD_OUT_FIRST = ("val", "test", "train")
 
 @dataclass(frozen=True)
 class ExampleRow:
-    """A row of a table of answers that is chosen for the page.
+    """A row of a table of answers that is shown on the page of examples.
 
     Attributes:
         key, split: of the sample.
@@ -42,11 +42,13 @@ class ExampleRow:
 def choose_examples(
     answers: pa.Table, task: Task, count: int, seed: int = 0, normalizer: Normalizer = "none"
 ) -> list[ExampleRow]:
-    """Up to ``count`` rows, half of them wrong if there are so many; the same for the same table."""
+    """Choose up to ``count`` rows of a table of answers, half of them answered wrong if there are enough; the same rows
+    for the same table.
+    """
     columns = {name: answers[name].to_pylist() for name in ("key", "split", "text")}
     rows = [
         ExampleRow(columns["key"][answer.row], columns["split"][answer.row], columns["text"][answer.row], answer)
-        for answer in task.examples(answered_rows(answers), normalizer)
+        for answer in task.examples(parse_answered_rows(answers), normalizer)
     ]
     rng = random.Random(seed)
     wrong = [row for row in rows if row.answer.right is False]
@@ -55,9 +57,9 @@ def choose_examples(
     return some_wrong + rng.sample(others, min(len(others), count - len(some_wrong)))
 
 
-def make_cards(rows: list[ExampleRow], index: Index, predictor: Predictor, task: str = "") -> list[ExampleCard]:
-    """Cards for ``training_pictures.examples_page``: the decoded image with the attention for the answer. Samples
-    without an image have none.
+def make_example_cards(rows: list[ExampleRow], index: Index, predictor: Predictor, task: str = "") -> list[ExampleCard]:
+    """Cards for the page of examples: the decoded image with the attention for the answer. Samples without an image
+    have none.
     """
     inputs_of = _read_inputs({(row.split, row.key) for row in rows}, index, {IMAGE, *predictor.processor.reads})
     cards = []
@@ -72,7 +74,7 @@ def make_cards(rows: list[ExampleRow], index: Index, predictor: Predictor, task:
     return cards
 
 
-def image_bytes(key: str, index: Index, split: str = "") -> bytes:
+def read_image_bytes(key: str, index: Index, split: str = "") -> bytes:
     """The encoded image of a sample.
 
     Args:

@@ -18,7 +18,9 @@ _AT_ONCE = 1 << 20
 
 
 def confidence_interval(scores: ExampleScores, confidence: float = CONFIDENCE) -> tuple[float, float]:
-    """Interval of the metric: Wilson's (1927) for a share of right answers, the bootstrap's for any other metric."""
+    """Confidence interval of a metric: Wilson's (1927) for a share of right answers, the bootstrap's for any other
+    metric.
+    """
     if scores.binary and len(np.unique(scores.group_N)) == 1:
         right = int(scores.score_N.sum())
         low, high = stats.binomtest(right, len(scores)).proportion_ci(confidence, method="wilson")
@@ -30,8 +32,8 @@ def confidence_interval(scores: ExampleScores, confidence: float = CONFIDENCE) -
 def difference_interval(
     one: ExampleScores, other: ExampleScores, confidence: float = CONFIDENCE, resamples: int = _RESAMPLES
 ) -> tuple[float, float]:
-    """Interval of the difference of two metrics on the same rows: the paired bootstrap (percentiles) over images, whose
-    rows are not independent of each other. The bounds of a single image are infinite.
+    """Confidence interval of the difference of two metrics on the same rows: the paired bootstrap (percentiles) over
+    images, whose rows are not independent of each other. The bounds of a single image are infinite.
     """
     image_N = np.unique(one.image_N, return_inverse=True)[1]
     group_N = np.unique(one.group_N, return_inverse=True)[1]
@@ -45,7 +47,7 @@ def difference_interval(
     count_BG = np.bincount(cell_N, minlength=images * groups).reshape(images, groups)
     bootstrap = stats.bootstrap(
         (np.arange(images),),
-        _mean_gain(gain_BG, count_BG),
+        _make_mean_gain_statistic(gain_BG, count_BG),
         n_resamples=resamples,
         batch=max(1, _AT_ONCE // images),
         vectorized=True,
@@ -57,12 +59,14 @@ def difference_interval(
     return float(low), float(high)
 
 
-def _mean_gain(gain_BG: NDArray[np.float64], count_BG: NDArray[np.int64]) -> Callable[..., NDArray[np.float64]]:
-    def mean_gain(image_SB: NDArray[np.float64], axis: int = -1) -> NDArray[np.float64]:
+def _make_mean_gain_statistic(
+    gain_BG: NDArray[np.float64], count_BG: NDArray[np.int64]
+) -> Callable[..., NDArray[np.float64]]:
+    def compute_mean_gain(image_SB: NDArray[np.float64], axis: int = -1) -> NDArray[np.float64]:
         drawn_SB = image_SB.astype(np.int64)
         gain_SG, count_SG = gain_BG[drawn_SB].sum(axis=-2), count_BG[drawn_SB].sum(axis=-2)
         # A resample may have no row of a group; that group then does not count.
         gains: NDArray[np.float64] = (gain_SG / np.maximum(count_SG, 1)).sum(axis=-1) / (count_SG > 0).sum(axis=-1)
         return gains
 
-    return mean_gain
+    return compute_mean_gain

@@ -14,7 +14,7 @@ _SHOWN_LABELS = 20
 
 
 def model_card(name: str, reports: Mapping[str, TaskReport], processor: VLProcessor, index: Index, step: int) -> str:
-    """The card in Markdown, with the head that the Hugging Face hub reads.
+    """A model card in Markdown, with the head that the Hugging Face hub reads.
 
     Args:
         name: of the model.
@@ -30,16 +30,16 @@ def model_card(name: str, reports: Mapping[str, TaskReport], processor: VLProces
         f"# {json.dumps(name)[1:-1]}",
         f"A vision-language model for {' and '.join(dict.fromkeys(kinds))}, trained with raylm; the checkpoint of "
         f"step {step}.",
-        *(_figures(task, report) for task, report in reports.items()),
+        *(_metrics_section(task, report) for task, report in reports.items()),
         "Figures of the split by which the checkpoint was chosen are a little too good; those of a test split are in "
         "the model's run, after the job `evaluate`.",
-        _data(index),
-        _use(processor),
+        _data_section(index),
+        _usage_section(processor),
     ]
     return "\n\n".join(parts) + "\n"
 
 
-def _figures(task: str, report: TaskReport) -> str:
+def _metrics_section(task: str, report: TaskReport) -> str:
     columns = {"model": report.metrics, **report.baselines}
     lines = [f"## {f'Task {task}' if task else 'Figures'}, split {report.split}", ""]
     lines.append(f"| metric | {' | '.join(name.replace('_', ' ') for name in columns)} |")
@@ -53,16 +53,16 @@ def _figures(task: str, report: TaskReport) -> str:
         f"{report.metric} {report.value:.4f}{interval}, on {report.rows} {report.unit}; {report.samples} images.",
     ]
     if report.comparisons:
-        lines.append(f"It is {report.verdict}.")
+        lines.append(f"It is {report.baseline_verdict}.")
     return "\n".join(lines)
 
 
-def _data(index: Index) -> str:
+def _data_section(index: Index) -> str:
     counts = ", ".join(f"{count} {split}" for split, count in index.counts().items() if count)
     return f"## Data\n\nSamples: {counts}. Index `{index.hash[:12]}`."
 
 
-def _use(processor: VLProcessor) -> str:
+def _usage_section(processor: VLProcessor) -> str:
     lines = [
         "## Use", "", "With the distribution raylm, in the folder of this file:", "", "```python",
         "from pathlib import Path", "from vlmodel.inference import Predictor", "from vlmodel.processor import Example",

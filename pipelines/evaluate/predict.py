@@ -66,7 +66,7 @@ SHUFFLED_IMAGES = 512
 
 
 class PredictConfig(Section):
-    """How a model answers a data set."""
+    """How a model answers the texts of a data set."""
 
     workers: int = Field(1, ge=1)
     """Copies of the model."""
@@ -96,13 +96,13 @@ class _PredictActor:
         rows = json.loads(arrays["rows_json"].tobytes())
         if not rows:
             return SCHEMA.empty_table()
-        answered = self._answers_questions(arrays)
+        answered = self._answer_batch(arrays)
         columns = dict(zip(SCHEMA.names, zip(*rows, strict=True), strict=False))
         columns["answers"] = [[answer for answer, _ in answers] for answers in answered]
         columns["probabilities"] = [[value for _, value in answers] for answers in answered]
         columns["predicted"] = [answers[0] for answers in columns["answers"]]
         columns["probability"] = [values[0] for values in columns["probabilities"]]
-        columns |= self._answers_about_other_images(arrays, columns)
+        columns |= self._answer_about_other_images(arrays, columns)
         embedded = self._predictor.embed_collated(arrays, self._task)
         if embedded is not None:
             image_BD, text_ND = embedded
@@ -116,10 +116,10 @@ class _PredictActor:
             [pa.array(columns.get(field.name, none), field.type) for field in SCHEMA], schema=SCHEMA
         )
 
-    def _answers_about_other_images(
+    def _answer_about_other_images(
         self, arrays: dict[str, np.ndarray], columns: Mapping[str, Sequence[Any]]
     ) -> dict[str, Any]:
-        """The answers to the rows of the drawn samples about the inputs of the sample that is half a batch away:
+        """Ask the texts of some samples about the inputs of another sample: of the one that is half a batch away, as
         neighbours may show the same scene.
         """
         size = len(arrays["row_B"])
@@ -139,11 +139,11 @@ class _PredictActor:
         batch = processor.collate_rows({self._task: examples}) | select_inputs(arrays, processor.reads, other_B)
         answer: list[str | None] = [None] * len(drawn)
         probability: list[float | None] = [None] * len(drawn)
-        for row, best in zip(rows, self._answers_questions(batch), strict=True):
+        for row, best in zip(rows, self._answer_batch(batch), strict=True):
             answer[row], probability[row] = best[0]
         return {"shuffled": answer, "shuffled_probability": probability}
 
-    def _answers_questions(self, arrays: dict[str, np.ndarray]) -> list[Answers]:
+    def _answer_batch(self, arrays: dict[str, np.ndarray]) -> list[Answers]:
         return self._predictor.predict_collated(arrays, self._config.top_k, self._task, **self._config.generation)
 
 
@@ -163,7 +163,7 @@ def select_inputs(
 
 
 def is_in_hash_sample(split_name: str, key: str, share: float) -> bool:
-    """Whether a sample belongs to a share of all samples, which is the same in every run."""
+    """Whether the hash of a sample puts it into a subset with this share of all samples, the same in every run."""
     digest = hashlib.sha256(f"exchanged|{split_name}|{key}".encode()).digest()
     return int.from_bytes(digest[:8], "big") < share * 2**64
 
@@ -177,7 +177,7 @@ def predict_dataset(
     sample: int = 0,
     shuffled: int = SHUFFLED_IMAGES,
 ) -> Dataset:
-    """A lazy dataset of ``SCHEMA`` rows.
+    """A lazy dataset of a model's answers, with a row of ``SCHEMA`` for each text.
 
     Args:
         model: folder of the saved model, readable from every node.
@@ -214,8 +214,8 @@ def predict_dataset(
     )
 
 
-def collect_tables(dataset: Dataset, name: str, samples: int) -> Iterator[pa.Table]:
-    """The rows as tables, batch by batch, while later batches are still being answered.
+def iterate_answer_tables(dataset: Dataset, name: str, samples: int) -> Iterator[pa.Table]:
+    """Iterate over the answers as tables, batch by batch, while later batches are still being answered.
 
     Args:
         name, samples: what the progress is called, and how many samples are answered in all.
@@ -230,9 +230,9 @@ def collect_tables(dataset: Dataset, name: str, samples: int) -> Iterator[pa.Tab
                 yield table.cast(SCHEMA)
 
 
-def write_tables(tables: Iterator[pa.Table], file: Path) -> tuple[int, int]:
-    """Write tables into one Parquet file, as a whole or not at all. Returns the number of rows, and of those whose text
-    was cut.
+def write_answer_tables(tables: Iterator[pa.Table], file: Path) -> tuple[int, int]:
+    """Write tables of answers into one Parquet file, which appears only once it is complete. Returns the number of
+    rows, and of those whose text was cut.
     """
     file.parent.mkdir(parents=True, exist_ok=True)
     partial = file.with_suffix(".partial")

@@ -4,7 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from pipelines.evaluate.verdict import BaselineComparison, Relation, describe_comparisons, overall_relation
+from pipelines.evaluate.verdict import (
+    BaselineComparison,
+    Relation,
+    describe_baseline_comparisons,
+    least_favourable_relation,
+)
 
 
 @dataclass(frozen=True)
@@ -43,27 +48,27 @@ class TaskReport:
 
     @property
     def value(self) -> float:
-        """The metric by which models are compared."""
+        """The value of the metric by which models are compared."""
         return self.metrics[self.metric]
 
     @property
-    def baseline(self) -> float:
-        """The highest value of that metric among the baselines that cover all rows."""
+    def best_baseline_value(self) -> float:
+        """The highest value of the comparison's metric among the baselines that cover all rows."""
         values = [metrics for name, metrics in self.baselines.items() if name not in self.subset_metrics]
         return max((metrics[self.metric] for metrics in values if self.metric in metrics), default=0.0)
 
     @property
-    def relation(self) -> Relation:
+    def relation_to_baselines(self) -> Relation:
         """Whether the model is significantly better or worse than the baselines, or neither."""
-        return overall_relation(self.comparisons)
+        return least_favourable_relation(self.comparisons)
 
     @property
-    def verdict(self) -> str:
+    def baseline_verdict(self) -> str:
         """The comparison with the baselines in one line; "" without baselines."""
-        return describe_comparisons(self.comparisons)
+        return describe_baseline_comparisons(self.comparisons)
 
     def tracked_metrics(self, task: str = "") -> dict[str, float]:
-        """The metrics of a tracked run, named by the split and, if there are several, the task."""
+        """The metrics as they are tracked, named by the split and, if there are several, the task."""
         prefix = f"{self.split}/{task}/" if task else f"{self.split}/"
         named = dict(self.metrics)
         for name, metrics in self.baselines.items():
@@ -81,7 +86,7 @@ class TaskReport:
         title = f"{self.split}: {self.metric} {self.value:.4f}  ({self.rows} {self.unit}, {self.samples} images)"
         lines = [title + ("  95 % interval {:.4f} to {:.4f}".format(*self.interval) if self.interval else "")]
         if self.comparisons:
-            lines.append(f"  {self.metric} is {self.verdict}")
+            lines.append(f"  {self.metric} is {self.baseline_verdict}")
         if self.training is not None:
             value, rows = self.training
             lines.append(f"  on {rows} {self.unit} of a sample of the training split: {self.metric} {value:.4f}")

@@ -17,7 +17,7 @@ Relation = Literal["better", "unclear", "worse"]
 
 @dataclass(frozen=True)
 class BaselineComparison:
-    """A model beside one baseline, on the same rows.
+    """The comparison of a model with one baseline on the same rows.
 
     Attributes:
         name: of the baseline in the report.
@@ -40,8 +40,8 @@ class BaselineComparison:
 def compare_with_baseline(
     name: str, description: str, model: ExampleScores, baseline: ExampleScores
 ) -> BaselineComparison:
-    """Compare by the paired bootstrap over images and, for right and wrong answers, McNemar's exact test, as the
-    bootstrap overestimates a handful of differing rows.
+    """Compare a model with a baseline by the paired bootstrap over images and, for right and wrong answers, McNemar's
+    exact test, as the bootstrap overestimates a handful of differing rows.
     """
     low, high = difference_interval(model, baseline)
     relation: Relation = "better" if low > 0 else "worse" if high < 0 else "unclear"
@@ -53,14 +53,14 @@ def compare_with_baseline(
     return BaselineComparison(name, description, model.value, baseline.value, low, high, relation, len(model))
 
 
-def overall_relation(comparisons: Sequence[BaselineComparison]) -> Relation:
-    """The least favourable relation."""
+def least_favourable_relation(comparisons: Sequence[BaselineComparison]) -> Relation:
+    """The least favourable of a model's relations to its baselines."""
     relations = {comparison.relation for comparison in comparisons}
     return "worse" if "worse" in relations else "unclear" if "unclear" in relations or not relations else "better"
 
 
-def describe_comparisons(comparisons: Sequence[BaselineComparison]) -> str:
-    """The comparisons in one line, the least favourable first."""
+def describe_baseline_comparisons(comparisons: Sequence[BaselineComparison]) -> str:
+    """The comparisons with the baselines in one line, the least favourable first."""
     templates: Mapping[Relation, str] = {
         "worse": "worse than {description} ({baseline:.4f}) by {less:.4f} (95 % interval {least:.4f} to {most:.4f})",
         "unclear": "not distinguishable from {description} ({baseline:.4f}; difference {low:+.4f} to {high:+.4f})",

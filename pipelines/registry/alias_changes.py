@@ -35,7 +35,7 @@ log = logging.getLogger(__name__)
 _LOCK_WAIT_S = 120
 
 
-class AliasChanges:
+class AliasManager:
     """Changes the aliases of one registered model.
 
     Args:
@@ -76,8 +76,8 @@ class AliasChanges:
         return model
 
     def rollback(self, reason: str, of: str) -> LocalModel:
-        """Replace version ``of`` by the champion before it. Repeating it changes nothing; with the new champion's
-        number it goes back further.
+        """Replace the champion, version ``of``, by the champion before it. Repeating it changes nothing; with the new
+        champion's number it goes back further.
 
         Args:
             reason: why, recorded in the tags of version ``of``.
@@ -118,7 +118,7 @@ class AliasChanges:
 
     @contextmanager
     def _locked_aliases(self, action: str) -> Iterator[dict[str, str]]:
-        """The aliases, which no other process changes while the block runs."""
+        """Lock the aliases against other processes while the block runs, and yield them."""
         busy = RegistryError(
             f"'{self._lock}' has been locked for {_LOCK_WAIT_S} s; see which process holds it (lsof), end it, try again"
         )
@@ -126,7 +126,7 @@ class AliasChanges:
             yield self._versions.aliases()
 
     def _update_other_aliases(self, champion: ModelVersion, aliases: Mapping[str, str]) -> None:
-        """Set ``previous`` and ``challenger`` as they belong to a champion."""
+        """Set the aliases ``previous`` and ``challenger`` to the versions that belong to a new champion."""
         if champion.previous_champion is not None:
             self._client.set_registered_model_alias(self._name, PREVIOUS, champion.previous_champion)
         elif PREVIOUS in aliases:

@@ -17,7 +17,7 @@ Rewording = Literal["case", "punctuation", "politeness"]
 QUESTION_TYPE = "question_type"
 
 
-class LiveConfig(Section):
+class LiveTrafficConfig(Section):
     """Requirements from real requests for a candidate that was served beside the champion (serve.challenger)."""
 
     folder: Location = ""
@@ -32,7 +32,7 @@ class LiveConfig(Section):
     challenger and can be served as one. "pass": the gate decides by the hold-out, as without live traffic."""
     errors: Share = 0.01
     """Largest difference between its share of failed requests and the champion's."""
-    agreement: dict[str, Share] = Field(default_factory=lambda: _least_agreements())
+    agreement: dict[str, Share] = Field(default_factory=lambda: _default_minimum_agreements())
     """Lowest agreement with the champion's answers, by operation (vqa, caption, match, ...); those left out are not
     checked."""
     latency: float = Field(1.5, gt=0)
@@ -40,13 +40,13 @@ class LiveConfig(Section):
 
     @field_validator("agreement")
     @classmethod
-    def _known_operations(cls, agreement: dict[str, float]) -> dict[str, float]:
+    def _check_operations_exist(cls, agreement: dict[str, float]) -> dict[str, float]:
         if unknown := sorted(agreement.keys() - all_operations().keys()):
             raise ValueError(f"{unknown[0]!r} is no operation; they are {', '.join(all_operations())}")
         return agreement
 
 
-def _least_agreements() -> dict[str, float]:
+def _default_minimum_agreements() -> dict[str, float]:
     least = {name: operation.least_agreement for name, operation in all_operations().items()}
     return {name: share for name, share in least.items() if share is not None}
 
@@ -81,11 +81,11 @@ class GateConfig(Section):
     is judged as if there were no champion."""
     behaviour_tolerance: Share = 0.1
     """How far the agreement with rewordings and the use of the image may be below the champion's."""
-    live: LiveConfig = LiveConfig()
+    live: LiveTrafficConfig = LiveTrafficConfig()
 
     @field_validator("slices")
     @classmethod
-    def _text_columns(cls, slices: list[str]) -> list[str]:
+    def _check_slice_columns(cls, slices: list[str]) -> list[str]:
         known = [QUESTION_TYPE, *(field.name for field in SCHEMA if pa.types.is_string(field.type))]
         for name in slices:
             if name not in known:

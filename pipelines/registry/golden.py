@@ -26,7 +26,7 @@ Answers = list[tuple[str, float]]
 
 
 class GoldenAnswer(BaseModel):
-    """One request, and its answer.
+    """A request about an example image, and the answer that the model must give.
 
     Attributes:
         task: "" if the model has only one.
@@ -45,8 +45,8 @@ class GoldenAnswer(BaseModel):
 _GOLDEN = TypeAdapter(list[GoldenAnswer])
 
 
-def record_answers(predictor: Predictor, examples: Mapping[str, tuple[bytes, str]]) -> list[GoldenAnswer]:
-    """Answer each task's example: as it is, and transposed and stored in other formats.
+def record_golden_answers(predictor: Predictor, examples: Mapping[str, tuple[bytes, str]]) -> list[GoldenAnswer]:
+    """A model's answers to one example of each task: to its image unchanged, and transposed in each file format.
 
     Generated texts are the result of many choices, and rounding decides near ties. So only those are stored that are
     the same if the images are processed one by one and in one batch.
@@ -124,7 +124,9 @@ def _generates_text(predictor: Predictor, task: str) -> bool:
 
 
 def _scores_differ(answers: Answers, others: Answers, tolerance: float, exact: bool) -> bool:
-    """Whether an answer has another score in ``others``. If it is missing there, its score is at most the last one."""
+    """Whether the score of an answer differs from its score in ``others``. If it is missing there, its score is at most
+    the last one.
+    """
     score_of = dict(others)
     lowest = min(score_of.values())
     for answer, score in answers:
@@ -141,7 +143,7 @@ def _format_answers(answers: Answers) -> str:
 
 
 def _image_variants(encoded: bytes) -> list[bytes]:
-    """The image, smaller and transposed, in each format with a separate decoder."""
+    """The image, made smaller and transposed, encoded in each format that has a decoder of its own."""
     with open_image(encoded) as opened:
         picture = opened.decode_upright()
     picture.thumbnail((_SIDE, _SIDE))

@@ -63,7 +63,7 @@ def build_package(
         code = Path(scratch) / "pipelines" / "storage"
         code.mkdir(parents=True)
         shutil.copy(str(manifest.__file__), code)
-        hide_progress_bar()
+        hide_mlflow_progress_bar()
         pyfunc.save_model(
             str(package),
             python_model=str(Path(__file__).with_name("pyfunc.py")),
@@ -71,7 +71,7 @@ def build_package(
             code_paths=[str(Path(vlmodel.config.__file__).parent), str(code.parent)],
             signature=SIGNATURE,
             input_example=pd.DataFrame([example], columns=["image", "question"]),
-            pip_requirements=[f"{name}=={version(name)}" for name in _REQUIREMENTS if _is_installed(name)],
+            pip_requirements=[f"{name}=={version(name)}" for name in _REQUIREMENTS if _is_package_installed(name)],
             mlflow_model=origin,
         )
     for cache in list(package.rglob("__pycache__")):
@@ -85,8 +85,9 @@ def build_package(
 
 
 @contextmanager
-def without_bases(checkpoint: Path) -> Iterator[Path]:
-    """The folder of a model without the bases that may lie in it: itself, or a temporary copy beside which they lie.
+def model_folder_without_bases(checkpoint: Path) -> Iterator[Path]:
+    """Yield a folder of a model that does not contain its frozen base weights: the model's own folder if it contains
+    none, else a temporary copy with the weights beside it.
 
     Raises:
         BaseWeightsError: one is missing or another.
@@ -102,7 +103,7 @@ def without_bases(checkpoint: Path) -> Iterator[Path]:
 
 
 def link_bases(checkpoint: Path, folder: Path) -> None:
-    """Make the bases of a model be found by copies of it that lie in a folder.
+    """Link a model's frozen base weights into a folder, so that copies of the model in that folder find them.
 
     Raises:
         BaseWeightsError: one is missing or another.
@@ -141,12 +142,12 @@ def read_signature(package: Path) -> dict[str, str] | None:
     return None if stored is None else stored.to_dict()
 
 
-def hide_progress_bar() -> None:
-    """MLflow draws a progress bar for each copy of a folder unless the environment says otherwise."""
+def hide_mlflow_progress_bar() -> None:
+    """Set the environment variable without which MLflow draws a progress bar for each folder that it copies."""
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 
 
-def _is_installed(name: str) -> bool:
+def _is_package_installed(name: str) -> bool:
     try:
         version(name)
     except PackageNotFoundError:

@@ -15,7 +15,7 @@ from mlflow.models import Model
 from pipelines.registry import golden, package
 from pipelines.registry.errors import ArtifactError
 from pipelines.registry.own_examples import OwnExample
-from pipelines.registry.smoke import answers_in_fresh_process
+from pipelines.registry.smoke import answer_in_fresh_process
 from pipelines.registry.versions import MANIFEST_TAG, LocalModel, ModelVersion
 from pipelines.storage import bases
 from pipelines.storage.folder import Folder
@@ -52,7 +52,7 @@ class PackageStore:
         the sha256 of the package's manifest.
 
         Args:
-            checkpoint: as ``package.without_bases`` gives it.
+            checkpoint: as ``package.model_folder_without_bases`` gives it.
             shown: examples of the model's own data.
 
         Raises:
@@ -61,14 +61,14 @@ class PackageStore:
         """
         bases.copy_bases_to_storage(checkpoint, self._storage)
         predictor = Predictor.from_pretrained(checkpoint)
-        answers = golden.record_answers(predictor, examples or {next(iter(predictor.processor.tasks)): example})
+        answers = golden.record_golden_answers(predictor, examples or {next(iter(predictor.processor.tasks)): example})
         with TemporaryDirectory() as scratch:
             built = Path(scratch) / "model"
             origin = Model(run_id=run_id, model_id=model_id, model_uuid=model_id)
             manifest_hash = package.build_package(checkpoint, built, example, origin, answers, card, shown)
             if self._smoke_test:
                 package.link_bases(checkpoint, Path(scratch))
-                answers_in_fresh_process(built, [example])
+                answer_in_fresh_process(built, [example])
             self._client.log_model_artifacts(model_id, str(built))
         return manifest_hash
 
@@ -90,7 +90,7 @@ class PackageStore:
         if not local.is_dir():
             self._download_package(version, local, expected)
         folder = package.inference_folder(local)
-        with _bases_as_artifact_errors(version):
+        with _convert_base_errors(version):
             bases.download_bases(recorded_bases(folder), self._storage, self._cache / FOLDER)
         return LocalModel(version.name, version.version, version.run_id, version.tags, local, folder)
 
@@ -102,7 +102,7 @@ class PackageStore:
         """
         with TemporaryDirectory() as scratch:
             fetched = self._fetch_and_verify(version, Path(scratch), _manifest_hash(version))
-            with _bases_as_artifact_errors(version):
+            with _convert_base_errors(version):
                 bases.check_bases(recorded_bases(package.inference_folder(fetched)), self._storage)
 
     def _download_package(self, version: ModelVersion, local: Path, expected: str) -> None:
@@ -120,7 +120,7 @@ class PackageStore:
 
     def _fetch_and_verify(self, version: ModelVersion, scratch: Path, expected: str) -> Path:
         """Download the stored files of a version to ``scratch`` and verify them."""
-        package.hide_progress_bar()
+        package.hide_mlflow_progress_bar()
         with mlflow_errors(f"download version {version.version} of model {version.name!r}"):
             uri = self._client.tracking_uri
             address = self._client.get_model_version_download_uri(version.name, version.version)
@@ -134,7 +134,7 @@ class PackageStore:
 
 
 @contextmanager
-def _bases_as_artifact_errors(version: ModelVersion) -> Iterator[None]:
+def _convert_base_errors(version: ModelVersion) -> Iterator[None]:
     try:
         yield
     except BaseWeightsError as error:

@@ -21,10 +21,10 @@ from pipelines.knowledge.opened import FactSource
 from pipelines.registry.config import GateConfig, RegistryConfig
 from pipelines.registry.errors import ChampionChangedError, RegistryError
 from pipelines.registry.gate import comparison, report, stored
-from pipelines.registry.gate.behaviour import behaviour_checks, probe_records, run_probe
+from pipelines.registry.gate.behaviour import check_behaviour, draw_probe_samples, run_behaviour_probe
 from pipelines.registry.gate.check import GateCheck, GateDecision, MetricDifference
-from pipelines.registry.gate.live import live_checks
-from pipelines.registry.gate.opponent import check_opponent
+from pipelines.registry.gate.live import check_live_traffic
+from pipelines.registry.gate.opponent import check_champion_is_comparable
 from pipelines.registry.registry import Registry
 from pipelines.registry.versions import LocalModel, ModelVersion
 from pipelines.tracking.tracker import NullTracker
@@ -37,7 +37,7 @@ from vlmodel.task import Task
 
 @dataclass(frozen=True)
 class Holdout:
-    """The data that both models answer, and how.
+    """The data on which champion and candidate are compared, and how both answer it.
 
     Attributes:
         index: of the data.
@@ -51,7 +51,7 @@ class Holdout:
     facts: FactSource | None = None
 
     def evaluate(self, model: LocalModel, split: str) -> list[TaskAssessment]:
-        """Assess each task of a model on the split. Ray must be connected.
+        """Evaluate each task of a model on the hold-out split. Ray must be connected.
 
         Raises:
             DataError: the split has no right answers.
@@ -87,17 +87,17 @@ def run_gate(
         return GateDecision(*names, tuple(checks))
     candidate_model = registry.download(candidate)
     champion_model = registry.download(champion) if champion else None
-    checks.append(stored.check_schema(candidate_model, champion_model))
+    checks.append(stored.check_same_schema(candidate_model, champion_model))
     if not checks[-1].passed:
         return GateDecision(*names, tuple(checks))
     assessments = holdout.evaluate(candidate_model, config.gate.split)
     checks.append(stored.check_smoke_test(candidate_model, assessments[0].example, enabled=config.smoke_test))
-    records = probe_records(holdout.index, config.gate.split)
+    records = draw_probe_samples(holdout.index, config.gate.split)
     if champion_model is not None:
-        checks.append(check_opponent(champion_model, holdout.index, config.gate))
+        checks.append(check_champion_is_comparable(champion_model, holdout.index, config.gate))
         if not checks[-1].passed:
             champion_model = None
-    checks += [*_behaviour_checks(candidate_model, champion_model, records, config.gate)]
+    checks += [*_run_behaviour_checks(candidate_model, champion_model, records, config.gate)]
     checks.append(check_baselines(assessments[0], certain=champion_model is None))
     if champion_model is None:
         return GateDecision(*names, tuple(checks))
@@ -107,7 +107,7 @@ def run_gate(
     if new is not None:
         new_check, new_differences = _compare_on_new_data(candidate_model, champion_model, new, tasks, config.gate)
         comparisons, differences = [*comparisons, new_check], [*differences, *new_differences]
-    live, live_differences = live_checks(candidate.name, candidate.version, champion_model.version, config.gate)
+    live, live_differences = check_live_traffic(candidate.name, candidate.version, champion_model.version, config.gate)
     return GateDecision(*names, (*checks, *comparisons, *live), (*differences, *live_differences))
 
 
@@ -117,13 +117,14 @@ def compare_on_holdout(
     tasks: Mapping[str, Task],
     config: GateConfig,
 ) -> tuple[list[GateCheck], list[MetricDifference]]:
-    """Compare answers row by row. The first task must be better; the others are treated as slices.
+    """Compare the answers of candidate and champion to the hold-out, row by row. The first task must be better; the
+    others are treated as slices.
 
     Args:
         candidate, champion: an assessment of each task, in the same order.
     """
-    same = all(comparison.same_rows(a.answers, b.answers) for a, b in zip(candidate, champion, strict=True))
-    same_rows = GateCheck(
+    same = all(comparison.have_same_rows(a.answers, b.answers) for a, b in zip(candidate, champion, strict=True))
+    have_same_rows = GateCheck(
         name="same hold-out",
         passed=same,
         measured=f"{candidate[0].answers.num_rows} rows{'' if same else ', which differ'}",
@@ -132,20 +133,20 @@ def compare_on_holdout(
         compares=True,
     )
     if not same:
-        return [same_rows], []
+        return [have_same_rows], []
     first = candidate[0]
     candidate_scores, champion_scores = _score_both_models(first, champion[0], tasks)
     whole = comparison.metric_difference("hold-out", candidate_scores, champion_scores, config)
-    masks = comparison.slice_masks(first.answers, config.slices)
-    sliced = comparison.slice_differences(candidate_scores, champion_scores, masks, config)
+    masks = comparison.row_masks_by_slice(first.answers, config.slices)
+    sliced = comparison.metric_differences_by_slice(candidate_scores, champion_scores, masks, config)
     for one, other in zip(candidate[1:], champion[1:], strict=True):
         on_task = comparison.metric_difference(f"task={one.task}", *_score_both_models(one, other, tasks), config)
         sliced.append(comparison.with_slice_tolerance(on_task, config))
     checks = [
-        same_rows,
-        comparison.check_better(whole, first.report.metric, config),
+        have_same_rows,
+        comparison.check_candidate_is_better(whole, first.report.metric, config),
         comparison.check_mcnemar(candidate_scores, champion_scores, config),
-        comparison.check_slices(sliced, config),
+        comparison.check_no_slice_is_worse(sliced, config),
     ]
     return checks, [whole, *sliced]
 
@@ -156,21 +157,21 @@ def compare_on_new_data(
     tasks: Mapping[str, Task],
     config: GateConfig,
 ) -> tuple[GateCheck, list[MetricDifference]]:
-    """Compare answers about new data, row by row, for each task.
+    """Compare the answers of candidate and champion to new data, row by row, for each task.
 
     Args:
         candidate, champion: an assessment of each task, in the same order.
     """
     differences = []
     for one, other in zip(candidate, champion, strict=True):
-        assert comparison.same_rows(one.answers, other.answers)
+        assert comparison.have_same_rows(one.answers, other.answers)
         candidate_scores, champion_scores = _score_both_models(one, other, tasks)
         if len(candidate_scores) >= comparison.LEAST_ROWS:
             name = f"new data, task={one.task}" if one.task else "new data"
             measured = comparison.metric_difference(name, candidate_scores, champion_scores, config)
             differences.append(comparison.with_tolerance(measured, config.tolerance))
     too_few = f"the new tars have fewer than {comparison.LEAST_ROWS} rows of split {config.split!r}"
-    return comparison.check_new_data(differences, config, too_few), differences
+    return comparison.check_not_worse_on_new_data(differences, config, too_few), differences
 
 
 def check_baselines(assessment: TaskAssessment, *, certain: bool) -> GateCheck:
@@ -181,14 +182,15 @@ def check_baselines(assessment: TaskAssessment, *, certain: bool) -> GateCheck:
             good. Else it passes, and the check says so.
     """
     report = assessment.report
-    above = bool(report.value > report.baseline)  # NaN is not above
+    above = bool(report.value > report.best_baseline_value)  # NaN is not above
     certain = certain and bool(report.comparisons)
-    verdict = f", {report.verdict}" if report.comparisons else ""
+    verdict = f", {report.baseline_verdict}" if report.comparisons else ""
     return GateCheck(
         name="better than without looking",
-        passed=above and (report.relation == "better" if certain else report.relation != "worse"),
+        passed=above
+        and (report.relation_to_baselines == "better" if certain else report.relation_to_baselines != "worse"),
         measured=f"{report.metric} {report.value:.4f} on {report.rows} {report.unit} of {report.split}{verdict}",
-        required=f"above {report.baseline:.4f}{f' with {CONFIDENCE:.0%} certainty' if certain else ''}",
+        required=f"above {report.best_baseline_value:.4f}{f' with {CONFIDENCE:.0%} certainty' if certain else ''}",
         explanation="the best baseline: the question alone, one answer for all, or chance",
     )
 
@@ -218,7 +220,7 @@ def log_decision(decision: GateDecision, tracker: NullTracker) -> None:
     tracker.log_text(report.decision_markdown(decision), f"{folder}/decision.md")
     tracker.log_text(report.decision_page(decision), f"{folder}/decision.html")
     tracker.log_text(json.dumps(decision.to_tree(), indent=1), f"{folder}/decision.json")
-    tracker.log_figure(report.draw_decision(decision), f"{folder}/decision.png")
+    tracker.log_figure(report.draw_gate_decision(decision), f"{folder}/decision.png")
     tracker.set_tags({"gate.promote": str(decision.promote).lower(), "gate.reason": decision.reason[:4000]})
 
 
@@ -254,23 +256,25 @@ def _score_both_models(
 def _compare_on_new_data(
     candidate: LocalModel, champion: LocalModel, new: Holdout, tasks: Mapping[str, Task], config: GateConfig
 ) -> tuple[GateCheck, list[MetricDifference]]:
-    """``compare_on_new_data``; the check does not apply if the new tars have no right answers."""
+    """Compare the models on new data; the check does not apply if the new tars have no right answers."""
     try:
         candidate_assessments, champion_assessments = (
             new.evaluate(model, config.split) for model in (candidate, champion)
         )
     except DataError as error:
-        return comparison.check_new_data([], config, str(error)), []
+        return comparison.check_not_worse_on_new_data([], config, str(error)), []
     return compare_on_new_data(candidate_assessments, champion_assessments, tasks, config)
 
 
-def _behaviour_checks(
+def _run_behaviour_checks(
     candidate: LocalModel, champion: LocalModel | None, records: Sequence[Sample], config: GateConfig
 ) -> list[GateCheck]:
     candidate_predictor = Predictor.from_pretrained(candidate.folder)
     champion_predictor = Predictor.from_pretrained(champion.folder) if champion else None
     checks = []
     for task in candidate_predictor.processor.tasks:
-        champion_result = run_probe(champion_predictor, records, task) if champion_predictor else None
-        checks += behaviour_checks(run_probe(candidate_predictor, records, task), champion_result, config, task)
+        champion_result = run_behaviour_probe(champion_predictor, records, task) if champion_predictor else None
+        checks += check_behaviour(
+            run_behaviour_probe(candidate_predictor, records, task), champion_result, config, task
+        )
     return checks

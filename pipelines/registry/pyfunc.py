@@ -41,8 +41,7 @@ class VisualQuestionAnswering(PythonModel):
     """Answers a question about an image in each row of a table."""
 
     def load_context(self, context: PythonModelContext) -> None:
-        """Check the files against their manifest and load the model, with the frozen weights that it is built on, which
-        are found as ``vlmodel.bases`` says.
+        """Check the files against their manifest and load the model with its frozen base weights (``vlmodel.bases``).
 
         Raises:
             BaseWeightsError: they are missing or others.
@@ -74,7 +73,7 @@ class VisualQuestionAnswering(PythonModel):
         rows_of: dict[bytes, list[int]] = {}
         for row, (cell, question) in enumerate(zip(model_input["image"], model_input["question"], strict=True)):
             try:
-                image, questions[row] = _image_bytes(cell), _question_text(question)
+                image, questions[row] = _parse_image_cell(cell), _parse_question_cell(question)
             except ValueError as error:
                 results[row] = (None, None, None, str(error))
             else:
@@ -114,7 +113,7 @@ def _remove_own_bytecode() -> None:
             os.rmdir(os.path.dirname(own))
 
 
-def _image_bytes(cell: Any) -> bytes:
+def _parse_image_cell(cell: Any) -> bytes:
     if _is_missing(cell):
         raise ValueError("the image is missing")
     if isinstance(cell, bytes | bytearray | memoryview):
@@ -127,7 +126,7 @@ def _image_bytes(cell: Any) -> bytes:
     raise ValueError(f"the image is of type {type(cell).__name__}; give an image file's bytes, or these in base64")
 
 
-def _question_text(cell: Any) -> str:
+def _parse_question_cell(cell: Any) -> str:
     if _is_missing(cell) or not str(cell).strip():
         raise ValueError("the question is missing")
     question = str(cell)

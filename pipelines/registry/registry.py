@@ -12,7 +12,7 @@ from mlflow.entities import LoggedModelOutput
 from mlflow.exceptions import MlflowException
 
 from pipelines.registry import package
-from pipelines.registry.alias_changes import AliasChanges
+from pipelines.registry.alias_changes import AliasManager
 from pipelines.registry.config import RegistryConfig
 from pipelines.registry.errors import RegistryError
 from pipelines.registry.own_examples import OwnExample
@@ -44,7 +44,7 @@ _MAX_DESCRIPTION = 5000
 
 class Registry(Versions):
     """One registered model. Lookups are those of ``Versions``; ``download`` and ``verify_stored`` are those of
-    ``PackageStore``; ``promote``, ``rollback`` and ``set_challenger`` are those of ``AliasChanges``.
+    ``PackageStore``; ``promote``, ``rollback`` and ``set_challenger`` are those of ``AliasManager``.
     """
 
     def __init__(
@@ -53,12 +53,12 @@ class Registry(Versions):
         super().__init__(client, name)
         self._packages = PackageStore(client, storage, cache, smoke_test=smoke_test)
         self.download, self.verify_stored = self._packages.download, self._packages.verify_stored
-        changes = AliasChanges(self, self._packages, lock)
+        changes = AliasManager(self, self._packages, lock)
         self.promote, self.rollback, self.set_challenger = changes.promote, changes.rollback, changes.set_challenger
 
     @classmethod
     def open(cls, tracking: TrackingConfig, storage: str, config: RegistryConfig | None = None) -> Self:
-        """The registry in the tracking store.
+        """Open the registry of a model in the tracking store.
 
         Raises:
             TrackingError: the server cannot be reached.
@@ -104,9 +104,9 @@ class Registry(Versions):
             SmokeError: it does not load or answer in a fresh process; nothing is registered.
             TrackingError: the server refused it.
         """
-        with package.without_bases(checkpoint) as trained, mlflow_errors(f"register model {self.name!r}"):
+        with package.model_folder_without_bases(checkpoint) as trained, mlflow_errors(f"register model {self.name!r}"):
             fingerprint = manifest.folder_digest(trained)
-            self._create_model()
+            self._create_registered_model()
             for registered in self.client.search_model_versions(f"name = '{self.name}' and run_id = '{run_id}'"):
                 if registered.tags.get(MODEL_TAG) == fingerprint:
                     return ModelVersion.from_mlflow(registered)
@@ -134,13 +134,13 @@ class Registry(Versions):
         return ModelVersion.from_mlflow(version)
 
     def champion(self) -> LocalModel:
-        """The version in use, downloaded and verified.
+        """The champion, which is the version in use, downloaded and verified.
 
         Raises:
             RegistryError: there is no champion.
             ArtifactError: its files are not those that were registered.
         """
-        return self._download_alias(
+        return self._download_aliased_version(
             CHAMPION, "train one (python -m jobs.train) and promote it (python -m jobs.promote)"
         )
 
@@ -151,19 +151,19 @@ class Registry(Versions):
             RegistryError: there is none.
             ArtifactError: its files are not those that were registered.
         """
-        return self._download_alias(
+        return self._download_aliased_version(
             CHALLENGER,
             "judge a newer version (python -m jobs.promote), which is made the challenger if it is fit to be used and "
             "not shown to be better, or set serve.challenger.mode=off",
         )
 
-    def _download_alias(self, alias: str, remedy: str) -> LocalModel:
+    def _download_aliased_version(self, alias: str, remedy: str) -> LocalModel:
         version = self.find(alias)
         if version is None:
             raise RegistryError(f"model {self.name!r} has no {alias}; {remedy}")
         return self.download(version)
 
-    def _create_model(self) -> None:
+    def _create_registered_model(self) -> None:
         try:
             self.client.create_registered_model(self.name, description=_DESCRIPTION)
         except MlflowException as error:

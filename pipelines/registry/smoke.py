@@ -20,7 +20,7 @@ from pipelines.registry.errors import SmokeError
 PROGRAM = Path(__file__).with_name("_smoke_program.py")
 
 
-def answers_in_fresh_process(package: Path, rows: Sequence[tuple[bytes, str]], timeout_s: float = 600) -> list[str]:
+def answer_in_fresh_process(package: Path, rows: Sequence[tuple[bytes, str]], timeout_s: float = 600) -> list[str]:
     """Load the MLflow model in ``package`` with unpickling forbidden and answer ``rows`` of (encoded image, question).
 
     Raises:

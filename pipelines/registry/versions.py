@@ -44,18 +44,18 @@ class ModelVersion:
 
     @property
     def score(self) -> VersionScore | None:
-        """The result of its evaluation, None if it has none."""
+        """The evaluation result of this version; None if it has none."""
         return VersionScore.from_tags(self.tags)
 
     @property
     def previous_champion(self) -> str | None:
-        """The champion that it replaced; None if there was none."""
+        """The champion that this version replaced; None if there was none."""
         previous: str | None = json.loads(self.tags.get(PROMOTION_TAG, "{}")).get("former")
         return previous
 
     @property
     def rollback_reason(self) -> str:
-        """Why it was rolled back; "" if it was not."""
+        """Why this version was rolled back; "" if it was not."""
         reason: str = json.loads(self.tags.get(ROLLBACK_TAG, "{}")).get("reason", "")
         return reason
 
@@ -74,12 +74,12 @@ class LocalModel(ModelVersion):
 
     @property
     def digest(self) -> str:
-        """``manifest.folder_digest`` of ``folder`` when it was registered."""
+        """The digest (``manifest.folder_digest``) of the model's folder when it was registered."""
         return self.tags[MODEL_TAG]
 
     @property
     def golden(self) -> Path | None:
-        """The file of its golden answers; None for a version that was registered without."""
+        """The file with the version's golden answers; None if it was registered without any."""
         file = self.package / golden.GOLDEN
         return file if file.is_file() else None
 
@@ -91,13 +91,13 @@ class Versions:
         self.client, self.name = client, name
 
     def find(self, alias: str = CHAMPION) -> ModelVersion | None:
-        """The version with the alias, None if there is none."""
+        """The version that has an alias; None if no version has it."""
         with mlflow_errors(f"look up model {self.name!r}"):
             number = self.aliases().get(alias)
             return ModelVersion.from_mlflow(self.client.get_model_version(self.name, number)) if number else None
 
     def version(self, version: str) -> ModelVersion:
-        """The version of this number.
+        """The version with a number.
 
         Raises:
             RegistryError: there is none.
@@ -110,7 +110,7 @@ class Versions:
                 f"model {self.name!r} has no version {version!r}; it has: {', '.join(numbers) or 'none'}"
             ) from error
 
-    def newest(self, run_name: str) -> ModelVersion | None:
+    def newest_version_of_run(self, run_name: str) -> ModelVersion | None:
         """The newest version that a training run of this name registered, None if there is none."""
         with mlflow_errors(f"look up versions of model {self.name!r}"):
             query = f"name = '{self.name}' and tags.run_name = '{run_name}'"

@@ -14,7 +14,7 @@ written, and must then return the same."""
 
 @dataclass(frozen=True)
 class WindowOutcome:
-    """The result of a start in a window.
+    """What a start of the retraining job did in its window.
 
     Attributes:
         finished: the cycles that it committed: one that an earlier start began, its own, both or neither.
@@ -25,7 +25,7 @@ class WindowOutcome:
     reason: str
 
 
-def run_window(
+def run_retraining_window(
     ledger: RetrainLedger,
     window: str,
     find: Callable[[], Sequence[IncomingTar]],
@@ -36,7 +36,8 @@ def run_window(
     dropped: Callable[[RetrainCycle], None] = lambda cycle: None,
     report: Callable[[str], None] = lambda line: None,
 ) -> WindowOutcome:
-    """Finish the cycle that an earlier start began; then, unless this window has had its cycle, consume the new tars.
+    """Finish the retraining cycle that an earlier start began; then, unless this window has had its cycle, consume the
+    new tars.
 
     A cycle whose data have not passed their check is planned again: nothing was made of them, and they may have been
     corrected.
@@ -50,19 +51,19 @@ def run_window(
         report: called with lines that say what happens.
     """
     finished = []
-    if (unfinished := ledger.unfinished()) is not None:
+    if (unfinished := ledger.unfinished_cycle()) is not None:
         if abandon or unfinished.last_step == "planned":
-            (ledger.discard if unfinished.last_step == "planned" else ledger.abandon)(unfinished)
+            (ledger.discard_planned_cycle if unfinished.last_step == "planned" else ledger.abandon_cycle)(unfinished)
             dropped(unfinished)
         else:
             report(f"continues cycle {unfinished.id}, which is {unfinished.last_step}")
             finished.append(_run_remaining_steps(ledger, unfinished, steps, report))
-    if finished_here := [cycle for cycle in ledger.committed() if cycle.window == window]:
+    if finished_here := [cycle for cycle in ledger.committed_cycles() if cycle.window == window]:
         return WindowOutcome(tuple(finished), f"window {window} has had its cycle ({finished_here[-1].id})")
     new = find()
     if len(new) < min_tars:
         return WindowOutcome(tuple(finished), f"{len(new)} new tars, and a cycle begins with {min_tars}")
-    cycle = ledger.plan(window, new)
+    cycle = ledger.begin_cycle(window, new)
     report(f"begins cycle {cycle.id} with {len(new)} new tars")
     return WindowOutcome((*finished, _run_remaining_steps(ledger, cycle, steps, report)), "")
 
@@ -71,6 +72,6 @@ def _run_remaining_steps(
     ledger: RetrainLedger, cycle: RetrainCycle, steps: Mapping[str, Step], report: Callable[[str], None]
 ) -> RetrainCycle:
     while not cycle.is_committed:
-        cycle = ledger.record(cycle, steps[cycle.next_step](cycle))
+        cycle = ledger.record_step(cycle, steps[cycle.next_step](cycle))
         report(f"cycle {cycle.id} is {cycle.last_step}")
     return cycle

@@ -31,14 +31,14 @@ few of them by chance."""
 _OTHERS = "…"
 
 
-def collect_statistics(index: Index, split: str = "train") -> Statistics:
-    """The statistics of a split, counted by Ray Data, a task a shard; only the texts of the tars are read."""
+def collect_split_statistics(index: Index, split: str = "train") -> Statistics:
+    """Collect the statistics of a split by Ray Data, one task a shard; only the texts of the tars are read."""
 
     def count(row: dict[str, Any]) -> dict[str, Any]:
         table = index.rows(row["item"])
         rows = [sample for sample in table.to_pylist() if sample["split"] == split]
         # As JSON: Ray Data infers the type of a column from its first rows.
-        return {"counts": json.dumps(count_samples(rows, read_texts(index, split, [row["item"]])))}
+        return {"counts": json.dumps(count_sample_statistics(rows, read_texts(index, split, [row["item"]])))}
 
     total: dict[str, Counter[str]] = {name: Counter() for name in NAMES}
     for row in map_shards([shard.name for shard in index.shards if split in shard.samples], count):
@@ -47,30 +47,30 @@ def collect_statistics(index: Index, split: str = "train") -> Statistics:
     return {name: _keep_most_frequent(counts, _MAX_VALUES) for name, counts in total.items()}
 
 
-def count_samples(rows: Iterable[Mapping[str, Any]], texts: Iterable[Texts]) -> Statistics:
+def count_sample_statistics(rows: Iterable[Mapping[str, Any]], texts: Iterable[Texts]) -> Statistics:
     """The statistics of samples, given by their rows of ``Index.rows`` and their texts."""
     total: dict[str, Counter[str]] = {name: Counter() for name in NAMES}
     for row in rows:
         for name in ("questions", "captions"):
-            total[name][_power_of_two(row[name])] += 1
+            total[name][_round_down_to_power_of_two(row[name])] += 1
         total["inputs"][row["present"]] += 1
         for name in split_present(row["present"]):
             if name != "image" and (size := row.get(f"{name}.size")) is not None:
-                total["input_size"][f"{name} {_power_of_two(size)}"] += 1
+                total["input_size"][f"{name} {_round_down_to_power_of_two(size)}"] += 1
         width, height = row.get("image.width"), row.get("image.height")
         if width and height:
-            total["image_size"][_power_of_two(width * height)] += 1
+            total["image_size"][_round_down_to_power_of_two(width * height)] += 1
             total["image_shape"][f"2^{round(2 * math.log2(width / height)) / 2:g}"] += 1
     for sample in texts:
         for text in (*sample.captions, *(question.question for question in sample.questions)):
-            total["text_length"][_power_of_two(len(text))] += 1
+            total["text_length"][_round_down_to_power_of_two(len(text))] += 1
         total["answers"].update(q.answer for q in sample.questions if q.answer is not None)
         total["answers"].update([] if sample.label is None else [sample.label])
     return {name: dict(counts) for name, counts in total.items()}
 
 
 def statistic_divergences(before: Statistics, now: Statistics) -> dict[str, float]:
-    """The divergence of each statistic; 0 of one that was not collected before."""
+    """The divergence of each statistic between two data sets; 0 if the earlier data set has no such statistic."""
     return {name: histogram_divergence(before.get(name, now[name]), now[name]) for name in NAMES}
 
 
@@ -97,8 +97,8 @@ def histogram_divergence(before: Mapping[str, int], now: Mapping[str, int]) -> f
     return float(max(0.0, terms_2K.sum() / 2 - by_chance))
 
 
-def check_limit(measured: Mapping[str, float], limit: float, before: str, now: str) -> None:
-    """Refuse data whose ``statistic_divergences`` are above the limit.
+def check_drift_limit(measured: Mapping[str, float], limit: float, before: str, now: str) -> None:
+    """Refuse data that have drifted: one of their ``statistic_divergences`` is above the limit.
 
     Args:
         before, now: names of the data, for the message.
@@ -114,7 +114,7 @@ def check_limit(measured: Mapping[str, float], limit: float, before: str, now: s
         )
 
 
-def _power_of_two(number: int) -> str:
+def _round_down_to_power_of_two(number: int) -> str:
     """The power of two at or below a number, as relative changes matter."""
     return str(1 << (number.bit_length() - 1)) if number > 0 else "0"
 

@@ -6,8 +6,8 @@ from vlmodel.errors import ExpectedError
 
 
 class RetrainError(ExpectedError):
-    """A cycle cannot begin or continue. The message says why, and the remedy."""
+    """A retraining cycle cannot begin or continue. The message says why, and the remedy."""
 
 
-class BusyError(RetrainError):
-    """Another process runs a cycle."""
+class RetrainingBusyError(RetrainError):
+    """Another process runs a retraining cycle."""

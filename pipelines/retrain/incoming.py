@@ -21,7 +21,7 @@ from pipelines.storage.folder import CHUNK, FileStamp, Folder
 def find_new_tars(
     incoming: Folder, consumed: Mapping[IncomingTar, str], known: Mapping[str, str], report: Callable[[str], None]
 ) -> list[IncomingTar]:
-    """The tars with new content, by name; of several with the same content the first.
+    """The tars in a folder whose content no cycle has consumed, by name; of several with the same content the first.
 
     Args:
         consumed: the committed cycle of each consumed tar.
@@ -67,8 +67,8 @@ def copy_tars(incoming: Folder, tars: Sequence[IncomingTar], taken: str) -> None
             raise DataError(f"{tar.name} is gone from {incoming.uri!r}; start again to go on without it") from None
 
 
-def check_copies(index: Index, tars: Sequence[IncomingTar]) -> None:
-    """Refuse tars that changed before they were copied.
+def check_tars_copied_unchanged(index: Index, tars: Sequence[IncomingTar]) -> None:
+    """Refuse tars that changed between the time they were listed and the time they were copied.
 
     Args:
         index: of the folder with the copies.
@@ -85,9 +85,10 @@ def check_copies(index: Index, tars: Sequence[IncomingTar]) -> None:
             )
 
 
-def count_shared_inputs(new: Index, evaluated: Index, split: str) -> dict[str, int]:
-    """For each input that both have, the number of training samples of ``new`` whose bytes of it are also in a split of
-    ``evaluated``. Holds the hashes of that split's inputs in memory, one input at a time.
+def count_inputs_shared_with_evaluation(new: Index, evaluated: Index, split: str) -> dict[str, int]:
+    """For each input that both data sets have, such as the image: how many training samples of ``new`` have the same
+    bytes as a sample in a split of ``evaluated``. Holds the hashes of that split's inputs in memory, one input at a
+    time.
     """
     counts = {}
     for name in new.inputs.keys() & evaluated.inputs.keys():

@@ -27,7 +27,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from pipelines.retrain.errors import BusyError, RetrainError
+from pipelines.retrain.errors import RetrainError, RetrainingBusyError
 from pipelines.retrain.window import PATTERN
 from pipelines.storage.folder import Folder
 from pipelines.storage.lock import hold_lock
@@ -41,7 +41,7 @@ Facts = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class IncomingTar:
-    """A tar, identified by its content.
+    """A new tar, identified by its content.
 
     Attributes:
         name: in the folder of incoming tars.
@@ -56,7 +56,7 @@ class IncomingTar:
 
 @dataclass(frozen=True)
 class RetrainCycle:
-    """A cycle with its finished steps.
+    """A retraining cycle with its finished steps.
 
     Attributes:
         id: its window, with ``-2`` and so on if earlier cycles of that window were abandoned.
@@ -90,20 +90,20 @@ class RetrainCycle:
 
 
 class RetrainLedger:
-    """The cycles in a folder. All methods but ``locked`` require the lock."""
+    """The record of retraining cycles in a folder. All methods but ``hold_lock`` require the lock."""
 
     def __init__(self, folder: str | Path) -> None:
         self.path = Path(folder).absolute()
         self._folder = Folder(self.path)
 
     @contextmanager
-    def locked(self) -> Iterator[None]:
-        """Hold the lock while the block runs. The system frees the lock of a process that dies.
+    def hold_lock(self) -> Iterator[None]:
+        """Hold the ledger's lock while the block runs. The system frees the lock of a process that dies.
 
         Raises:
-            BusyError: another process holds it.
+            RetrainingBusyError: another process holds it.
         """
-        busy = BusyError(f"another cycle is at work with the ledger {self.path}")
+        busy = RetrainingBusyError(f"another cycle is at work with the ledger {self.path}")
         with hold_lock(self.path / ".lock", busy):
             yield
 
@@ -117,40 +117,40 @@ class RetrainLedger:
             return []
         folders = [path for path in self.path.iterdir() if path.is_dir() and re.match(PATTERN, path.name)]
         cycles = [self._read_cycle(folder) for folder in folders]
-        return sorted((cycle for cycle in cycles if cycle.records), key=lambda cycle: _cycle_order(cycle.id))
+        return sorted((cycle for cycle in cycles if cycle.records), key=lambda cycle: _cycle_sort_key(cycle.id))
 
-    def unfinished(self) -> RetrainCycle | None:
+    def unfinished_cycle(self) -> RetrainCycle | None:
         """The uncommitted cycle; there is never more than one."""
         return next((cycle for cycle in self.cycles() if not cycle.is_committed), None)
 
-    def committed(self) -> list[RetrainCycle]:
+    def committed_cycles(self) -> list[RetrainCycle]:
         """The committed cycles, in the order of their windows."""
         return [cycle for cycle in self.cycles() if cycle.is_committed]
 
-    def consumed(self) -> dict[IncomingTar, str]:
+    def consumed_tars(self) -> dict[IncomingTar, str]:
         """Each consumed tar, and the cycle that consumed it."""
-        return {tar: cycle.id for cycle in self.committed() for tar in cycle.tars}
+        return {tar: cycle.id for cycle in self.committed_cycles() for tar in cycle.tars}
 
-    def digest_of_consumed(self) -> str:
+    def digest_of_consumed_tars(self) -> str:
         """Digest of the contents of all consumed tars."""
-        return hashlib.sha256("\n".join(sorted(tar.sha256 for tar in self.consumed())).encode()).hexdigest()
+        return hashlib.sha256("\n".join(sorted(tar.sha256 for tar in self.consumed_tars())).encode()).hexdigest()
 
-    def plan(self, window: str, tars: Sequence[IncomingTar]) -> RetrainCycle:
-        """Begin the cycle of a window."""
-        assert self.unfinished() is None
+    def begin_cycle(self, window: str, tars: Sequence[IncomingTar]) -> RetrainCycle:
+        """Begin the retraining cycle of a window."""
+        assert self.unfinished_cycle() is None
         attempts = len(list((self.path / _ABANDONED).glob(f"{window}*")))
         cycle = RetrainCycle(f"{window}-{attempts + 1}" if attempts else window, {})
-        facts = {"tars": [asdict(tar) for tar in tars], "watermark": self.digest_of_consumed()}
-        return self.record(cycle, facts)
+        facts = {"tars": [asdict(tar) for tar in tars], "watermark": self.digest_of_consumed_tars()}
+        return self.record_step(cycle, facts)
 
-    def record(self, cycle: RetrainCycle, facts: Facts) -> RetrainCycle:
+    def record_step(self, cycle: RetrainCycle, facts: Facts) -> RetrainCycle:
         """Record the results (plain JSON values) of the next step of a cycle.
 
         Raises:
             RetrainError: at the commit, if another cycle was committed since this one was planned.
         """
         step = cycle.next_step
-        if step == "committed" and cycle.records["planned"]["watermark"] != self.digest_of_consumed():
+        if step == "committed" and cycle.records["planned"]["watermark"] != self.digest_of_consumed_tars():
             raise RetrainError(
                 f"cycle {cycle.id} was planned before another cycle was committed; two have used the ledger "
                 f"{self.path} at one time, so its file system has no locks: set retrain.ledger to a folder on one "
@@ -160,12 +160,12 @@ class RetrainLedger:
         self._folder.write(f"{cycle.id}/{_step_file(step)}", json.dumps(record, indent=1, sort_keys=True).encode())
         return RetrainCycle(cycle.id, {**cycle.records, step: json.loads(json.dumps(record))})
 
-    def discard(self, cycle: RetrainCycle) -> None:
+    def discard_planned_cycle(self, cycle: RetrainCycle) -> None:
         """Delete a cycle that was only planned."""
         assert cycle.last_step == "planned"
         shutil.rmtree(self.path / cycle.id)
 
-    def abandon(self, cycle: RetrainCycle) -> None:
+    def abandon_cycle(self, cycle: RetrainCycle) -> None:
         """Move the records of an unfinished cycle aside; its tars are new again."""
         assert not cycle.is_committed
         aside = self.path / _ABANDONED
@@ -195,6 +195,6 @@ def _step_file(step: str) -> str:
     return f"{STEPS.index(step)}-{step}.json"
 
 
-def _cycle_order(cycle: str) -> tuple[str, int]:
+def _cycle_sort_key(cycle: str) -> tuple[str, int]:
     window, _, attempt = cycle.partition("-")
     return window, int(attempt or 1)

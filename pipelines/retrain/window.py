@@ -11,8 +11,8 @@ _FORMAT = "%Y%m%dT%H%MZ"
 
 
 def window_id(moment: datetime, minutes: int) -> str:
-    """The beginning, as ``20260131T0000Z``, of the window that contains ``moment`` (in UTC); windows of this length
-    follow each other since 1970.
+    """The time, as ``20260131T0000Z`` in UTC, at which the window that contains ``moment`` begins; windows of equal
+    length follow each other from 1970 on.
     """
     period, epoch = timedelta(minutes=minutes), datetime.fromtimestamp(0, UTC)
     return (epoch + (moment - epoch) // period * period).strftime(_FORMAT)

@@ -31,8 +31,8 @@ class AblateConfig(Section):
 
     @field_validator("grid")
     @classmethod
-    def _distinct_values(cls, grid: dict[str, list[Any]]) -> dict[str, list[Any]]:
-        _refuse_shared(grid)
+    def _check_values_distinct(cls, grid: dict[str, list[Any]]) -> dict[str, list[Any]]:
+        _refuse_shared_settings(grid)
         for key, values in grid.items():
             if not values or any(value in values[:n] for n, value in enumerate(values)):
                 raise ValueError(f"{key!r} = {values!r}: name at least one value, and none of them twice")
@@ -40,7 +40,7 @@ class AblateConfig(Section):
 
     @field_validator("seeds")
     @classmethod
-    def _distinct_seeds(cls, seeds: list[int]) -> list[int]:
+    def _check_seeds_distinct(cls, seeds: list[int]) -> list[int]:
         if not seeds or len(set(seeds)) < len(seeds) or min(seeds) < 0:
             raise ValueError(f"{seeds!r}: name at least one seed, none below 0 and none twice")
         return seeds
@@ -64,23 +64,23 @@ class TuneConfig(Section):
 
     @field_validator("space")
     @classmethod
-    def _known_distributions(cls, space: dict[str, dict[str, list[Any]]]) -> dict[str, dict[str, list[Any]]]:
-        _refuse_shared(space)
+    def _check_distributions(cls, space: dict[str, dict[str, list[Any]]]) -> dict[str, dict[str, list[Any]]]:
+        _refuse_shared_settings(space)
         if "train.epochs" in space:
             raise ValueError("'train.epochs' is how long a trial may last; ASHA chooses among equal ones")
         for key, distribution in space.items():
-            if problem := _distribution_problem(distribution):
+            if problem := _describe_distribution_problem(distribution):
                 raise ValueError(f"{key!r} = {distribution!r}: {problem}")
         return space
 
 
-def _refuse_shared(settings: Iterable[str]) -> None:
+def _refuse_shared_settings(settings: Iterable[str]) -> None:
     for key in settings:
         if key.partition(".")[0] in SHARED:
             raise ValueError(f"{key!r} is the same for all trainings of a search; vary other settings")
 
 
-def _distribution_problem(distribution: dict[str, list[Any]]) -> str:
+def _describe_distribution_problem(distribution: dict[str, list[Any]]) -> str:
     if len(distribution) != 1:
         return f"name one distribution: choice, {', '.join(RANGES)}"
     ((kind, values),) = distribution.items()

@@ -19,7 +19,7 @@ _MAX_SLUG = 120
 
 @dataclass(frozen=True)
 class GridCell(Generic[S]):
-    """One combination of a grid.
+    """One combination of the values of a grid's settings.
 
     Attributes:
         slug: readable name, a function of the settings alone, so that a repeated grid finds its cells again.
@@ -44,21 +44,21 @@ def override_settings(config: S, settings: Mapping[str, Any]) -> S:
         ConfigError: a setting that does not exist, or an invalid value or combination.
     """
     tree = config.model_dump(mode="json", exclude_unset=True)
-    for key, value in sorted(settings.items(), key=lambda item: override_order(item[0])):
+    for key, value in sorted(settings.items(), key=lambda item: override_sort_key(item[0])):
         *parents, leaf = key.split(".")
         node: Any = tree
         for step in parents:
             node = node.setdefault(step, {})
             if not isinstance(node, dict):
                 raise ConfigError(f"unknown key {key!r}: {step!r} is a value, not a section")
-        if leaf == "kind" and (part := new_part(config, key, value)) is not None:
+        if leaf == "kind" and (part := settings_class_of_part(config, key, value)) is not None:
             for name in node.keys() - part.model_fields.keys():
                 del node[name]
         node[leaf] = value
     return parse(type(config), tree)
 
 
-def new_part(config: Section, key: str, kind: str) -> type[Part] | None:
+def settings_class_of_part(config: Section, key: str, kind: str) -> type[Part] | None:
     """The settings class of the part that ``key = kind`` would choose; None if ``key`` is not the kind of a part.
 
     Raises:
@@ -86,7 +86,7 @@ def grid_cells(config: S, grid: Mapping[str, Sequence[Any]], setting: str) -> li
 
 
 def check_grid(config: Section, grid: Mapping[str, Sequence[Any]], setting: str) -> None:
-    """Raise as ``grid_cells`` does. Stops at the first valid combination."""
+    """Raise the errors of ``grid_cells``. Stops at the first valid combination."""
     refused: dict[str, None] = {}
     for cell in _grid_cells(config, grid, setting):
         if cell.config is not None:
@@ -110,13 +110,13 @@ def first_valid_cells(
         )
 
 
-def override_order(key: str) -> tuple[bool, int]:
+def override_sort_key(key: str) -> tuple[bool, int]:
     """Sort key: a part's kind comes before its other settings, an outer part's before an inner one's."""
     return not key.endswith(".kind"), key.count(".") if key.endswith(".kind") else 0
 
 
-def short_name(key: str) -> str:
-    """The setting's name in tables.
+def short_setting_name(key: str) -> str:
+    """The name of a setting in tables.
 
     >>> short("model.fusion.kind"), short("train.optimizer.head_lr"), short("seed")
     ('fusion', 'optimizer.head_lr', 'seed')
@@ -125,7 +125,7 @@ def short_name(key: str) -> str:
 
 
 def format_value(value: Any) -> str:
-    """The value as text in tables, names and command lines."""
+    """The value of a setting as text in tables, names and command lines."""
     return value if isinstance(value, str) else json.dumps(value)
 
 
@@ -135,7 +135,7 @@ def combination_name(settings: Mapping[str, Any]) -> str:
     >>> combination_name({"model.topology.kind": "dual", "model.fusion.width": 64})
     'fusion.width-64-topology-dual'
     """
-    whole = "-".join(f"{short_name(key)}-{format_value(value)}" for key, value in sorted(settings.items()))
+    whole = "-".join(f"{short_setting_name(key)}-{format_value(value)}" for key, value in sorted(settings.items()))
     safe = re.sub(r"[^A-Za-z0-9_.\-]+", "_", whole)[:_MAX_SLUG]
     if safe == whole:
         return safe
@@ -148,7 +148,7 @@ def _grid_cells(config: S, grid: Mapping[str, Sequence[Any]], setting: str) -> I
     for key, values in grid.items():
         for value in values if key.endswith(".kind") else []:
             try:
-                new_part(config, key, value)
+                settings_class_of_part(config, key, value)
             except ConfigError as error:
                 raise ConfigError(f"{setting}: {key}: {error}") from None
     for values in itertools.product(*grid.values()):

@@ -12,8 +12,8 @@ from matplotlib.patches import Rectangle
 
 from pipelines.report.training_pictures import BLUE, GREY, VERMILLION, style_axes
 from pipelines.search.config import TuneConfig
-from pipelines.search.grid import GridCell, format_value, short_name
-from pipelines.search.results import SearchTrial, TrainingResult, sample_deviation
+from pipelines.search.grid import GridCell, format_value, short_setting_name
+from pipelines.search.results import SearchTrial, TrainingResult, sample_standard_deviation
 
 _BLUES = LinearSegmentedColormap.from_list("scores", ["#EAF3FA", "#9ECAE1", BLUE, "#08306B"])
 
@@ -37,14 +37,16 @@ def draw_ablation(
     statuses = {cell.slug: results[cell.slug, seeds[-1]].status for cell in cells}
     title = f"{metric.capitalize()}, mean" + (f" of {len(seeds)} seeds ± standard deviation" if len(seeds) > 1 else "")
     if len(varied) == 2:
-        return _heat_map(grid, varied[0], varied[1], cells, scores, statuses, title)
-    return _dot_plot(varied or list(grid), cells, scores, statuses, metric)
+        return _draw_heat_map(grid, varied[0], varied[1], cells, scores, statuses, title)
+    return _draw_dot_plot(varied or list(grid), cells, scores, statuses, metric)
 
 
 def draw_trials(
     config: TuneConfig, trials: Sequence[SearchTrial], results: Mapping[int, TrainingResult], metric: str
 ) -> Figure:
-    """The score against each setting of the space. Full dots were trained to the end, hollow ones stopped early."""
+    """Draw the score of each trial against each setting of the search space. Full dots were trained to the end, hollow
+    ones stopped early.
+    """
     shown = [(trial, result) for trial in trials if (result := results[trial.number]).score is not None]
     columns = min(3, len(config.space))
     lines = -(-len(config.space) // columns)
@@ -75,7 +77,7 @@ def draw_trials(
                 [x_position(best[0])], [best[1].score or 0.0], s=190, facecolors="none", edgecolors=VERMILLION,
                 linewidths=2, label=f"best: trial {best[0].number + 1}, {best[1].score:.4f}", zorder=3,
             )  # fmt: skip
-        axes.set_xlabel(short_name(key))
+        axes.set_xlabel(short_setting_name(key))
         style_axes(axes)
     for axes in list(figure.axes)[len(config.space) :]:
         axes.set_axis_off()
@@ -86,7 +88,7 @@ def draw_trials(
     return figure
 
 
-def _heat_map(
+def _draw_heat_map(
     grid: Mapping[str, Sequence[Any]],
     down: str,
     across: str,
@@ -102,7 +104,7 @@ def _heat_map(
         x_position = rows.index(cell.settings[down]), columns.index(cell.settings[across])
         if values := scores[cell.slug]:
             means[x_position] = np.mean(values)
-            deviation = sample_deviation(values)
+            deviation = sample_standard_deviation(values)
             notes[x_position] = f"{means[x_position]:.4f}" + ("" if deviation is None else f"\n± {deviation:.4f}")
         else:
             notes[x_position] = statuses[cell.slug]
@@ -127,8 +129,8 @@ def _heat_map(
         )  # fmt: skip
     axes.set_xticks(range(len(columns)), [format_value(value) for value in columns])
     axes.set_yticks(range(len(rows)), [format_value(value) for value in rows])
-    axes.set_xlabel(short_name(across))
-    axes.set_ylabel(short_name(down))
+    axes.set_xlabel(short_setting_name(across))
+    axes.set_ylabel(short_setting_name(down))
     axes.set_title(title, fontsize=11, loc="left")
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
@@ -140,7 +142,7 @@ def _heat_map(
     return figure
 
 
-def _dot_plot(
+def _draw_dot_plot(
     keys: Sequence[str],
     cells: Sequence[GridCell[Any]],
     scores: Mapping[str, Sequence[float]],
@@ -166,7 +168,9 @@ def _dot_plot(
         elif known:
             style: dict[str, Any] = {"va": "center", "color": GREY, "fontsize": 9, "style": "italic"}
             axes.text(0.5, row, statuses[cell.slug], transform=axes.get_yaxis_transform(), ha="center", **style)
-    names = ["  ".join(f"{short_name(key)} {format_value(cell.settings[key])}" for key in keys) for cell in ordered]
+    names = [
+        "  ".join(f"{short_setting_name(key)} {format_value(cell.settings[key])}" for key in keys) for cell in ordered
+    ]
     axes.set_yticks(range(len(ordered)), names)
     axes.set_ylim(-0.6, len(ordered) - 0.4)
     axes.set_xlabel(metric)

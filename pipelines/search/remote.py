@@ -21,7 +21,8 @@ def run_remotely(function: Callable[..., Any], *arguments: Any) -> ObjectRef[Any
 
 
 def run_parallel(function: Callable[[T], Any], items: Sequence[T], at_once: int) -> Iterator[tuple[T, Any]]:
-    """``(item, function(item))`` in the order in which they finish, ``at_once`` of them at a time.
+    """Call a function for each item in another process, ``at_once`` at a time, and yield ``(item, result)`` in the
+    order in which they finish.
 
     Yields:
         the exception in place of a result, if the process died.

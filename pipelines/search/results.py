@@ -44,7 +44,7 @@ class TrainingResult:
     seconds: float = 0.0
 
     @property
-    def done(self) -> bool:
+    def is_done(self) -> bool:
         """Whether a repeated job can skip this training."""
         return self.status in ("finished", "stopped", "refused")
 
@@ -120,6 +120,6 @@ def count_parameters(model: str) -> int:
         return sum(parameter.numel() for parameter in VLModel(VLConfig.from_pretrained(model)).parameters())
 
 
-def sample_deviation(scores: Sequence[float]) -> float | None:
+def sample_standard_deviation(scores: Sequence[float]) -> float | None:
     """Sample standard deviation; None of fewer than two."""
     return statistics.stdev(scores) if len(scores) > 1 else None

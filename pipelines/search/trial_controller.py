@@ -23,14 +23,14 @@ class TrialController:
         self._stopped = False
 
     async def report_epoch(self, epoch: int, score: float) -> bool:
-        """For the training, after ``epoch``: wait for the search's decision. Returns whether training continues."""
+        """Called by the training after ``epoch``: wait for the search's decision. Returns whether to continue."""
         async with self._changed:
             self._reported_epoch, self._score = epoch, score
             self._changed.notify_all()
             await self._changed.wait_for(lambda: self._stopped or self._allowed_epoch >= epoch)
             return not self._stopped
 
-    async def next_epoch(self, epoch: int) -> tuple[int, float]:
+    async def wait_for_next_epoch(self, epoch: int) -> tuple[int, float]:
         """Called by the search: let the training continue after ``epoch``, and wait until it reports a later epoch.
 
         Returns:
@@ -50,5 +50,5 @@ class TrialController:
 
 
 def create_trial_controller() -> ActorHandle[Any]:
-    """A controller for one training; the actor ends with its handle."""
+    """Start the controller of one training, an actor that ends when its handle is dropped."""
     return cast("ActorHandle[Any]", ray.remote(num_cpus=0, scheduling_strategy="DEFAULT")(TrialController).remote())

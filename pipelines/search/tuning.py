@@ -19,7 +19,7 @@ from ray.tune.search.basic_variant import BasicVariantGenerator
 
 from pipelines.search.config import TuneConfig
 from pipelines.search.errors import SearchError
-from pipelines.search.grid import format_value, short_name
+from pipelines.search.grid import format_value, short_setting_name
 from pipelines.search.remote import run_remotely
 from pipelines.search.results import SearchTrial, TrainingResult
 from pipelines.search.trial_controller import create_trial_controller
@@ -55,12 +55,12 @@ def run_search(train: Train, config: TuneConfig, folder: str, seed: int, epochs:
     # The trial's process only waits, and Tune requires that it reserves something.
     trainable = tune.with_resources(tune.with_parameters(_SearchTrainable, train=train), {"CPU": 0.01})
     if tune.Tuner.can_restore(folder):
-        tuner = tune.Tuner.restore(folder, trainable, resume_errored=True, param_space=tune_space(config))
+        tuner = tune.Tuner.restore(folder, trainable, resume_errored=True, param_space=to_tune_space(config))
     else:
         storage, _, name = folder.rpartition("/")
         tuner = tune.Tuner(
             trainable,
-            param_space=tune_space(config),
+            param_space=to_tune_space(config),
             tune_config=tune.TuneConfig(
                 metric=SCORE,
                 mode="max",
@@ -72,7 +72,7 @@ def run_search(train: Train, config: TuneConfig, folder: str, seed: int, epochs:
                     grace_period=min(config.grace_epochs, epochs),
                     reduction_factor=config.reduction,
                 ),
-                trial_dirname_creator=_folder_of,
+                trial_dirname_creator=_trial_folder_name,
             ),
             run_config=tune.RunConfig(
                 name=name,
@@ -90,13 +90,15 @@ def run_search(train: Train, config: TuneConfig, folder: str, seed: int, epochs:
             "the trained models are stored beside it"
         )
     trials = [
-        SearchTrial(int(PurePosixPath(result.path).name), plain_settings(result.config or {}), str(result.error or ""))
+        SearchTrial(
+            int(PurePosixPath(result.path).name), to_plain_settings(result.config or {}), str(result.error or "")
+        )
         for result in (results[n] for n in range(len(results)))
     ]
     return sorted(trials, key=lambda trial: trial.number)
 
 
-def tune_space(config: TuneConfig) -> dict[str, Any]:
+def to_tune_space(config: TuneConfig) -> dict[str, Any]:
     """The search space as Tune's distributions."""
     return {
         key: tune.choice(values) if kind == "choice" else getattr(tune, kind)(*values)
@@ -105,8 +107,8 @@ def tune_space(config: TuneConfig) -> dict[str, Any]:
     }
 
 
-def plain_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Samples as settings: Python numbers, rounded so that they can be read and typed."""
+def to_plain_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Sampled values as settings: Python numbers, rounded so that they can be read and typed."""
     values = {key: value.item() if isinstance(value, np.generic) else value for key, value in settings.items()}
     return {key: float(f"{v:.{_DIGITS}g}") if isinstance(v, float) else v for key, v in values.items()}
 
@@ -115,7 +117,7 @@ class _SearchTrainable(tune.Trainable):
     """A trial of Tune. The training runs in another process, outside the trial's placement group."""
 
     def setup(self, config: dict[str, Any], train: Train) -> None:  # type: ignore[override]
-        self._train, self._settings = train, plain_settings(config)
+        self._train, self._settings = train, to_plain_settings(config)
         self._epoch = 0
         self._training: ObjectRef[Any] | None = None
 
@@ -126,7 +128,7 @@ class _SearchTrainable(tune.Trainable):
             self._training = run_remotely(
                 self._train, _trial_number(self.trial_id), self._settings, self._trial_controller
             )
-        next_epoch: ObjectRef[Any] = self._trial_controller.next_epoch.remote(self._epoch)
+        next_epoch: ObjectRef[Any] = self._trial_controller.wait_for_next_epoch.remote(self._epoch)
         (ready, *_), _ = ray.wait([next_epoch, self._training], num_returns=1)
         if ready == next_epoch:
             self._epoch, score = ray.get(next_epoch)
@@ -153,7 +155,7 @@ class _EpochPrinter(tune.Callback):
         if result.get("done") and SCORE not in result:
             return
         settings = "  ".join(
-            f"{short_name(key)}={format_value(value)}" for key, value in plain_settings(trial.config).items()
+            f"{short_setting_name(key)}={format_value(value)}" for key, value in to_plain_settings(trial.config).items()
         )
         print(
             f"tune  trial {_trial_number(trial.trial_id) + 1} of {self._samples}  epoch {result['epoch']}  "
@@ -163,9 +165,9 @@ class _EpochPrinter(tune.Callback):
 
 
 def _trial_number(trial_id: str) -> int:
-    """Tune's ids are of the form 1f3ab_00007."""
+    """The number of a trial, from its id of the form 1f3ab_00007."""
     return int(trial_id.rpartition("_")[2])
 
 
-def _folder_of(trial: Any) -> str:
+def _trial_folder_name(trial: Any) -> str:
     return str(_trial_number(trial.trial_id))

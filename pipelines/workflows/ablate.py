@@ -9,7 +9,7 @@ from pipelines.search.grid import GridCell, grid_cells
 from pipelines.search.pictures import draw_ablation
 from pipelines.search.remote import run_parallel
 from pipelines.search.results import TrainingResult
-from pipelines.search.table import Row, ablation_rows, describe_status
+from pipelines.search.table import Row, ablation_table_rows, describe_training_status
 from pipelines.train import run_folder
 from pipelines.workflows import training_data
 from pipelines.workflows.cluster import connected_to_cluster
@@ -57,7 +57,7 @@ def run(work: Workspace) -> list[Row]:
         training_data.record_data(work, index, tracker)
         context = SearchContext(work.run_folder, tracker.run_id, work.index_versions())
         records |= _train_all_cells(work, cells, context)
-        rows = ablation_rows(cells, seeds, records, metric)
+        rows = ablation_table_rows(cells, seeds, records, metric)
         publish_results(work, tracker, "ablation", rows, draw_ablation(grid, cells, seeds, records, metric))
     if failed := [f"{slug} seed {seed}: {r.reason}" for (slug, seed), r in records.items() if r.status == "failed"]:
         raise SearchError(
@@ -95,5 +95,5 @@ def _train_all_cells(work: Workspace, cells: list[GridCell[JobConfig]], context:
 
 def _describe_result(record: TrainingResult, metric: str) -> str:
     if record.score is None:
-        return describe_status(record)
+        return describe_training_status(record)
     return f"{metric} {record.score:.4f}  {record.images_per_s:.0f} images/s  {record.seconds:.0f} s"

@@ -62,7 +62,7 @@ def fit(
     if line := text_lengths(training, processor, str(folder)).describe(processor.config, work.config.processor):
         print(f"{label}  {line}", flush=True)
     if not (folder / FILE).is_file():
-        Baselines.of_training(index, training, processor.tasks, processor.normalizer).save(folder)
+        Baselines.learn_from_training_split(index, training, processor.tasks, processor.normalizer).save(folder)
     checkpoint.check_bases(work.run_folder)
     _restore_record(work, tracker)
     tracker.log_params(dump(work.config), volatile=work.config.volatile())

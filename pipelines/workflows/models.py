@@ -43,7 +43,7 @@ def choose_model(work: Workspace) -> ChosenModel:
         return ChosenModel(Path(name).absolute(), work.config.tracking.model_name, "0", "")
     if name == CHAMPION:
         return _as_chosen_model(work.registry.champion())
-    version = work.registry.version(name) if name else work.registry.newest(work.config.name)
+    version = work.registry.version(name) if name else work.registry.newest_version_of_run(work.config.name)
     if version is None:
         raise CheckpointError(
             f"run {work.config.name!r} has registered no model; run the train job first, or set evaluate.model to "
@@ -56,8 +56,8 @@ def score_of(report: TaskReport, index: Index) -> VersionScore:
     """The score by which the gate compares models."""
     low, high = report.interval or (None, None)
     return VersionScore(
-        report.metric, report.value, report.baseline, index.hash, report.split, report.rows, low, high, report.relation,
-        report.verdict,
+        report.metric, report.value, report.best_baseline_value, index.hash, report.split, report.rows, low, high,
+        report.relation_to_baselines, report.baseline_verdict,
     )  # fmt: skip
 
 

@@ -17,9 +17,9 @@ from PIL import Image
 
 from pipelines.data.index.index import Index
 from pipelines.errors import DataError
-from pipelines.evaluate.answered import answered_rows
+from pipelines.evaluate.answered import parse_answered_rows
 from pipelines.evaluate.assess import TaskAssessment
-from pipelines.evaluate.examples import image_bytes
+from pipelines.evaluate.examples import read_image_bytes
 from pipelines.registry.own_examples import AskedText, OwnExample
 from vlmodel.images.pillow import open_image
 from vlmodel.inference import Predictor
@@ -66,7 +66,7 @@ def _examples_of_task(
     found, left_out = list[OwnExample](), Counter[str]()
     for (split, key), rows in _samples(assessment.answers, task, assessment)[:_TRIED]:
         try:
-            found.append(_example(predictor, assessment, image_bytes(key, index, split), rows))
+            found.append(_example(predictor, assessment, read_image_bytes(key, index, split), rows))
         except _NoExampleError as reason:
             left_out[str(reason)] += 1
         except DataError:
@@ -80,7 +80,7 @@ def _samples(answers: pa.Table, task: Task, assessment: TaskAssessment) -> list[
     """(split, key) of each sample with some of its rows that were answered right (of all rows, where none was), in
     random order, those with the most texts first.
     """
-    judged = task.examples(answered_rows(answers), assessment.normalizer)
+    judged = task.examples(parse_answered_rows(answers), assessment.normalizer)
     chosen = [row for row in judged if row.right is not False] or judged
     splits, keys, texts = (answers[name].to_pylist() for name in ("split", "key", "text"))
     by_sample: defaultdict[tuple[str, str], dict[str, int]] = defaultdict(dict)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from pipelines.data.index.build import build_index
-from pipelines.evaluate.predict import collect_tables, predict_dataset, write_tables
+from pipelines.evaluate.predict import iterate_answer_tables, predict_dataset, write_answer_tables
 from pipelines.workflows import feature_cache, models
 from pipelines.workflows.cluster import connected_to_cluster
 from pipelines.workflows.workspace import Workspace
@@ -26,7 +26,7 @@ def run(work: Workspace) -> Path:
         answers = predict_dataset(str(chosen.folder), source, work.config.predict, work.config.stream, task)
         tasks = VLProcessor.from_pretrained(chosen.folder).tasks
         samples = index.count(tasks[task or next(iter(tasks))].can_answer, split)
-        rows, cut = write_tables(collect_tables(answers, "predict", samples), out)
+        rows, cut = write_answer_tables(iterate_answer_tables(answers, "predict", samples), out)
     note = f", {cut} of them to texts that were cut, as they have more tokens than the model takes" if cut else ""
     print(f"{rows} answers of {chosen.name} version {chosen.version}{note}: {out}", flush=True)
     return out

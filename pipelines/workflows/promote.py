@@ -32,7 +32,7 @@ def run(work: Workspace, new: Index | None = None) -> GateDecision | None:
         print(f"{former.name} version {former.version} is the champion again", flush=True)
         return None
     version = work.config.evaluate.model
-    candidate = registry.version(version) if version else registry.newest(work.config.name)
+    candidate = registry.version(version) if version else registry.newest_version_of_run(work.config.name)
     if candidate is None:
         raise RegistryError(f"run {work.config.name!r} has registered no model; run the train job first")
     champion = registry.find()
@@ -48,7 +48,8 @@ def run(work: Workspace, new: Index | None = None) -> GateDecision | None:
         decision = apply_decision(registry, replace(decision, forced=work.config.registry.force), tracker)
     verdict = "is the champion" if decision.promote else "was not promoted"
     print(
-        f"{report.checks_table(decision)}\n{candidate.name} version {candidate.version} {verdict}: {decision.reason}",
+        f"{report.format_checks_table(decision)}\n"
+        f"{candidate.name} version {candidate.version} {verdict}: {decision.reason}",
         flush=True,
     )
     if not decision.promote:

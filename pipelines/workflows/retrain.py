@@ -6,8 +6,8 @@ import contextlib
 import functools
 from datetime import UTC, datetime
 
-from pipelines.retrain.cycle import Step, WindowOutcome, run_window
-from pipelines.retrain.errors import BusyError
+from pipelines.retrain.cycle import Step, WindowOutcome, run_retraining_window
+from pipelines.retrain.errors import RetrainingBusyError
 from pipelines.retrain.ledger import Facts, RetrainCycle
 from pipelines.retrain.window import window_id
 from pipelines.workflows import retrain_steps
@@ -39,13 +39,13 @@ def run(work: Workspace) -> WindowOutcome | None:
             for name, step in retrain_steps.STEP_FUNCTIONS.items()
         }
         try:
-            with ledger.locked():
-                outcome = run_window(
+            with ledger.hold_lock():
+                outcome = run_retraining_window(
                     ledger, window, functools.partial(retrain_steps.find_unconsumed_tars, work), steps,
                     min_tars=settings.min_tars, abandon=settings.abandon,
                     dropped=functools.partial(retrain_steps.delete_copied_tars, work), report=retrain_steps.print_line,
                 )  # fmt: skip
-        except BusyError as error:
+        except RetrainingBusyError as error:
             retrain_steps.print_line(f"{error}; window {window} is left to it")
             return None
     if outcome.reason:

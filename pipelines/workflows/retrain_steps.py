@@ -21,7 +21,12 @@ from pipelines.registry.versions import CHALLENGER, ModelVersion
 from pipelines.report.progress import Progress
 from pipelines.retrain import drift
 from pipelines.retrain.errors import RetrainError
-from pipelines.retrain.incoming import check_copies, copy_tars, count_shared_inputs, find_new_tars
+from pipelines.retrain.incoming import (
+    check_tars_copied_unchanged,
+    copy_tars,
+    count_inputs_shared_with_evaluation,
+    find_new_tars,
+)
 from pipelines.retrain.ledger import Facts, IncomingTar, RetrainCycle, RetrainLedger
 from pipelines.serve.deployment import deploy
 from pipelines.storage.folder import Folder
@@ -56,7 +61,7 @@ def find_unconsumed_tars(work: Workspace) -> list[IncomingTar]:
         for index in (evaluation_index, *training_data.open_indexes(work, evaluation_index, newest=True).values())
     }
     known = {shard.sha256: f"{shard.name} of {index.tars}" for index in old.values() for shard in index.shards}
-    return find_new_tars(_incoming_folder(work), open_ledger(work).consumed(), known, print_line)
+    return find_new_tars(_incoming_folder(work), open_ledger(work).consumed_tars(), known, print_line)
 
 
 def delete_copied_tars(work: Workspace, cycle: RetrainCycle) -> None:
@@ -64,7 +69,7 @@ def delete_copied_tars(work: Workspace, cycle: RetrainCycle) -> None:
     _incoming_folder(work).remove_folder(_copied_tars_subfolder(work, cycle))
 
 
-def check_new_data(work: Workspace, cycle: RetrainCycle) -> Facts:
+def check_not_worse_on_new_data(work: Workspace, cycle: RetrainCycle) -> Facts:
     """Take and index the new tars, compare them with those of the cycle before, choose what to train on and from.
 
     Raises:
@@ -76,7 +81,7 @@ def check_new_data(work: Workspace, cycle: RetrainCycle) -> Facts:
     with Progress("index") as progress:
         new = build_index(_copied_tars_folder(work, cycle), work.config.data.index, report_progress=progress)
     print(new.report(), flush=True)
-    check_copies(new, cycle.tars)
+    check_tars_copied_unchanged(new, cycle.tars)
     evaluation_index = work.newest_index()
     if not evaluation_index.counts()[HOLD_OUT]:
         raise DataError(
@@ -87,11 +92,11 @@ def check_new_data(work: Workspace, cycle: RetrainCycle) -> Facts:
             of_task = f" of task {name!r}" if name else ""
             raise DataError(f"no training sample of {new.tars} has {task.learns_from}, which the model{of_task} reads")
 
-    statistics = drift.collect_statistics(new)
+    statistics = drift.collect_split_statistics(new)
     before, compared_with = _statistics_before(work, evaluation_index)
     divergence = drift.statistic_divergences(before, statistics)
-    drift.check_limit(divergence, work.config.retrain.max_drift, compared_with, f"cycle {cycle.id}")
-    shared = count_shared_inputs(new, evaluation_index, HOLD_OUT)
+    drift.check_drift_limit(divergence, work.config.retrain.max_drift, compared_with, f"cycle {cycle.id}")
+    shared = count_inputs_shared_with_evaluation(new, evaluation_index, HOLD_OUT)
     for name, count in sorted(shared.items()):
         if count:
             whose = f"have the {name} of a hold-out sample"
@@ -200,7 +205,7 @@ def record_cycle(work: Workspace, cycle: RetrainCycle) -> Facts:
 
 
 STEP_FUNCTIONS: dict[str, Callable[[Workspace, RetrainCycle], Facts]] = {
-    "checked": check_new_data,
+    "checked": check_not_worse_on_new_data,
     "trained": train_candidate,
     "evaluated": evaluate_both_models,
     "gated": run_gate,
@@ -231,9 +236,9 @@ def _copied_tars_folder(work: Workspace, cycle: RetrainCycle) -> str:
 
 def _statistics_before(work: Workspace, evaluation_index: Index) -> tuple[drift.Statistics, str]:
     """The statistics that new data are compared with: of the last cycle, else of the old data."""
-    if before := open_ledger(work).committed():
+    if before := open_ledger(work).committed_cycles():
         return before[-1].records["checked"]["statistics"], f"cycle {before[-1].id}"
-    return drift.collect_statistics(evaluation_index), evaluation_index.tars
+    return drift.collect_split_statistics(evaluation_index), evaluation_index.tars
 
 
 def _choose_initial_model(work: Workspace, new: Index) -> tuple[str, str]:
@@ -270,7 +275,7 @@ def _choose_training_mix(
     if weights := {name: source.weight for name, source in work.config.data.mix.items() if source.weight is not None}:
         sizes = {name: sum(sizes.values()) * weight / sum(weights.values()) for name, weight in weights.items()}
     places = {name: {"tars": index.tars, "inputs": index.scan["inputs"]} for name, index in old.items()}
-    for past in open_ledger(work).committed():
+    for past in open_ledger(work).committed_cycles():
         sizes[_source_name(past)] = float(past.records["checked"]["counts"]["train"])
         checked = past.records["checked"]
         places[_source_name(past)] = {"tars": checked["tars"], "inputs": checked.get("inputs", list(PAIRS))}
@@ -317,7 +322,7 @@ def _holdout_scores(
     results = assess_model(str(folder), source, index, work.config.predict, work.config.stream, examples=0)
     return {
         one.task: {
-            "metric": one.report.metric, "value": one.report.value, "floor": one.report.baseline,
+            "metric": one.report.metric, "value": one.report.value, "floor": one.report.best_baseline_value,
             "rows": one.report.rows, "index": index.hash,
         }
         for one in results

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from pipelines.registry.errors import RegistryError
-from pipelines.registry.gate.stored import check_schema
+from pipelines.registry.gate.stored import check_same_schema
 from pipelines.registry.registry import Registry
 from pipelines.registry.versions import CHAMPION, LocalModel
 from pipelines.serve.config import ServeConfig
@@ -76,7 +76,7 @@ def _print_line(line: str) -> None:
 def _compatible_challenger(registry: Registry, champion: LocalModel) -> Mapping[str, str]:
     """The challenger, that can be asked what the champion is asked."""
     model = registry.challenger()
-    schema = check_schema(model, champion)
+    schema = check_same_schema(model, champion)
     if not schema.passed:
         raise RegistryError(
             f"challenger (version {model.version}) and champion (version {champion.version}) of {model.name!r} cannot "

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from pipelines.data.index.index import Index
-from pipelines.evaluate.assess import assess_model, check_evaluable, log_assessment
+from pipelines.evaluate.assess import assess_model, check_data_is_evaluable, log_assessment
 from pipelines.evaluate.model_card import model_card
 from pipelines.registry.versions import ModelVersion
 from pipelines.tracking.provenance import flatten_settings, has_dotted_prefix
@@ -56,8 +56,8 @@ def open_checked_index(work: Workspace) -> Index:
     indexes = training_data.open_indexes(work, index)
     training_data.check_inputs(work, indexes)
     training_data.check_knowledge(work)
-    training_data.check_learnable(work, indexes)
-    check_evaluable(index, work.config.model.task.tasks(), _evaluation_split(index))
+    training_data.check_baselines_are_learnable(work, indexes)
+    check_data_is_evaluable(index, work.config.model.task.tasks(), _evaluation_split(index))
     return index
 
 
@@ -75,7 +75,7 @@ def open_index(work: Workspace) -> Index:
             f"train.patience={train.patience} ends a training by its validation figures, and {index.tars} has "
             "no validation split; set data.index.validation_fraction and index again, or patience=0"
         )
-    check_evaluable(index, {}, "")
+    check_data_is_evaluable(index, {}, "")
     return index
 
 

@@ -15,7 +15,7 @@ from pipelines.data.stream.mixture import MixturePlan
 from pipelines.data.stream.plan import SampleOrder
 from pipelines.data.tars.inputs import needed_inputs
 from pipelines.errors import DataError
-from pipelines.evaluate.assess import check_evaluable
+from pipelines.evaluate.assess import check_data_is_evaluable
 from pipelines.knowledge.build import content_hash
 from pipelines.knowledge.errors import KnowledgeError
 from pipelines.knowledge.opened import open_linker
@@ -105,7 +105,7 @@ def check_knowledge(work: Workspace) -> None:
     open_linker(work.fact_source).check(knowledge.link)
 
 
-def check_learnable(work: Workspace, training_indexes: Mapping[str, Index]) -> None:
+def check_baselines_are_learnable(work: Workspace, training_indexes: Mapping[str, Index]) -> None:
     """Refuse data of which a task learns nothing.
 
     Args:
@@ -169,7 +169,7 @@ def check_judged(work: Workspace, evaluation_index: Index) -> None:
         ("registry.gate.split", work.config.registry.gate.split),
     ):
         try:
-            check_evaluable(evaluation_index, work.config.model.task.tasks(), split)
+            check_data_is_evaluable(evaluation_index, work.config.model.task.tasks(), split)
         except DataError as error:
             questions, captions = (evaluation_index.count(partial(_have, name)) for name in ("questions", "captions"))
             if hint := task_hint(work, questions, captions):

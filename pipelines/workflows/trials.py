@@ -98,7 +98,7 @@ def shared_metric(cells: Iterable[GridCell[JobConfig]], setting: str) -> str:
 def train_one(config: JobConfig, context: SearchContext, trial_controller: Any = None) -> TrainingResult:
     """Train to the end and record the result, unless a result is recorded already. An error is recorded too."""
     results = TrainingResults(context.folder)
-    if (earlier := results.read(config.name)) is not None and earlier.done:
+    if (earlier := results.read(config.name)) is not None and earlier.is_done:
         return earlier
     begun = time.perf_counter()
 

@@ -11,7 +11,7 @@ from pipelines.search.errors import SearchError
 from pipelines.search.grid import check_grid, first_valid_cells, format_value, override_settings
 from pipelines.search.pictures import draw_trials as picture
 from pipelines.search.results import TrainingResult, TrainingResults
-from pipelines.search.table import Row, tune_rows
+from pipelines.search.table import Row, tuning_table_rows
 from pipelines.search.tuning import run_search
 from pipelines.train import run_folder
 from pipelines.workflows import training_data
@@ -58,7 +58,7 @@ def run(work: Workspace) -> list[Row]:
             trial.number: saved.read(trial_name(work.config, trial.number)) or TrainingResult("failed", trial.error)
             for trial in completed
         }
-        rows = tune_rows(completed, records, metric)
+        rows = tuning_table_rows(completed, records, metric)
         publish_results(work, tracker, "tuning", rows, picture(work.config.tune, completed, records, metric))
         best = max(completed, key=lambda trial: records[trial.number].score or -1.0)
         if (score := records[best.number].score) is not None:

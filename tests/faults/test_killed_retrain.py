@@ -122,11 +122,11 @@ class Retraining:
 
     def done(self) -> str:
         """The last step of the unfinished cycle that is recorded."""
-        unfinished = self.ledger.unfinished()
+        unfinished = self.ledger.unfinished_cycle()
         return unfinished.last_step if unfinished else ""
 
-    def consumed(self) -> Counter[str]:
-        return Counter(tar.name for cycle in self.ledger.committed() for tar in cycle.tars)
+    def consumed_tars(self) -> Counter[str]:
+        return Counter(tar.name for cycle in self.ledger.committed_cycles() for tar in cycle.tars)
 
 
 @pytest.fixture(scope="module")
@@ -177,7 +177,7 @@ def test_a_retraining_that_is_killed_at_every_boundary_happens_once(retraining: 
 
     (cycle,) = retraining.ledger.cycles()
     assert cycle.is_committed
-    assert retraining.consumed() == {"a.tar": 1, "b.tar": 1}
+    assert retraining.consumed_tars() == {"a.tar": 1, "b.tar": 1}
     assert cycle.records["trained"]["version"] == retraining.champion == retraining.served == "2"
     # Of three trainings that were begun or done again there is one version, and it was promoted once, over the first.
     assert retraining.promotions() == {"1": True, "2": True}
@@ -196,9 +196,9 @@ def test_missed_windows_are_one_cycle_and_a_worse_candidate_changes_nothing(retr
     for seed, name in enumerate(("tuesday", "wednesday", "thursday")):
         drop(retraining.incoming, name, 10 + seed, wrong)
     said = retraining.finish(f"retrain.window={FRIDAY}")
-    cycle = retraining.ledger.committed()[-1]
+    cycle = retraining.ledger.committed_cycles()[-1]
     assert (cycle.id, len(cycle.tars)) == (FRIDAY, 3)
-    assert set(retraining.consumed().values()) == {1}
+    assert set(retraining.consumed_tars().values()) == {1}
     candidate = cycle.records["trained"]["version"]
     assert not cycle.records["gated"]["promoted"]
     assert "better on the hold-out" in cycle.records["gated"]["reason"]

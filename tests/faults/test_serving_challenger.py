@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 
 from pipelines.records.comparisons import Comparison, read_comparisons
-from pipelines.registry.config import GateConfig, LiveConfig
-from pipelines.registry.gate.live import live_checks
+from pipelines.registry.config import GateConfig, LiveTrafficConfig
+from pipelines.registry.gate.live import check_live_traffic
 from pipelines.serve.challenger import deployment as challenger_deployment
 from pipelines.serve.deployment import deploy
 from pipelines.workflows.config import JobConfig
@@ -88,17 +88,17 @@ def test_dead_or_hung_challenger_loses_no_answer(tmp_path: Path, mode: str) -> N
     assert any(comparison.fallback for comparison in compared) == (mode == "canary")
     # The gate sees it, and a service that nothing disturbed would have passed.
     strict, lenient = (settings(service.config, records, share) for share in (0.0, 1.0))
-    checks = {check.name: check for check in live_checks("vlmodel", "2", "1", strict)[0]}
+    checks = {check.name: check for check in check_live_traffic("vlmodel", "2", "1", strict)[0]}
     print("\n".join(f"  {check.name}: {check.measured}, required {check.required}" for check in checks.values()))
     assert checks["live traffic"].passed
     assert checks["live errors"].passed is False
     assert checks["live latency p50"].measured
-    by_name = {check.name: check.passed for check in live_checks("vlmodel", "2", "1", lenient)[0]}
+    by_name = {check.name: check.passed for check in check_live_traffic("vlmodel", "2", "1", lenient)[0]}
     assert by_name["live errors"]
 
 
 def settings(config: JobConfig, records: Path, errors: float) -> GateConfig:
-    live = LiveConfig(folder=str(records), requests=20, errors=errors)
+    live = LiveTrafficConfig(folder=str(records), requests=20, errors=errors)
     return config.registry.gate.model_copy(update={"live": live})
 
 

@@ -93,7 +93,7 @@ def follow(head: Cluster, ledger: RetrainLedger, submission: str) -> dict[str, f
             asked = time.monotonic()
             status = head.jobs(submission)["status"]
             assert status in ("PENDING", "RUNNING", "SUCCEEDED"), head.jobs(f"{submission}/logs")["logs"]
-            assert status != "SUCCEEDED" or len(ledger.committed()) == 1, head.jobs(f"{submission}/logs")["logs"]
+            assert status != "SUCCEEDED" or len(ledger.committed_cycles()) == 1, head.jobs(f"{submission}/logs")["logs"]
         time.sleep(0.1)
     return written
 
@@ -172,7 +172,7 @@ def test_new_tars_become_better_answers_and_no_request_fails(
     assert re.search(r"✓ no worse on new data +new data \d", said), "the gate did not look at the new tars"
     assert cycle.records["swapped"]["swapped"], cycle.records["swapped"]["reason"]
     assert registry.champion().version == second != first
-    consumed = Counter(tar.name for one in ledger.committed() for tar in one.tars)
+    consumed = Counter(tar.name for one in ledger.committed_cycles() for tar in one.tars)
     assert consumed == Counter(tar.name for tar in new)
     # Nobody was refused, and the service went from one version to the other and not back.
     assert [answer for answer in answers if answer.status != 200] == []

@@ -118,9 +118,9 @@ def test_cycles_from_incoming_tars_to_a_decision(folder: Path, monkeypatch: pyte
     monkeypatch.setitem(retrain_steps.STEP_FUNCTIONS, "trained", killed)
     with pytest.raises(KeyboardInterrupt):
         retrain.run(workspace(folder))
-    assert retrain_steps.open_ledger(workspace(folder)).unfinished().last_step == "checked"
+    assert retrain_steps.open_ledger(workspace(folder)).unfinished_cycle().last_step == "checked"
     monkeypatch.undo()
-    with retrain_steps.open_ledger(workspace(folder)).locked():
+    with retrain_steps.open_ledger(workspace(folder)).hold_lock():
         assert retrain.run(workspace(folder)) is None
     (cycle,) = retrain.run(workspace(folder)).finished
 

@@ -14,7 +14,7 @@ import pytest
 
 from jobs.job import main
 from pipelines.search.config import TuneConfig
-from pipelines.search.tuning import plain_settings
+from pipelines.search.tuning import to_plain_settings
 from pipelines.workflows import tune
 from pipelines.workflows.config import JobConfig
 from tests.jobs.test_pipeline import DEMO, setting
@@ -35,7 +35,7 @@ def test_samples_are_plain_and_short() -> None:
     import numpy as np
 
     given = {"a": np.float64(0.00123456), "b": np.int64(3), "c": "x", "d": True, "e": [1, 2]}
-    shown = plain_settings(given)
+    shown = to_plain_settings(given)
     assert shown == {"a": 0.001235, "b": 3, "c": "x", "d": True, "e": [1, 2]}
     assert type(shown["b"]) is int
     assert type(shown["d"]) is bool
@@ -71,9 +71,9 @@ def test_a_search_that_continues_keeps_its_space() -> None:
 
 
 def test_the_space_is_in_the_terms_of_tune() -> None:
-    from pipelines.search.tuning import tune_space
+    from pipelines.search.tuning import to_tune_space
 
-    made = tune_space(
+    made = to_tune_space(
         TuneConfig(space={"a": {"loguniform": [1e-4, 1e-2]}, "b": {"choice": [3, 4]}, "c": {"randint": [0, 2]}})
     )
     assert all(1e-4 <= made["a"].sample() <= 1e-2 for _ in range(20))

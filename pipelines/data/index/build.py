@@ -23,7 +23,7 @@ from pipelines.data.index.files import (
     SHARD_SCHEMA,
     TEXT_COUNTS,
     IndexPartName,
-    count_samples,
+    count_sample_statistics,
     drop_rows,
     faults_file,
     quarantine_file,
@@ -213,7 +213,7 @@ def _index_shards(
 def _leave_out(folder: Folder, shard: Summary, rows: Sequence[int], assignment: SplitAssignment) -> None:
     samples = drop_rows(read_samples(folder, shard["part"], ["split_hash", "present", *TEXT_COUNTS]), rows)
     splits = assignment.assign_splits(shard["split"], samples["split_hash"].to_numpy())
-    shard |= {"repeated": list(rows), **count_samples(samples, splits)}
+    shard |= {"repeated": list(rows), **count_sample_statistics(samples, splits)}
 
 
 def _collect_faults(folder: Folder, shards: Sequence[Summary], more: list[dict[str, Any]]) -> pa.Table:

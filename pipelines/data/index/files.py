@@ -104,7 +104,7 @@ def drop_rows(table: pa.Table, rows: Sequence[int]) -> pa.Table:
     return table.filter(pa.array(keep))
 
 
-def count_samples(table: pa.Table, splits: NDArray[np.str_]) -> dict[str, Any]:
+def count_sample_statistics(table: pa.Table, splits: NDArray[np.str_]) -> dict[str, Any]:
     """Counts by split of a samples table, as columns of ``SHARD_SCHEMA``."""
     counts: dict[str, Any] = {"present": json.dumps(_count_present(table["present"], splits))}
     for what in TEXT_COUNTS:

@@ -16,7 +16,7 @@ from pipelines.data.index.fault import fault_table
 from pipelines.data.index.files import (
     FOLDER,
     IndexPartName,
-    count_samples,
+    count_sample_statistics,
     faults_file,
     read_table,
     read_table_facts,
@@ -86,7 +86,7 @@ def index_shard(
         "split": split,
         **{name: facts[name] for name in _FACTS},
         "repeated": [],
-        **count_samples(samples, splits),
+        **count_sample_statistics(samples, splits),
     }
 
 

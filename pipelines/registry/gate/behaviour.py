@@ -35,23 +35,23 @@ _CONFIDENCE_LOSS = 0.1
 Answer = tuple[str, float]
 
 
-def _other_case(text: str) -> str:
+def _change_case(text: str) -> str:
     return text.lower() if text != text.lower() else text.capitalize()
 
 
-def _other_punctuation(text: str) -> str:
+def _change_punctuation(text: str) -> str:
     bare = text.rstrip("?!. ")
     return bare if bare != text else f"{text}?"
 
 
-def _polite_question(text: str) -> str:
+def _make_question_polite(text: str) -> str:
     return f"please tell me, {text[:1].lower()}{text[1:]}"
 
 
 REWORDINGS: Mapping[Rewording, Callable[[str], str]] = {
-    "case": _other_case,
-    "punctuation": _other_punctuation,
-    "politeness": _polite_question,
+    "case": _change_case,
+    "punctuation": _change_punctuation,
+    "politeness": _make_question_polite,
 }
 
 
@@ -77,8 +77,8 @@ class ProbeResult:
     blank_error: str = ""
 
 
-def probe_records(index: Index, split: str) -> list[Sample]:
-    """64 samples of the split, the same each time; all if there are no more.
+def draw_probe_samples(index: Index, split: str) -> list[Sample]:
+    """Draw 64 samples of a split, the same ones at each call; all samples if there are fewer.
 
     Raises:
         DataError: the split is empty.
@@ -98,8 +98,10 @@ def probe_records(index: Index, split: str) -> list[Sample]:
     return records
 
 
-def run_probe(predictor: Predictor, records: Sequence[Sample], task: str) -> ProbeResult:
-    """Ask the model about the records as they are, reworded, about each other's images, and about a blank image."""
+def run_behaviour_probe(predictor: Predictor, records: Sequence[Sample], task: str) -> ProbeResult:
+    """Ask the model the texts of some samples: unchanged, reworded, about another sample's image, and about a blank
+    image.
+    """
     asked = predictor.processor.tasks[task]
     records = [record for record in records if "image" in record.inputs]
     texts = [[row.text for row in rows] for rows in answerable_rows(asked, records)]
@@ -107,7 +109,7 @@ def run_probe(predictor: Predictor, records: Sequence[Sample], task: str) -> Pro
     if not any(texts):
         return ProbeResult(0)
 
-    def best_answers_about(shown: Sequence[bytes], reword: Callable[[str], str] = str) -> list[Answer]:
+    def best_answers_for_images(shown: Sequence[bytes], reword: Callable[[str], str] = str) -> list[Answer]:
         examples = [
             Example({"image": image}, tuple(map(reword, asked))) for image, asked in zip(shown, texts, strict=True)
         ]
@@ -117,9 +119,9 @@ def run_probe(predictor: Predictor, records: Sequence[Sample], task: str) -> Pro
             best += [prediction.answers[0] for of_image in predicted for prediction in of_image]
         return best
 
-    original = best_answers_about(images)
+    original = best_answers_for_images(images)
     agreement = {
-        kind: _answer_agreement(original, best_answers_about(images, reword))
+        kind: _answer_agreement(original, best_answers_for_images(images, reword))
         for kind, reword in REWORDINGS.items()
         if kind in asked.invariances
     }
@@ -129,10 +131,10 @@ def run_probe(predictor: Predictor, records: Sequence[Sample], task: str) -> Pro
     ]
     image_use = None
     if all(image is not None for image in others):
-        exchanged = best_answers_about([image for image in others if image is not None])
+        exchanged = best_answers_for_images([image for image in others if image is not None])
         image_use = sum(map(_answers_differ, original, exchanged)) / len(original)
     try:
-        blank, error = best_answers_about([_blank_image()] * len(images)), ""
+        blank, error = best_answers_for_images([_blank_image()] * len(images)), ""
     except Exception as raised:  # whatever the model raises, the candidate fails and not the gate
         blank, error = [], f"{type(raised).__name__}: {raised}"
     return ProbeResult(
@@ -146,10 +148,10 @@ def run_probe(predictor: Predictor, records: Sequence[Sample], task: str) -> Pro
     )
 
 
-def behaviour_checks(
+def check_behaviour(
     candidate: ProbeResult, champion: ProbeResult | None, config: GateConfig, task: str = ""
 ) -> list[GateCheck]:
-    """A check for each rewording, for another image, and for a blank one.
+    """One gate check for each kind of rewording, one for an exchanged image, and one for a blank image.
 
     Args:
         champion: on the same rows; None without a champion.
@@ -164,7 +166,7 @@ def behaviour_checks(
         if kind in candidate.agreement:
             shares = candidate.agreement[kind], champion.agreement.get(kind) if champion else None
             reason = "answers must not depend on how a question is put"
-            checks.append(_check_share(name, *shares, least, config, "of the answers stay", reason))
+            checks.append(_check_answer_share(name, *shares, least, config, "of the answers stay", reason))
         else:
             reason = "for this task, such a rewording may change the right answer"
             checks.append(GateCheck(name, None, "", "", reason))
@@ -174,11 +176,13 @@ def behaviour_checks(
     else:
         unit, reason = "of the answers change or lose confidence", "answers must depend on the image"
         champion_share = champion.image_use if champion else None
-        checks.append(_check_share(name, candidate.image_use, champion_share, config.image_use, config, unit, reason))
-    return [*checks, _check_blank(f"blank image{suffix}", candidate)]
+        checks.append(
+            _check_answer_share(name, candidate.image_use, champion_share, config.image_use, config, unit, reason)
+        )
+    return [*checks, _check_blank_image(f"blank image{suffix}", candidate)]
 
 
-def _check_share(
+def _check_answer_share(
     name: str, candidate: float, champion: float | None, least: float, config: GateConfig, unit: str, reason: str
 ) -> GateCheck:
     if champion is not None:
@@ -187,7 +191,7 @@ def _check_share(
     return GateCheck(name, candidate >= least, f"{candidate:.1%} {unit}", f"at least {least:.1%}", reason)
 
 
-def _check_blank(name: str, candidate: ProbeResult) -> GateCheck:
+def _check_blank_image(name: str, candidate: ProbeResult) -> GateCheck:
     measured = f"confidence {candidate.blank_confidence:.3f}, about true images {candidate.confidence:.3f}"
     if candidate.blank_error:
         measured = candidate.blank_error

@@ -74,23 +74,23 @@ class GateDecision:
 
     @property
     def promote(self) -> bool:
-        """Whether there are checks, and none failed or a person forces it."""
-        return bool(self.checks) and (not self.failed or bool(self.forced))
+        """Whether the candidate becomes the champion: no check failed, or a person forces it."""
+        return bool(self.checks) and (not self.failed_checks or bool(self.forced))
 
     @property
     def is_usable(self) -> bool:
-        """Whether the candidate could serve, be it better than the champion or not."""
-        return bool(self.checks) and all(check.compares for check in self.failed)
+        """Whether the candidate can serve requests: it failed no check but those that compare it with the champion."""
+        return bool(self.checks) and all(check.compares for check in self.failed_checks)
 
     @property
-    def failed(self) -> list[GateCheck]:
+    def failed_checks(self) -> list[GateCheck]:
         """The checks that failed."""
         return [check for check in self.checks if check.passed is False]
 
     @property
     def reason(self) -> str:
-        """Why, in one line."""
-        if failed := self.failed:
+        """The reason for the decision, in one line."""
+        if failed := self.failed_checks:
             reasons = "; ".join(f"{check.name}: {check.measured}, required {check.required}" for check in failed)
             return f"forced: {self.forced} (failed: {reasons})" if self.forced else reasons
         passed = sum(check.passed is True for check in self.checks)

@@ -28,7 +28,7 @@ LEAST_ROWS = 50
 _ROW_COLUMNS = ("key", "split", "text", "target", "references", "id")
 
 
-def same_rows(candidate: pa.Table, champion: pa.Table) -> bool:
+def have_same_rows(candidate: pa.Table, champion: pa.Table) -> bool:
     """Whether two tables of answers are about the same rows in the same order."""
     return candidate.select(_ROW_COLUMNS).equals(champion.select(_ROW_COLUMNS))
 
@@ -43,8 +43,8 @@ def metric_difference(
     return MetricDifference(name, len(candidate), candidate.value, champion.value, low, high)
 
 
-def check_better(holdout: MetricDifference, metric: str, config: GateConfig) -> GateCheck:
-    """Whether the lower bound of the difference is above the margin."""
+def check_candidate_is_better(holdout: MetricDifference, metric: str, config: GateConfig) -> GateCheck:
+    """Check that the lower bound of the candidate's gain is above the margin."""
     return GateCheck(
         name="better on the hold-out",
         passed=bool(holdout.low > config.margin),
@@ -78,8 +78,10 @@ def check_mcnemar(candidate: ExampleScores, champion: ExampleScores, config: Gat
     )
 
 
-def slice_masks(answers: pa.Table, columns: Sequence[str]) -> dict[str, NDArray[np.bool_]]:
-    """A mask of the rows of each slice, by "column=value", most frequent first. Rows without a value are in none."""
+def row_masks_by_slice(answers: pa.Table, columns: Sequence[str]) -> dict[str, NDArray[np.bool_]]:
+    """For each slice, named "column=value", a mask of its rows; the most frequent slice first. Rows without a value are
+    in none.
+    """
     masks: dict[str, NDArray[np.bool_]] = {}
     for column in columns:
         if column == QUESTION_TYPE:
@@ -94,10 +96,10 @@ def slice_masks(answers: pa.Table, columns: Sequence[str]) -> dict[str, NDArray[
     return masks
 
 
-def slice_differences(
+def metric_differences_by_slice(
     candidate: ExampleScores, champion: ExampleScores, masks: Mapping[str, NDArray[np.bool_]], config: GateConfig
 ) -> list[MetricDifference]:
-    """The difference on each slice that has enough rows."""
+    """The candidate's metric minus the champion's on each slice that has enough rows."""
     differences = []
     for name, mask in masks.items():
         candidate_slice, champion_slice = candidate.select_rows(mask), champion.select_rows(mask)
@@ -109,18 +111,18 @@ def slice_differences(
 
 
 def with_slice_tolerance(measured: MetricDifference, config: GateConfig) -> MetricDifference:
-    """``with_tolerance`` of this slice."""
+    """The difference with the tolerance that is configured for its slice."""
     return with_tolerance(measured, config.tolerances.get(measured.name, config.tolerance))
 
 
 def with_tolerance(measured: MetricDifference, tolerance: float) -> MetricDifference:
-    """The difference with its tolerance, and whether it is below that and significantly below zero."""
+    """The difference with a tolerance, and whether it is worse: below the tolerance and significantly below zero."""
     worse = bool(measured.value < -tolerance and measured.high < 0)
     return replace(measured, tolerance=tolerance, worse=worse)
 
 
-def check_slices(differences: Sequence[MetricDifference], config: GateConfig) -> GateCheck:
-    """Whether no slice is worse than its tolerance allows."""
+def check_no_slice_is_worse(differences: Sequence[MetricDifference], config: GateConfig) -> GateCheck:
+    """Check that the candidate is on no slice worse than its tolerance allows."""
     name, required = "no slice worse", f"none worse by more than its tolerance ({config.tolerance:g}) and chance"
     if not differences:
         return GateCheck(name, None, "", required, f"no slice has {LEAST_ROWS} rows", True)
@@ -138,9 +140,10 @@ def check_slices(differences: Sequence[MetricDifference], config: GateConfig) ->
     )
 
 
-def check_new_data(differences: Sequence[MetricDifference], config: GateConfig, not_applicable: str = "") -> GateCheck:
-    """Whether the candidate is not worse on new data, of which it was trained on similar samples and the champion was
-    not.
+def check_not_worse_on_new_data(
+    differences: Sequence[MetricDifference], config: GateConfig, not_applicable: str = ""
+) -> GateCheck:
+    """Check that the candidate is not worse on new data. It was trained on similar samples, and the champion was not.
 
     Args:
         differences: one for each task.

@@ -16,7 +16,7 @@ import numpy as np
 
 from pipelines.records.comparisons import Comparison, InvalidLine, read_comparisons, text_hash
 from pipelines.records.corrections import Correction, read_corrections
-from pipelines.registry.config import GateConfig, LiveConfig
+from pipelines.registry.config import GateConfig, LiveTrafficConfig
 from pipelines.registry.gate import comparison
 from pipelines.registry.gate.check import GateCheck, MetricDifference
 from vlmodel.metrics.scores import ExampleScores
@@ -26,8 +26,8 @@ CorrectAnswers = Mapping[tuple[str, str], str]
 
 
 @dataclass
-class LiveStatistics:
-    """Statistics of the requests that one candidate and one champion were asked.
+class LiveTrafficStatistics:
+    """Statistics of the real requests that both a candidate and the champion were asked.
 
     Attributes:
         modes: number of requests by mode.
@@ -48,7 +48,7 @@ class LiveStatistics:
 
     @property
     def request_count(self) -> int:
-        """Number of requests that both were asked."""
+        """Number of requests that both models were asked."""
         return self.modes.total()
 
     def add(self, line: Comparison, right: CorrectAnswers) -> None:
@@ -66,15 +66,15 @@ class LiveStatistics:
                 self.corrected.append((line.image, text.challenger == answer, text.champion == answer))
 
 
-def collect_statistics(
+def collect_live_statistics(
     lines: Iterable[Comparison | InvalidLine], model: str, candidate: str, champion: str, right: CorrectAnswers
-) -> LiveStatistics:
+) -> LiveTrafficStatistics:
     """Statistics of the requests that exactly these two versions of a model were asked.
 
     Args:
         right: see ``most_common_corrections``.
     """
-    live = LiveStatistics()
+    live = LiveTrafficStatistics()
     for line in lines:
         if isinstance(line, InvalidLine):
             live.damaged += 1
@@ -84,7 +84,7 @@ def collect_statistics(
 
 
 def most_common_corrections(corrections: Iterable[Correction]) -> CorrectAnswers:
-    """The answer that most senders gave to each question; only the last answer of each sender counts."""
+    """The most common correction of each question's answer; only the last correction of each sender counts."""
     answers: dict[tuple[str, str], dict[str, str]] = defaultdict(dict)
     for correction in sorted(corrections, key=lambda correction: correction.time_ns):
         answer = correction.answer if correction.caption is None else correction.caption
@@ -94,10 +94,10 @@ def most_common_corrections(corrections: Iterable[Correction]) -> CorrectAnswers
     return {asked: Counter(by_sender.values()).most_common(1)[0][0] for asked, by_sender in answers.items()}
 
 
-def live_checks(
+def check_live_traffic(
     model: str, candidate: str, champion: str, config: GateConfig
 ) -> tuple[list[GateCheck], list[MetricDifference]]:
-    """The checks on live traffic; none if no folder is configured.
+    """The gate's checks on real requests; none if no folder of comparisons is configured.
 
     Raises:
         DataError: the file system of a folder is unknown.
@@ -107,27 +107,29 @@ def live_checks(
     if not settings.folder:
         return [], []
     right = most_common_corrections(read_corrections(settings.feedback)) if settings.feedback else {}
-    return statistics_checks(
-        collect_statistics(read_comparisons(settings.folder), model, candidate, champion, right), config
+    return check_live_statistics(
+        collect_live_statistics(read_comparisons(settings.folder), model, candidate, champion, right), config
     )
 
 
-def statistics_checks(live: LiveStatistics, config: GateConfig) -> tuple[list[GateCheck], list[MetricDifference]]:
+def check_live_statistics(
+    live: LiveTrafficStatistics, config: GateConfig
+) -> tuple[list[GateCheck], list[MetricDifference]]:
     """A check of the number of requests and, if there are enough, checks of errors, agreement, latencies and corrected
     answers; with the difference on corrected answers.
     """
     settings = config.live
-    number = _check_number(live, settings)
+    number = _check_request_count(live, settings)
     if live.request_count < settings.requests:
         return [number], []
-    checks = [number, _check_errors(live, settings)]
+    checks = [number, _check_error_rate(live, settings)]
     checks += [_check_agreement(task, live.agreements[task], least) for task, least in settings.agreement.items()]
-    checks += [_check_latency(live, percent, settings.latency) for percent in (50, 95)]
-    corrections, differences = _check_corrections(live.corrected, config)
+    checks += [_check_latency_ratio(live, percent, settings.latency) for percent in (50, 95)]
+    corrections, differences = _check_corrected_answers(live.corrected, config)
     return [*checks, corrections], differences
 
 
-def _check_number(live: LiveStatistics, settings: LiveConfig) -> GateCheck:
+def _check_request_count(live: LiveTrafficStatistics, settings: LiveTrafficConfig) -> GateCheck:
     by_mode = ", ".join(f"{number} as a {mode}" for mode, number in sorted(live.modes.items())) or "none"
     damaged = f"; damaged lines of the records: {live.damaged}" if live.damaged else ""
     few = live.request_count < settings.requests
@@ -141,7 +143,7 @@ def _check_number(live: LiveStatistics, settings: LiveConfig) -> GateCheck:
     )
 
 
-def _check_errors(live: LiveStatistics, settings: LiveConfig) -> GateCheck:
+def _check_error_rate(live: LiveTrafficStatistics, settings: LiveTrafficConfig) -> GateCheck:
     candidate, champion = (
         errors.total() / live.request_count for errors in (live.candidate_errors, live.champion_errors)
     )
@@ -171,7 +173,7 @@ def _check_agreement(task: str, agreements: Sequence[float], least: float) -> Ga
     )
 
 
-def _check_latency(live: LiveStatistics, percent: int, most: float) -> GateCheck:
+def _check_latency_ratio(live: LiveTrafficStatistics, percent: int, most: float) -> GateCheck:
     name, required = f"live latency p{percent}", f"at most {most:g} times the champion's"
     if not live.seconds:
         return GateCheck(name, False, "no request was answered by both", required, "there is nothing to compare", True)
@@ -186,7 +188,7 @@ def _check_latency(live: LiveStatistics, percent: int, most: float) -> GateCheck
     )
 
 
-def _check_corrections(
+def _check_corrected_answers(
     rows: Sequence[tuple[str, bool, bool]], config: GateConfig
 ) -> tuple[GateCheck, list[MetricDifference]]:
     name = "live corrections"

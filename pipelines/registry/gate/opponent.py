@@ -10,8 +10,8 @@ from pipelines.registry.versions import LocalModel
 from vlmodel.processor import VLProcessor
 
 
-def check_opponent(champion: LocalModel, index: Index, config: GateConfig) -> GateCheck:
-    """Whether the champion's labels hold enough of the hold-out's right answers. Ray must be connected.
+def check_champion_is_comparable(champion: LocalModel, index: Index, config: GateConfig) -> GateCheck:
+    """Check that the champion's labels contain enough of the right answers of the hold-out. Ray must be connected.
 
     Returns:
         A check that passed if the champion is an opponent (also one that writes its answers, which has no labels), and

@@ -25,27 +25,27 @@ _MAX_DRAWN = 24
 
 
 def decision_title(decision: GateDecision) -> str:
-    """The decision in one line."""
+    """A gate decision as a title of one line."""
     verdict = "may be promoted" if decision.promote else "is not promoted"
     against = f"version {decision.champion}" if decision.champion is not None else "no champion"
     return f"{decision.model} version {decision.candidate} against {against}: {verdict}"
 
 
 def decision_markdown(decision: GateDecision) -> str:
-    """The tables of checks and of differences."""
+    """The gate's checks and metric differences as Markdown tables."""
     parts = [
         f"# {decision_title(decision)}",
         _markdown_cell(decision.reason),
         _markdown_table(_CHECK_COLUMNS, [_check_cells(check) for check in decision.checks]),
     ]
     if decision.differences:
-        rows = [_difference_cells(difference) for difference in _by_importance(decision.differences)]
+        rows = [_difference_cells(difference) for difference in _sort_by_importance(decision.differences)]
         parts += ["## Differences", _markdown_table(_DIFFERENCE_COLUMNS, rows)]
     return "\n\n".join(parts) + "\n"
 
 
 def decision_page(decision: GateDecision) -> str:
-    """The same tables as an HTML page that needs no other file."""
+    """The gate's checks and metric differences as an HTML page that needs no other file."""
     return render_page(
         "gate.html",
         title=decision_title(decision),
@@ -55,13 +55,13 @@ def decision_page(decision: GateDecision) -> str:
         difference_columns=_DIFFERENCE_COLUMNS,
         differences=[
             ("failed" if difference.worse else "none", _difference_cells(difference))
-            for difference in _by_importance(decision.differences)
+            for difference in _sort_by_importance(decision.differences)
         ],
     )
 
 
-def checks_table(decision: GateDecision) -> str:
-    """The checks as lines for a terminal."""
+def format_checks_table(decision: GateDecision) -> str:
+    """The gate's checks as lines for a terminal."""
     width = max(len(check.name) for check in decision.checks)
     return "\n".join(
         f"  {_MARKS[check.passed][0]} {check.name:<{width}}  {check.measured or check.explanation}"
@@ -70,9 +70,9 @@ def checks_table(decision: GateDecision) -> str:
     )
 
 
-def draw_decision(decision: GateDecision) -> Figure:
-    """The checks with their results, and the differences with their intervals and tolerances."""
-    drawn = _by_importance(decision.differences)[:_MAX_DRAWN]
+def draw_gate_decision(decision: GateDecision) -> Figure:
+    """Draw the gate's checks with their results, and the metric differences with their intervals and tolerances."""
+    drawn = _sort_by_importance(decision.differences)[:_MAX_DRAWN]
     lines = max(len(decision.checks) * 1.15, len(drawn), 4)
     figure = Figure(figsize=(15 if drawn else 9, 0.36 * lines + 1.4), layout="constrained")
     figure.suptitle(decision_title(decision), fontsize=13, color=_COLOURS[decision.promote])
@@ -111,8 +111,8 @@ def _draw_differences(axes: Axes, differences: Sequence[MetricDifference], left_
     style_axes(axes, grid="x")
 
 
-def _by_importance(differences: Sequence[MetricDifference]) -> list[MetricDifference]:
-    """The hold-out first, then those that fail the gate, then by number of rows."""
+def _sort_by_importance(differences: Sequence[MetricDifference]) -> list[MetricDifference]:
+    """Sort metric differences: that of the hold-out first, then those that fail the gate, then by number of rows."""
     return sorted(differences, key=lambda one: (one.tolerance is not None, not one.worse, -one.rows))
 
 

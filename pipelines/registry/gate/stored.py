@@ -6,14 +6,14 @@ from pipelines.registry import package
 from pipelines.registry.errors import ArtifactError, SmokeError
 from pipelines.registry.gate.check import GateCheck
 from pipelines.registry.registry import Registry
-from pipelines.registry.smoke import answers_in_fresh_process
+from pipelines.registry.smoke import answer_in_fresh_process
 from pipelines.registry.versions import ROLLBACK_TAG, LocalModel, ModelVersion
 from vlmodel.inference import Predictor
 from vlmodel.processor import Example, VLProcessor
 
 
 def check_stored_files(registry: Registry, version: ModelVersion) -> GateCheck:
-    """Whether the stored files, not those of a local copy, have the hashes of their registration."""
+    """Check that the stored files, not a local copy of them, have the hashes that were registered."""
     name, required = "stored files", "the sha256 of each file as registered"
     reason = "a model that was changed after its evaluation is not the one that was evaluated"
     try:
@@ -24,7 +24,7 @@ def check_stored_files(registry: Registry, version: ModelVersion) -> GateCheck:
 
 
 def check_not_rolled_back(version: ModelVersion) -> GateCheck:
-    """Whether the version was never rolled back: a repeated job must not promote it again."""
+    """Check that the version was never rolled back: a repeated job must not promote it again."""
     return GateCheck(
         name="not rolled back",
         passed=not version.rollback_reason,
@@ -34,8 +34,8 @@ def check_not_rolled_back(version: ModelVersion) -> GateCheck:
     )
 
 
-def check_schema(candidate: LocalModel, champion: LocalModel | None) -> GateCheck:
-    """Whether inputs, outputs and tasks are those of the champion; without a champion, those of this program."""
+def check_same_schema(candidate: LocalModel, champion: LocalModel | None) -> GateCheck:
+    """Check that the candidate has the inputs, outputs and tasks of the champion or, without one, of this program."""
     name = "schema"
     reason = (
         "clients of the champion must be able to ask the candidate; register another kind of model under another name"
@@ -58,7 +58,7 @@ def check_schema(candidate: LocalModel, champion: LocalModel | None) -> GateChec
 
 
 def check_smoke_test(candidate: LocalModel, example: tuple[bytes, str], *, enabled: bool = True) -> GateCheck:
-    """Whether a fresh process, with only the stored files, gives the answer that this process gives.
+    """Check that a fresh process, with only the stored files, gives the same answer as this process.
 
     Args:
         example: (encoded image, text).
@@ -73,7 +73,7 @@ def check_smoke_test(candidate: LocalModel, example: tuple[bytes, str], *, enabl
         [Example({"image": image}, (text,))], top_k=1
     )
     try:
-        (answer,) = answers_in_fresh_process(candidate.package, [example])
+        (answer,) = answer_in_fresh_process(candidate.package, [example])
     except SmokeError as error:
         return GateCheck(name, False, str(error), required, reason)
     expected = prediction.answers[0][0]

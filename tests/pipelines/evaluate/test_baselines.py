@@ -10,7 +10,7 @@ from pipelines.data.index.build import build_index
 from pipelines.data.index.config import IndexConfig
 from pipelines.data.tars.shards import ShardWriter
 from pipelines.errors import DataError
-from pipelines.evaluate.baselines import FILE, Baselines, check_learnable
+from pipelines.evaluate.baselines import FILE, Baselines, check_baselines_are_learnable
 from tests.pipelines.data.tar_maker import photo
 from tests.pipelines.evaluate.test_build_report import ASKED, CAPTIONED, COMPARED, MATCHED
 from vlmodel.metrics.answer_prior import AnswerPrior
@@ -64,8 +64,8 @@ def test_they_are_learned_from_what_is_trained_on_where_the_data_to_judge_by_hav
     with pytest.raises(
         DataError, match=r"no train sample of .*judged has questions, .* the model has no baselines\.json"
     ):
-        check_learnable(judged, {"": ASKED})
-    found = Baselines.of_training(judged, [trained], {"": ASKED}, "none")
+        check_baselines_are_learnable(judged, {"": ASKED})
+    found = Baselines.learn_from_training_split(judged, [trained], {"": ASKED}, "none")
     assert found.tasks == {"": AnswerPrior.learn([("is it red?", "Yes."), ("how many?", "two")]).to_tree()}
     assert found.trained_on == (trained.hash,)
-    check_learnable(judged, {"": COMPARED})
+    check_baselines_are_learnable(judged, {"": COMPARED})

@@ -84,7 +84,7 @@ def test_every_answered_question_counts_and_unknown_ones_do_not() -> None:
     assert report.value == report.metrics["accuracy"] == pytest.approx(2 / 5)
     assert report.baselines["majority"] == {"accuracy": pytest.approx(1 / 5)}
     assert report.baselines["question_only"] == {"accuracy": pytest.approx(2 / 5)}
-    assert report.baseline == pytest.approx(2 / 5)
+    assert report.best_baseline_value == pytest.approx(2 / 5)
     assert "image_shuffled" not in report.baselines
     assert report.by_answer == [("1", 1, 1.0), ("2", 1, 0.0), ("no", 1, 0.0), ("yes", 1, 1.0), ("zebra", 1, 0.0)]
     assert report.tracked_metrics()["val/floor_question_only"] == pytest.approx(2 / 5)
@@ -119,17 +119,17 @@ def test_answers_about_other_images_stand_beside_those_about_the_same_images() -
     assert report.baselines["image_shuffled"] == {"accuracy": 0}
     assert report.subset_metrics == {"image_shuffled": {"accuracy": 1}}
     (found,) = (one for one in report.comparisons if one.name == "image_shuffled")
-    assert (found.model, found.baseline, found.relation, found.rows) == (1, 0, "better", 10)
+    assert (found.model, found.best_baseline_value, found.relation_to_baselines, found.rows) == (1, 0, "better", 10)
     assert "model, those rows" in str(report)
     assert report.tracked_metrics()["val/beside_image_shuffled"] == 1
-    assert report.baseline == 1  # always "yes"; a floor of a part of the rows is not one of all
+    assert report.best_baseline_value == 1  # always "yes"; a floor of a part of the rows is not one of all
 
 
 def test_a_model_below_its_baseline_is_called_so() -> None:
     """Always "yes" is right in 30 of 40 rows, the model in 10 others."""
     rows = answers(*((f"a{n}", "never asked", "yes" if n < 30 else "no", "no") for n in range(40)))
     report = report_on_answers(rows, "val", LEARNED)
-    assert report.relation == "worse"
+    assert report.relation_to_baselines == "worse"
     assert 'accuracy is worse than always "yes" (0.7500) by 0.5000' in str(report)
     assert "accuracy 0.2500  (40 questions, 40 images)  95 % interval 0.1419 to 0.4019" in str(report)
     low, high = report.tracked_metrics()["val/accuracy_low"], report.tracked_metrics()["val/accuracy_high"]
@@ -188,7 +188,7 @@ def test_captions_stand_beside_a_constant_one_and_those_of_other_images() -> Non
     report = report_of(table(*rows), "val", CAPTIONED)
     assert (report.metric, report.unit, report.rows) == ("cider", "images", 2)
     assert report.metrics["bleu_4"] == pytest.approx(1, abs=1e-6)
-    assert report.value > report.baseline
+    assert report.value > report.best_baseline_value
     assert set(report.baselines) == {"constant_caption", "image_shuffled"}
     assert report.baselines["image_shuffled"]["cider"] < report.value
     assert 'constant caption: "a dog runs' in str(report)
@@ -213,7 +213,7 @@ def test_matching_counts_both_kinds_alike_and_knows_a_match_by_any_name() -> Non
 def test_matching_of_one_kind_is_evaluated_by_accuracy_and_says_why() -> None:
     pairs = answers(("a", "t", "match", "match"), ("b", "t", "yes", "no match"), probability=0.6)
     report = report_of(pairs, "val", MATCHED)
-    assert (report.metric, report.value, report.baseline) == ("accuracy", 0.5, 1.0)
+    assert (report.metric, report.value, report.best_baseline_value) == ("accuracy", 0.5, 1.0)
     assert report.metrics.keys() == {"accuracy", "ece"}
     assert "every pair is a match, so only accuracy can be said" in str(report)
     assert "raise predict.batch above 1" in str(report)
@@ -248,7 +248,7 @@ def test_retrieval_ranks_both_ways() -> None:
     assert report.metrics["text_to_image_recall_at_1"] == 0.5
     assert report.baselines["chance"]["text_to_image_recall_at_1"] == pytest.approx(1 / 3)
     (random_order_scores,) = report.comparisons
-    assert random_order_scores.baseline == pytest.approx(report.baseline)
+    assert random_order_scores.baseline == pytest.approx(report.best_baseline_value)
     assert "median_rank" not in "".join(report.baselines["chance"])
     assert report.value == pytest.approx((0.5 + 1 + 1 + report.metrics["image_to_text_recall_at_1"] + 1 + 1) / 6)
 

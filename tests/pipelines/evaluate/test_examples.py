@@ -13,10 +13,10 @@ from pipelines.data.index.config import IndexConfig
 from pipelines.data.index.index import Index
 from pipelines.data.tars.shards import ShardWriter
 from pipelines.errors import DataError
-from pipelines.evaluate.answered import sample_numbers
+from pipelines.evaluate.answered import number_samples_of_rows
 from pipelines.evaluate.baselines import Baselines
 from pipelines.evaluate.build_report import build_report, score_examples
-from pipelines.evaluate.examples import choose_examples, image_bytes, make_cards
+from pipelines.evaluate.examples import choose_examples, make_example_cards, read_image_bytes
 from tests.pipelines.evaluate.test_build_report import ASKED, COMPARED, table
 from vlmodel.inference import Prediction
 from vlmodel.processor import Example
@@ -44,11 +44,11 @@ def colour(image: bytes) -> object:
 
 def test_the_picture_of_a_key_is_that_of_the_split(index: Index) -> None:
     for split, expected in COLOURS.items():
-        assert colour(image_bytes("0", index, split)) == expected
-    assert colour(image_bytes("0", index)) == COLOURS["val"]
-    assert colour(image_bytes("alone", index)) == COLOURS["train"]
+        assert colour(read_image_bytes("0", index, split)) == expected
+    assert colour(read_image_bytes("0", index)) == COLOURS["val"]
+    assert colour(read_image_bytes("alone", index)) == COLOURS["train"]
     with pytest.raises(DataError, match="no image of sample 'alone' in split 'val'"):
-        image_bytes("alone", index, "val")
+        read_image_bytes("alone", index, "val")
 
 
 class _Shows:
@@ -72,14 +72,14 @@ def test_the_page_shows_the_picture_that_was_asked_about(index: Index) -> None:
         {"key": key, "split": split, "text": "what colour?", "target": split, "predicted": "x", "probability": 0.5}
         for split in COLOURS for key in ("0", "1")
     ]  # fmt: skip
-    cards = make_cards(choose_examples(table(*rows), ASKED, 12), index, _Shows())  # type: ignore[arg-type]
+    cards = make_example_cards(choose_examples(table(*rows), ASKED, 12), index, _Shows())  # type: ignore[arg-type]
     assert len(cards) == 6
     assert all(card.image == COLOURS[card.answer] for card in cards)
 
 
 def test_one_key_in_two_splits_is_two_images() -> None:
     rows = [{"key": "0", "split": split, "predicted": "x"} for split in ("train", "val", "val")]
-    found = sample_numbers(table(*rows))
+    found = number_samples_of_rows(table(*rows))
     assert (found[0] != found[1], found[1] == found[2]) == (True, True)
 
 

@@ -16,7 +16,13 @@ from pipelines.data.stream.dataset import Source
 from pipelines.data.stream.stream import StreamConfig
 from pipelines.data.tars.shards import ShardWriter
 from pipelines.data.texts.corpus import train_tokenizer
-from pipelines.evaluate.predict import PredictConfig, _PredictActor, is_in_hash_sample, predict_dataset, write_tables
+from pipelines.evaluate.predict import (
+    PredictConfig,
+    _PredictActor,
+    is_in_hash_sample,
+    predict_dataset,
+    write_answer_tables,
+)
 from tests.pipelines.evaluate.test_build_report import table
 from vlmodel.processor import ProcessorConfig, VLProcessor
 from vlmodel.sample import Question, Texts
@@ -42,7 +48,7 @@ def test_drawn_images_are_exchanged_for_ones_that_are_half_a_batch_away() -> Non
     pixels_BHWC = np.repeat(np.arange(8, dtype=np.uint8), 48).reshape(8, 4, 4, 3)
     arrays = {"image.pixels_BHWC": pixels_BHWC, "sample_N": np.repeat(np.arange(8), 2), "row_B": np.arange(8)}
     columns = {"split": ["val"] * 16, "key": [k for k in keys for _ in "ab"], "text": ["what is it?", "is it?"] * 8}
-    found = answerer._answers_about_other_images(arrays, columns)
+    found = answerer._answer_about_other_images(arrays, columns)
     drawn = [is_in_hash_sample("val", key, 0.5) for key in keys]
     expected = [str((n + 4) % 8) if drawn[n] else None for n in range(8) for _ in "ab"]
     assert 0 < sum(drawn) < 8
@@ -73,4 +79,4 @@ def test_a_share_of_a_gpu_can_be_asked_for(tmp_path: Path, ray_local: None) -> N
 
 def test_answers_to_texts_that_were_cut_are_counted_when_they_are_written(tmp_path: Path) -> None:
     tables = [table({"key": "a", "truncated": True}, {"key": "b", "truncated": False}), table({"key": "c"})]
-    assert write_tables(iter(tables), tmp_path / "new" / "answers.parquet") == (3, 1)
+    assert write_answer_tables(iter(tables), tmp_path / "new" / "answers.parquet") == (3, 1)

@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from pipelines.evaluate.verdict import compare_with_baseline, describe_comparisons, overall_relation
+from pipelines.evaluate.verdict import compare_with_baseline, describe_baseline_comparisons, least_favourable_relation
 from tests.pipelines.evaluate.test_intervals import scores_of
 
 
@@ -34,7 +34,7 @@ def test_a_model_is_better_or_worse_with_certainty_or_it_is_unclear(
     model, baseline = rows(*counts)
     found = compare_with_baseline("chance", "chance", scores_of(model), scores_of(baseline))
     assert found.relation == relation
-    assert re.search(says, describe_comparisons([found]))
+    assert re.search(says, describe_baseline_comparisons([found]))
 
 
 def test_the_least_favourable_of_several_counts_and_comes_first() -> None:
@@ -42,11 +42,11 @@ def test_the_least_favourable_of_several_counts_and_comes_first() -> None:
         description: compare_with_baseline(description, description, *(scores_of(values) for values in rows(*counts)))
         for description, counts in (("above", (0, 60, 5, 35)), ("even", (20, 11, 10, 59)), ("below", (0, 5, 60, 35)))
     }
-    assert overall_relation(list(by.values())) == "worse"
-    assert overall_relation([by["above"], by["even"]]) == "unclear"
-    assert overall_relation([by["above"]]) == "better"
-    assert overall_relation([]) == "unclear"
-    line = describe_comparisons(list(by.values()))
+    assert least_favourable_relation(list(by.values())) == "worse"
+    assert least_favourable_relation([by["above"], by["even"]]) == "unclear"
+    assert least_favourable_relation([by["above"]]) == "better"
+    assert least_favourable_relation([]) == "unclear"
+    line = describe_baseline_comparisons(list(by.values()))
     assert (
         line.index("worse than below") < line.index("not distinguishable from even") < line.index("better than above")
     )

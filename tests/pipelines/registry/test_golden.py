@@ -33,7 +33,7 @@ def decoded(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Predict
 
 def test_each_picture_is_asked_as_it_is_and_in_other_formats(checkpoint: Path) -> None:
     predictor = Predictor.from_pretrained(checkpoint)
-    found = golden.record_answers(predictor, {"": (picture(0), QUESTION)})
+    found = golden.record_golden_answers(predictor, {"": (picture(0), QUESTION)})
     images = [base64.b64decode(one.image) for one in found]
     assert images[0] == picture(0)
     assert [Image.open(io.BytesIO(image)).format for image in images] == ["PNG", "JPEG", "PNG", "WEBP"]
@@ -43,7 +43,7 @@ def test_each_picture_is_asked_as_it_is_and_in_other_formats(checkpoint: Path) -
 
 
 def test_another_model_gives_other_answers(checkpoint: Path, other_checkpoint: Path) -> None:
-    found = golden.record_answers(Predictor.from_pretrained(checkpoint), {"": (picture(0), QUESTION)})
+    found = golden.record_golden_answers(Predictor.from_pretrained(checkpoint), {"": (picture(0), QUESTION)})
     lines = golden.differing_answers(Predictor.from_pretrained(other_checkpoint), found, 0.02)
     assert lines
     assert f"about '{QUESTION}'" in lines[0]
@@ -52,7 +52,7 @@ def test_another_model_gives_other_answers(checkpoint: Path, other_checkpoint: P
 
 def test_noise_within_the_tolerance_is_no_difference(checkpoint: Path) -> None:
     predictor = Predictor.from_pretrained(checkpoint)
-    one = golden.record_answers(predictor, {"": (picture(0), QUESTION)})[0]
+    one = golden.record_golden_answers(predictor, {"": (picture(0), QUESTION)})[0]
     moved = [one.model_copy(update={"answers": [(answer, score + 0.01) for answer, score in one.answers]})]
     assert golden.differing_answers(predictor, moved, 0.011) == []
     assert len(golden.differing_answers(predictor, moved, 0.009)) == 1
@@ -64,7 +64,7 @@ def test_noise_within_the_tolerance_is_no_difference(checkpoint: Path) -> None:
 def test_every_kind_of_task_has_golden_answers(decoded: Callable[[str], Predictor], name: str) -> None:
     predictor = decoded(name)
     tasks = predictor.processor.tasks
-    found = golden.record_answers(predictor, {task: (picture(1), "is there a circle ?") for task in tasks})
+    found = golden.record_golden_answers(predictor, {task: (picture(1), "is there a circle ?") for task in tasks})
     assert {one.task for one in found} == set(tasks)
     assert golden.differing_answers(predictor, found, 1e-4) == []
     written = [one for one in found if tasks[one.task].writes_text]
@@ -77,7 +77,7 @@ def test_every_kind_of_task_has_golden_answers(decoded: Callable[[str], Predicto
 
 def test_a_picture_that_fails_here_is_a_difference(checkpoint: Path) -> None:
     predictor = Predictor.from_pretrained(checkpoint)
-    one = golden.record_answers(predictor, {"": (picture(0), QUESTION)})[0]
+    one = golden.record_golden_answers(predictor, {"": (picture(0), QUESTION)})[0]
     [line] = golden.differing_answers(predictor, [one.model_copy(update={"image": ""})], 0.02)
     assert "fails here" in line
 

@@ -257,13 +257,13 @@ def test_stored_files_are_checked_where_they_are_stored(
 
 def test_another_kind_of_model_is_not_of_the_schema(registry: Registry, versions: list[ModelVersion]) -> None:
     candidate, champion = (registry.download(version) for version in versions)
-    assert stored.check_schema(candidate, champion).passed
-    assert stored.check_schema(candidate, None).passed
+    assert stored.check_same_schema(candidate, champion).passed
+    assert stored.check_same_schema(candidate, None).passed
     file = champion.folder / "processor.json"
     tree = json.loads(file.read_text())
     tree["tasks"] = {"": {"kind": "matching"}}
     file.write_text(json.dumps(tree))
-    check = stored.check_schema(candidate, champion)
+    check = stored.check_same_schema(candidate, champion)
     assert check.passed is False
     assert "'kind': 'vqa'" in check.measured
     assert "'kind': 'matching'" in check.measured

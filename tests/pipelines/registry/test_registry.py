@@ -24,7 +24,7 @@ from pipelines.registry import package_store, smoke
 from pipelines.registry.errors import ArtifactError, RegistryError, SmokeError
 from pipelines.registry.package import build_package
 from pipelines.registry.registry import Registry
-from pipelines.registry.smoke import answers_in_fresh_process
+from pipelines.registry.smoke import answer_in_fresh_process
 from pipelines.registry.version_score import VersionScore
 from pipelines.registry.versions import LocalModel
 from pipelines.storage import manifest
@@ -92,9 +92,9 @@ def test_the_stored_model_answers_by_itself(
     smoke_answers: list[str] = []
 
     def recorded(package: Path, rows: Sequence[tuple[bytes, str]]) -> None:
-        smoke_answers.extend(answers_in_fresh_process(package, rows))
+        smoke_answers.extend(answer_in_fresh_process(package, rows))
 
-    monkeypatch.setattr(package_store, "answers_in_fresh_process", recorded)
+    monkeypatch.setattr(package_store, "answer_in_fresh_process", recorded)
     registry = Registry.open(tracking, storage)
     local = registry.download(registry.log_model(run_id, checkpoint, (pictures[0], QUESTION), score))
     predictor = Predictor.from_pretrained(checkpoint)
@@ -150,7 +150,7 @@ def test_a_smoke_test_that_hangs_is_ended(tmp_path: Path, monkeypatch: pytest.Mo
     program.write_text("import time\ntime.sleep(600)\n")
     monkeypatch.setattr(smoke, "PROGRAM", program)
     with pytest.raises(SmokeError, match=r"did not answer within 0\.2 s"):
-        answers_in_fresh_process(tmp_path, [], timeout_s=0.2)
+        answer_in_fresh_process(tmp_path, [], timeout_s=0.2)
 
 
 def test_promotion_moves_the_aliases_and_repeating_it_changes_nothing(
@@ -176,8 +176,8 @@ def test_promotion_moves_the_aliases_and_repeating_it_changes_nothing(
     registry.promote("2", "better", over="1")
     registry.promote("2", "better", over="1")
     assert aliases() == ["2", "1"]
-    assert registry.newest("run-1") == registry.version("2")
-    assert registry.newest("run-2") is None
+    assert registry.newest_version_of_run("run-1") == registry.version("2")
+    assert registry.newest_version_of_run("run-2") is None
     champion = registry.champion()
     assert isinstance(champion, LocalModel)
     assert champion.score == replace(score, value=0.95)
@@ -360,7 +360,7 @@ def test_the_smoke_test_runs_no_bytecode(
     build_package(checkpoint, package, example, Model())
     planted = plant_bytecode(package / source, tmp_path / "ran")
     manifest.write_manifest(package)  # so that nothing but the way in which it is loaded keeps the code from running
-    assert len(answers_in_fresh_process(package, [example])) == 1
+    assert len(answer_in_fresh_process(package, [example])) == 1
     assert not (tmp_path / "ran").exists()
     assert {file.relative_to(package) for file in package.rglob("*.pyc")} == {planted.relative_to(package)}
 

@@ -16,7 +16,7 @@ from pipelines.registry.config import RegistryConfig
 from pipelines.registry.errors import ArtifactError
 from pipelines.registry.gate.stored import check_smoke_test, check_stored_files
 from pipelines.registry.registry import Registry
-from pipelines.registry.smoke import answers_in_fresh_process
+from pipelines.registry.smoke import answer_in_fresh_process
 from pipelines.registry.version_score import VersionScore
 from pipelines.storage import manifest
 from pipelines.storage.folder import Folder
@@ -98,7 +98,7 @@ def test_the_stored_model_answers_by_itself_on_its_base(
     shutil.copytree(local.package, copy)
     (tmp_path / "elsewhere" / "_bases").mkdir()
     shutil.copy(Path(storage) / "_bases" / base_name, tmp_path / "elsewhere" / "_bases")
-    assert answers_in_fresh_process(copy, [example]) == [answers(checkpoint, example)[0][0]]
+    assert answer_in_fresh_process(copy, [example]) == [answers(checkpoint, example)[0][0]]
 
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{storage}/mlflow.db")
     rows = pd.DataFrame([example], columns=["image", "question"])

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipelines.retrain.cycle import WindowOutcome, run_window
+from pipelines.retrain.cycle import WindowOutcome, run_retraining_window
 from pipelines.retrain.ledger import STEPS, Facts, IncomingTar, RetrainCycle, RetrainLedger
 
 
@@ -38,7 +38,7 @@ class World:
         self.tars += [IncomingTar(f"{n}.tar", n, "", f"{n:064x}") for n in range(first, first + count)]
 
     def find(self) -> Sequence[IncomingTar]:
-        consumed = {tar.sha256 for tar in self.ledger.consumed()}
+        consumed = {tar.sha256 for tar in self.ledger.consumed_tars()}
         return [tar for tar in self.tars if tar.sha256 not in consumed]
 
     def step(self, name: str) -> Callable[[RetrainCycle], Facts]:
@@ -57,15 +57,15 @@ class World:
     ) -> WindowOutcome:
         self.kill_before, self.kill_after = kill_before, kill_after
         steps = {name: self.step(name) for name in STEPS[1:]}
-        with self.ledger.locked():
-            return run_window(
+        with self.ledger.hold_lock():
+            return run_retraining_window(
                 self.ledger, f"202601{window:02d}T0000Z", self.find, steps,
                 dropped=lambda cycle: self.dropped.append(cycle.id), **more,
             )  # fmt: skip
 
     def consumers(self) -> Counter[str]:
         """How many committed cycles each tar is in."""
-        return Counter(tar.sha256 for cycle in self.ledger.committed() for tar in cycle.tars)
+        return Counter(tar.sha256 for cycle in self.ledger.committed_cycles() for tar in cycle.tars)
 
 
 @pytest.fixture
@@ -176,5 +176,5 @@ def test_every_tar_is_consumed_exactly_once(starts: list[tuple[int, int, tuple[s
         world.start(window + 1)
         assert world.consumers() == Counter(tar.sha256 for tar in world.tars)
         # No commit without every step of its own.
-        for cycle in world.ledger.committed():
+        for cycle in world.ledger.committed_cycles():
             assert {name for id_, name in world.done if id_ == cycle.id} == set(STEPS[1:])

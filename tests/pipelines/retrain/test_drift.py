@@ -14,7 +14,13 @@ from scipy.spatial.distance import jensenshannon
 from pipelines.data.index.build import build_index
 from pipelines.data.index.config import IndexConfig
 from pipelines.errors import DataError
-from pipelines.retrain.drift import NAMES, check_limit, collect_statistics, histogram_divergence, statistic_divergences
+from pipelines.retrain.drift import (
+    NAMES,
+    check_drift_limit,
+    collect_split_statistics,
+    histogram_divergence,
+    statistic_divergences,
+)
 from tests.pipelines.data.tar_maker import photo, series, texts, write_tar
 
 HISTOGRAMS = st.tuples(*[st.integers(100, 500)] * 4, st.integers(0, 4)).map(
@@ -32,7 +38,7 @@ def test_the_statistics_of_a_split(ray_local: None, tmp_path: Path) -> None:
     write_tar(tmp_path, "train-000000.tar", sample("a", (40, 40), ["four"], ("is it?", "yes"), ("why is it so?", None)))
     write_tar(tmp_path, "train-000001.tar", sample("b", (64, 32), [], ("is it?", "yes"), ("is it?", "no"), ("x", "no")))
     write_tar(tmp_path, "test-000000.tar", sample("c", (9, 9), ["not counted"]))
-    statistics = collect_statistics(build_index(str(tmp_path), IndexConfig(validation_fraction=0.0)))
+    statistics = collect_split_statistics(build_index(str(tmp_path), IndexConfig(validation_fraction=0.0)))
     assert statistics == {
         "questions": {"2": 2},  # two and three: the power of two at or below
         "captions": {"1": 1, "0": 1},
@@ -53,7 +59,7 @@ def test_the_statistics_of_other_inputs(monkeypatch: pytest.MonkeyPatch, tmp_pat
     entries = [("1.imu.npy", series(1)), ("2.imu.npy", series(2, (500, 3))), ("2.jpg", photo(2)), ("3.json", texts(3))]
     write_tar(tmp_path, "train-000000.tar", entries)
     config = IndexConfig(inputs=("image?", "imu?", "text?"), validation_fraction=0.0)
-    statistics = collect_statistics(build_index(str(tmp_path), config))
+    statistics = collect_split_statistics(build_index(str(tmp_path), config))
     assert statistics["inputs"] == {"imu": 1, "image,imu": 1, "captions,questions": 1}
     assert statistics["input_size"] == {"imu 256": 1, "imu 4096": 1}
     assert statistics["image_size"] == {"1024": 1}
@@ -100,9 +106,9 @@ def test_rare_values_count_as_one() -> None:
 def test_data_above_a_limit_are_refused_with_all_that_moved() -> None:
     same = {name: {"1": 100} for name in NAMES}
     moved = statistic_divergences(same, same | {"answers": {"2": 100}, "captions": {"0": 50, "1": 50}})
-    check_limit(moved, 1.0, "cycle A", "cycle B")
+    check_drift_limit(moved, 1.0, "cycle A", "cycle B")
     with pytest.raises(DataError) as refused:
-        check_limit(moved, 0.2, "cycle A", "cycle B")
+        check_drift_limit(moved, 0.2, "cycle A", "cycle B")
     assert "answers 0.99" in str(refused.value)
     assert "captions 0." in str(refused.value)
     assert "retrain.max_drift = 0.2" in str(refused.value)

@@ -13,7 +13,7 @@ from pipelines.data.index.build import build_index
 from pipelines.data.index.config import IndexConfig
 from pipelines.errors import DataError
 from pipelines.retrain import incoming
-from pipelines.retrain.incoming import copy_tars, count_shared_inputs, find_new_tars
+from pipelines.retrain.incoming import copy_tars, count_inputs_shared_with_evaluation, find_new_tars
 from pipelines.retrain.ledger import IncomingTar
 from pipelines.storage.folder import FileStamp, Folder
 from tests.pipelines.data.tar_maker import samples, write_tar
@@ -157,4 +157,4 @@ def test_images_of_the_hold_out_are_counted(ray_local: None, tmp_path: Path) -> 
     write_tar(new, "train-000000.tar", samples([1, 3, 5]))
     write_tar(new, "val-000000.tar", samples([4]))
     judged, came = (build_index(str(folder), IndexConfig()) for folder in (old, new))
-    assert count_shared_inputs(came, judged, "val") == {"image": 1}
+    assert count_inputs_shared_with_evaluation(came, judged, "val") == {"image": 1}

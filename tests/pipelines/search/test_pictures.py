@@ -32,7 +32,7 @@ def grid_of(
 
 
 def texts(figure: Figure) -> list[str]:
-    return [format_value.get_text() for axes in figure.axes for format_value in axes.texts]
+    return [text.get_text() for axes in figure.axes for text in axes.texts]
 
 
 def test_a_grid_of_two_settings_is_a_heat_map_with_its_values(tmp_path: Path) -> None:
@@ -46,7 +46,7 @@ def test_a_grid_of_two_settings_is_a_heat_map_with_its_values(tmp_path: Path) ->
     assert means.shape == (2, 3)
     assert means[0, 1] == pytest.approx(0.632)
     assert np.ma.is_masked(means[1, 2])
-    shown = {format_value.get_position(): format_value.get_text() for format_value in axes.texts}
+    shown = {text.get_position(): text.get_text() for text in axes.texts}
     assert shown[1, 0] == "0.6320\n± 0.0028"
     assert shown[2, 1] == "refused"
     assert [label.get_text() for label in axes.get_yticklabels()] == ["dual", "single"]

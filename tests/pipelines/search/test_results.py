@@ -7,7 +7,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from pipelines.search.results import TrainingResult, TrainingResults, count_parameters, result_of_run, sample_deviation
+from pipelines.search.results import (
+    TrainingResult,
+    TrainingResults,
+    count_parameters,
+    result_of_run,
+    sample_standard_deviation,
+)
 from pipelines.storage.folder import Folder
 from pipelines.tracking.tracker import NullTracker
 from pipelines.train import checkpoint
@@ -40,12 +46,12 @@ def test_the_seconds_of_all_attempts_count(tmp_path: Path) -> None:
     [("finished", True), ("stopped", True), ("refused", True), ("failed", False), ("interrupted", False)],
 )
 def test_what_failed_is_tried_again(status: str, done: bool) -> None:
-    assert TrainingResult(status).done is done
+    assert TrainingResult(status).is_done is done
 
 
 def test_spread_is_the_sample_standard_deviation() -> None:
-    assert sample_deviation([1.0, 2.0, 3.0, 4.0]) == pytest.approx(1.2909944)
-    assert sample_deviation([1.0]) is None
+    assert sample_standard_deviation([1.0, 2.0, 3.0, 4.0]) == pytest.approx(1.2909944)
+    assert sample_standard_deviation([1.0]) is None
 
 
 class _Tracked(NullTracker):

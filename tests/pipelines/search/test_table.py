@@ -10,7 +10,7 @@ import pytest
 
 from pipelines.search.grid import GridCell
 from pipelines.search.results import SearchTrial, TrainingResult
-from pipelines.search.table import ablation_rows, markdown_table, tune_rows
+from pipelines.search.table import ablation_table_rows, markdown_table, tuning_table_rows
 from pipelines.tracking.tracker import to_csv
 
 CELLS: list[GridCell[Any]] = [
@@ -29,7 +29,7 @@ RECORDS = {
 
 
 def test_a_row_is_the_mean_of_its_seeds() -> None:
-    rows = ablation_rows(CELLS, [0, 1], RECORDS, "val accuracy")
+    rows = ablation_table_rows(CELLS, [0, 1], RECORDS, "val accuracy")
     assert [row["fusion"] for row in rows] == ["concat", "gated", "transformer"]
     first = rows[0]
     assert first["val accuracy"] == pytest.approx(0.6)
@@ -43,7 +43,7 @@ def test_a_row_is_the_mean_of_its_seeds() -> None:
 
 
 def test_markdown_is_aligned_and_escaped() -> None:
-    lines = markdown_table(ablation_rows(CELLS, [0, 1], RECORDS, "val accuracy")).splitlines()
+    lines = markdown_table(ablation_table_rows(CELLS, [0, 1], RECORDS, "val accuracy")).splitlines()
     assert len({len(line) for line in lines}) == 1
     assert "| concat      |       0.6000 | 0.1414 | 0.5000 | 0.7000 |      1,000 |" in lines[2]
     assert "no\\|way" in lines[3]
@@ -51,7 +51,7 @@ def test_markdown_is_aligned_and_escaped() -> None:
 
 
 def test_csv_has_the_numbers_in_full() -> None:
-    rows = ablation_rows(CELLS, [0, 1], RECORDS, "val accuracy")
+    rows = ablation_table_rows(CELLS, [0, 1], RECORDS, "val accuracy")
     read = list(csv.DictReader(io.StringIO(to_csv(rows))))
     assert float(read[0]["spread"]) == rows[0]["spread"]
     assert read[1]["val accuracy"] == ""
@@ -64,7 +64,7 @@ def test_the_best_trial_comes_first() -> None:
         1: TrainingResult("failed", "boom"),
         2: TrainingResult("finished", score=0.8),
     }
-    rows = tune_rows(trials, records, "val accuracy")
+    rows = tuning_table_rows(trials, records, "val accuracy")
     assert [row["trial"] for row in rows] == [3, 1, 2]
     assert rows[0]["optimizer.head_lr"] == "0.2"
     assert [row["status"] for row in rows] == ["finished", "stopped", "failed: boom"]

@@ -19,7 +19,7 @@ with hold_lock(Path(sys.argv[1]), OSError()):
 """
 
 
-class BusyError(Exception):
+class RetrainingBusyError(Exception):
     pass
 
 
@@ -29,26 +29,29 @@ def test_it_is_held_by_one_and_ends_with_a_killed_process(tmp_path: Path) -> Non
     try:
         assert holder.stdout is not None
         assert holder.stdout.readline() == "held\n"
-        with pytest.raises(BusyError, match="by a test"), hold_lock(file, BusyError("by a test"), wait_s=0.1):
+        with (
+            pytest.raises(RetrainingBusyError, match="by a test"),
+            hold_lock(file, RetrainingBusyError("by a test"), wait_s=0.1),
+        ):
             pass
     finally:
         holder.kill()
         holder.wait()
-    with hold_lock(file, BusyError()):
+    with hold_lock(file, RetrainingBusyError()):
         pass
 
 
 def test_threads_of_a_process_exclude_each_other(tmp_path: Path) -> None:
-    entered, refused = threading.Event(), list[BusyError]()
+    entered, refused = threading.Event(), list[RetrainingBusyError]()
 
     def enter() -> None:
         try:
-            with hold_lock(tmp_path / "lock", BusyError()):
+            with hold_lock(tmp_path / "lock", RetrainingBusyError()):
                 entered.set()
-        except BusyError as error:
+        except RetrainingBusyError as error:
             refused.append(error)
 
-    with hold_lock(tmp_path / "lock", BusyError()):
+    with hold_lock(tmp_path / "lock", RetrainingBusyError()):
         thread = threading.Thread(target=enter)
         thread.start()
         thread.join()
@@ -60,10 +63,10 @@ def test_who_waits_gets_it_when_it_is_free(tmp_path: Path) -> None:
     entered = threading.Event()
 
     def enter() -> None:
-        with hold_lock(tmp_path / "lock", BusyError(), wait_s=60):
+        with hold_lock(tmp_path / "lock", RetrainingBusyError(), wait_s=60):
             entered.set()
 
-    with hold_lock(tmp_path / "lock", BusyError()):
+    with hold_lock(tmp_path / "lock", RetrainingBusyError()):
         thread = threading.Thread(target=enter)
         thread.start()
         assert not entered.wait(0.2)

@@ -26,8 +26,8 @@ from pipelines.data.stream.plan import StepSchedule
 from pipelines.data.tars.sample import dump_texts
 from pipelines.data.tars.shards import ShardWriter
 from pipelines.errors import DataError
-from pipelines.evaluate.baselines import Baselines, check_learnable
-from pipelines.evaluate.predict import collect_tables, predict_dataset
+from pipelines.evaluate.baselines import Baselines, check_baselines_are_learnable
+from pipelines.evaluate.predict import iterate_answer_tables, predict_dataset
 from pipelines.search.trial_controller import create_trial_controller
 from pipelines.train import checkpoint
 from pipelines.workflows import index, train, training_data
@@ -183,7 +183,7 @@ def test_a_task_that_would_learn_of_the_data_is_named(tmp_path: Path) -> None:
     asks = Workspace(load(JobConfig, None, ["model.task.kind=vqa", f"storage={tmp_path}"]))
     says = r"no train sample of photos has questions.*; choose data that has some, or .* model\.task\.kind=caption and"
     with pytest.raises(DataError, match=says):
-        training_data.check_learnable(asks, {"": index})
+        training_data.check_baselines_are_learnable(asks, {"": index})
 
 
 @pytest.mark.parametrize(
@@ -227,12 +227,12 @@ def test_splits_that_are_read_after_a_training_are_checked_before_it(data: Path)
 def test_what_is_judged_on_has_texts_to_learn_floors_from(data: Path) -> None:
     named = Index.open(str(data / "named"))
     tasks = workspace(data, *TASKS).config.model.task.tasks()
-    check_learnable(named, {"find": tasks["find"]})  # chance is known without texts
+    check_baselines_are_learnable(named, {"find": tasks["find"]})  # chance is known without texts
     with pytest.raises(DataError, match=r"no train sample of .*named has questions, from which .* 'ask' is compared"):
-        check_learnable(named, tasks)
+        check_baselines_are_learnable(named, tasks)
     # A training learns them from what it is trained on.
     asked = Index.open(str(data / "asked"))
-    found = Baselines.of_training(named, [asked], {"ask": tasks["ask"]}, "none")
+    found = Baselines.learn_from_training_split(named, [asked], {"ask": tasks["ask"]}, "none")
     assert list(found.tasks) == ["ask"]
     assert found.trained_on == (asked.hash,)
 
@@ -256,7 +256,7 @@ def test_a_training_on_pairs_and_texts(data: Path, said: Path, monkeypatch: pyte
     assert "grass" in VLProcessor.from_pretrained(model).tokenizer.get_vocab()
     source = Source(str(said), Index.open(str(said)).hash, "val", model)
     asked = predict_dataset(model, source, work.config.predict, work.config.stream, "ask")
-    answers = pa.concat_tables(list(collect_tables(asked, "evaluate", 6)))
+    answers = pa.concat_tables(list(iterate_answer_tables(asked, "evaluate", 6)))
     assert answers["key"].to_pylist() == [f"val{n}" for n in range(6)]
     assert answers["target"].to_pylist() == ["green"] * 6
     assert answers["shuffled"].null_count == 6

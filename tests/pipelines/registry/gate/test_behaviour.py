@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from pipelines.registry.config import GateConfig
-from pipelines.registry.gate.behaviour import REWORDINGS, ProbeResult, behaviour_checks, run_probe
+from pipelines.registry.gate.behaviour import REWORDINGS, ProbeResult, check_behaviour, run_behaviour_probe
 from pipelines.registry.gate.check import GateCheck
 from vlmodel.inference import Prediction, Predictor
 from vlmodel.processor import Example
@@ -26,7 +26,7 @@ GOOD = ProbeResult(
 
 
 def failed(found: ProbeResult, champion: ProbeResult | None = None) -> list[str]:
-    return [check.name for check in behaviour_checks(found, champion, CONFIG) if check.passed is False]
+    return [check.name for check in check_behaviour(found, champion, CONFIG) if check.passed is False]
 
 
 def test_rewordings_say_the_same() -> None:
@@ -62,10 +62,10 @@ def test_a_candidate_may_not_fall_far_behind_the_champion() -> None:
 
 
 def test_what_does_not_apply_says_so() -> None:
-    checks = behaviour_checks(replace(GOOD, agreement={}, image_use=None), None, CONFIG, "caption")
+    checks = check_behaviour(replace(GOOD, agreement={}, image_use=None), None, CONFIG, "caption")
     assert [check.passed for check in checks] == [None, None, None, None, True]
     assert all(check.name.endswith("(caption)") for check in checks)
-    (nothing,) = behaviour_checks(ProbeResult(0), None, CONFIG)
+    (nothing,) = check_behaviour(ProbeResult(0), None, CONFIG)
     assert nothing.passed is None
 
 
@@ -78,7 +78,7 @@ def records(pictures: Sequence[bytes]) -> list[Sample]:
 
 
 def test_a_model_is_observed(checkpoint: Path, pictures: list[bytes]) -> None:
-    found = run_probe(Predictor.from_pretrained(checkpoint), records(pictures), "")
+    found = run_behaviour_probe(Predictor.from_pretrained(checkpoint), records(pictures), "")
     assert found.rows == 6
     assert set(found.agreement) == {"case", "punctuation", "politeness"}
     assert found.finite
@@ -98,7 +98,7 @@ class Recorded:
 
 
 def observed(checkpoint: Path, shown: list[Sample], answer: Any) -> ProbeResult:
-    return run_probe(Recorded(Predictor.from_pretrained(checkpoint).processor, answer), shown, "")  # type: ignore[arg-type]
+    return run_behaviour_probe(Recorded(Predictor.from_pretrained(checkpoint).processor, answer), shown, "")  # type: ignore[arg-type]
 
 
 def place(pictures: Sequence[bytes], image: bytes) -> str:
@@ -107,7 +107,7 @@ def place(pictures: Sequence[bytes], image: bytes) -> str:
 
 
 def checks_of(found: ProbeResult) -> dict[str, GateCheck]:
-    return {check.name: check for check in behaviour_checks(found, None, CONFIG)}
+    return {check.name: check for check in check_behaviour(found, None, CONFIG)}
 
 
 def test_a_model_that_does_not_look_is_found_out(checkpoint: Path, pictures: list[bytes]) -> None:

@@ -8,14 +8,14 @@ from numpy.typing import ArrayLike
 from pipelines.registry.config import GateConfig
 from pipelines.registry.gate import comparison
 from pipelines.registry.gate.comparison import (
-    check_better,
+    check_candidate_is_better,
     check_mcnemar,
-    check_new_data,
-    check_slices,
+    check_no_slice_is_worse,
+    check_not_worse_on_new_data,
+    have_same_rows,
     metric_difference,
-    same_rows,
-    slice_differences,
-    slice_masks,
+    metric_differences_by_slice,
+    row_masks_by_slice,
     with_tolerance,
 )
 from tests.pipelines.evaluate.test_build_report import answers
@@ -67,7 +67,7 @@ def test_each_group_has_the_same_weight() -> None:
 
 def test_a_single_image_says_nothing() -> None:
     found = metric_difference("", right([1, 1], [0, 0]), right([0, 0], [0, 0]), CONFIG)
-    assert not check_better(found, "accuracy", CONFIG).passed
+    assert not check_candidate_is_better(found, "accuracy", CONFIG).passed
 
 
 @pytest.mark.parametrize(
@@ -78,7 +78,9 @@ def test_better_is_above_the_margin_with_certainty(gained: int, lost: int, margi
     candidate = [1] * gained + [0] * lost + [1] * (1000 - gained - lost)
     champion = [0] * gained + [1] * lost + [1] * (1000 - gained - lost)
     config = GateConfig(margin=margin)
-    check = check_better(metric_difference("hold-out", right(candidate), right(champion), config), "accuracy", config)
+    check = check_candidate_is_better(
+        metric_difference("hold-out", right(candidate), right(champion), config), "accuracy", config
+    )
     assert check.passed is passes
     assert f"{(gained - lost) / 1000:+.4f}" in check.measured
 
@@ -103,7 +105,7 @@ def test_mcnemar_does_not_apply_to_metrics_of_other_kinds() -> None:
 
 
 def test_slices_are_values_of_columns_and_kinds_of_questions() -> None:
-    found = slice_masks(
+    found = row_masks_by_slice(
         answers(("a", "Is it red?", "yes", "yes"), ("b", "is it big?", "no", "yes"), ("c", "", None, "no")),
         ["question_type", "target"],
     )
@@ -128,14 +130,14 @@ def test_a_slice_counts_against_the_candidate_where_it_is_beyond_its_tolerance_a
     score = np.ones(500)
     score[:20] = score[100:120] = score[200:203] = score[480:] = 0
     score[400:403] = 0
-    found = {one.name: one for one in slice_differences(right(score), champion, rows, config)}
+    found = {one.name: one for one in metric_differences_by_slice(right(score), champion, rows, config)}
     assert set(found) == {"of=much", "of=lenient", "of=little", "of=chance"}, "slices of few rows are not judged"
     assert {name for name, one in found.items() if one.worse} == {"of=much", "of=chance"}
-    check = check_slices(list(found.values()), config)
+    check = check_no_slice_is_worse(list(found.values()), config)
     assert check.passed is False
     assert check.measured.startswith("2 of 4 worse; of=much 1.0000 → 0.8000 (100 rows), of=chance")
-    assert check_slices([found["of=little"]], config).passed
-    assert check_slices([], config).passed is None
+    assert check_no_slice_is_worse([found["of=little"]], config).passed
+    assert check_no_slice_is_worse([], config).passed is None
 
 
 def test_a_loss_that_may_be_chance_is_no_regression() -> None:
@@ -149,19 +151,19 @@ def test_on_new_data_a_candidate_may_be_worse_by_the_tolerance(tolerance: float,
     config = GateConfig(tolerance=tolerance)
     candidate, champion = right(ones(850, 1000)), right(ones(900, 1000))
     found = with_tolerance(metric_difference("new data", candidate, champion, config), config.tolerance)
-    check = check_new_data([found], config)
+    check = check_not_worse_on_new_data([found], config)
     assert check.passed is passes
     assert check.measured == "new data 0.9000 → 0.8500 (1000 rows)"
     assert f"({tolerance:g})" in check.required
 
 
 def test_without_enough_new_data_there_is_nothing_to_hold_against_a_candidate() -> None:
-    check = check_new_data([], CONFIG, "too few rows")
+    check = check_not_worse_on_new_data([], CONFIG, "too few rows")
     assert (check.passed, check.explanation) == (None, "too few rows")
 
 
 def test_other_rows_are_noticed() -> None:
     one = answers(("a", "red?", "yes", "yes"))
-    assert same_rows(one, answers(("a", "red?", "yes", "no")))
-    assert not same_rows(one, answers(("a", "red?", "no", "yes")))
-    assert not same_rows(one, pa.concat_tables([one, one]))
+    assert have_same_rows(one, answers(("a", "red?", "yes", "no")))
+    assert not have_same_rows(one, answers(("a", "red?", "no", "yes")))
+    assert not have_same_rows(one, pa.concat_tables([one, one]))

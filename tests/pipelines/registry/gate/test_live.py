@@ -10,17 +10,22 @@ import pytest
 
 from pipelines.records.comparisons import Comparison, ComparisonWriter, InvalidLine, ModelResult, TextPair, text_hash
 from pipelines.records.corrections import Correction, CorrectionSpool
-from pipelines.registry.config import GateConfig, LiveConfig
+from pipelines.registry.config import GateConfig, LiveTrafficConfig
 from pipelines.registry.gate import report
 from pipelines.registry.gate.check import GateCheck, GateDecision
-from pipelines.registry.gate.live import collect_statistics, live_checks, most_common_corrections, statistics_checks
+from pipelines.registry.gate.live import (
+    check_live_statistics,
+    check_live_traffic,
+    collect_live_statistics,
+    most_common_corrections,
+)
 from tests.pipelines.registry.conftest import picture
 
 IMAGE = "ab" * 32
 
 
 def config(**live: Any) -> GateConfig:
-    return GateConfig(live=LiveConfig(**{"requests": 10, **live}))
+    return GateConfig(live=LiveTrafficConfig(**{"requests": 10, **live}))
 
 
 def compared(number: int, **changes: Any) -> Comparison:
@@ -38,7 +43,7 @@ def failed(number: int, error: str = "late", **changes: Any) -> Comparison:
 
 
 def judged(lines: list[Comparison | InvalidLine], settings: GateConfig, right: Any = None) -> dict[str, GateCheck]:
-    checks, _ = statistics_checks(collect_statistics(lines, "vqa", "2", "1", right or {}), settings)
+    checks, _ = check_live_statistics(collect_live_statistics(lines, "vqa", "2", "1", right or {}), settings)
     return {check.name: check for check in checks}
 
 
@@ -141,9 +146,9 @@ def test_corrected_answers_speak_against_a_candidate_alone(candidate: float, cha
         texts = (TextPair(asked=text_hash("?"), champion=said(champion, row), challenger=said(candidate, row)),)
         lines.append(compared(row, image=image, texts=texts))
     lines.append(compared(rows, image="cd" * 32, texts=texts))
-    live = collect_statistics(lines, "vqa", "2", "1", right)
+    live = collect_live_statistics(lines, "vqa", "2", "1", right)
     assert len(live.corrected) == rows
-    checks, [found] = statistics_checks(live, config())
+    checks, [found] = check_live_statistics(live, config())
     assert checks[-1].name == found.name == "live corrections"
     assert (checks[-1].passed, found.worse) == (passed, not passed)
     assert [found.candidate, found.champion] == pytest.approx([candidate, champion])
@@ -158,7 +163,7 @@ def test_from_folders_to_the_report(tmp_path: Path) -> None:
         writer.add(compared(number, image=named.partition(".")[0], texts=texts, agreement=0.0))
     writer.flush()
     settings = config(folder=str(tmp_path / "live"), feedback=str(tmp_path / "feedback"))
-    checks, differences = live_checks("vqa", "2", "1", settings)
+    checks, differences = check_live_traffic("vqa", "2", "1", settings)
     assert results({check.name: check for check in checks})["live corrections"]
     assert (differences[0].rows, differences[0].candidate, differences[0].champion) == (12, 1.0, 0.0)
     decision = GateDecision("vqa", "2", "1", tuple(checks), tuple(differences))
@@ -166,9 +171,9 @@ def test_from_folders_to_the_report(tmp_path: Path) -> None:
     assert decision.is_usable
     assert "live agreement (vqa): 0.0% like the champion's" in decision.reason
     assert "live corrections" in report.decision_page(decision)
-    assert report.draw_decision(decision).axes
-    assert live_checks("vqa", "2", "1", config()) == ([], [])
-    [empty], _ = live_checks("vqa", "2", "1", config(folder=str(tmp_path / "nowhere")))
+    assert report.draw_gate_decision(decision).axes
+    assert check_live_traffic("vqa", "2", "1", config()) == ([], [])
+    [empty], _ = check_live_traffic("vqa", "2", "1", config(folder=str(tmp_path / "nowhere")))
     assert empty.passed is False
 
 

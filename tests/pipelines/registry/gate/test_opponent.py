@@ -11,7 +11,7 @@ from pipelines.data.index.config import IndexConfig
 from pipelines.data.index.index import Index
 from pipelines.data.tars.shards import ShardWriter
 from pipelines.registry.config import GateConfig
-from pipelines.registry.gate.opponent import check_opponent
+from pipelines.registry.gate.opponent import check_champion_is_comparable
 from pipelines.registry.versions import LocalModel
 from tests.pipelines.registry.conftest import picture
 from vlmodel.sample import Question, Texts
@@ -43,7 +43,7 @@ def champion(checkpoint: Path) -> LocalModel:
 def test_a_champion_is_an_opponent_if_it_knows_half_of_the_answers(
     tmp_path: Path, champion: LocalModel, answers: list[str], passed: bool | None, share: str
 ) -> None:
-    check = check_opponent(champion, holdout(tmp_path, answers), GateConfig())
+    check = check_champion_is_comparable(champion, holdout(tmp_path, answers), GateConfig())
     assert check.passed is passed
     assert check.compares
     assert f"version 3 knows {share} right answers" in check.measured
@@ -52,4 +52,4 @@ def test_a_champion_is_an_opponent_if_it_knows_half_of_the_answers(
 
 def test_how_much_it_must_know_is_a_setting(tmp_path: Path, champion: LocalModel) -> None:
     index = holdout(tmp_path, ["yes", "horse", "cart", "dog"])
-    assert check_opponent(champion, index, GateConfig(known_answers=0.25)).passed
+    assert check_champion_is_comparable(champion, index, GateConfig(known_answers=0.25)).passed

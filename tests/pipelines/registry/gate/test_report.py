@@ -62,7 +62,7 @@ def test_the_tables_hold_every_check_and_nothing_of_the_data_unescaped() -> None
     assert "<b>" not in page
     assert page.count('<tr class="failed">') == 2
     assert "default-src 'none'" in page
-    lines = report.checks_table(found).splitlines()
+    lines = report.format_checks_table(found).splitlines()
     assert [line.split()[0] for line in lines] == ["✓", "–", "✓", "✗"]
 
 
@@ -75,7 +75,7 @@ def test_the_decision_is_json_for_programs() -> None:
 
 @pytest.mark.parametrize("differences", [(), DIFFERENCES, DIFFERENCES[:1] + DIFFERENCES[1:2] * 40])
 def test_the_picture_shows_the_checks_and_the_differences(differences: tuple[MetricDifference, ...]) -> None:
-    figure = report.draw_decision(decision(WHOLE, BETTER, WORSE, differences=differences))
+    figure = report.draw_gate_decision(decision(WHOLE, BETTER, WORSE, differences=differences))
     figure.savefig(io.BytesIO(), format="png")
     checks, *others = figure.axes
     assert "✗ no slice worse" in [text.get_text() for text in checks.texts]

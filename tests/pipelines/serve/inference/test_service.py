@@ -168,7 +168,9 @@ def test_an_image_of_too_many_pixels_is_refused_with_413(
 def test_model_with_other_golden_answers_is_not_served(
     service: InferenceService, model_folder: Path, tmp_path: Path
 ) -> None:
-    golden_answers = golden.record_answers(Predictor.from_pretrained(model_folder), {"": (picture(), QUESTIONS[0])})
+    golden_answers = golden.record_golden_answers(
+        Predictor.from_pretrained(model_folder), {"": (picture(), QUESTIONS[0])}
+    )
     golden.write_golden_answers(golden_answers, tmp_path)
     good = tmp_path / golden.GOLDEN
     (tmp_path / "other").mkdir()
