@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 import pyarrow as pa
 
 from pipelines.data.index.index import Index
-from pipelines.data.stream.dataset import Source, bind_facts
+from pipelines.data.stream.dataset import Source, connect_fact_lookup
 from pipelines.data.stream.stream import StreamConfig
 from pipelines.errors import DataError
 from pipelines.evaluate.baselines import Baselines, check_baselines_are_learnable
@@ -97,7 +97,7 @@ def assess_model(
     """
     predictor = Predictor.from_pretrained(model)
     processor = predictor.processor
-    bind_facts(processor, source.facts)
+    connect_fact_lookup(processor, source.facts)
     check_data_is_evaluable(index, processor.tasks, source.split)
     baselines = Baselines.load(model)
     if baselines is None:

@@ -22,7 +22,7 @@ from ray.data import ActorPoolStrategy, Dataset
 
 from pipelines.data.index.index import Index
 from pipelines.data.stream import ray_private
-from pipelines.data.stream.dataset import Source, bind_facts
+from pipelines.data.stream.dataset import Source, connect_fact_lookup
 from pipelines.data.stream.loader import EvaluationBatches
 from pipelines.data.stream.stream import StreamConfig, batch_dataset
 from pipelines.data.stream.wire import unpack_arrays
@@ -88,7 +88,7 @@ class _PredictActor:
     ) -> None:
         device = "cuda" if config.gpus_per_worker else "cpu"
         self._predictor = Predictor.from_pretrained(model, device, max(1, int(config.cpus_per_worker)))
-        bind_facts(self._predictor.processor, facts)
+        connect_fact_lookup(self._predictor.processor, facts)
         self._task, self._config, self._exchanged = task, config, shuffled_share
 
     def __call__(self, row: pa.Table) -> pa.Table:
@@ -204,7 +204,7 @@ def predict_dataset(
     ray_private.pass_arguments_by_value()
     return dataset.map_batches(
         _PredictActor,
-        fn_constructor_args=(model, task, config, min(1.0, shuffled / batches.samples), source.facts),
+        fn_constructor_args=(model, task, config, min(1.0, shuffled / batches.sample_count), source.facts),
         batch_size=1,  # a row is a batch for the model
         batch_format="pyarrow",
         zero_copy_batch=True,

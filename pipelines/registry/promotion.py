@@ -219,7 +219,7 @@ def log_decision(decision: GateDecision, tracker: NullTracker) -> None:
     folder = f"gate/{decision.candidate}-against-{decision.champion or 'none'}"
     tracker.log_text(report.decision_markdown(decision), f"{folder}/decision.md")
     tracker.log_text(report.decision_page(decision), f"{folder}/decision.html")
-    tracker.log_text(json.dumps(decision.to_tree(), indent=1), f"{folder}/decision.json")
+    tracker.log_text(json.dumps(decision.to_json_tree(), indent=1), f"{folder}/decision.json")
     tracker.log_figure(report.draw_gate_decision(decision), f"{folder}/decision.png")
     tracker.set_tags({"gate.promote": str(decision.promote).lower(), "gate.reason": decision.reason[:4000]})
 

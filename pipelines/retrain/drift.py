@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from pipelines.data.index.index import Index
-from pipelines.data.index.present import split_present
+from pipelines.data.index.present import split_input_names
 from pipelines.data.index.shard_pass import map_shards
 from pipelines.data.texts.corpus import read_texts
 from pipelines.errors import DataError
@@ -54,7 +54,7 @@ def count_sample_statistics(rows: Iterable[Mapping[str, Any]], texts: Iterable[T
         for name in ("questions", "captions"):
             total[name][_round_down_to_power_of_two(row[name])] += 1
         total["inputs"][row["present"]] += 1
-        for name in split_present(row["present"]):
+        for name in split_input_names(row["present"]):
             if name != "image" and (size := row.get(f"{name}.size")) is not None:
                 total["input_size"][f"{name} {_round_down_to_power_of_two(size)}"] += 1
         width, height = row.get("image.width"), row.get("image.height")

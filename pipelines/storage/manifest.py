@@ -47,7 +47,7 @@ Manifest = Mapping[str, FileFacts]
 """The facts of each file of a folder by its path within it, without the manifest itself."""
 
 
-def measure_file(file: Path) -> FileFacts:
+def measurements_file(file: Path) -> FileFacts:
     """Size and hash of a local file, which is read once, piece by piece."""
     with file.open("rb") as opened:
         digest = hashlib.file_digest(opened, "sha256").hexdigest()
@@ -79,7 +79,7 @@ def manifest_of_folder(folder: Path) -> dict[str, FileFacts]:
     Raises:
         ManifestError: as ``list_files_of_folder``.
     """
-    return {name: measure_file(folder / name) for name in list_files_of_folder(folder)}
+    return {name: measurements_file(folder / name) for name in list_files_of_folder(folder)}
 
 
 def manifest_to_bytes(manifest: Manifest) -> bytes:

@@ -34,7 +34,7 @@ def store_folder(local: Path, folder: Folder, without: str = "") -> Manifest:
         folder.remove(name)
     written = {}
     for name in names:
-        written[name] = manifest.measure_file(local / name)
+        written[name] = manifest.measurements_file(local / name)
         folder.put(local / name, name)
     folder.write(MANIFEST, manifest.manifest_to_bytes(written))
     return written
@@ -89,7 +89,7 @@ def local_copy_of(folder: Folder, listed: Manifest, part: str = "") -> Iterator[
         local = Path(folder.path(""))
         for name in wanted:
             try:
-                _require_equal_facts(folder, name, manifest.measure_file(local / name), listed[name])
+                _require_equal_facts(folder, name, manifest.measurements_file(local / name), listed[name])
             except FileNotFoundError:
                 raise _missing_file_error(folder, name) from None
         yield local

@@ -55,7 +55,7 @@ def launch_training(spec: RunSpec, *, label: str = "train") -> None:
             logging_config=LoggingConfig(log_level="CRITICAL"),  # type: ignore[call-arg]
         ),
     )
-    with ProgressDisplay(spec.progress_actor, spec.schedule.steps, label):
+    with ProgressDisplay(spec.progress_actor, spec.schedule.step_count, label):
         try:
             trainer.fit()
         except WorkerGroupError as error:

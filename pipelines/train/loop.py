@@ -17,7 +17,7 @@ from pydantic import Field, model_validator
 
 from pipelines.data.stream.augment import AugmentConfig
 from pipelines.data.stream.dataset import Arrays
-from pipelines.data.stream.plan import StepSchedule, check_division
+from pipelines.data.stream.plan import StepSchedule, samples_per_micro_batch
 from pipelines.data.stream.shuffle_quality import shuffle_quality
 from pipelines.train.optim import OptimizerConfig
 from pipelines.train.prefetcher import DevicePrefetcher
@@ -82,7 +82,7 @@ class TrainConfig(Section):
 
     @model_validator(mode="after")
     def _division_over_workers(self) -> Self:
-        check_division(self.batch, self.workers, self.accumulation)
+        samples_per_micro_batch(self.batch, self.workers, self.accumulation)
         if self.workers > 1 and 0 < self.gpus_per_worker < 1:
             raise ValueError(
                 f"gpus_per_worker = {self.gpus_per_worker:g} with workers = {self.workers}: nccl joins no two workers "
@@ -143,10 +143,10 @@ def train(
     if patience_is_exhausted(progress.history, config.patience, selection_metric):
         return progress
     meter = ThroughputMeter(schedule, prefetcher)
-    while progress.step < schedule.steps:
+    while progress.step < schedule.step_count:
         step = progress.step
         result = trainer(step, _micro_batches(prefetcher, config.accumulation, step, sample_log), config.accumulation)
-        meter.add(result, schedule.step_samples(step))
+        meter.add(result, schedule.count_step_samples(step))
         progress.step = step + 1
 
         epoch_ended = schedule.epochs_done(progress.step) > schedule.epochs_done(step)
@@ -281,7 +281,7 @@ class ThroughputMeter:
 
     def _remaining_seconds(self, step: int, step_s: float) -> float:
         self._rate = step_s if self._rate is None else 0.8 * self._rate + 0.2 * step_s
-        return self._rate * (self._schedule.steps - step)
+        return self._rate * (self._schedule.step_count - step)
 
 
 def restore_progress(state: Mapping[str, Any] | None) -> TrainingProgress:

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from pipelines.data.stream.dataset import Arrays
-from pipelines.data.stream.loader import model_inputs
+from pipelines.data.stream.loader import without_provenance
 from vlmodel.array_names import stays_on_host
 
 
@@ -57,7 +57,7 @@ def to_tensors(arrays: Mapping[str, np.ndarray], device: torch.device) -> dict[s
 
     Read-only arrays are copied: they are views of the object store, which torch must not write to.
     """
-    named = model_inputs(arrays)
+    named = without_provenance(arrays)
     numbers = {name: array.tolist() for name, array in named.items() if stays_on_host(name)}
     inputs = {
         name: torch.from_numpy(array if array.flags.writeable else array.copy())

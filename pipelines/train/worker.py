@@ -21,8 +21,8 @@ from ray.actor import ActorHandle
 from ray.train import Checkpoint, CheckpointUploadMode
 from ray.train.collective import broadcast_from_rank_zero
 
-from pipelines.data.stream.dataset import Arrays, Source, SourceMixture, with_gpu_decoding, with_pixel_cache
-from pipelines.data.stream.feature_build import check_backbones
+from pipelines.data.stream.dataset import Arrays, Source, SourceMixture, enable_gpu_decoding, enable_pixel_cache
+from pipelines.data.stream.feature_build import check_features_match_backbones
 from pipelines.data.stream.loader import EvaluationBatches, MicroBatches
 from pipelines.data.stream.plan import StepSchedule, derive_seed
 from pipelines.data.stream.stream import StreamConfig, stream_batches
@@ -103,23 +103,25 @@ def train_worker(spec: RunSpec) -> None:
             else VLModel.from_pretrained(found[1] / checkpoint.MODEL, local_files_only=True)
         )
         model.to(device)  # type: ignore[arg-type]
-        trainer = TrainStep(model, spec.train.optimizer, spec.train.step, steps=spec.schedule.steps, seed=spec.seed)
+        trainer = TrainStep(
+            model, spec.train.optimizer, spec.train.step, steps=spec.schedule.step_count, seed=spec.seed
+        )
         stored: Bases = {}
         if found is not None:
             trainer.load_state(checkpoint.read_trainer(found[1], device))
             stored = recorded_bases(found[1] / checkpoint.MODEL)
     progress = restore_progress(found[0].state if found is not None else None)
     if rank == 0 and found is not None:
-        _say(spec, f"continues from {found[0].path} (step {progress.step} of {spec.schedule.steps})")
+        _say(spec, f"continues from {found[0].path} (step {progress.step} of {spec.schedule.step_count})")
     elif rank == 0:
         stored = bases.store_bases(model, Folder(spec.folder).parent)
-    check_backbones(model, spec.train_source.features)
+    check_features_match_backbones(model, spec.train_source.features)
 
     source = spec.train_source
     if spec.stream.decoding == "gpu" and device.type == "cuda":
-        source = with_gpu_decoding(source, str(device))
+        source = enable_gpu_decoding(source, str(device))
     else:
-        source = with_pixel_cache(source, spec.stream.cache, spec.train.epochs)
+        source = enable_pixel_cache(source, spec.stream.cache, spec.train.epochs)
     config = spec.train
     micro_batches = MicroBatches(
         source, spec.schedule, rank, world, config.accumulation, config.augment, config.drop_streams
@@ -138,7 +140,7 @@ def train_worker(spec: RunSpec) -> None:
             train(trainer, spec.schedule, prefetcher, spec.train, progress, hooks, ledger, selection_metric)
             if (
                 rank == 0
-                and progress.step < spec.schedule.steps
+                and progress.step < spec.schedule.step_count
                 and patience_is_exhausted(progress.history, patience, selection_metric)
             ):
                 _say(spec, _patience_message(progress, patience, selection_metric))
@@ -268,7 +270,7 @@ class _WorkerHooks:
         state = {
             "step": progress.step,
             "epochs_done": self._spec.schedule.epochs_done(progress.step),
-            "steps": self._spec.schedule.steps,
+            "steps": self._spec.schedule.step_count,
             "selection": selection,
             "epoch_sums": progress.epoch_sums,
             "history": progress.history,

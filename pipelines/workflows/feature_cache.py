@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.data.index.index import Index
-from pipelines.data.stream.feature_build import SPLITS, EncoderResources, build_features, features_of
+from pipelines.data.stream.feature_build import SPLITS, EncoderResources, build_features, open_feature_cache
 from pipelines.data.stream.feature_cache import FeatureCache
 from pipelines.report.progress import Progress
 from pipelines.workflows.workspace import Workspace
@@ -40,9 +40,9 @@ def cache_features(
     assert precision != "off"
     cached = []
     for stream in streams:
-        of_stream = features_of(stream, model, tree, processor, f"{work.storage}/_features", precision)
+        of_stream = open_feature_cache(stream, model, tree, processor, f"{work.storage}/_features", precision)
         needed = tree.encoders()[stream].input
-        for index in {index.hash: index for index in indexes if needed in index.needed}.values():
+        for index in {index.hash: index for index in indexes if needed in index.input_requirements}.values():
             with Progress(f"{label}  features of {stream}") as progress:
                 build_features(of_stream, index, model, tree, processor, resources, splits, progress)
         cached.append(of_stream)

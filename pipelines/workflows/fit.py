@@ -15,7 +15,7 @@ from pipelines.data.stream.dataset import Source, SourceMixture
 from pipelines.data.stream.feature_cache import FeatureCache
 from pipelines.data.stream.plan import SampleOrder, StepSchedule
 from pipelines.data.texts.corpus import read_texts
-from pipelines.data.texts.vocabulary import build_processor, save_processor, text_lengths
+from pipelines.data.texts.vocabulary import build_processor, count_text_lengths, save_processor
 from pipelines.evaluate.baselines import FILE, Baselines
 from pipelines.knowledge.opened import open_linker
 from pipelines.tracking.address import TrackingError
@@ -59,7 +59,7 @@ def fit(
     init = _initial_model(work)
     processor = _get_processor(work, training, folder, init, label)
     _check_processor(work, processor, folder)
-    if line := text_lengths(training, processor, str(folder)).describe(processor.config, work.config.processor):
+    if line := count_text_lengths(training, processor, str(folder)).describe(processor.config, work.config.processor):
         print(f"{label}  {line}", flush=True)
     if not (folder / FILE).is_file():
         Baselines.learn_from_training_split(index, training, processor.tasks, processor.normalizer).save(folder)
@@ -205,7 +205,7 @@ def _make_run_spec(
     has_validation = index.counts().get("val", 0) > 0
     validation = replace(work.source(index, "val", training.processor), features=features)
     print(
-        f"train {config.name}: {order.size} images, {schedule.steps} steps of {train.batch} images, "
+        f"train {config.name}: {order.size} images, {schedule.step_count} steps of {train.batch} images, "
         f"{train.epochs} epochs, {train.workers} workers",
         flush=True,
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from pipelines.data.importing.run import ImportSummary, counts_text, import_data
+from pipelines.data.importing.run import ImportSummary, describe_counts, import_data
 from pipelines.data.tars.inputs import PAIRS
 from pipelines.workflows import training_data
 from pipelines.workflows.workspace import Workspace
@@ -36,7 +36,7 @@ def run(work: Workspace) -> ImportSummary:
     if summary.rejected:
         print(f"import left out: {', '.join(f'{n} {reason}' for reason, n in summary.rejected.items())}")
     if summary.passed_over:
-        print(f"import passed over: {counts_text(summary.passed_over)}")
+        print(f"import passed over: {describe_counts(summary.passed_over)}")
     print(f"import {'was complete already' if summary.unchanged else 'done'}: {work.config.data.tars}", flush=True)
     if (inputs := work.config.source.inputs) != PAIRS:
         print(f"other jobs are told what these are by data.mix.NAME.inputs={json.dumps(inputs)}", flush=True)

@@ -13,7 +13,7 @@ from pipelines.data.stream.dataset import Source
 from pipelines.data.stream.mixture import MixedSource
 from pipelines.data.tars.inputs import PAIRS
 from pipelines.data.texts.corpus import count_labels
-from pipelines.data.texts.vocabulary import known_answer_share
+from pipelines.data.texts.vocabulary import share_of_answers_in_vocabulary
 from pipelines.errors import DataError
 from pipelines.evaluate.assess import assess_model
 from pipelines.registry.registry import Registry
@@ -256,7 +256,7 @@ def _choose_initial_model(work: Workspace, new: Index) -> tuple[str, str]:
     choosing = [task for task in tasks.values() if task.chooses_label]
     if not choosing:
         return champion.version, "it is the champion"
-    share = known_answer_share(count_labels(new, choosing), processor)
+    share = share_of_answers_in_vocabulary(count_labels(new, choosing), processor)
     knows = f"the champion (version {champion.version}) knows {share:.4f} of the new answers"
     if share < _LEAST_KNOWN_ANSWERS:
         return "", f"{knows}, less than {_LEAST_KNOWN_ANSWERS}"

@@ -13,7 +13,7 @@ from pipelines.data.stream.dataset import Source, SourceMixture
 from pipelines.data.stream.feature_cache import FeatureCache
 from pipelines.data.stream.mixture import MixturePlan
 from pipelines.data.stream.plan import SampleOrder
-from pipelines.data.tars.inputs import needed_inputs
+from pipelines.data.tars.inputs import input_requirements
 from pipelines.errors import DataError
 from pipelines.evaluate.assess import check_data_is_evaluable
 from pipelines.knowledge.build import content_hash
@@ -45,7 +45,7 @@ def open_indexes(work: Workspace, evaluation_index: Index, *, newest: bool = Fal
     else:
         by_name = {name: work.index(name) for name in names_of_mix}
     for name, index in by_name.items():
-        if index.needed != needed_inputs(inputs := work.config.data.mix[name].inputs):
+        if index.input_requirements != input_requirements(inputs := work.config.data.mix[name].inputs):
             was = json.dumps(index.scan["inputs"])
             raise DataError(
                 f"{index.tars} was indexed as {was}, and data.mix.{name}.inputs={json.dumps(inputs)}; run the index "
@@ -222,7 +222,7 @@ def training_samples_and_order(
         for name, index in training_indexes.items()
     }
     plans = {
-        name: source.plan(seed=work.config.seed, window=train.window, block=train.shuffle_block, shuffle=True)
+        name: source.plan_order(seed=work.config.seed, window=train.window, block=train.shuffle_block, shuffle=True)
         for name, source in sources.items()
     }
     if not work.config.data.mix:

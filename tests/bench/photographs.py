@@ -14,7 +14,7 @@ from pipelines.data.index.config import IndexConfig
 from pipelines.data.index.index import Index
 from pipelines.data.stream.dataset import Source
 from pipelines.data.tars.shards import ShardWriter
-from pipelines.data.texts.corpus import texts_of_split, train_tokenizer
+from pipelines.data.texts.corpus import iterate_texts_of_split, train_tokenizer
 from vlmodel.processor import ProcessorConfig, VLProcessor
 from vlmodel.sample import Texts
 from vlmodel.tasks import contrastive
@@ -55,6 +55,8 @@ def write(folder: Path, images: int, side: int) -> Data:
             writer.add(f"{number:06d}", {"image": (jpeg, "jpg")}, Texts(captions, ()))
     build_index(str(folder), IndexConfig(validation_fraction=0.0))
     index = Index.open(str(folder))
-    processor = VLProcessor(ProcessorConfig(image_size=side), train_tokenizer(texts_of_split(index), 200), [], READS)
+    processor = VLProcessor(
+        ProcessorConfig(image_size=side), train_tokenizer(iterate_texts_of_split(index), 200), [], READS
+    )
     processor.save_pretrained(folder / "p")
     return Data(Source(str(folder), index.hash, "train", str(folder / "p")), jpegs[:1000])

@@ -18,7 +18,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from pipelines.data.stream.augment import AugmentConfig
-from pipelines.data.stream.dataset import with_gpu_decoding
+from pipelines.data.stream.dataset import enable_gpu_decoding
 from pipelines.data.stream.loader import MicroBatches
 from pipelines.data.stream.plan import StepSchedule
 from pipelines.data.stream.stream import StreamConfig, stream_batches
@@ -195,8 +195,8 @@ class Consumer:
         """Images a second after the first batch."""
         source: Any = self._data.source
         if config.decoding == "gpu":
-            source = with_gpu_decoding(source, str(self._device))
-        parts = MicroBatches(source, StepSchedule(source.plan(shuffle=True), IMAGES, 1), 0, 1, 1, AugmentConfig())
+            source = enable_gpu_decoding(source, str(self._device))
+        parts = MicroBatches(source, StepSchedule(source.plan_order(shuffle=True), IMAGES, 1), 0, 1, 1, AugmentConfig())
         feed = DevicePrefetcher(stream_batches(parts, config), self._device)
         next(feed)
         begun, done = time.perf_counter(), sum(len(arrays["row_B"]) for arrays, _ in feed)

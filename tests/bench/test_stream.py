@@ -33,7 +33,7 @@ from pipelines.data.index.build import build_index
 from pipelines.data.index.config import IndexConfig
 from pipelines.data.index.index import Index
 from pipelines.data.stream.augment import AugmentConfig
-from pipelines.data.stream.dataset import Source, with_pixel_cache
+from pipelines.data.stream.dataset import Source, enable_pixel_cache
 from pipelines.data.stream.loader import MicroBatches
 from pipelines.data.stream.pixel_cache import PixelCacheConfig
 from pipelines.data.stream.plan import StepSchedule
@@ -91,7 +91,7 @@ def batches(
 ) -> Generator[dict[str, Any]]:
     """Ours: exact order, checked bytes, cursor."""
     source = source or data.source
-    parts = MicroBatches(source, StepSchedule(source.plan(shuffle=True), BATCH, 1), 0, 1, 1, AugmentConfig())
+    parts = MicroBatches(source, StepSchedule(source.plan_order(shuffle=True), BATCH, 1), 0, 1, 1, AugmentConfig())
     normalise = Normalise()
     for arrays in stream_batches(parts, config, start=start):
         tensors = to_tensors(arrays, torch.device("cpu"))
@@ -198,7 +198,7 @@ class Consumer:
 
 @pytest.fixture
 def consumer(data: Data, tmp_path: Path) -> Any:
-    kept = with_pixel_cache(data.source, PixelCacheConfig(keep="always", folder=str(tmp_path)), 2)
+    kept = enable_pixel_cache(data.source, PixelCacheConfig(keep="always", folder=str(tmp_path)), 2)
     actor: Any = ray.remote(num_cpus=0)(Consumer)
     return actor.remote(data, kept)
 

@@ -22,7 +22,7 @@ from mlflow import MlflowClient
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from pipelines.data.stream.loader import MicroBatches, model_inputs
+from pipelines.data.stream.loader import MicroBatches, without_provenance
 from pipelines.data.stream.plan import StepSchedule
 from pipelines.train.optim import OptimizerConfig
 from pipelines.train.step import StepConfig, TrainStep
@@ -59,7 +59,7 @@ def _bare(
     torch.set_num_threads(1)
     torch.manual_seed(0)
     mine = MicroBatches(**{**vars(parts), "rank": rank})
-    batches = [{k: torch.from_numpy(v.copy()) for k, v in model_inputs(mine[i]).items()} for i in range(STEPS)]
+    batches = [{k: torch.from_numpy(v.copy()) for k, v in without_provenance(mine[i]).items()} for i in range(STEPS)]
     model = VLModel.from_tree(config.model, VLProcessor.from_pretrained(processor)).train()
     times = []
     if ours:
@@ -119,7 +119,7 @@ def test_training_step(tmp_path: Path, figure: Figure, unused_port: int) -> None
             waits.append(wait)
             processor = str(tmp_path / "runs" / f"round-{number}" / "processor")
             source = work.source(work.newest_index(), "train", processor)
-            schedule = StepSchedule(source.plan(seed=0, shuffle=True), config.train.batch, 1)
+            schedule = StepSchedule(source.plan_order(seed=0, shuffle=True), config.train.batch, 1)
             parts = MicroBatches(source, schedule, 0, WORKERS, 1, config.train.augment)
             for kind in ("step", "bare"):
                 port = unused_port + 2 * number + (kind == "step")

@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 
 from pipelines.data.importing.run import import_data
-from pipelines.data.tars.errors import Reason
+from pipelines.data.tars.errors import FaultReason
 from tests.vlmodel.conftest import examples, processor, tokenizer  # noqa: F401 - fixtures
 from tests.vlmodel.tiny import batch_for, for_tasks, tiny_tree
 from vlmodel.config import parse, part_config, part_kinds
@@ -90,4 +90,4 @@ def test_the_importer_takes_the_captions_beside_the_images(tmp_path: Path) -> No
     source = parse(part_config("pipelines.data.importers", "captions"), {"folder": str(pictures)})
     summary = import_data(source, str(tmp_path / "tars"))
     assert (summary.splits["train"].samples, summary.splits["train"].captions) == (2, 3)
-    assert summary.rejected == {Reason.MISSING_TEXT: 1}
+    assert summary.rejected == {FaultReason.MISSING_TEXT: 1}

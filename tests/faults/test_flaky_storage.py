@@ -61,7 +61,7 @@ def test_what_is_delivered_is_the_index(tmp_path: Path, flaky_cluster: None) -> 
     processor.save_pretrained(tmp_path / "processor")
     plain = Source(str(folder), expected.hash, "train", str(tmp_path / "processor"))
     over_a_bad_line = replace(plain, tars=f"{PROTOCOL}://{folder}")
-    schedule = StepSchedule(plain.plan(shuffle=True), batch=16, epochs=1)
+    schedule = StepSchedule(plain.plan_order(shuffle=True), batch=16, epochs=1)
     seen: Counter[tuple[int, int]] = Counter()
     parts = [MicroBatches(source, schedule, 0, 1, 1, AugmentConfig()) for source in (plain, over_a_bad_line)]
     delivered = stream_batches(parts[1], StreamConfig(tasks=2))

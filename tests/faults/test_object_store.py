@@ -63,7 +63,7 @@ def write(folder: Path, first: int, count: int) -> list[Path]:
 
 
 def parts(source: Source) -> MicroBatches:
-    return MicroBatches(source, StepSchedule(source.plan(shuffle=True), 16, 1), 0, 1, 1, AugmentConfig())
+    return MicroBatches(source, StepSchedule(source.plan_order(shuffle=True), 16, 1), 0, 1, 1, AugmentConfig())
 
 
 def test_from_tars_to_batches(tmp_path: Path, store: S3Store) -> None:
@@ -110,6 +110,6 @@ def test_from_tars_to_batches(tmp_path: Path, store: S3Store) -> None:
         ShardReader(Index.open(TARS)).read("train-000009.tar", [0])
     assert build_index(TARS, CONFIG).hash != index.hash
     dataset._open_source.cache_clear()  # as a process that starts now, with what the job was started with
-    assert sources[0].plan(shuffle=True).size == SAMPLES, "the version without that object is what it was"
+    assert sources[0].plan_order(shuffle=True).size == SAMPLES, "the version without that object is what it was"
     with pytest.raises(DataError, match=r"'train-000009.tar' was changed or removed since the index was made"):
         index.rows("train-000009.tar")

@@ -15,7 +15,7 @@ from pipelines.knowledge.snapshot import read
 from pipelines.knowledge.store import FactStore
 from pipelines.knowledge.triples import Triple, fact_of
 from tests.jobs.conftest import SMALL
-from tests.pipelines.data.tar_maker import photo, tar_bytes
+from tests.pipelines.data.tar_maker import build_tar, photo
 
 THINGS = {"tomato": "red", "grass": "green", "sky": "blue", "blood": "red", "leaf": "green", "sea": "blue"}
 
@@ -48,7 +48,7 @@ def test_a_model_learns_to_read_facts_and_keeps_to_a_version(
             thing, colour = things[n % len(things)]
             asked = {"questions": [{"question": f"what colour is the {thing}?", "answer": colour}]}
             members += [(f"{split}{n}.jpg", photo(n)), (f"{split}{n}.json", json.dumps(asked).encode())]
-        (data / f"{split}-000000.tar").write_bytes(tar_bytes(members))
+        (data / f"{split}-000000.tar").write_bytes(build_tar(members))
     (tmp_path / "facts.tsv").write_text("".join(f"{thing}\tIs\t{colour}\n" for thing, colour in things))
     settings = [
         *SMALL, f"data.tars={data}", f"storage={tmp_path / 'runs'}", f"knowledge.store={tmp_path / 'store'}",

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 
 def consensus_answer(answers: Sequence[str], preferred: str | None = None) -> str | None:
-    """The most common answer; among equals ``preferred`` if it is one of them, else the one given first.
+    """The most common of several people's answers; of equally common ones ``preferred``, else the first.
 
     None where nobody answered.
     """

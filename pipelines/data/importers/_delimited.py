@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TextIO
 
 from pipelines.data.importers._files import open_regular_file
-from pipelines.data.tars.errors import Reason, SampleError
+from pipelines.data.tars.errors import FaultReason, SampleError
 from pipelines.errors import DataError
 
 DELIMITERS = ",\t;|"
@@ -36,8 +36,8 @@ _SURROGATES = "importers.surrogates"
 codecs.register_error(_SURROGATES, lambda error: ("\udcff", error.end))  # type: ignore[attr-defined]
 
 
-def open_text(file: Path, encoding: str = "", newline: str = "") -> TextIO:
-    """Open ``file`` as text. Invalid bytes are read as surrogate characters, which ``require_text`` refuses.
+def open_text_file(file: Path, encoding: str = "", newline: str = "") -> TextIO:
+    """Open ``file`` as text. Invalid bytes are read as surrogate characters, which ``require_valid_text`` refuses.
 
     Args:
         encoding: empty for UTF-8, or UTF-16 or UTF-32 where the first bytes say so.
@@ -57,27 +57,28 @@ def open_text(file: Path, encoding: str = "", newline: str = "") -> TextIO:
     if head.startswith((b"PK\x03\x04", b"\xd0\xcf\x11\xe0", b"\x1f\x8b", b"PAR1")):
         opened.close()
         raise DataError(f"{file} is no text but an archive, a spreadsheet or Parquet; save it as CSV in UTF-8")
-    encoding = encoding or _encoding_of(head)
+    encoding = encoding or _detect_encoding(head)
     errors = "surrogateescape" if encoding.startswith("utf-8") else _SURROGATES
     return io.TextIOWrapper(opened, encoding, errors, newline)
 
 
-def require_text(*texts: str) -> None:
+def require_valid_text(*texts: str) -> None:
     """Raises SampleError BAD_UTF8 where a text holds a surrogate or a zero byte."""
     for text in texts:
         try:
             text.encode()
         except UnicodeEncodeError:
             detail = f"{ascii(text)[:80]} is not UTF-8; save the file as UTF-8 (or name a table's source.encoding)"
-            raise SampleError(Reason.BAD_UTF8, detail) from None
+            raise SampleError(FaultReason.BAD_UTF8, detail) from None
         if "\0" in text:
-            raise SampleError(Reason.BAD_UTF8, f"{ascii(text)[:80]} has a zero byte, which no text has: lost data")
+            raise SampleError(FaultReason.BAD_UTF8, f"{ascii(text)[:80]} has a zero byte, which no text has: lost data")
 
 
 def read_csv_rows(
     lines: Iterable[str], delimiter: str, *, quoted: bool = True, is_row: Callable[[list[str]], bool] | None = None
 ) -> Iterator[tuple[int, list[str] | SampleError]]:
-    """(number of the row's first line, cells or what is wrong with the row); blank lines are skipped.
+    """Yield for each row of a CSV file the number of its first line, and its cells or what is wrong with it; blank
+    lines are skipped.
 
     Args:
         quoted: False takes quotation marks as part of the text.
@@ -93,10 +94,10 @@ def read_csv_rows(
             if not quoted or '"' not in line:
                 cells = text.split(delimiter)
                 if len(text) > _MAX_LETTERS and max(map(len, cells)) > _MAX_LETTERS:
-                    raise SampleError(Reason.BAD_SCHEMA, _TOO_LONG)
+                    raise SampleError(FaultReason.BAD_SCHEMA, _TOO_LONG)
             else:
-                cells = _quoted_cells(line, delimiter, reader, is_row)
-            require_text(*cells)
+                cells = _read_quoted_row(line, delimiter, reader, is_row)
+            require_valid_text(*cells)
         except SampleError as error:
             yield number, error
         else:
@@ -114,7 +115,7 @@ _TOO_LONG = f"the row has a cell of more than {_MAX_LETTERS:,} letters; does a q
 
 
 class _NumberedLines:
-    """Lines with their numbers; lines that were read ahead can be pushed back."""
+    """The numbered lines of a file; lines that were read ahead can be pushed back."""
 
     def __init__(self, lines: Iterable[str]) -> None:
         self._lines = iter(lines)
@@ -135,7 +136,7 @@ class _NumberedLines:
         self._number -= len(lines)
 
 
-def _quoted_cells(
+def _read_quoted_row(
     line: str, delimiter: str, reader: _NumberedLines, is_row: Callable[[list[str]], bool] | None
 ) -> list[str]:
     """The cells of the row that begins with ``line``, with further lines where a quoted cell spans them.
@@ -149,7 +150,7 @@ def _quoted_cells(
         if is_row is not None and any(
             is_row(split_line_into_cells(other.rstrip("\r\n"), delimiter)) for other in further
         ):
-            raise SampleError(Reason.BAD_SCHEMA, "a quotation mark closes only in another row")
+            raise SampleError(FaultReason.BAD_SCHEMA, "a quotation mark closes only in another row")
     except SampleError:
         reader.push_back(further)
         if delimiter == "\t":
@@ -163,7 +164,7 @@ def _split_cells(line: str, delimiter: str, reader: _NumberedLines, further: lis
     at = 0
     while True:
         if line.startswith('"', at):
-            cell, line, at = _quoted_cell(line, at + 1, delimiter, reader, further)
+            cell, line, at = _read_quoted_cell(line, at + 1, delimiter, reader, further)
         else:
             end = line.find(delimiter, at)
             cell = line[at : end if end >= 0 else len(line)]
@@ -176,10 +177,12 @@ def _split_cells(line: str, delimiter: str, reader: _NumberedLines, further: lis
         at += len(delimiter)
 
 
-def _quoted_cell(
+def _read_quoted_cell(
     line: str, at: int, delimiter: str, reader: _NumberedLines, further: list[str]
 ) -> tuple[str, str, int]:
-    """(text, the line in which it closes, place behind it there) of the cell whose text begins at ``at``."""
+    """Read a quoted cell whose text begins at ``at``: its text, the line in which it closes, and the place behind it
+    there.
+    """
     parts = []
     letters = 0
     while True:
@@ -188,11 +191,11 @@ def _quoted_cell(
         parts.append(part)
         letters += len(part)
         if letters > _MAX_LETTERS:
-            raise SampleError(Reason.BAD_SCHEMA, _TOO_LONG)
+            raise SampleError(FaultReason.BAD_SCHEMA, _TOO_LONG)
         if quote < 0:
             following = reader.next()
             if following is None:
-                raise SampleError(Reason.BAD_SCHEMA, "a quotation mark does not close")
+                raise SampleError(FaultReason.BAD_SCHEMA, "a quotation mark does not close")
             further.append(following)
             line, at = following, 0
         elif line.startswith('"', quote + 1):
@@ -203,10 +206,10 @@ def _quoted_cell(
         else:
             shown = line[max(quote - 20, 0) : quote + 20].strip()
             detail = f"a quotation mark ends a cell in the middle, at {shown!r}; two stand for one that is text"
-            raise SampleError(Reason.BAD_SCHEMA, detail)
+            raise SampleError(FaultReason.BAD_SCHEMA, detail)
 
 
-def _encoding_of(head: bytes) -> str:
+def _detect_encoding(head: bytes) -> str:
     for mark, encoding in _BYTE_ORDER_MARKS:
         if head.startswith(mark):
             return encoding

@@ -14,9 +14,9 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from pipelines.data.tars.errors import Reason, SampleError
+from pipelines.data.tars.errors import FaultReason, SampleError
 from pipelines.data.tars.member_names import is_hidden
-from pipelines.data.tars.shards import canonical_split
+from pipelines.data.tars.shards import parse_split_name
 from pipelines.errors import DataError
 
 HIDDEN = "hidden files and folders"
@@ -25,7 +25,7 @@ UNREADABLE = "folders that cannot be read"
 
 
 def resolve_path(setting: str, parent: Path | None = None) -> Path:
-    """A setting's path, in which ``~`` is the home folder, relative to ``parent``."""
+    """The path that a setting names, relative to ``parent``; ``~`` is the home folder."""
     return (parent or Path()) / os.path.expanduser(setting)
 
 
@@ -39,12 +39,12 @@ def open_regular_file(path: Path) -> BinaryIO:
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
-        raise SampleError(Reason.UNSAFE_MEMBER, f"{path} is a pipe, socket, device or folder, and no file")
+        raise SampleError(FaultReason.UNSAFE_MEMBER, f"{path} is a pipe, socket, device or folder, and no file")
     return os.fdopen(descriptor, "rb")
 
 
 def walk_files(root: Path, passed_over: Counter[str]) -> Iterator[tuple[str, os.DirEntry[str], str]]:
-    """(path inside, entry, real path) of each file under a folder, whatever kind of file it is.
+    """Yield for each file under a folder its path in the folder, its directory entry and its real path.
 
     Links to folders are followed, and each folder is read once, so loops end. Folders that are reached by a link come
     last, so a file that also has a path without links is found by that.
@@ -79,7 +79,7 @@ def walk_files(root: Path, passed_over: Counter[str]) -> Iterator[tuple[str, os.
 def _list_folder(
     root: Path, folder: str, folders_read: set[tuple[int, int]], passed_over: Counter[str]
 ) -> list[os.DirEntry[str]]:
-    """Entries of a folder, by name; [] where it was read before or cannot be read."""
+    """The entries of a folder, sorted by name; [] if the folder was listed before or cannot be read."""
     try:
         status = os.stat(root / folder)
         if (status.st_dev, status.st_ino) in folders_read:
@@ -119,7 +119,7 @@ def load_json(path: Path, object_hook: Callable[[dict[str, Any]], Any] | None = 
 
 
 def find_file(folder: Path, names: Iterable[str], value: str, setting: str) -> Path | None:
-    """A file of ``folder``: the one that the setting names, else the one of a usual name, at any depth.
+    """Find a file under a folder: the one that a setting names, else one of a usual name at any depth.
 
     Args:
         names: glob patterns of the usual names, of which the first that matches is used. Hidden files do not match.
@@ -174,12 +174,13 @@ def class_of_path(name: str) -> str:
         SampleError: MISSING_TEXT where it lies in none.
     """
     if not (label := posixpath.basename(posixpath.dirname(name)).strip()):
-        raise SampleError(Reason.MISSING_TEXT, f"{name!r} lies in no folder that could be its class")
+        raise SampleError(FaultReason.MISSING_TEXT, f"{name!r} lies in no folder that could be its class")
     return label
 
 
 def split_of_path(name: str, setting: str) -> str:
-    """The split by a setting, which is that of all files, or "folder": the one that the path's first step names.
+    """The split of a file: the one that the setting names for all files or, for "folder", the one that its first folder
+    is named after.
 
     Raises:
         SampleError: BAD_SCHEMA where the first step is no split.
@@ -187,17 +188,19 @@ def split_of_path(name: str, setting: str) -> str:
     if setting != "folder":
         return setting
     first = name.split("/")[0]
-    if "/" not in name or (split := canonical_split(first)) is None:
-        raise SampleError(Reason.BAD_SCHEMA, f"{name!r} begins with no folder of a split: train, val or test")
+    if "/" not in name or (split := parse_split_name(first)) is None:
+        raise SampleError(FaultReason.BAD_SCHEMA, f"{name!r} begins with no folder of a split: train, val or test")
     return split
 
 
 def key_of_image(image: str) -> str:
-    """A sample's key from its image's name, less the extension."""
+    """A sample's key: the name of its image without the extension."""
     return to_valid_key(posixpath.splitext(image)[0])
 
 
 def to_valid_key(name: str) -> str:
-    """``name`` with the characters replaced that a key must not have, and then with a hash, so that keys differ."""
+    """A valid key made of a name: forbidden characters are replaced and then a hash is appended, so that keys
+    differ.
+    """
     key = "/".join(re.sub(r"[.\\\x00-\x1f\x7f\ud800-\udfff]", "_", step) for step in name.split("/") if step)
     return key if key == name else f"{key}_{hashlib.sha256(name.encode(errors='surrogatepass')).hexdigest()[:8]}"

@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from pipelines.data.importers._files import HIDDEN, open_regular_file, walk_files
-from pipelines.data.importing.importer import Reject, SourceSample
-from pipelines.data.tars.errors import Reason, SampleError, medium_reason, missing_input
-from pipelines.data.tars.inputs import needed_inputs
+from pipelines.data.importing.importer import RejectedSample, SourceSample
+from pipelines.data.tars.errors import FaultReason, SampleError, medium_reason, missing_input_reason
+from pipelines.data.tars.inputs import input_requirements
 from pipelines.data.tars.member_names import is_hidden
 from pipelines.errors import DataError
 from vlmodel.images.pillow import extension_of
@@ -31,7 +31,7 @@ DEAD_LINKS = "links that lead nowhere"
 REPEATED = "images of a name that came before"
 UNNAMED = "images that nothing names"
 
-MISSING_IMAGE = missing_input("image")
+MISSING_IMAGE = missing_input_reason("image")
 UNDECODABLE_IMAGE = medium_reason("undecodable", "image")
 IMAGE_TOO_LARGE = medium_reason("too_large", "image")
 
@@ -85,10 +85,10 @@ class SourceImages:
         return list(self._locations)
 
     def files(self) -> set[Path]:
-        """Image files and tars."""
+        """The image files, and the tars that hold images."""
         return {location.file for location in self._locations.values()}
 
-    def identity(self, name: str) -> str:
+    def image_identity(self, name: str) -> str:
         """The same string for every spelling of the image's name and every link to it.
 
         Raises:
@@ -104,11 +104,11 @@ class SourceImages:
                 the root and for a pipe, socket, device or folder, UNDECODABLE_IMAGE for an extension that is no
                 image's and for bytes that are none's, IMAGE_TOO_LARGE, BROKEN_TAR.
         """
-        require_image_name(name)
+        require_image_extension(name)
         location = self._locate_image(name)
         self._identities_read.add(location.identity)
         if location.problem:
-            raise SampleError(Reason.UNSAFE_MEMBER, f"image {name!r}: {location.problem}")
+            raise SampleError(FaultReason.UNSAFE_MEMBER, f"image {name!r}: {location.problem}")
         try:
             with open_regular_file(location.file) as file:
                 file.seek(location.offset or 0)
@@ -125,11 +125,11 @@ class SourceImages:
         except OSError as error:
             raise SampleError(MISSING_IMAGE, f"{location.file} cannot be read: {error.strerror}") from None
         if location.offset is not None and len(data) < size:
-            raise SampleError(Reason.BROKEN_TAR, f"{location.file} ends inside {name!r}")
+            raise SampleError(FaultReason.BROKEN_TAR, f"{location.file} ends inside {name!r}")
         return data, (suffix_of(name) if is_image(name) else extension) or ""
 
     def passed_over(self, used: Iterable[Path | None] = ()) -> Counter[str]:
-        """Number, by kind, of the files beside the images that were read; other files by their extension.
+        """Count the files that were not imported, by kind: unread images, and other files by their extension.
 
         Args:
             used: files that were read as something else.
@@ -140,7 +140,7 @@ class SourceImages:
         used_files = {os.path.realpath(path) for path in used if path is not None}
         for path in used_files - images:
             if path.startswith(root + os.sep):
-                others[_kind_of(path)] -= 1
+                others[_file_kind_for_counts(path)] -= 1
         others[UNNAMED] += len(images - self._identities_read - used_files)
         return +others
 
@@ -152,14 +152,14 @@ class SourceImages:
         if posixpath.isabs(path):
             real = os.path.realpath(path)
             path = os.path.relpath(path, self.root.absolute())
-            if _leaves_root(path):  # unless the root itself was reached by a link
+            if _path_leaves_root(path):  # unless the root itself was reached by a link
                 path = os.path.relpath(real, os.path.realpath(self.root))
-        if _leaves_root(path):
-            raise SampleError(Reason.UNSAFE_MEMBER, f"image {name!r} leads out of {self.root}")
-        steps = _case_folded(path).split("/")
+        if _path_leaves_root(path):
+            raise SampleError(FaultReason.UNSAFE_MEMBER, f"image {name!r} leads out of {self.root}")
+        steps = _fold_case(path).split("/")
         # By two steps, as the folders of a set may all have the same file names.
-        candidates = self._by_last_steps[len(steps) > 1].get("/".join(steps[-2:]), [])
-        for spelling in (str, _unicode_composed, _case_folded):
+        candidates = self._names_by_last_path_parts[len(steps) > 1].get("/".join(steps[-2:]), [])
+        for spelling in (str, _compose_unicode, _fold_case):
             wanted = spelling(path)
             matches = [other for other in candidates if spelling(other) == wanted] or [
                 other for other in candidates if spelling(other).endswith(f"/{wanted}")
@@ -176,11 +176,11 @@ class SourceImages:
         raise SampleError(MISSING_IMAGE, f"image {name!r} is not in {self.root}")
 
     @cached_property
-    def _by_last_steps(self) -> tuple[dict[str, list[str]], dict[str, list[str]]]:
-        """Names by their last step, and by their last two."""
+    def _names_by_last_path_parts(self) -> tuple[dict[str, list[str]], dict[str, list[str]]]:
+        """The images' names by the last part of their path, and by the last two parts."""
         by_one, by_two = defaultdict(list), defaultdict(list)
         for name in self._locations:
-            steps = _case_folded(name).rsplit("/", 2)
+            steps = _fold_case(name).rsplit("/", 2)
             by_one[steps[-1]].append(name)
             by_two["/".join(steps[-2:])].append(name)
         return by_one, by_two
@@ -190,13 +190,13 @@ class SourceImages:
         tars = []
         for name, entry, real in walk_files(self.root, self._other):
             path = Path(entry.path)
-            if is_image(name) or (not suffix_of(name) and guess_image_extension(_first_bytes(path)) is not None):
+            if is_image(name) or (not suffix_of(name) and guess_image_extension(_read_first_bytes(path)) is not None):
                 self._locations[name] = _ImageLocation(path, real)
             elif name.endswith(".tar") and "/" not in name and path.is_file():
                 tars.append(path)
             else:
                 dead = entry.is_symlink() and not path.exists()
-                self._other[DEAD_LINKS if dead else _kind_of(name)] += 1
+                self._other[DEAD_LINKS if dead else _file_kind_for_counts(name)] += 1
         return tars
 
     def _scan_tar(self, tar: Path) -> None:
@@ -223,20 +223,20 @@ class SourceImages:
         real_tar = os.path.realpath(tar)
         for name in members:
             if not (is_image(name) or guess_image_extension(heads.get(name, b"")) is not None):
-                self._other[_kind_of(name)] += 1
+                self._other[_file_kind_for_counts(name)] += 1
             elif name in self._locations:
                 self._other[REPEATED] += 1
             else:
-                self._locations[name] = _member_location(tar, real_tar, name, members)
+                self._locations[name] = _locate_member(tar, real_tar, name, members)
 
 
 class NoImages:
-    """Stands in for ``SourceImages`` where no image is imported."""
+    """Takes the place of ``SourceImages`` if no images are imported."""
 
     def files(self) -> set[Path]:
         return set()
 
-    def identity(self, name: str) -> None:
+    def image_identity(self, name: str) -> None:
         return None
 
     def read(self, name: str) -> tuple[None, None]:
@@ -247,29 +247,29 @@ class NoImages:
 
 
 def open_source_images(inputs: Iterable[str], root: Path) -> SourceImages | NoImages:
-    """The images under ``root``, or none where no image is imported; raises what ``SourceImages`` raises."""
-    return SourceImages(root) if "image" in needed_inputs(inputs) else NoImages()
+    """The images under a folder, or ``NoImages`` if no images are imported; errors of ``SourceImages``."""
+    return SourceImages(root) if "image" in input_requirements(inputs) else NoImages()
 
 
-def read_sample(
+def read_image_sample(
     images: SourceImages | NoImages,
     name: str,
     split: str,
     key: str,
     texts: Texts,
     extra: Mapping[str, Any] | None = None,
-) -> SourceSample | Reject:
-    """The sample with the image ``name``, or why that cannot be read."""
+) -> SourceSample | RejectedSample:
+    """Read the sample of an image, or say why the image cannot be read."""
     try:
         image, extension = images.read(name)
-        file = images.identity(name)
+        file = images.image_identity(name)
     except SampleError as error:
-        return Reject(key, error.reason, error.detail)
+        return RejectedSample(key, error.reason, error.detail)
     inputs = {} if image is None else {"image": (image, extension or "")}
     return SourceSample(split, key, inputs, texts, extra, file)
 
 
-def require_image_name(name: str) -> None:
+def require_image_extension(name: str) -> None:
     """Raises SampleError UNDECODABLE_IMAGE where a name has an extension that is none of an image's."""
     if suffix_of(name) and not is_image(name):
         known = ", ".join(MEDIUM.extensions)
@@ -291,7 +291,7 @@ def is_image(name: str) -> bool:
     return suffix_of(name) in MEDIUM.extensions
 
 
-def _kind_of(name: str) -> str:
+def _file_kind_for_counts(name: str) -> str:
     """A file's kind for counts: its extension, unless that is long or has unusual characters."""
     suffix = suffix_of(name)
     if re.fullmatch(r"[a-z0-9_~-]{1,12}", suffix):
@@ -299,19 +299,19 @@ def _kind_of(name: str) -> str:
     return "files of odd extensions" if suffix else "files without extension"
 
 
-def _leaves_root(path: str) -> bool:
+def _path_leaves_root(path: str) -> bool:
     return path == ".." or path.startswith("../")
 
 
-def _unicode_composed(path: str) -> str:
+def _compose_unicode(path: str) -> str:
     return unicodedata.normalize("NFC", path)
 
 
-def _case_folded(path: str) -> str:
-    return _unicode_composed(path).casefold()
+def _fold_case(path: str) -> str:
+    return _compose_unicode(path).casefold()
 
 
-def _first_bytes(path: Path) -> bytes:
+def _read_first_bytes(path: Path) -> bytes:
     try:
         with open_regular_file(path) as file:
             return file.read(_HEAD)
@@ -319,8 +319,8 @@ def _first_bytes(path: Path) -> bytes:
         return b""
 
 
-def _member_location(tar: Path, real_tar: str, name: str, members: dict[str, tarfile.TarInfo]) -> _ImageLocation:
-    """Where the bytes of a member are, which may be a link to another member."""
+def _locate_member(tar: Path, real_tar: str, name: str, members: dict[str, tarfile.TarInfo]) -> _ImageLocation:
+    """Locate the bytes of a tar's member, following links to other members."""
     at, member = name, members[name]
     for _ in range(_MAX_LINKS):
         if not (member.issym() or member.islnk()):

@@ -27,7 +27,7 @@ _EDGE = 0.03
 
 @dataclass(frozen=True)
 class SceneObject:
-    """One object; no two of a scene share both colour and shape, so that ``red circle`` names one."""
+    """An object of a scene; no two share both colour and shape, so that ``red circle`` names one."""
 
     shape: str
     color: str
@@ -44,13 +44,13 @@ class SceneObject:
 
 @dataclass(frozen=True)
 class Scene:
-    """Objects do not touch. ``ground`` is the hue of the background, in [0, 1)."""
+    """A drawn scene, whose objects do not touch. ``ground`` is the hue of the background, in [0, 1)."""
 
     objects: tuple[SceneObject, ...]
     ground: float
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain JSON values."""
+        """The scene as plain JSON values."""
         return {"objects": [asdict(obj) for obj in self.objects], "ground": self.ground}
 
 
@@ -63,7 +63,7 @@ RELATIONS: dict[str, Callable[[SceneObject, SceneObject], float]] = {
 """How far the first object lies in that direction from the second."""
 
 
-def describe_place(obj: SceneObject) -> str | None:
+def describe_position(obj: SceneObject) -> str | None:
     """``top left``, ``top right``, ``bottom left`` or ``bottom right``; None near the middle lines."""
     if min(abs(obj.x - 0.5), abs(obj.y - 0.5)) < MARGIN / 2:
         return None
@@ -71,11 +71,11 @@ def describe_place(obj: SceneObject) -> str | None:
 
 
 def draw_scene(rng: random.Random) -> Scene:
-    """A scene of ``MIN_OBJECTS`` to ``MAX_OBJECTS`` objects, each number equally likely."""
-    appearances = _distinct_appearances(rng, rng.randint(MIN_OBJECTS, MAX_OBJECTS))
+    """Draw a random scene of ``MIN_OBJECTS`` to ``MAX_OBJECTS`` objects, each number equally likely."""
+    appearances = _draw_distinct_appearances(rng, rng.randint(MIN_OBJECTS, MAX_OBJECTS))
     sizes = [rng.choice(tuple(RADII)) for _ in appearances]
     # Sizes are drawn before places, else crowded scenes would have few large objects.
-    positions = _place_apart(rng, [RADII[size] for size in sizes])
+    positions = _place_objects_apart(rng, [RADII[size] for size in sizes])
     objects = (
         SceneObject(shape, color, size, x, y, round(rng.uniform(-5, 5), 1))
         for (shape, color), size, (x, y) in zip(appearances, sizes, positions, strict=True)
@@ -83,12 +83,12 @@ def draw_scene(rng: random.Random) -> Scene:
     return Scene(tuple(objects), round(rng.random(), 3))
 
 
-def _place_apart(rng: random.Random, radii: list[float]) -> list[tuple[float, float]]:
-    """A place for each radius so that none touch."""
+def _place_objects_apart(rng: random.Random, radii: list[float]) -> list[tuple[float, float]]:
+    """Draw positions for objects of these radii so that none touch."""
     while True:
         positions: list[tuple[float, float]] = []
         for radius in radii:
-            position = _free_position(rng, radius, list(zip(positions, radii, strict=False)))
+            position = _find_free_position(rng, radius, list(zip(positions, radii, strict=False)))
             if position is None:
                 break  # the objects before it leave no place: start again
             positions.append(position)
@@ -96,7 +96,7 @@ def _place_apart(rng: random.Random, radii: list[float]) -> list[tuple[float, fl
             return positions
 
 
-def _free_position(
+def _find_free_position(
     rng: random.Random, radius: float, placed: list[tuple[tuple[float, float], float]], tries: int = 40
 ) -> tuple[float, float] | None:
     reach = radius + _EDGE
@@ -107,8 +107,10 @@ def _free_position(
     return None
 
 
-def _distinct_appearances(rng: random.Random, count: int) -> list[tuple[str, str]]:
-    """Distinct pairs of shape and colour. One shape or colour is often repeated: else few counts exceed one."""
+def _draw_distinct_appearances(rng: random.Random, count: int) -> list[tuple[str, str]]:
+    """Draw a different pair of shape and colour for each object. One shape or colour is often repeated: else few counts
+    exceed one.
+    """
     theme = rng.choice(("shape", "color", "none")) if count > 1 else "none"
     repeats = rng.randint(2, count) if theme != "none" else 0
     shape, color = rng.choice(SHAPES), rng.choice(COLORS)

@@ -24,7 +24,7 @@ _OVERSAMPLING = 4
 
 
 def render_scene(scene: Scene, size: int) -> bytes:
-    """PNG of ``size`` x ``size`` pixels, RGB."""
+    """Draw a scene as an RGB PNG of ``size`` x ``size`` pixels."""
     large = size * _OVERSAMPLING
     canvas = _draw_background(scene.ground, large)
     shadow = Image.new("L", canvas.size)
@@ -35,7 +35,7 @@ def render_scene(scene: Scene, size: int) -> bytes:
     canvas.paste("#3a3f58", (0, 0), shadow)
     for obj in scene.objects:
         mask, corner = _object_mask(obj, large)
-        canvas.paste(_shaded_fill(_PALETTE[obj.color], mask.size), corner, mask)
+        canvas.paste(_make_shaded_fill(_PALETTE[obj.color], mask.size), corner, mask)
     buffer = io.BytesIO()
     canvas.reduce(_OVERSAMPLING).save(buffer, "PNG")
     return buffer.getvalue()
@@ -46,25 +46,27 @@ def _draw_background(hue: float, large: int) -> Image.Image:
         tuple(round(255 * channel) for channel in colorsys.hsv_to_rgb(hue, saturation, value))
         for saturation, value in ((0.05, 0.99), (0.13, 0.91))
     )
-    blend = _vertical_gradient((large, large))
+    blend = _make_vertical_gradient((large, large))
     return Image.composite(Image.new("RGB", blend.size, bottom), Image.new("RGB", blend.size, top), blend)
 
 
-def _shaded_fill(color: str, size: tuple[int, int]) -> Image.Image:
-    """The colour, a little lighter at the top than at the bottom."""
+def _make_shaded_fill(color: str, size: tuple[int, int]) -> Image.Image:
+    """An image of one colour, a little lighter at the top than at the bottom."""
     base = Image.new("RGB", size, color)
     light = Image.blend(base, Image.new("RGB", size, "white"), 0.16)
     dark = Image.blend(base, Image.new("RGB", size, "black"), 0.10)
-    return Image.composite(dark, light, _vertical_gradient(size))
+    return Image.composite(dark, light, _make_vertical_gradient(size))
 
 
-def _vertical_gradient(size: tuple[int, int]) -> Image.Image:
-    """From 0 at the top to 255 at the bottom."""
+def _make_vertical_gradient(size: tuple[int, int]) -> Image.Image:
+    """A grey image from 0 at the top to 255 at the bottom."""
     return Image.linear_gradient("L").resize(size, Image.Resampling.NEAREST)
 
 
 def _object_mask(obj: SceneObject, large: int) -> tuple[Image.Image, tuple[int, int]]:
-    """The object's outline, filled, in a square around it; and that square's top left corner on the canvas."""
+    """A mask of an object's filled outline in a square around it, and where the square's top left corner lies on the
+    canvas.
+    """
     radius = obj.radius * large
     left, top = math.floor(obj.x * large - radius), math.floor(obj.y * large - radius)
     mask = Image.new("L", (math.ceil(2 * radius) + 1,) * 2)

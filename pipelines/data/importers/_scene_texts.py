@@ -6,7 +6,7 @@ import random
 from collections.abc import Callable
 from itertools import permutations
 
-from pipelines.data.importers._scene import COLORS, MARGIN, RELATIONS, SHAPES, Scene, SceneObject, describe_place
+from pipelines.data.importers._scene import COLORS, MARGIN, RELATIONS, SHAPES, Scene, SceneObject, describe_position
 from vlmodel.sample import Question
 
 _NUMBERS = ("zero", "one", "two", "three")
@@ -14,7 +14,9 @@ _Ask = Callable[[Scene, random.Random], tuple[str, str] | None]
 
 
 def caption_scene(scene: Scene, rng: random.Random) -> tuple[str, ...]:
-    """Two captions: all objects, and the relation of two of them; the first alone where none are far enough apart."""
+    """Two captions of a scene: all its objects, and the relation of two of them; the first alone if none are far enough
+    apart.
+    """
     listed = [f"a {obj.size} {_object_name(obj)}" for obj in rng.sample(scene.objects, len(scene.objects))]
     named = " and ".join([", ".join(listed[:-1]), listed[-1]] if len(listed) > 1 else listed)
     full = f"{_NUMBERS[len(listed)]} object{'s' if len(listed) > 1 else ''}: {named}"
@@ -26,7 +28,7 @@ def caption_scene(scene: Scene, rng: random.Random) -> tuple[str, ...]:
 
 
 def ask_about_scene(scene: Scene, rng: random.Random, key: str) -> tuple[Question, ...]:
-    """One question of each kind that the scene allows, no text twice; its id is ``KEY#KIND``."""
+    """One question of each kind that a scene allows, no text twice; a question's id is ``KEY#KIND``."""
     asked: dict[str, Question] = {}
     for kind, ask in _KINDS.items():
         pair = ask(scene, rng)
@@ -40,7 +42,7 @@ def _object_name(obj: SceneObject) -> str:
     return f"{obj.color} {obj.shape}"
 
 
-def _with_article(word: str) -> str:
+def _prepend_article(word: str) -> str:
     return "an" if word[0] in "aeiou" else "a"
 
 
@@ -56,13 +58,13 @@ def _ask_whether_exists(scene: Scene, rng: random.Random) -> tuple[str, str]:
     present = {(obj.color, obj.shape) for obj in scene.objects}
     if rng.random() < 0.5:
         color, shape = rng.choice(sorted(present))
-        return f"is there {_with_article(color)} {color} {shape}?", "yes"
+        return f"is there {_prepend_article(color)} {color} {shape}?", "yes"
     # Mostly near misses: another object has the colour or the shape.
     absent = [(color, shape) for color in COLORS for shape in SHAPES if (color, shape) not in present]
     colors, shapes = {color for color, _ in present}, {shape for _, shape in present}
     near = [pair for pair in absent if pair[0] in colors or pair[1] in shapes]
     color, shape = rng.choice(near if rng.random() < 0.7 else absent)
-    return f"is there {_with_article(color)} {color} {shape}?", "no"
+    return f"is there {_prepend_article(color)} {color} {shape}?", "no"
 
 
 def _ask_color(scene: Scene, rng: random.Random) -> tuple[str, str] | None:
@@ -107,8 +109,8 @@ def _ask_size(scene: Scene, rng: random.Random) -> tuple[str, str]:
     return f"is the {_object_name(obj)} small or large?", obj.size
 
 
-def _ask_place(scene: Scene, rng: random.Random) -> tuple[str, str] | None:
-    placed = [(obj, position) for obj in scene.objects if (position := describe_place(obj))]
+def _ask_position(scene: Scene, rng: random.Random) -> tuple[str, str] | None:
+    placed = [(obj, position) for obj in scene.objects if (position := describe_position(obj))]
     if not placed:
         return None
     obj, position = rng.choice(placed)
@@ -148,7 +150,7 @@ _KINDS: dict[str, _Ask] = {
     "count-all": _ask_total_count,
     "count": _ask_count,
     "size": _ask_size,
-    "place": _ask_place,
+    "place": _ask_position,
     "related": _ask_relation,
     "neighbour": _ask_neighbour,
 }

@@ -22,9 +22,15 @@ from pipelines.data.importers._files import (
     resolve_path,
     source_folder,
 )
-from pipelines.data.importers._images import MISSING_IMAGE, NoImages, SourceImages, open_source_images, read_sample
-from pipelines.data.importing.importer import Importer, Reject, SourceContents, SourceSample
-from pipelines.data.tars.errors import Reason
+from pipelines.data.importers._images import (
+    MISSING_IMAGE,
+    NoImages,
+    SourceImages,
+    open_source_images,
+    read_image_sample,
+)
+from pipelines.data.importing.importer import Importer, RejectedSample, SourceContents, SourceSample
+from pipelines.data.tars.errors import FaultReason
 from pipelines.data.tars.shards import SPLITS
 from pipelines.errors import DataError
 from vlmodel.config import Section
@@ -57,15 +63,15 @@ class Config(Importer):
 
     def fingerprint(self) -> str:
         root = source_folder(self.folder)
-        files = [file for subset in self._files(root).values() for file in subset.values()]
-        return fingerprint_files(root, [*files, *self._images(root).files()])
+        files = [file for subset in self._find_files(root).values() for file in subset.values()]
+        return fingerprint_files(root, [*files, *self._open_images(root).files()])
 
     def read(self) -> SourceContents:
         root = source_folder(self.folder)
-        rejects: list[Reject] = []
+        rejects: list[RejectedSample] = []
         unused: Counter[str] = Counter()
         pictures: list[tuple[str, _AnnotatedPicture]] = []
-        documents = self._files(root)
+        documents = self._find_files(root)
         for split, files in documents.items():
             by_id: dict[int, _AnnotatedPicture] = {}
             if files["captions"]:
@@ -73,15 +79,15 @@ class Config(Importer):
             if files["questions"]:
                 rejects += _add_questions(by_id, files["questions"], files["annotations"], unused)
             pictures += [(split, picture) for picture in by_id.values()]
-        images = self._images(root)
+        images = self._open_images(root)
         used = [file for files in documents.values() for file in files.values()]
         records = _iterate_samples(pictures, images, rejects)
         return SourceContents(len(pictures), records, lambda: unused + images.passed_over(used), documents.keys())
 
-    def _images(self, root: Path) -> SourceImages | NoImages:
+    def _open_images(self, root: Path) -> SourceImages | NoImages:
         return open_source_images(self.inputs, resolve_path(self.images, root))
 
-    def _files(self, root: Path) -> dict[str, dict[str, Path | None]]:
+    def _find_files(self, root: Path) -> dict[str, dict[str, Path | None]]:
         by_split: dict[str, dict[str, Path | None]] = {}
         for split in SPLITS:
             subset: SplitFiles = getattr(self, split)
@@ -114,7 +120,7 @@ class _AnnotatedPicture:
     questions: list[Question] = field(default_factory=list)
 
 
-def _add_captions(by_id: dict[int, _AnnotatedPicture], file: Path) -> Iterator[Reject]:
+def _add_captions(by_id: dict[int, _AnnotatedPicture], file: Path) -> Iterator[RejectedSample]:
     tree = _read_json_document(file, "annotations")
     names = {}
     for image in tree.get("images", []):
@@ -122,7 +128,7 @@ def _add_captions(by_id: dict[int, _AnnotatedPicture], file: Path) -> Iterator[R
             case {"id": int(image_id), "file_name": str(name)}:
                 names[image_id] = name
             case _:
-                yield Reject(file.name, Reason.BAD_SCHEMA, f"image {image!r:.80} needs id and file_name")
+                yield RejectedSample(file.name, FaultReason.BAD_SCHEMA, f"image {image!r:.80} needs id and file_name")
     for annotation in tree["annotations"]:
         match annotation:
             case {"image_id": int(image_id), "caption": str(caption)} if caption.strip():
@@ -130,14 +136,16 @@ def _add_captions(by_id: dict[int, _AnnotatedPicture], file: Path) -> Iterator[R
                     picture = by_id.setdefault(image_id, _AnnotatedPicture(image_id, [names[image_id]]))
                     picture.captions.append(caption.strip())
                 else:
-                    yield Reject(f"{image_id}", MISSING_IMAGE, f"{file.name} lists no image of id {image_id}")
+                    yield RejectedSample(f"{image_id}", MISSING_IMAGE, f"{file.name} lists no image of id {image_id}")
             case _:
-                yield Reject(file.name, Reason.BAD_SCHEMA, f"caption {annotation!r:.80} needs image_id and caption")
+                yield RejectedSample(
+                    file.name, FaultReason.BAD_SCHEMA, f"caption {annotation!r:.80} needs image_id and caption"
+                )
 
 
 def _add_questions(
     by_id: dict[int, _AnnotatedPicture], file: Path, annotations: Path | None, unused: Counter[str]
-) -> Iterator[Reject]:
+) -> Iterator[RejectedSample]:
     tree = _read_json_document(file, "questions")
     answers = _read_annotator_answers(annotations, unused) if annotations else {}
     question_ids = set()
@@ -149,21 +157,21 @@ def _add_questions(
                 all_answers, answer = answers.get(question_id, ((), None))
                 if annotations and answer is None:
                     detail = f"{annotations.name} has no answer to question {question_id}"
-                    yield Reject(f"{question_id}", Reason.MISSING_TEXT, detail)
+                    yield RejectedSample(f"{question_id}", FaultReason.MISSING_TEXT, detail)
                     continue
                 names = [f"COCO_{subset}_{image_id:012d}.jpg", f"{image_id:012d}.jpg"]
                 picture = by_id.setdefault(image_id, _AnnotatedPicture(image_id, names))
                 picture.questions.append(Question(text.strip(), answer, all_answers, str(question_id)))
             case _:
                 detail = f"question {row!r:.80} needs image_id, question_id and question"
-                yield Reject(file.name, Reason.BAD_SCHEMA, detail)
+                yield RejectedSample(file.name, FaultReason.BAD_SCHEMA, detail)
     unused["answers to questions that are not asked"] += len(answers.keys() - question_ids)
 
 
 def _read_annotator_answers(file: Path, unused: Counter[str]) -> dict[int, tuple[tuple[str, ...], str | None]]:
     """All annotators' answers and their consensus, by question id."""
     by_question = {}
-    for row in _read_json_document(file, "annotations", _answer_alone)["annotations"]:
+    for row in _read_json_document(file, "annotations", _reduce_record_to_answer)["annotations"]:
         match row:
             case {"question_id": int(question_id)}:
                 annotated = row.get("answers")
@@ -177,7 +185,7 @@ def _read_annotator_answers(file: Path, unused: Counter[str]) -> dict[int, tuple
     return by_question
 
 
-def _answer_alone(tree: dict[str, Any]) -> Any:
+def _reduce_record_to_answer(tree: dict[str, Any]) -> Any:
     """One annotator's record becomes its answer: the 4.4 million dicts of VQA v2's train split would take gigabytes."""
     return sys.intern(tree["answer"]) if isinstance(tree.get("answer"), str) and "question_id" not in tree else tree
 
@@ -190,13 +198,13 @@ def _read_json_document(file: Path, needed: str, object_hook: Any = None) -> dic
 
 
 def _iterate_samples(
-    pictures: list[tuple[str, _AnnotatedPicture]], images: SourceImages | NoImages, rejects: list[Reject]
-) -> Iterator[SourceSample | Reject]:
+    pictures: list[tuple[str, _AnnotatedPicture]], images: SourceImages | NoImages, rejects: list[RejectedSample]
+) -> Iterator[SourceSample | RejectedSample]:
     yield from rejects
     for split, picture in pictures:
         texts, extra = Texts(tuple(picture.captions), tuple(picture.questions)), {"image_id": picture.id}
         for name in picture.names:
-            sample = read_sample(images, name, split, key_of_image(name), texts, extra)
+            sample = read_image_sample(images, name, split, key_of_image(name), texts, extra)
             if isinstance(sample, SourceSample) or sample.reason is not MISSING_IMAGE:
                 break
         yield sample if isinstance(sample, SourceSample) else sample._replace(key=key_of_image(picture.names[0]))

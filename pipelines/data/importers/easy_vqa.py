@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.data.importers._files import fingerprint_files, load_json, source_folder
-from pipelines.data.importers._images import NoImages, SourceImages, read_sample
-from pipelines.data.importing.importer import Importer, Reject, SourceContents, SourceSample
-from pipelines.data.tars.errors import Reason, SampleError
+from pipelines.data.importers._images import NoImages, SourceImages, read_image_sample
+from pipelines.data.importing.importer import Importer, RejectedSample, SourceContents, SourceSample
+from pipelines.data.tars.errors import FaultReason, SampleError
 from pipelines.data.tars.shards import SPLITS
 from pipelines.errors import DataError
 from vlmodel.locations import Location
@@ -31,12 +31,12 @@ class Config(Importer):
     def fingerprint(self) -> str:
         root = source_folder(self.folder)
         splits = self._split_folders(root)
-        images = [file for split in splits for file in self._images(root, split).files()]
+        images = [file for split in splits for file in self._open_images(root, split).files()]
         return fingerprint_files(root, [*splits.values(), *images])
 
     def read(self) -> SourceContents:
         root = source_folder(self.folder)
-        rejects: list[Reject] = []
+        rejects: list[RejectedSample] = []
         samples: list[tuple[str, int, list[Question]]] = []
         splits = self._split_folders(root)
         for split, file in splits.items():
@@ -45,11 +45,11 @@ class Config(Importer):
                 try:
                     image_id, question = _parse_question(row)
                 except SampleError as error:
-                    rejects.append(Reject(f"{split}/questions.json[{number}]", error.reason, error.detail))
+                    rejects.append(RejectedSample(f"{split}/questions.json[{number}]", error.reason, error.detail))
                 else:
                     by_image.setdefault(image_id, []).append(question)
             samples += [(split, image_id, questions) for image_id, questions in sorted(by_image.items())]
-        images = {split: self._images(root, split) for split in splits}
+        images = {split: self._open_images(root, split) for split in splits}
 
         def passed_over() -> Counter[str]:
             return sum((of_split.passed_over() for of_split in images.values()), Counter())
@@ -66,8 +66,8 @@ class Config(Importer):
     def _data_folder(self, root: Path) -> Path:
         return root / "data" if (root / "data").is_dir() else root
 
-    def _images(self, root: Path, split: str) -> SourceImages | NoImages:
-        if not self.wants("image"):
+    def _open_images(self, root: Path, split: str) -> SourceImages | NoImages:
+        if not self.wants_input("image"):
             return NoImages()
         folder, tar = self._data_folder(root) / split / "images", root / f"{split}_images.tar"
         for place in (folder, tar):
@@ -87,13 +87,15 @@ def _parse_question(row: Any) -> tuple[int, Question]:
     match row:
         case [str(question), str(answer), int(image_id)] if question.strip() and answer.strip():
             return image_id, Question(question, answer)
-    raise SampleError(Reason.BAD_SCHEMA, f"{row!r:.80} is not [question, answer, image id]")
+    raise SampleError(FaultReason.BAD_SCHEMA, f"{row!r:.80} is not [question, answer, image id]")
 
 
 def _iterate_samples(
-    samples: list[tuple[str, int, list[Question]]], images: dict[str, SourceImages | NoImages], rejects: list[Reject]
-) -> Iterator[SourceSample | Reject]:
+    samples: list[tuple[str, int, list[Question]]],
+    images: dict[str, SourceImages | NoImages],
+    rejects: list[RejectedSample],
+) -> Iterator[SourceSample | RejectedSample]:
     yield from rejects
     for split, image_id, questions in samples:
         texts, extra = Texts((), tuple(questions)), {"image_id": image_id}
-        yield read_sample(images[split], f"{image_id}.png", split, f"{split}-{image_id}", texts, extra)
+        yield read_image_sample(images[split], f"{image_id}.png", split, f"{split}-{image_id}", texts, extra)

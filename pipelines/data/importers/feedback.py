@@ -10,9 +10,9 @@ from pydantic import Field, ValidationError
 
 from pipelines.data.importers._answers import consensus_answer
 from pipelines.data.importers._files import fingerprint_files, open_regular_file, source_folder
-from pipelines.data.importers._images import NoImages, SourceImages, open_source_images, read_sample
-from pipelines.data.importing.importer import Importer, Reject, SourceContents, SourceSample
-from pipelines.data.tars.errors import Reason, SampleError
+from pipelines.data.importers._images import NoImages, SourceImages, open_source_images, read_image_sample
+from pipelines.data.importing.importer import Importer, RejectedSample, SourceContents, SourceSample
+from pipelines.data.tars.errors import FaultReason, SampleError
 from pipelines.errors import DataError
 from pipelines.records.corrections import CORRECTIONS, IMAGES, Correction
 from vlmodel.locations import Location
@@ -36,23 +36,23 @@ class Config(Importer):
 
     def fingerprint(self) -> str:
         root = self._day_folder()
-        return fingerprint_files(root, [*self._files(root), *self._images(root).files()])
+        return fingerprint_files(root, [*self._find_files(root), *self._open_images(root).files()])
 
     def read(self) -> SourceContents:
         root = self._day_folder()
         by_image: defaultdict[str, list[Correction]] = defaultdict(list)
         rejects = []
-        for file in self._files(root):
+        for file in self._find_files(root):
             try:
                 with open_regular_file(file) as opened:
                     correction = Correction.model_validate_json(opened.read())
             except SampleError as error:
-                rejects.append(Reject(file.name, error.reason, error.detail))
+                rejects.append(RejectedSample(file.name, error.reason, error.detail))
             except ValidationError as error:
-                rejects.append(Reject(file.name, Reason.BAD_SCHEMA, str(error.errors()[0]["msg"])))
+                rejects.append(RejectedSample(file.name, FaultReason.BAD_SCHEMA, str(error.errors()[0]["msg"])))
             else:
                 by_image[correction.image].append(correction)
-        images = self._images(root)
+        images = self._open_images(root)
         return SourceContents(len(by_image), self._read_samples(images, by_image, rejects), images.passed_over)
 
     def _day_folder(self) -> Path:
@@ -61,24 +61,26 @@ class Config(Importer):
             raise DataError(f"{root} has no {CORRECTIONS}/; point source.folder at the folder of one day in a spool")
         return root
 
-    def _files(self, root: Path) -> list[Path]:
+    def _find_files(self, root: Path) -> list[Path]:
         return sorted(file for file in (root / CORRECTIONS).glob("*.json") if not file.name.startswith("."))
 
-    def _images(self, root: Path) -> SourceImages | NoImages:
+    def _open_images(self, root: Path) -> SourceImages | NoImages:
         return open_source_images(self.inputs, root / IMAGES)
 
     def _read_samples(
-        self, images: SourceImages | NoImages, by_image: dict[str, list[Correction]], rejects: list[Reject]
-    ) -> Iterator[SourceSample | Reject]:
+        self, images: SourceImages | NoImages, by_image: dict[str, list[Correction]], rejects: list[RejectedSample]
+    ) -> Iterator[SourceSample | RejectedSample]:
         yield from rejects
         for name, corrections in sorted(by_image.items()):
             key = name.partition(".")[0]
             texts = Texts(self._corrected_captions(corrections), self._corrected_questions(corrections))
             if not texts.captions and not texts.questions:
-                yield Reject(key, Reason.MISSING_TEXT, f"fewer than {self.senders} senders agree (source.senders)")
+                yield RejectedSample(
+                    key, FaultReason.MISSING_TEXT, f"fewer than {self.senders} senders agree (source.senders)"
+                )
                 continue
             senders = sorted({correction.sender for correction in corrections})
-            yield read_sample(images, name, "train", key, texts, {"senders": senders})
+            yield read_image_sample(images, name, "train", key, texts, {"senders": senders})
 
     def _corrected_captions(self, corrections: list[Correction]) -> tuple[str, ...]:
         by_caption: defaultdict[str, set[str]] = defaultdict(set)

@@ -19,11 +19,18 @@ from pipelines.data.importers._files import (
     walk_files,
 )
 from pipelines.data.importers._inputs import read_input
-from pipelines.data.importing.importer import Importer, Reject, SourceContents, SourceSample
-from pipelines.data.tars.errors import Reason, SampleError
-from pipelines.data.tars.inputs import TEXT, InputNames, input_of, known_extensions, member_extension, needed_inputs
+from pipelines.data.importing.importer import Importer, RejectedSample, SourceContents, SourceSample
+from pipelines.data.tars.errors import FaultReason, SampleError
+from pipelines.data.tars.inputs import (
+    TEXT,
+    InputNames,
+    describe_known_extensions,
+    input_of_extension,
+    input_requirements,
+    member_extension,
+)
 from pipelines.data.tars.sample import GROUP
-from pipelines.data.tars.shards import canonical_split
+from pipelines.data.tars.shards import parse_split_name
 from pipelines.errors import DataError
 from vlmodel.locations import Location
 from vlmodel.sample import Texts
@@ -53,7 +60,7 @@ class Config(Importer):
 
     @field_validator("pattern")
     @classmethod
-    def _known_groups(cls, pattern: str) -> str:
+    def _check_pattern_groups(cls, pattern: str) -> str:
         try:
             names = re.compile(pattern.replace("(?P<class>", "(?P<class_>")).groupindex
         except re.error as error:
@@ -64,7 +71,7 @@ class Config(Importer):
 
     @model_validator(mode="before")
     @classmethod
-    def _classes_are_texts(cls, settings: Any) -> Any:
+    def _require_texts_for_classes(cls, settings: Any) -> Any:
         if not isinstance(settings, dict) or not (
             settings.get("classes") or "(?P<class>" in settings.get("pattern", "")
         ):
@@ -72,8 +79,8 @@ class Config(Importer):
         return {"inputs": ("audio", TEXT), **settings}
 
     @model_validator(mode="after")
-    def _one_input(self) -> Config:
-        if len(needed_inputs(self.inputs).keys() - {TEXT}) != 1 or "image" in needed_inputs(self.inputs):
+    def _require_one_input(self) -> Config:
+        if len(input_requirements(self.inputs).keys() - {TEXT}) != 1 or "image" in input_requirements(self.inputs):
             raise ValueError(
                 f"inputs = {list(self.inputs)}: name the one input that the files are, as audio, video, series or imu, "
                 "and text for a class (source.kind=folder reads images, source.kind=table several inputs)"
@@ -83,55 +90,57 @@ class Config(Importer):
     @property
     def name(self) -> str:
         """Of the input."""
-        return next(iter(needed_inputs(self.inputs).keys() - {TEXT}))
+        return next(iter(input_requirements(self.inputs).keys() - {TEXT}))
 
     def fingerprint(self) -> str:
         root = source_folder(self.folder)
-        return fingerprint_files(root, [root / path for path in self._paths(Counter())])
+        return fingerprint_files(root, [root / path for path in self._list_paths(Counter())])
 
     def read(self) -> SourceContents:
         passed_over: Counter[str] = Counter()
-        paths = self._paths(passed_over)
+        paths = self._list_paths(passed_over)
         if not paths:
-            raise DataError(f"{self.folder} has no file of the input {self.name!r}: {known_extensions(self.name)}")
+            raise DataError(
+                f"{self.folder} has no file of the input {self.name!r}: {describe_known_extensions(self.name)}"
+            )
         return SourceContents(len(paths), self._read_samples(paths), lambda: passed_over)
 
-    def _paths(self, passed_over: Counter[str]) -> list[str]:
+    def _list_paths(self, passed_over: Counter[str]) -> list[str]:
         found = []
         for path, _, _ in walk_files(source_folder(self.folder), passed_over):
             extension = posixpath.splitext(path)[1].removeprefix(".").lower()
-            of_input = input_of(member_extension(self.name, extension)) if extension else None
+            of_input = input_of_extension(member_extension(self.name, extension)) if extension else None
             if of_input is not None and of_input.name == self.name:
                 found.append(path)
             else:
                 passed_over["other files"] += 1
         return sorted(found)
 
-    def _read_samples(self, paths: list[str]) -> Iterator[SourceSample | Reject]:
+    def _read_samples(self, paths: list[str]) -> Iterator[SourceSample | RejectedSample]:
         root = source_folder(self.folder)
         for path in paths:
             try:
-                said = self._said_by(path)
+                said = self._match_path(path)
                 split, label = said.get("split") or split_of_path(path, self.split), said.get("class")
                 if self.classes:
                     label = class_of_path(path)
                 inputs = {self.name: read_input(root, self.name, path)}
             except SampleError as error:
-                yield Reject(key_of_image(path), error.reason, error.detail)
+                yield RejectedSample(key_of_image(path), error.reason, error.detail)
             else:
                 extra = {GROUP: said["group"]} if "group" in said else None
                 yield SourceSample(split, key_of_image(path), inputs, Texts(label=label), extra)
 
-    def _said_by(self, path: str) -> dict[str, str]:
-        """What the pattern finds in a path, by the names of its groups."""
+    def _match_path(self, path: str) -> dict[str, str]:
+        """The text that each named group of the pattern matches in a path."""
         if not self.pattern:
             return {}
         match = re.search(self.pattern.replace("(?P<class>", "(?P<class_>"), path)
         if match is None:
-            raise SampleError(Reason.MISSING_TEXT, f"{path!r} does not match source.pattern={self.pattern!r}")
+            raise SampleError(FaultReason.MISSING_TEXT, f"{path!r} does not match source.pattern={self.pattern!r}")
         said = {name.rstrip("_"): value for name, value in match.groupdict().items() if value and value.strip()}
         if "split" in said:
-            if (split := canonical_split(said["split"])) is None:
-                raise SampleError(Reason.BAD_SCHEMA, f"{path!r}: {said['split']!r} is none of train, val and test")
+            if (split := parse_split_name(said["split"])) is None:
+                raise SampleError(FaultReason.BAD_SCHEMA, f"{path!r}: {said['split']!r} is none of train, val and test")
             said["split"] = split
         return said

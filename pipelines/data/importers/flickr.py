@@ -15,7 +15,7 @@ from itertools import chain
 from pathlib import Path, PurePosixPath
 from typing import TextIO
 
-from pipelines.data.importers._delimited import open_text, read_csv_rows, split_line_into_cells
+from pipelines.data.importers._delimited import open_text_file, read_csv_rows, split_line_into_cells
 from pipelines.data.importers._files import (
     find_file,
     fingerprint_files,
@@ -24,9 +24,15 @@ from pipelines.data.importers._files import (
     resolve_path,
     source_folder,
 )
-from pipelines.data.importers._images import NoImages, SourceImages, is_image, open_source_images, read_sample
-from pipelines.data.importing.importer import Importer, Reject, SourceContents, SourceSample
-from pipelines.data.tars.errors import Reason, SampleError
+from pipelines.data.importers._images import (
+    NoImages,
+    SourceImages,
+    is_image,
+    open_source_images,
+    read_image_sample,
+)
+from pipelines.data.importing.importer import Importer, RejectedSample, SourceContents, SourceSample
+from pipelines.data.tars.errors import FaultReason, SampleError
 from pipelines.data.tars.inputs import TEXT
 from pipelines.data.tars.shards import SPLITS
 from pipelines.errors import DataError
@@ -61,7 +67,7 @@ class Config(Importer):
 
     def fingerprint(self) -> str:
         root = source_folder(self.folder)
-        files = [self._caption_file(root), *self._split_lists(root).values(), *self._images(root).files()]
+        files = [self._caption_file(root), *self._split_lists(root).values(), *self._open_images(root).files()]
         return fingerprint_files(root, files)
 
     def read(self) -> SourceContents:
@@ -72,20 +78,20 @@ class Config(Importer):
         if lists:
             # Some published lists leave the extension out.
             full_names = {PurePosixPath(name).stem: name for name in captions}
-            listed = [(split, name) for split, file in lists.items() for name in _read_list(file)]
+            listed = [(split, name) for split, file in lists.items() for name in _read_split_list(file)]
             pictures = [(split, name if name in captions else full_names.get(name, name)) for split, name in listed]
         else:
             pictures = [("train", name) for name in captions]
-        images = self._images(root)
+        images = self._open_images(root)
 
         def passed_over() -> Counter[str]:
             unlisted = captions.keys() - {name for _, name in pictures}
             return images.passed_over([caption_file, *lists.values()]) + Counter({_UNLISTED: len(unlisted)})
 
-        records = _iterate_samples(pictures, captions, images, rejects, self.wants(TEXT))
+        records = _iterate_samples(pictures, captions, images, rejects, self.wants_input(TEXT))
         return SourceContents(len(pictures), records, passed_over, {split for split, _ in pictures})
 
-    def _images(self, root: Path) -> SourceImages | NoImages:
+    def _open_images(self, root: Path) -> SourceImages | NoImages:
         return open_source_images(self.inputs, resolve_path(self.images, root))
 
     def _caption_file(self, root: Path) -> Path:
@@ -99,14 +105,14 @@ class Config(Importer):
         return {split: file for split, file in files.items() if file is not None}
 
 
-def _read_captions(file: Path) -> tuple[dict[str, list[str]], list[Reject]]:
+def _read_captions(file: Path) -> tuple[dict[str, list[str]], list[RejectedSample]]:
     """Captions by image name, in the file's order; and a reject for each line without a caption."""
     captions: dict[str, list[str]] = {}
     rejects = []
-    with open_text(file) as lines:
-        for number, row in _caption_rows(file, lines):
+    with open_text_file(file) as lines:
+        for number, row in _iterate_caption_rows(file, lines):
             if isinstance(row, SampleError):
-                rejects.append(Reject(f"{file.name}:{number}", row.reason, row.detail))
+                rejects.append(RejectedSample(f"{file.name}:{number}", row.reason, row.detail))
             else:
                 name, caption = row
                 captions.setdefault(name, []).append(caption)
@@ -115,7 +121,7 @@ def _read_captions(file: Path) -> tuple[dict[str, list[str]], list[Reject]]:
     return captions, rejects
 
 
-def _caption_rows(file: Path, lines: TextIO) -> Iterator[tuple[int, tuple[str, str] | SampleError]]:
+def _iterate_caption_rows(file: Path, lines: TextIO) -> Iterator[tuple[int, tuple[str, str] | SampleError]]:
     """(line number, (image name, caption) or what is wrong with the line).
 
     A caption that is the last cell may hold the delimiter.
@@ -157,10 +163,10 @@ def _caption_rows(file: Path, lines: TextIO) -> Iterator[tuple[int, tuple[str, s
             yield number + offset, (name, caption)
         else:
             detail = f"{delimiter.join(cells)!r:.80} is not an image name and a caption"
-            yield number + offset, SampleError(Reason.BAD_SCHEMA, detail)
+            yield number + offset, SampleError(FaultReason.BAD_SCHEMA, detail)
 
 
-def _read_list(file: Path) -> list[str]:
+def _read_split_list(file: Path) -> list[str]:
     try:
         with open_regular_file(file) as opened:
             # Not splitlines(), which also splits at characters that names may have.
@@ -179,12 +185,14 @@ def _iterate_samples(
     pictures: list[tuple[str, str]],
     captions: dict[str, list[str]],
     images: SourceImages | NoImages,
-    rejects: list[Reject],
+    rejects: list[RejectedSample],
     needs_captions: bool,
-) -> Iterator[SourceSample | Reject]:
+) -> Iterator[SourceSample | RejectedSample]:
     yield from rejects
     for split, name in pictures:
         if name not in captions and needs_captions:
-            yield Reject(key_of_image(name), Reason.MISSING_TEXT, f"image {name!r} of split {split!r} has no caption")
+            yield RejectedSample(
+                key_of_image(name), FaultReason.MISSING_TEXT, f"image {name!r} of split {split!r} has no caption"
+            )
         else:
-            yield read_sample(images, name, split, key_of_image(name), Texts(tuple(captions.get(name, ()))))
+            yield read_image_sample(images, name, split, key_of_image(name), Texts(tuple(captions.get(name, ()))))

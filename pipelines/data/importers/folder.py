@@ -9,11 +9,11 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from pipelines.data.importers._files import class_of_path, fingerprint_files, key_of_image, resolve_path, split_of_path
-from pipelines.data.importers._images import SourceImages, read_sample
-from pipelines.data.importers._inputs import FilesBeside
-from pipelines.data.importing.importer import Importer, Reject, SourceContents, SourceSample
+from pipelines.data.importers._images import SourceImages, read_image_sample
+from pipelines.data.importers._inputs import InputFilesBesideImages
+from pipelines.data.importing.importer import Importer, RejectedSample, SourceContents, SourceSample
 from pipelines.data.tars.errors import SampleError
-from pipelines.data.tars.inputs import TEXT, InputNames, needed_inputs
+from pipelines.data.tars.inputs import TEXT, InputNames, input_requirements
 from pipelines.data.tars.sample import GROUP
 from pipelines.errors import DataError
 from vlmodel.locations import Location
@@ -46,14 +46,14 @@ class Config(Importer):
 
     @model_validator(mode="before")
     @classmethod
-    def _classes_are_texts(cls, settings: Any) -> Any:
+    def _require_texts_for_classes(cls, settings: Any) -> Any:
         if isinstance(settings, dict) and settings.get("classes") and "inputs" not in settings:
             return {**settings, "inputs": ("image", TEXT)}
         return settings
 
     @model_validator(mode="after")
-    def _image_with_class(self) -> Config:
-        has_text = TEXT in needed_inputs(self.inputs)
+    def _require_image_with_class(self) -> Config:
+        has_text = TEXT in input_requirements(self.inputs)
         if "image" not in self.inputs or has_text != bool(self.classes):
             wanted = "name image and text" if self.classes else "name image, and not text, or set source.classes=folder"
             raise ValueError(
@@ -63,37 +63,39 @@ class Config(Importer):
         return self
 
     def fingerprint(self) -> str:
-        images, beside = self._open()
+        images, beside = self._open_images_and_inputs()
         return fingerprint_files(images.root, [*images.files(), *beside.files()])
 
     def read(self) -> SourceContents:
-        images, beside = self._open()
-        names = [name for name in images.names() if not beside.is_beside(name)]
+        images, beside = self._open_images_and_inputs()
+        names = [name for name in images.names() if not beside.is_input_beside_image(name)]
         read = self._read_samples(images, beside, names)
         return SourceContents(len(names), read, lambda: images.passed_over(beside.files_read), (self.split,))
 
-    def _open(self) -> tuple[SourceImages, FilesBeside]:
+    def _open_images_and_inputs(self) -> tuple[SourceImages, InputFilesBesideImages]:
         root = resolve_path(self.folder)
         if not root.exists() or (root.is_dir() and not any(root.iterdir())):
             problem = "is empty" if root.exists() else "does not exist"
             raise DataError(f"the folder {str(root)!r} {problem}; set source.folder to the folder of the pictures")
-        return SourceImages(root), FilesBeside(root, frozenset(needed_inputs(self.inputs)) - {"image", TEXT})
+        return SourceImages(root), InputFilesBesideImages(
+            root, frozenset(input_requirements(self.inputs)) - {"image", TEXT}
+        )
 
     def _read_samples(
-        self, images: SourceImages, beside: FilesBeside, names: list[str]
-    ) -> Iterator[SourceSample | Reject]:
+        self, images: SourceImages, beside: InputFilesBesideImages, names: list[str]
+    ) -> Iterator[SourceSample | RejectedSample]:
         for name in names:
             extra = {GROUP: posixpath.dirname(name)} if self.group else None
             try:
                 split = split_of_path(name, self.split)
                 texts = Texts(label=class_of_path(name) if self.classes else None)
             except SampleError as error:
-                yield Reject(key_of_image(name), error.reason, error.detail)
+                yield RejectedSample(key_of_image(name), error.reason, error.detail)
                 continue
-            sample = read_sample(images, name, split, key_of_image(name), texts, extra)
+            sample = read_image_sample(images, name, split, key_of_image(name), texts, extra)
             if isinstance(sample, SourceSample):
                 try:
                     sample = sample._replace(inputs={**sample.inputs, **beside.read(name)})
                 except SampleError as error:
-                    sample = Reject(sample.key, error.reason, error.detail)
+                    sample = RejectedSample(sample.key, error.reason, error.detail)
             yield sample

@@ -15,7 +15,7 @@ from pydantic import Field
 from pipelines.data.importers._scene import Scene, draw_scene
 from pipelines.data.importers._scene_image import render_scene
 from pipelines.data.importers._scene_texts import ask_about_scene, caption_scene
-from pipelines.data.importing.importer import Importer, Reject, SourceContents, SourceSample
+from pipelines.data.importing.importer import Importer, RejectedSample, SourceContents, SourceSample
 from pipelines.data.tars.shards import SPLITS
 from vlmodel.sample import Texts
 
@@ -46,17 +46,17 @@ class Config(Importer):
         drawn = {split for split, count in counts.items() if count}
         return SourceContents(sum(counts.values()), self._draw_samples(), splits=drawn)
 
-    def _draw_samples(self) -> Iterator[SourceSample | Reject]:
+    def _draw_samples(self) -> Iterator[SourceSample | RejectedSample]:
         for split in SPLITS:
             for number in range(getattr(self, split)):
-                yield self.record(split, number)
+                yield self.scene_sample(split, number)
 
-    def record(self, split: str, number: int) -> SourceSample:
-        """The scene of that number."""
+    def scene_sample(self, split: str, number: int) -> SourceSample:
+        """The sample of the scene with this number."""
         # Seeding by a string is stable across machines and processes; a tuple's hash is not.
         rng = random.Random(f"{self.seed}/{split}/{number}")
         scene: Scene = draw_scene(rng)
         key = f"{split}-{number:06d}"
         texts = Texts(caption_scene(scene, rng), ask_about_scene(scene, rng, key))
-        inputs = {"image": (render_scene(scene, self.image_size), "png")} if self.wants("image") else {}
+        inputs = {"image": (render_scene(scene, self.image_size), "png")} if self.wants_input("image") else {}
         return SourceSample(split, key, inputs, texts, {"scene": scene.as_dict()})

@@ -26,9 +26,9 @@ from pydantic import field_validator, model_validator
 from pipelines.data.importers._answers import consensus_answer
 from pipelines.data.importers._delimited import (
     DELIMITERS,
-    open_text,
+    open_text_file,
     read_csv_rows,
-    require_text,
+    require_valid_text,
     split_line_into_cells,
 )
 from pipelines.data.importers._files import fingerprint_files, key_of_image, resolve_path, to_valid_key
@@ -39,14 +39,14 @@ from pipelines.data.importers._images import (
     guess_image_extension,
     is_image,
     open_source_images,
-    require_image_name,
+    require_image_extension,
 )
 from pipelines.data.importers._inputs import read_input
-from pipelines.data.importing.importer import Importer, Reject, SourceContents, SourceSample
-from pipelines.data.tars.errors import Reason, SampleError
-from pipelines.data.tars.inputs import TEXT, needed_inputs
+from pipelines.data.importing.importer import Importer, RejectedSample, SourceContents, SourceSample
+from pipelines.data.tars.errors import FaultReason, SampleError
+from pipelines.data.tars.inputs import TEXT, input_requirements
 from pipelines.data.tars.sample import GROUP
-from pipelines.data.tars.shards import canonical_split
+from pipelines.data.tars.shards import parse_split_name
 from pipelines.errors import DataError
 from vlmodel.locations import Location
 from vlmodel.sample import Question, Texts
@@ -110,7 +110,7 @@ class Config(Importer):
 
     @field_validator("delimiter")
     @classmethod
-    def _valid_delimiter(cls, delimiter: str) -> str:
+    def _check_delimiter(cls, delimiter: str) -> str:
         delimiter = delimiter.replace("\\t", "\t")  # as a shell passes it on
         if set(delimiter) & set('"\r\n'):
             raise ValueError(f"{delimiter!r} cannot separate cells; name a comma, \\t, a semicolon or |")
@@ -118,15 +118,15 @@ class Config(Importer):
 
     @field_validator("encoding")
     @classmethod
-    def _known_encoding(cls, encoding: str) -> str:
+    def _check_encoding(cls, encoding: str) -> str:
         try:
             return codecs.lookup(encoding).name if encoding else ""
         except LookupError:
             raise ValueError(f"{encoding!r} is no encoding that Python knows; name one as utf-8 or cp1252") from None
 
     @model_validator(mode="after")
-    def _a_column_for_each_input(self) -> Self:
-        further = needed_inputs(self.inputs).keys() - _COLUMNS_OF.keys()
+    def _require_column_for_each_input(self) -> Self:
+        further = input_requirements(self.inputs).keys() - _COLUMNS_OF.keys()
         if further != self.columns.keys():
             raise ValueError(
                 f"columns = {self.columns} and inputs = {list(self.inputs)}: each input but image and text needs a "
@@ -137,7 +137,7 @@ class Config(Importer):
     def fingerprint(self) -> str:
         file = self._table_file()
         images = open_source_images(self.inputs, resolve_path(self.images, file.parent))
-        further = self._further_files(file) if self.columns else set()
+        further = self._list_further_input_files(file) if self.columns else set()
         return fingerprint_files(file.parent, [file, *images.files(), *further])
 
     def read(self) -> SourceContents:
@@ -145,26 +145,32 @@ class Config(Importer):
         images = _LazyImages(resolve_path(self.images, file.parent))
         samples, rejects = self._group_by_sample(file, images)
         splits = {sample.split for sample in samples.values()}
-        if not self.wants("image"):
-            return SourceContents(len(samples), chain(rejects, self._without_images(file, samples)), splits=splits)
+        if not self.wants_input("image"):
+            return SourceContents(
+                len(samples), chain(rejects, self._iterate_samples_without_images(file, samples)), splits=splits
+            )
         used = [
             file,
-            *(self._root_of_files(file) / path for sample in samples.values() for path in sample.files.values()),
+            *(
+                self._folder_of_further_inputs(file) / path
+                for sample in samples.values()
+                for path in sample.files.values()
+            ),
         ]
         read = self._read_samples(file, images, samples, rejects)
         return SourceContents(len(samples), read, lambda: images.passed_over(used), splits)
 
-    def _root_of_files(self, table: Path) -> Path:
+    def _folder_of_further_inputs(self, table: Path) -> Path:
         root = resolve_path(self.images, table.parent)
         return root if root.is_dir() else table.parent
 
-    def _further_files(self, table: Path) -> set[Path]:
+    def _list_further_input_files(self, table: Path) -> set[Path]:
         """The files of further inputs that the table names, whether they exist or not."""
-        root, files = self._root_of_files(table), set()
+        root, files = self._folder_of_further_inputs(table), set()
         for row in self._read_rows(table):
             if isinstance(row, _TableRow):
                 with suppress(SampleError):
-                    files |= {root / path for path in self._file_cells(row.cells).values()}
+                    files |= {root / path for path in self._parse_file_cells(row.cells).values()}
         return files
 
     def _table_file(self) -> Path:
@@ -179,24 +185,26 @@ class Config(Importer):
             raise DataError(f"table {self.file!r} is none of {', '.join(_FORMATS)}; convert it to one of these")
         return path
 
-    def _read_rows(self, file: Path) -> Iterator[_TableRow | Reject]:
+    def _read_rows(self, file: Path) -> Iterator[_TableRow | RejectedSample]:
         match _FORMATS[file.suffix.lower()]:
             case "csv":
-                yield from self._csv_rows(file)
+                yield from self._iterate_csv_rows(file)
             case "jsonl":
-                yield from _jsonl_rows(file, self.encoding)
+                yield from _iterate_jsonl_rows(file, self.encoding)
             case "parquet":
-                yield from self._parquet_rows(file)
+                yield from self._iterate_parquet_rows(file)
 
-    def _csv_rows(self, file: Path) -> Iterator[_TableRow | Reject]:
-        with open_text(file, self.encoding) as lines:
+    def _iterate_csv_rows(self, file: Path) -> Iterator[_TableRow | RejectedSample]:
+        with open_text_file(file, self.encoding) as lines:
             first, skipped = lines.readline(), 0
             delimiter = self.delimiter
             if (named := re.fullmatch(r"sep=(.)[\r\n]*", first)) is not None:  # a spreadsheet's own line
                 delimiter, first, skipped = delimiter or named[1], lines.readline(), 1
             delimiter = delimiter or self._detect_delimiter(file, first)
             columns = self.header
-            rows = read_csv_rows(chain([first], lines), delimiter, is_row=lambda cells: self._is_row(cells, columns))
+            rows = read_csv_rows(
+                chain([first], lines), delimiter, is_row=lambda cells: self._is_image_row(cells, columns)
+            )
             if not columns:
                 _, cells = next(rows, (0, []))
                 if isinstance(cells, SampleError):
@@ -211,10 +219,10 @@ class Config(Importer):
                 number += skipped
                 place = f"{file.name}:{number}"
                 if isinstance(cells, SampleError):
-                    yield Reject(place, cells.reason, cells.detail)
+                    yield RejectedSample(place, cells.reason, cells.detail)
                 elif len(cells) != len(columns):
                     detail = f"{len(cells)} cells, but the table has {len(columns)} columns"
-                    yield Reject(place, Reason.BAD_SCHEMA, detail)
+                    yield RejectedSample(place, FaultReason.BAD_SCHEMA, detail)
                 else:
                     yield _TableRow(place, number, dict(zip(columns, cells, strict=True)))
 
@@ -224,21 +232,21 @@ class Config(Importer):
         by_delimiter = {mark: split_line_into_cells(first.rstrip("\r\n"), mark) for mark in (usual, *DELIMITERS)}
         if self.header:
             fitting = [mark for mark, cells in by_delimiter.items() if len(cells) == len(self.header)]
-            fitting.sort(key=lambda mark: not self._is_row(by_delimiter[mark], self.header))
+            fitting.sort(key=lambda mark: not self._is_image_row(by_delimiter[mark], self.header))
         else:
             texts = {self.question, self.label, *self.captions}
-            wanted = {self.image} if self.wants("image") else {*texts, *self.columns.values()}
+            wanted = {self.image} if self.wants_input("image") else {*texts, *self.columns.values()}
             fitting = [mark for mark, cells in by_delimiter.items() if wanted & {cell.strip() for cell in cells}]
             # A header with the image column alone fits any delimiter.
             fitting.sort(key=lambda mark: len(by_delimiter[mark]) < 2)
         return fitting[0] if fitting else usual
 
-    def _is_row(self, cells: list[str], columns: list[str]) -> bool:
-        if not self.wants("image") or self.image not in columns or len(cells) != len(columns):
+    def _is_image_row(self, cells: list[str], columns: list[str]) -> bool:
+        if not self.wants_input("image") or self.image not in columns or len(cells) != len(columns):
             return False
         return is_image(cells[columns.index(self.image)])
 
-    def _parquet_rows(self, file: Path) -> Iterator[_TableRow | Reject]:
+    def _iterate_parquet_rows(self, file: Path) -> Iterator[_TableRow | RejectedSample]:
         try:
             with pyarrow.parquet.ParquetFile(file) as table:
                 columns = self._require_columns(table.schema_arrow.names)
@@ -251,7 +259,7 @@ class Config(Importer):
             raise DataError(f"{file} cannot be read as Parquet ({error}); write it again") from None
 
     def _require_columns(self, present: list[str], note: str = "") -> list[str]:
-        """The columns to read.
+        """The columns of the table that are read.
 
         Args:
             note: for messages, what else may be wrong where a column is absent.
@@ -262,9 +270,9 @@ class Config(Importer):
         """
         names = ("image", "question", "answer", "answers", "split", "key", "question_id", "group", "label")
         wanted = {name: [getattr(self, name)] for name in names} | {"captions": self.captions}
-        unread = {name for of, names in _COLUMNS_OF.items() if not self.wants(of) for name in names}
+        unread = {name for of, names in _COLUMNS_OF.items() if not self.wants_input(of) for name in names}
         wanted = {name: columns for name, columns in wanted.items() if name not in unread}
-        needed = needed_inputs(self.inputs)
+        needed = input_requirements(self.inputs)
         listed = ", ".join(map(repr, present))
         for name, columns in wanted.items():
             default = type(self).model_fields[name].get_default()
@@ -272,7 +280,7 @@ class Config(Importer):
                 is_default = column in ([default] if isinstance(default, str) else default)
                 optional = is_default and not (name == "image" and needed["image"])
                 if column and column not in present and not optional:
-                    alone = name == "image" and self.wants(TEXT)
+                    alone = name == "image" and self.wants_input(TEXT)
                     remedy = ", or source.inputs=text for texts alone" if alone else ""
                     raise DataError(
                         f"{self.file} has no column {column!r} (source.{name}); its columns are {listed}{note}: set "
@@ -294,38 +302,40 @@ class Config(Importer):
         read = [column for columns in wanted.values() for column in columns if column in present]
         return list(dict.fromkeys([*read, *self.columns.values()]))
 
-    def _group_by_sample(self, file: Path, images: _LazyImages) -> tuple[dict[str, _GroupedSample], list[Reject]]:
-        """All texts by sample identity, in order of first appearance; images are not kept."""
+    def _group_by_sample(
+        self, file: Path, images: _LazyImages
+    ) -> tuple[dict[str, _GroupedSample], list[RejectedSample]]:
+        """Group the rows' texts by sample, in the order of first appearance; images are not kept."""
         samples: dict[str, _GroupedSample] = {}
         split_of_image: dict[str, str] = {}
         rejects = []
         for row in self._read_rows(file):
-            if isinstance(row, Reject):
+            if isinstance(row, RejectedSample):
                 rejects.append(row)
                 continue
             try:
                 identity, image, key = self._sample_identity(row, images)
-                split = self._split_cell(row.cells)
+                split = self._parse_split_cell(row.cells)
                 group = self._text_of_cell(row.cells, self.group)
-                texts, files = self._texts_of_row(row.cells), self._file_cells(row.cells)
+                texts, files = self._texts_of_row(row.cells), self._parse_file_cells(row.cells)
                 if image and split_of_image.setdefault(image, split) != split:
                     detail = f"its image is in split {split_of_image[image]!r} by another row, {split!r} by this one"
-                    raise SampleError(Reason.BAD_SCHEMA, detail)
+                    raise SampleError(FaultReason.BAD_SCHEMA, detail)
                 sample = samples.setdefault(identity, _GroupedSample(split, image, key, group, files, texts.label))
-                sample.require_same(split, image, group, files, texts.label)
+                sample.require_same_as_first_row(split, image, group, files, texts.label)
             except SampleError as error:
-                rejects.append(Reject(row.place, error.reason, error.detail))
+                rejects.append(RejectedSample(row.place, error.reason, error.detail))
             else:
                 sample.captions += [caption for caption in texts.captions if caption not in sample.captions]
                 sample.questions += texts.questions
         return samples, rejects
 
     def _read_samples(
-        self, file: Path, images: _LazyImages, samples: dict[str, _GroupedSample], rejects: list[Reject]
-    ) -> Iterator[SourceSample | Reject]:
+        self, file: Path, images: _LazyImages, samples: dict[str, _GroupedSample], rejects: list[RejectedSample]
+    ) -> Iterator[SourceSample | RejectedSample]:
         yield from rejects
         for row in self._read_rows(file):
-            if isinstance(row, Reject):
+            if isinstance(row, RejectedSample):
                 continue
             try:
                 identity, image_identity, _ = self._sample_identity(row, images)
@@ -335,74 +345,80 @@ class Config(Importer):
                 continue
             sample = samples.pop(identity)
             try:
-                inputs = self._read_files(file, sample)
-                if isinstance(image := self._image_cell(row.cells), bytes):
-                    inputs["image"] = image, _kind_of(image)
+                inputs = self._read_further_inputs(file, sample)
+                if isinstance(image := self._parse_image_cell(row.cells), bytes):
+                    inputs["image"] = image, _image_extension_of(image)
                 elif image is not None:
                     inputs["image"] = images.read(image)
             except SampleError as error:
-                yield Reject(sample.key, error.reason, error.detail)
+                yield RejectedSample(sample.key, error.reason, error.detail)
             else:
                 yield SourceSample(sample.split, sample.key, inputs, sample.texts, sample.extra_json)
 
-    def _without_images(self, file: Path, samples: Mapping[str, _GroupedSample]) -> Iterator[SourceSample | Reject]:
+    def _iterate_samples_without_images(
+        self, file: Path, samples: Mapping[str, _GroupedSample]
+    ) -> Iterator[SourceSample | RejectedSample]:
         for sample in samples.values():
             try:
-                inputs = self._read_files(file, sample)
+                inputs = self._read_further_inputs(file, sample)
             except SampleError as error:
-                yield Reject(sample.key, error.reason, error.detail)
+                yield RejectedSample(sample.key, error.reason, error.detail)
             else:
                 yield SourceSample(sample.split, sample.key, inputs, sample.texts, sample.extra_json)
 
-    def _read_files(self, file: Path, sample: _GroupedSample) -> dict[str, tuple[bytes, str]]:
+    def _read_further_inputs(self, file: Path, sample: _GroupedSample) -> dict[str, tuple[bytes, str]]:
         """The further inputs of a sample."""
-        return {name: read_input(self._root_of_files(file), name, path) for name, path in sample.files.items()}
+        return {
+            name: read_input(self._folder_of_further_inputs(file), name, path) for name, path in sample.files.items()
+        }
 
     def _sample_identity(self, row: _TableRow, images: _LazyImages) -> tuple[str, str, str]:
-        """What makes rows one sample; the identity of the image, "" where it has none; the sample's key."""
+        """The value that rows of one sample share, the identity of the image ("" if there is none), and the sample's
+        key.
+        """
         named = self._text_of_cell(row.cells, self.key)
-        image = self._image_cell(row.cells) if self.wants("image") else None
+        image = self._parse_image_cell(row.cells) if self.wants_input("image") else None
         if image is None:
             name = named or f"{Path(self.file).stem}-{row.number:08d}"
             return name, "", to_valid_key(name)
         if isinstance(image, bytes):
             identity = name = hashlib.sha256(image).hexdigest()[:32]
         else:
-            identity, name = images.identity(image), posixpath.normpath(image)
+            identity, name = images.image_identity(image), posixpath.normpath(image)
         return (named, identity, to_valid_key(named)) if named else (identity, identity, key_of_image(name))
 
-    def _image_cell(self, cells: Mapping[str, Any]) -> str | bytes | None:
-        """The path or the bytes of an image; None where it is missing and may be."""
+    def _parse_image_cell(self, cells: Mapping[str, Any]) -> str | bytes | None:
+        """The path or the bytes of the image that a row names; None if it is missing and optional."""
         cell = cells.get(self.image)
         if isinstance(cell, Mapping):
             cell = cell.get("bytes") or cell.get("path")
-        if self._is_missing(cell):
-            if needed_inputs(self.inputs)["image"]:
+        if self._is_missing_cell(cell):
+            if input_requirements(self.inputs)["image"]:
                 raise SampleError(MISSING_IMAGE, f"column {self.image!r} is empty")
             return None
         if not isinstance(cell, str | bytes):
-            raise SampleError(Reason.BAD_SCHEMA, f"{self.image} = {cell!r:.80} is neither a path nor bytes")
+            raise SampleError(FaultReason.BAD_SCHEMA, f"{self.image} = {cell!r:.80} is neither a path nor bytes")
         if isinstance(cell, str):
             cell = cell.strip()
-            require_image_name(cell)
+            require_image_extension(cell)
         return cell
 
-    def _file_cells(self, cells: Mapping[str, Any]) -> dict[str, str]:
+    def _parse_file_cells(self, cells: Mapping[str, Any]) -> dict[str, str]:
         """The paths of a row's further inputs, without missing ones."""
         paths = {name: self._text_of_cell(cells, column) for name, column in self.columns.items()}
         return {name: path for name, path in paths.items() if path is not None}
 
-    def _split_cell(self, cells: Mapping[str, Any]) -> str:
+    def _parse_split_cell(self, cells: Mapping[str, Any]) -> str:
         cell = cells.get(self.split)
-        if self._is_missing(cell):
+        if self._is_missing_cell(cell):
             return "train"
-        split = canonical_split(cell) if isinstance(cell, str) else None
+        split = parse_split_name(cell) if isinstance(cell, str) else None
         if split is None:
-            raise SampleError(Reason.BAD_SCHEMA, f"split {cell!r:.80} is none of train, val and test")
+            raise SampleError(FaultReason.BAD_SCHEMA, f"split {cell!r:.80} is none of train, val and test")
         return split
 
     def _texts_of_row(self, cells: Mapping[str, Any]) -> Texts:
-        if not self.wants(TEXT):
+        if not self.wants_input(TEXT):
             return Texts()
         captions = [text for column in self.captions for text in self._texts_of_cell(cells, column)]
         label = self._text_of_cell(cells, self.label)
@@ -419,31 +435,33 @@ class Config(Importer):
         if answers is None:
             return [Question(text) for text in questions]
         if not isinstance(answers, list) or len(answers) != len(questions):
-            raise SampleError(Reason.BAD_SCHEMA, f"{len(questions)} questions, but {self.answer} = {answers!r:.80}")
-        texts = [self._as_text(answer, self.answer) for answer in answers]
+            raise SampleError(
+                FaultReason.BAD_SCHEMA, f"{len(questions)} questions, but {self.answer} = {answers!r:.80}"
+            )
+        texts = [self._cell_to_text(answer, self.answer) for answer in answers]
         return [Question(text, answer) for text, answer in zip(questions, texts, strict=True)]
 
     def _texts_of_cell(self, cells: Mapping[str, Any], column: str) -> list[str]:
         """The texts of a cell that holds one or a list, without missing ones."""
-        cell = _without_struct(cells.get(column), column)
-        texts = (self._as_text(item, column) for item in (cell if isinstance(cell, list) else [cell]))
+        cell = _unwrap_struct_cell(cells.get(column), column)
+        texts = (self._cell_to_text(item, column) for item in (cell if isinstance(cell, list) else [cell]))
         return [text for text in texts if text is not None]
 
     def _text_of_cell(self, cells: Mapping[str, Any], column: str) -> str | None:
-        return self._as_text(cells.get(column), column)
+        return self._cell_to_text(cells.get(column), column)
 
-    def _as_text(self, cell: Any, column: str) -> str | None:
-        """A cell as text; None where it is missing. Whole numbers are texts too: tables hold counts as numbers."""
-        cell = _without_struct(cell, column)
-        if self._is_missing(cell):
+    def _cell_to_text(self, cell: Any, column: str) -> str | None:
+        """A table cell as text; None if it is missing. Whole numbers are texts too: tables hold counts as numbers."""
+        cell = _unwrap_struct_cell(cell, column)
+        if self._is_missing_cell(cell):
             return None
         if isinstance(cell, float | Decimal) and cell == cell // 1:
             cell = int(cell)
         if isinstance(cell, str | int) and not isinstance(cell, bool):
             return str(cell).strip()
-        raise SampleError(Reason.BAD_SCHEMA, f"{column} = {cell!r:.80} is not text")
+        raise SampleError(FaultReason.BAD_SCHEMA, f"{column} = {cell!r:.80} is not text")
 
-    def _is_missing(self, cell: Any) -> bool:
+    def _is_missing_cell(self, cell: Any) -> bool:
         if isinstance(cell, str):
             return not cell.strip() or cell.strip() in self.missing
         return cell is None or cell == b"" or cell != cell
@@ -477,16 +495,18 @@ class _GroupedSample:
     def extra_json(self) -> dict[str, Any] | None:
         return None if self.group is None else {GROUP: self.group}
 
-    def require_same(self, split: str, image: str, group: str | None, files: dict[str, str], label: str | None) -> None:
-        """Raises SampleError where a row of the sample says another thing than its first row."""
+    def require_same_as_first_row(
+        self, split: str, image: str, group: str | None, files: dict[str, str], label: str | None
+    ) -> None:
+        """Raise SampleError if a row of the sample contradicts its first row."""
         of_files = [(name, self.files.get(name), files.get(name)) for name in sorted(self.files | files)]
         same = (("split", self.split, split), ("group", self.group, group), ("class", self.label, label))
         for name, of_sample, of_row in (*same, *of_files):
             if of_sample != of_row:
                 detail = f"sample {self.key!r} is in {name} {of_sample!r} by another row, {of_row!r} by this one"
-                raise SampleError(Reason.BAD_SCHEMA, detail)
+                raise SampleError(FaultReason.BAD_SCHEMA, detail)
         if image != self.image:
-            raise SampleError(Reason.DUPLICATE_KEY, "another row has this key with another image")
+            raise SampleError(FaultReason.DUPLICATE_KEY, "another row has this key with another image")
 
 
 class _LazyImages:
@@ -496,10 +516,10 @@ class _LazyImages:
         self._root = root
         self._images: SourceImages | None = None
 
-    def identity(self, name: str) -> str:
-        """The image's identity; for one that does not exist, which ``read`` reports, its name."""
+    def image_identity(self, name: str) -> str:
+        """The identity of an image; its name if it does not exist, which ``read`` reports."""
         try:
-            return self._list_images().identity(name)
+            return self._list_images().image_identity(name)
         except SampleError:
             return posixpath.normpath(name)
 
@@ -515,34 +535,34 @@ class _LazyImages:
         return self._images
 
 
-def _jsonl_rows(file: Path, encoding: str) -> Iterator[_TableRow | Reject]:
-    with open_text(file, encoding, newline="\n") as lines:
+def _iterate_jsonl_rows(file: Path, encoding: str) -> Iterator[_TableRow | RejectedSample]:
+    with open_text_file(file, encoding, newline="\n") as lines:
         for number, line in enumerate(lines, 1):
             place = f"{file.name}:{number}"
             if not line.strip():
                 continue
             try:
-                require_text(line)
+                require_valid_text(line)
                 cells = json.loads(line)
             except SampleError as error:
-                yield Reject(place, error.reason, error.detail)
+                yield RejectedSample(place, error.reason, error.detail)
             except (ValueError, RecursionError) as error:
-                yield Reject(place, Reason.BAD_JSON, str(error))
+                yield RejectedSample(place, FaultReason.BAD_JSON, str(error))
             else:
                 if isinstance(cells, dict):
                     yield _TableRow(place, number, cells)
                 else:
-                    yield Reject(place, Reason.BAD_SCHEMA, f"{line[:80]!r} is not a JSON object")
+                    yield RejectedSample(place, FaultReason.BAD_SCHEMA, f"{line[:80]!r} is not a JSON object")
 
 
-def _kind_of(data: bytes) -> str:
+def _image_extension_of(data: bytes) -> str:
     if (extension := guess_image_extension(data)) is not None:
         return extension
     raise SampleError(UNDECODABLE_IMAGE, f"bytes that start with {data[:8]!r} are no image of a known kind")
 
 
-def _without_struct(cell: Any, column: str) -> Any:
-    """The text, or list of texts, of a struct; other cells unchanged."""
+def _unwrap_struct_cell(cell: Any, column: str) -> Any:
+    """Replace a cell that is a struct by the text or list of texts in it; other cells stay unchanged."""
     if not isinstance(cell, Mapping):
         return cell
     for name in _TEXT_FIELDS:
@@ -550,5 +570,5 @@ def _without_struct(cell: Any, column: str) -> Any:
             return cell[name]
     fields = ", ".join(map(str, cell))
     raise SampleError(
-        Reason.BAD_SCHEMA, f"{column} is a struct of {fields:.80}, none of {', '.join(_TEXT_FIELDS)}; flatten it"
+        FaultReason.BAD_SCHEMA, f"{column} is a struct of {fields:.80}, none of {', '.join(_TEXT_FIELDS)}; flatten it"
     )

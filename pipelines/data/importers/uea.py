@@ -10,8 +10,8 @@ import numpy as np
 from pydantic import Field, field_validator
 
 from pipelines.data.importers._files import fingerprint_files, source_folder, to_valid_key
-from pipelines.data.importing.importer import Importer, Reject, SourceContents, SourceSample
-from pipelines.data.tars.errors import Reason, SampleError, medium_reason
+from pipelines.data.importing.importer import Importer, RejectedSample, SourceContents, SourceSample
+from pipelines.data.tars.errors import FaultReason, SampleError, medium_reason
 from pipelines.data.tars.inputs import TEXT, InputNames
 from pipelines.errors import DataError
 from vlmodel.locations import Location
@@ -33,19 +33,19 @@ class Config(Importer):
 
     @field_validator("inputs")
     @classmethod
-    def _series_and_class(cls, inputs: tuple[str, ...]) -> tuple[str, ...]:
+    def _require_series_and_class(cls, inputs: tuple[str, ...]) -> tuple[str, ...]:
         if set(inputs) != {"series", TEXT}:
             raise ValueError(f"{list(inputs)}: these files hold a series and a class; leave inputs as it is")
         return inputs
 
     def fingerprint(self) -> str:
-        return fingerprint_files(source_folder(self.folder), self._files())
+        return fingerprint_files(source_folder(self.folder), self._find_files())
 
     def read(self) -> SourceContents:
-        lines = {file: _read_lines(file) for file in self._files()}
-        return SourceContents(sum(map(len, lines.values())), _samples(lines))
+        lines = {file: _read_data_lines(file) for file in self._find_files()}
+        return SourceContents(sum(map(len, lines.values())), _iterate_samples(lines))
 
-    def _files(self) -> list[Path]:
+    def _find_files(self) -> list[Path]:
         root = source_folder(self.folder)
         files = sorted(file for ending in _SPLITS for file in root.glob(f"*{ending}"))
         if not files:
@@ -53,7 +53,7 @@ class Config(Importer):
         return files
 
 
-def _read_lines(file: Path) -> list[str]:
+def _read_data_lines(file: Path) -> list[str]:
     """The lines after ``@data``.
 
     Raises:
@@ -68,26 +68,26 @@ def _read_lines(file: Path) -> list[str]:
     return [line for line in rest.splitlines() if line.strip()]
 
 
-def _samples(lines_of: dict[Path, list[str]]) -> Iterator[SourceSample | Reject]:
+def _iterate_samples(lines_of: dict[Path, list[str]]) -> Iterator[SourceSample | RejectedSample]:
     for file, lines in lines_of.items():
         split = next(split for ending, split in _SPLITS.items() if file.name.endswith(ending))
         for number, line in enumerate(lines):
             key = to_valid_key(f"{file.stem}-{number:06d}")
             try:
-                x_TC, label = _parse_line(line)
+                x_TC, label = _parse_series_line(line)
             except SampleError as error:
-                yield Reject(key, error.reason, error.detail)
+                yield RejectedSample(key, error.reason, error.detail)
                 continue
             out = io.BytesIO()
             np.save(out, x_TC, allow_pickle=False)
             yield SourceSample(split, key, {"series": (out.getvalue(), "npy")}, Texts(label=label))
 
 
-def _parse_line(line: str) -> tuple[np.ndarray, str]:
+def _parse_series_line(line: str) -> tuple[np.ndarray, str]:
     """(T, C), and the class: channels are separated by colons, and the class comes last."""
     *channels, label = (part.strip() for part in line.split(":"))
     if not channels or not label:
-        raise SampleError(Reason.MISSING_TEXT, f"{line:.40}... has no class behind its channels")
+        raise SampleError(FaultReason.MISSING_TEXT, f"{line:.40}... has no class behind its channels")
     if any(cell.strip() in ("?", "NaN", "nan") for channel in channels for cell in channel.split(",")):
         raise SampleError(medium_reason("not_finite", "series"), "a value of the series is missing (?)")
     try:

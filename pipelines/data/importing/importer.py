@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from pydantic import Field
 
-from pipelines.data.tars.inputs import PAIRS, InputNames, needed_inputs
+from pipelines.data.tars.inputs import PAIRS, InputNames, input_requirements
 from pipelines.data.tars.sample import GROUP
 from pipelines.data.tars.shards import Inputs
 from pipelines.errors import DataError
@@ -37,12 +37,12 @@ class SourceSample(NamedTuple):
     file: str | None = None
 
 
-class Reject(NamedTuple):
+class RejectedSample(NamedTuple):
     """A sample or row that an import leaves out.
 
     Attributes:
         key: of the sample, or the line of the source.
-        reason: a ``Reason``, or what ``missing_input`` or ``medium_reason`` gives.
+        reason: a ``FaultReason``, or what ``missing_input_reason`` or ``medium_reason`` gives.
     """
 
     key: str
@@ -61,7 +61,7 @@ class SourceContents(NamedTuple):
     """
 
     total: int
-    samples: Iterator[SourceSample | Reject]
+    samples: Iterator[SourceSample | RejectedSample]
     passed_over: Callable[[], Mapping[str, int]] = dict
     splits: Collection[str] = ("train",)
 
@@ -79,7 +79,7 @@ class Importer(Part):
     key where they have none. A share for validation is data.index.validation_fraction."""
 
     def split_of(self, sample: SourceSample, test_fraction: float) -> str:
-        """The split of a sample: its own, or for a share of train test.
+        """The split of a sample: its own, or test for a share of the train samples.
 
         Raises:
             DataError: a share becomes test, and the sample is of a split test of the source's own.
@@ -95,9 +95,9 @@ class Importer(Part):
         is_test = int.from_bytes(digest[:8], "big") / 2**64 < test_fraction
         return "test" if sample.split == "train" and is_test else sample.split
 
-    def wants(self, name: str) -> bool:
-        """Whether this input is imported, where a sample has it."""
-        return name in needed_inputs(self.inputs)
+    def wants_input(self, name: str) -> bool:
+        """Whether an input is imported from the samples that have it."""
+        return name in input_requirements(self.inputs)
 
     @abstractmethod
     def fingerprint(self) -> str:

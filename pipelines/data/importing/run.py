@@ -14,9 +14,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pipelines.data.importing.importer import Importer, Reject, SourceContents, SourceSample
-from pipelines.data.tars.errors import Reason, SampleError, missing_input
-from pipelines.data.tars.inputs import PAIRS, TEXT, needed_inputs
+from pipelines.data.importing.importer import Importer, RejectedSample, SourceContents, SourceSample
+from pipelines.data.tars.errors import FaultReason, SampleError, missing_input_reason
+from pipelines.data.tars.inputs import PAIRS, TEXT, input_requirements
 from pipelines.data.tars.shards import SPLITS, ShardWriter
 from pipelines.errors import DataError
 from pipelines.report.progress import Progress
@@ -92,13 +92,13 @@ def import_data(config: Part, out_folder: str | Path, progress: bool = True) -> 
         )
     out = Path(out_folder).expanduser().resolve()
     identity = {"format": _FORMAT, "config": dump(config), "fingerprint": config.fingerprint()}
-    defaults = _default_settings(config)
-    if (done := _finished_import(out, identity, defaults)) is not None:
+    defaults = _optional_setting_defaults(config)
+    if (done := _find_finished_import(out, identity, defaults)) is not None:
         return done
     contents = config.read()
     with _staging_folder(out) as staging:
         # Again: another process may have finished it meanwhile.
-        if (done := _finished_import(out, identity, defaults)) is not None:
+        if (done := _find_finished_import(out, identity, defaults)) is not None:
             return done
         summary = _write_tars(config, contents, staging, progress)
         counts = {name: value for name, value in asdict(summary).items() if name != "unchanged"}
@@ -116,7 +116,7 @@ def import_data(config: Part, out_folder: str | Path, progress: bool = True) -> 
 def _write_tars(config: Importer, contents: SourceContents, folder: Path, progress: bool) -> ImportSummary:
     summary = ImportSummary()
     rejected: Counter[str] = Counter()
-    examples: list[Reject] = []
+    examples: list[RejectedSample] = []
     sample_of_file: dict[str, str] = {}
     test_fraction = 0.0 if "test" in contents.splits else config.test_fraction
     with ExitStack() as stack:
@@ -126,9 +126,9 @@ def _write_tars(config: Importer, contents: SourceContents, folder: Path, progre
         }
         rejects = stack.enter_context((folder / REJECTS).open("w", encoding="utf-8", errors="backslashreplace"))
         samples = contents.samples
-        for sample in _with_progress(samples, contents.total, f"import {config.kind}") if progress else samples:
-            if isinstance(sample, Reject):
-                reject: Reject | None = sample
+        for sample in _show_progress(samples, contents.total, f"import {config.kind}") if progress else samples:
+            if isinstance(sample, RejectedSample):
+                reject: RejectedSample | None = sample
             else:
                 sample = sample._replace(split=config.split_of(sample, test_fraction))
                 reject = _write_sample(sample, writers, summary, sample_of_file)
@@ -138,7 +138,7 @@ def _write_tars(config: Importer, contents: SourceContents, folder: Path, progre
                 rejects.write(json.dumps(reject._asdict(), ensure_ascii=False) + "\n")
     if not summary.splits:
         reasons = [f"{reject.key}: {reject.reason}, {reject.detail}" for reject in examples]
-        if others := counts_text(contents.passed_over()):
+        if others := describe_counts(contents.passed_over()):
             reasons.append(f"it holds {others}")
         shown = f" ({'; '.join(reasons)})" if reasons else ""
         raise DataError(
@@ -152,14 +152,14 @@ def _write_tars(config: Importer, contents: SourceContents, folder: Path, progre
     return summary
 
 
-def counts_text(counts: Mapping[str, int]) -> str:
+def describe_counts(counts: Mapping[str, int]) -> str:
     """Counts by kind in words, the most frequent first."""
     return ", ".join(f"{count:,} {kind}" for kind, count in sorted(counts.items(), key=lambda item: -item[1]))
 
 
 def _missing_split_remedy(config: Importer, rejected: Counter[str]) -> str:
-    for name, is_required in needed_inputs(config.inputs).items():
-        if is_required and len(config.inputs) > 1 and 2 * rejected[missing_input(name)] > rejected.total():
+    for name, is_required in input_requirements(config.inputs).items():
+        if is_required and len(config.inputs) > 1 and 2 * rejected[missing_input_reason(name)] > rejected.total():
             others = json.dumps([other for other in config.inputs if other != name])
             return f"correct it, or do without the input {name!r} by source.inputs={others}"
     return "correct it"
@@ -167,7 +167,7 @@ def _missing_split_remedy(config: Importer, rejected: Counter[str]) -> str:
 
 def _write_sample(
     sample: SourceSample, writers: dict[str, ShardWriter], summary: ImportSummary, sample_of_file: dict[str, str]
-) -> Reject | None:
+) -> RejectedSample | None:
     """Write one sample and count it. Returns what is wrong with it, if it cannot be written.
 
     Args:
@@ -175,19 +175,19 @@ def _write_sample(
     """
     try:
         if sample.file in sample_of_file:
-            raise SampleError(Reason.DUPLICATE_KEY, f"its image is the very file of {sample_of_file[sample.file]}")
+            raise SampleError(FaultReason.DUPLICATE_KEY, f"its image is the very file of {sample_of_file[sample.file]}")
         owner = next((split for split, writer in writers.items() if sample.key in writer), None)
         if owner is not None:
             detail = f"split {owner!r} already has this key; give each image a key of its own"
-            raise SampleError(Reason.DUPLICATE_KEY, detail)
+            raise SampleError(FaultReason.DUPLICATE_KEY, detail)
         writers[sample.split].add(sample.key, sample.inputs, sample.texts, sample.extra)
     except SampleError as error:
-        return Reject(sample.key, error.reason, error.detail)
+        return RejectedSample(sample.key, error.reason, error.detail)
     if sample.file is not None:
         sample_of_file[sample.file] = f"sample {sample.key!r} of split {sample.split!r}"
     counts = summary.splits.setdefault(sample.split, SplitCounts())
     counts.samples += 1
-    needed = needed_inputs(writers[sample.split].inputs)
+    needed = input_requirements(writers[sample.split].inputs)
     for name in sample.inputs.keys() & needed.keys() - set(PAIRS):
         counts.inputs[name] = counts.inputs.get(name, 0) + 1
     if TEXT in needed:
@@ -198,7 +198,7 @@ def _write_sample(
     return None
 
 
-def _default_settings(config: Importer) -> dict[str, Any]:
+def _optional_setting_defaults(config: Importer) -> dict[str, Any]:
     """The defaults of all settings: a manifest may be older than some of them."""
     fields = type(config).model_fields
     optional = {name: field.get_default(call_default_factory=True) for name, field in fields.items()}
@@ -206,8 +206,8 @@ def _default_settings(config: Importer) -> dict[str, Any]:
     return {name: tree[name] for name, field in fields.items() if not field.is_required()}
 
 
-def _finished_import(out: Path, identity: dict[str, Any], defaults: dict[str, Any]) -> ImportSummary | None:
-    """The summary of the import that ``identity`` describes, or None where ``out`` is free for it.
+def _find_finished_import(out: Path, identity: dict[str, Any], defaults: dict[str, Any]) -> ImportSummary | None:
+    """The summary of the import that ``identity`` describes if it was finished before; None if ``out`` is empty.
 
     Args:
         defaults: of settings that the manifest may not have.
@@ -239,14 +239,14 @@ def _finished_import(out: Path, identity: dict[str, Any], defaults: dict[str, An
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(f"{out / MANIFEST} cannot be read ({error!r}); {remedy}") from None
     if stored != identity:
-        raise DataError(f"{out} holds another import ({_first_difference(stored, identity)}); {remedy}")
+        raise DataError(f"{out} holds another import ({_describe_first_difference(stored, identity)}); {remedy}")
     for name, size in summary.shards.items():
         if not (out / name).is_file() or (out / name).stat().st_size != size:
             raise DataError(f"{out} held this import, but {name} is missing or was changed; {remedy}")
     return summary
 
 
-def _first_difference(stored: dict[str, Any], wanted: dict[str, Any]) -> str:
+def _describe_first_difference(stored: dict[str, Any], wanted: dict[str, Any]) -> str:
     for name in stored["config"].keys() | wanted["config"].keys():
         if (old := stored["config"].get(name)) != (new := wanted["config"].get(name)):
             return f"source.{name} is {old!r} there and {new!r} here"
@@ -255,7 +255,7 @@ def _first_difference(stored: dict[str, Any], wanted: dict[str, Any]) -> str:
 
 @contextmanager
 def _staging_folder(out: Path) -> Iterator[Path]:
-    """An empty folder beside ``out``, locked by this process."""
+    """Create an empty folder beside ``out`` and lock it while the block runs."""
     staging = out.parent / f".{out.name}.importing"
     try:
         staging.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -288,7 +288,7 @@ def _lock_staging_folder(descriptor: int, staging: Path, out: Path) -> None:
         raise DataError(f"another process is importing into {out}; wait for it to end")
 
 
-def _with_progress(samples: Iterator[T], total: int, name: str) -> Iterator[T]:
+def _show_progress(samples: Iterator[T], total: int, name: str) -> Iterator[T]:
     with Progress(name, "sample") as progress:
         for done, sample in enumerate(samples, 1):
             yield sample

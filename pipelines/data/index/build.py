@@ -23,26 +23,26 @@ from pipelines.data.index.files import (
     SHARD_SCHEMA,
     TEXT_COUNTS,
     IndexPartName,
-    count_sample_statistics,
+    count_samples_by_split,
     drop_rows,
     faults_file,
     quarantine_file,
-    read_samples,
+    read_indexed_samples,
     read_table,
-    sample_counts,
-    table_bytes,
+    sample_counts_by_split,
+    to_parquet_bytes,
     version_file,
 )
 from pipelines.data.index.index import Index, SplitAssignment
-from pipelines.data.index.index_shard import Summary, index_shard, parts_by_shard
-from pipelines.data.index.limits import require_few_faults
-from pipelines.data.index.quarantine import reason_counts
-from pipelines.data.index.quarantine_page import quarantine_page
-from pipelines.data.index.repeated_keys import repeated_keys
+from pipelines.data.index.index_shard import Summary, index_parts_by_shard, index_shard
+from pipelines.data.index.limits import require_tolerable_faults
+from pipelines.data.index.quarantine import count_reasons
+from pipelines.data.index.quarantine_page import render_quarantine_page
+from pipelines.data.index.repeated_keys import find_repeated_keys
 from pipelines.data.index.shard_pass import map_shards
 from pipelines.data.index.survey import survey_index
-from pipelines.data.tars.errors import Reason
-from pipelines.data.tars.shards import SPLITS, shard_splits
+from pipelines.data.tars.errors import FaultReason
+from pipelines.data.tars.shards import SPLITS, assign_shard_splits
 from pipelines.errors import DataError
 from pipelines.storage.folder import FileStamp, Folder
 
@@ -74,30 +74,30 @@ def build_index(
     """
     folder, config = Folder(tars), config or IndexConfig()
     files = _find_tars(folder)
-    _require_writable(folder)
+    _require_writable_folder(folder)
     versions = _version_hashes(folder)
-    splits = shard_splits([file.name for file in files], config.splits)
+    splits = assign_shard_splits([file.name for file in files], config.splits)
     assignment = SplitAssignment(0.0 if "val" in splits.values() else config.validation_fraction)
 
     summaries: dict[str, Summary] = {}
     unreadable = []
     for summary in _index_shards(folder, files, config, assignment, force or config.force):
         if "unreadable" in summary:
-            unreadable.append(_unreadable_shard(summary["name"], summary["unreadable"]))
+            unreadable.append(_unreadable_shard_fault(summary["name"], summary["unreadable"]))
         else:
             summaries[summary["name"]] = summary
         if report_progress is not None:
             report_progress(len(summaries) + len(unreadable), len(files))
 
     folders = [name for name in folder.subfolders() if name.endswith(".tar")]
-    unreadable += [_unreadable_shard(name, "a folder, and no tar") for name in folders]
+    unreadable += [_unreadable_shard_fault(name, "a folder, and no tar") for name in folders]
     shards = [summaries[name] for name in sorted(summaries)]
-    repeated = repeated_keys(folder, shards)
+    repeated = find_repeated_keys(folder, shards)
     for name, of_shard in groupby(repeated, key=lambda repeat: repeat[0]):
-        _leave_out(folder, summaries[name], [row for _, row, _ in of_shard], assignment)
-    quarantine = _collect_faults(folder, shards, [*unreadable, *(fault.row(name) for name, _, fault in repeated)])
+        _exclude_samples(folder, summaries[name], [row for _, row, _ in of_shard], assignment)
+    quarantine = _collect_faults(folder, shards, [*unreadable, *(fault.to_row(name) for name, _, fault in repeated)])
 
-    by_shard = [sample_counts(shard) for shard in shards]
+    by_shard = [sample_counts_by_split(shard) for shard in shards]
     counts = {split: sum(of_shard.get(split, 0) for of_shard in by_shard) for split in SPLITS}
     inputs = _media_of_inputs(tars, shards)
     facts: dict[str, Any] = {
@@ -107,18 +107,18 @@ def build_index(
         "inputs": inputs,
         "validation_fraction": assignment.fraction,
         "counts": counts,
-        "quarantine": reason_counts(quarantine),
+        "quarantine": count_reasons(quarantine),
         "passed_over": dict(sum((Counter(s["passed_over"]) for s in shards), Counter())),
-        "survey": survey_index(shards, inputs, partial(read_samples, folder), assignment.assign_splits),
+        "survey": survey_index(shards, inputs, partial(read_indexed_samples, folder), assignment.assign_splits),
     }
-    folder.write(quarantine_file(), table_bytes(quarantine, {"hash": facts["hash"]}))
+    folder.write(quarantine_file(), to_parquet_bytes(quarantine, {"hash": facts["hash"]}))
     if config.report:
-        folder.write(f"{FOLDER}/quarantine.html", quarantine_page(folder, quarantine, counts).encode())
-    require_few_faults(tars, facts, quarantine, shards, config, has_index=bool(versions))
+        folder.write(f"{FOLDER}/quarantine.html", render_quarantine_page(folder, quarantine, counts).encode())
+    require_tolerable_faults(tars, facts, quarantine, shards, config, has_index=bool(versions))
     versions = [*(version for version in versions if version != facts["hash"]), facts["hash"]]
     _write_version(folder, shards, facts, quarantine, versions[-_VERSIONS:])
     sha256s = {shard["name"]: shard["sha256"] for shard in shards}
-    _delete_unused(folder, {file.name: sha256s.get(file.name, "") for file in files}, versions[:-_VERSIONS])
+    _delete_unused_files(folder, {file.name: sha256s.get(file.name, "") for file in files}, versions[:-_VERSIONS])
     return Index.open(tars)
 
 
@@ -129,7 +129,7 @@ def _index_hash(shards: Sequence[Summary], scan: Mapping[str, Any], assignment: 
 
 
 def _media_of_inputs(tars: str, shards: Sequence[Summary]) -> dict[str, str]:
-    """The medium of each input that a sample has, texts apart.
+    """The medium of each input that samples have, without texts.
 
     Raises:
         DataError: two shards have one input in two media.
@@ -146,12 +146,12 @@ def _media_of_inputs(tars: str, shards: Sequence[Summary]) -> dict[str, str]:
     return {name: medium for name, (medium, _) in sorted(found.items())}
 
 
-def _unreadable_shard(name: str, problem: str) -> dict[str, Any]:
-    return QuarantineEntry(None, None, None, Reason.UNREADABLE_SHARD, problem).row(name)
+def _unreadable_shard_fault(name: str, problem: str) -> dict[str, Any]:
+    return QuarantineEntry(None, None, None, FaultReason.UNREADABLE_SHARD, problem).to_row(name)
 
 
 def _version_hashes(folder: Folder) -> list[str]:
-    """Hashes of the versions that there are, the newest last; those of another format are deleted."""
+    """The hashes of the stored versions of an index, the newest last; versions of another format are deleted."""
     try:
         facts = json.loads(folder.read(f"{FOLDER}/index.json"))
     except (FileNotFoundError, NotADirectoryError, ValueError):
@@ -180,8 +180,8 @@ def _find_tars(folder: Folder) -> list[FileStamp]:
     raise DataError(f"no .tar in {folder.uri!r}; {remedy}")
 
 
-def _require_writable(folder: Folder) -> None:
-    """Fail before hours of reading, not after."""
+def _require_writable_folder(folder: Folder) -> None:
+    """Refuse a folder that cannot be written, before hours of reading and not after."""
     probe = f"{FOLDER}/.writable"
     try:
         folder.write(probe, b"")
@@ -194,26 +194,26 @@ def _require_writable(folder: Folder) -> None:
 def _index_shards(
     folder: Folder, files: Sequence[FileStamp], config: IndexConfig, assignment: SplitAssignment, force: bool
 ) -> Iterator[Summary]:
-    """The summaries of all shards, in the order in which they are done."""
+    """Index all shards and yield their summaries in the order in which they are done."""
 
-    def run(row: dict[str, Any]) -> dict[str, Any]:
+    def index_row(row: dict[str, Any]) -> dict[str, Any]:
         file = FileStamp(row["name"], row["size"], row["stamp"])
         # As JSON: a column of Ray Data takes its type from the first rows.
         return {"summary": json.dumps(index_shard(folder, file, config, assignment, force, json.loads(row["parts"])))}
 
-    parts = parts_by_shard(folder)
+    parts = index_parts_by_shard(folder)
     items = [
         {"name": file.name, "size": file.size, "stamp": file.stamp, "parts": json.dumps(parts.get(file.name, []))}
         for file in files
     ]
-    for row in map_shards(items, run):
+    for row in map_shards(items, index_row):
         yield json.loads(row["summary"])
 
 
-def _leave_out(folder: Folder, shard: Summary, rows: Sequence[int], assignment: SplitAssignment) -> None:
-    samples = drop_rows(read_samples(folder, shard["part"], ["split_hash", "present", *TEXT_COUNTS]), rows)
+def _exclude_samples(folder: Folder, shard: Summary, rows: Sequence[int], assignment: SplitAssignment) -> None:
+    samples = drop_rows(read_indexed_samples(folder, shard["part"], ["split_hash", "present", *TEXT_COUNTS]), rows)
     splits = assignment.assign_splits(shard["split"], samples["split_hash"].to_numpy())
-    shard |= {"repeated": list(rows), **count_sample_statistics(samples, splits)}
+    shard |= {"repeated": list(rows), **count_samples_by_split(samples, splits)}
 
 
 def _collect_faults(folder: Folder, shards: Sequence[Summary], more: list[dict[str, Any]]) -> pa.Table:
@@ -229,13 +229,13 @@ def _write_version(
     folder: Folder, shards: Sequence[Summary], facts: Mapping[str, Any], quarantine: pa.Table, versions: Sequence[str]
 ) -> None:
     columns = [{name: shard[name] for name in SHARD_SCHEMA.names} for shard in shards]
-    folder.write(quarantine_file(facts["hash"]), table_bytes(quarantine, {"hash": facts["hash"]}))
-    folder.write(version_file(facts["hash"]), table_bytes(pa.Table.from_pylist(columns, SHARD_SCHEMA), facts))
+    folder.write(quarantine_file(facts["hash"]), to_parquet_bytes(quarantine, {"hash": facts["hash"]}))
+    folder.write(version_file(facts["hash"]), to_parquet_bytes(pa.Table.from_pylist(columns, SHARD_SCHEMA), facts))
     newest = {**facts, "versions": list(versions)}
     folder.write(f"{FOLDER}/index.json", json.dumps(newest, indent=1, sort_keys=True).encode())
 
 
-def _delete_unused(folder: Folder, tars: Mapping[str, str], versions: Sequence[str]) -> None:
+def _delete_unused_files(folder: Folder, tars: Mapping[str, str], versions: Sequence[str]) -> None:
     """Delete old versions, the parts of removed or changed tars, and what interrupted jobs left.
 
     Args:

@@ -28,7 +28,7 @@ class QuarantineEntry:
         key: of the sample; None where there is no sample (a stray link, an unreadable shard).
         member: the faulty member, or the sample's first one.
         offset: where its data, or the damage, begins in the tar, in bytes.
-        reason: a ``Reason``, or what ``missing_input`` or ``medium_reason`` gives.
+        reason: a ``FaultReason``, or what ``missing_input_reason`` or ``medium_reason`` gives.
     """
 
     key: str | None
@@ -37,7 +37,7 @@ class QuarantineEntry:
     reason: str
     detail: str
 
-    def row(self, shard: str) -> dict[str, Any]:
+    def to_row(self, shard: str) -> dict[str, Any]:
         return {
             "shard": shard,
             "key": self.key,
@@ -50,4 +50,4 @@ class QuarantineEntry:
 
 def fault_table(shard: str, faults: Sequence[QuarantineEntry]) -> pa.Table:
     """The faults of one shard as a table of ``FAULT_SCHEMA``."""
-    return pa.Table.from_pylist([fault.row(shard) for fault in faults], FAULT_SCHEMA)
+    return pa.Table.from_pylist([fault.to_row(shard) for fault in faults], FAULT_SCHEMA)

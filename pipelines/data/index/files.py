@@ -47,7 +47,8 @@ _PART = re.compile(r"(?P<shard>.+\.tar)\.(?P<sha256>[0-9a-f]{16})-(?P<scan>[0-9a
 
 
 class IndexPartName(NamedTuple):
-    """The name of what an index holds of one tar. It names all that this depends on, so that versions can share it.
+    """The name of the part of an index that describes one tar. It names all that this depends on, so that versions can
+    share it.
 
     Attributes:
         shard: name of the tar.
@@ -65,13 +66,13 @@ class IndexPartName(NamedTuple):
 
     @classmethod
     def parse(cls, name: str) -> IndexPartName | None:
-        """The part of this name or file name; None for another name."""
+        """Parse the name of a part or of its file; None for another name."""
         match = _PART.fullmatch(name.removesuffix(".parquet"))
         return cls(**match.groupdict()) if match else None
 
 
-def scan_digits(scan: Mapping[str, Any]) -> str:
-    """``IndexPartName.scan`` of these settings."""
+def hash_of_scan_settings(scan: Mapping[str, Any]) -> str:
+    """A short hash of the settings that decide which samples are valid."""
     return hashlib.sha256(json.dumps([FORMAT, dict(scan)], sort_keys=True).encode()).hexdigest()[:8]
 
 
@@ -91,7 +92,7 @@ def version_file(index_hash: str) -> str:
 
 
 def quarantine_file(index_hash: str = "") -> str:
-    """The quarantine of a version; if none is given, of the last job, whether it made an index or failed."""
+    """The file of a version's quarantine or, without a version, of the last job's, even if that failed."""
     return f"{FOLDER}/versions/{index_hash}.quarantine.parquet" if index_hash else f"{FOLDER}/quarantine.parquet"
 
 
@@ -104,8 +105,8 @@ def drop_rows(table: pa.Table, rows: Sequence[int]) -> pa.Table:
     return table.filter(pa.array(keep))
 
 
-def count_sample_statistics(table: pa.Table, splits: NDArray[np.str_]) -> dict[str, Any]:
-    """Counts by split of a samples table, as columns of ``SHARD_SCHEMA``."""
+def count_samples_by_split(table: pa.Table, splits: NDArray[np.str_]) -> dict[str, Any]:
+    """Count the samples of a shard by split, as columns of ``SHARD_SCHEMA``."""
     counts: dict[str, Any] = {"present": json.dumps(_count_present(table["present"], splits))}
     for what in TEXT_COUNTS:
         number = table[what].to_numpy()
@@ -124,18 +125,18 @@ def _count_present(present: pa.ChunkedArray, splits: NDArray[np.str_]) -> dict[s
     return counts
 
 
-def sample_counts(shard: Mapping[str, Any]) -> dict[str, int]:
-    """Samples of a row of ``SHARD_SCHEMA`` by split, without splits of which it has none."""
+def sample_counts_by_split(shard: Mapping[str, Any]) -> dict[str, int]:
+    """The number of samples of a shard by split, without splits that have none."""
     return {split: sum(counts.values()) for split, counts in json.loads(shard["present"]).items()}
 
 
-def sample_count(shard: Mapping[str, Any]) -> int:
-    """Samples of a row of ``SHARD_SCHEMA``."""
-    return sum(sample_counts(shard).values())
+def total_sample_count(shard: Mapping[str, Any]) -> int:
+    """The number of all samples of a shard."""
+    return sum(sample_counts_by_split(shard).values())
 
 
-def read_samples(folder: Folder, part: str, columns: Sequence[str]) -> pa.Table:
-    """Read some columns of the samples that the index holds of one tar."""
+def read_indexed_samples(folder: Folder, part: str, columns: Sequence[str]) -> pa.Table:
+    """Read some columns of the samples of one tar from the index."""
     return read_table(folder.read(samples_file(part)), columns)
 
 
@@ -144,15 +145,15 @@ def read_table(data: bytes, columns: Sequence[str] | None = None) -> pa.Table:
     return pq.ParquetFile(pa.BufferReader(data)).read(columns)
 
 
-def table_bytes(table: pa.Table, facts: Mapping[str, Any]) -> bytes:
+def to_parquet_bytes(table: pa.Table, facts: Mapping[str, Any]) -> bytes:
     """The table as a Parquet file with ``facts`` in its metadata."""
     out = io.BytesIO()
     pq.write_table(table.replace_schema_metadata({"facts": json.dumps(dict(facts))}), out, compression="zstd")
     return out.getvalue()
 
 
-def read_table_facts(table: pa.Table) -> dict[str, Any]:
-    """The ``facts`` of a table from ``table_bytes``; {} where there are none."""
+def read_table_metadata(table: pa.Table) -> dict[str, Any]:
+    """The ``facts`` of a table from ``to_parquet_bytes``; {} where there are none."""
     stored = (table.schema.metadata or {}).get(b"facts")
     facts: dict[str, Any] = json.loads(stored) if stored else {}
     return facts

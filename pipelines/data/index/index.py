@@ -37,14 +37,14 @@ from pipelines.data.index.files import (
     drop_rows,
     quarantine_file,
     read_table,
-    read_table_facts,
+    read_table_metadata,
     samples_file,
     version_file,
 )
-from pipelines.data.index.present import CanUse, split_present
+from pipelines.data.index.present import CanUse, split_input_names
 from pipelines.data.index.report import describe_index
 from pipelines.data.index.sample_check import input_columns
-from pipelines.data.tars.inputs import needed_inputs
+from pipelines.data.tars.inputs import input_requirements
 from pipelines.data.tars.shards import SPLITS
 from pipelines.errors import DataError
 from pipelines.storage.folder import Folder
@@ -52,7 +52,7 @@ from pipelines.storage.folder import Folder
 
 @dataclass(frozen=True)
 class SplitAssignment:
-    """Which train samples become validation samples.
+    """The rule by which train samples become validation samples.
 
     Attributes:
         fraction: share of the train samples; 0 where there is a shard of the validation split.
@@ -70,7 +70,7 @@ class SplitAssignment:
 
 @dataclass(frozen=True)
 class IndexedShard:
-    """One tar. The mappings are by split, without splits that it has no sample of.
+    """A tar that the index describes. The mappings are by split, without splits that it has no sample of.
 
     Attributes:
         name: file name.
@@ -105,7 +105,7 @@ class IndexedShard:
 
 
 class Index:
-    """An opened index. Picklable; equal hashes mean equal samples in equal splits.
+    """An opened index of a folder of tars. Picklable; equal hashes mean equal samples in equal splits.
 
     Attributes:
         tars: folder or URI of the tars.
@@ -120,7 +120,7 @@ class Index:
 
     @classmethod
     def open(cls, tars: str, index_hash: str = "") -> Index:
-        """The index beside the tars.
+        """Open the index beside the tars.
 
         Args:
             index_hash: the version to open; the newest if not given.
@@ -133,7 +133,7 @@ class Index:
         remedy = _index_job_command(tars)
         try:
             shards = read_table(folder.read(version_file(index_hash)))
-            facts = read_table_facts(shards)
+            facts = read_table_metadata(shards)
         except (FileNotFoundError, NotADirectoryError):
             raise DataError(
                 f"{tars!r} has no version {index_hash[:12]} of its index (any more): the data were replaced; to use "
@@ -162,25 +162,25 @@ class Index:
 
     @cached_property
     def shards(self) -> list[IndexedShard]:
-        """Shards that have samples, by name."""
+        """The shards that have samples, sorted by name."""
         return [shard for row in self._table.to_pylist() if (shard := _parse_shard(row)).present]
 
     @cached_property
-    def _by_name(self) -> dict[str, IndexedShard]:
+    def _shards_by_name(self) -> dict[str, IndexedShard]:
         return {shard.name: shard for shard in self.shards}
 
     def __getstate__(self) -> dict[str, Any]:
-        return {k: v for k, v in self.__dict__.items() if k not in ("shards", "_by_name")}
+        return {k: v for k, v in self.__dict__.items() if k not in ("shards", "_shards_by_name")}
 
     def shard(self, name: str) -> IndexedShard:
         """Raises DataError where no shard with samples has this name."""
         try:
-            return self._by_name[name]
+            return self._shards_by_name[name]
         except KeyError:
             raise DataError(f"the index of {self.tars!r} has no samples of shard {name!r}") from None
 
     def rows(self, shard: str) -> pa.Table:
-        """The samples of a shard, in tar order; read anew at every call.
+        """The rows of a shard's samples, in tar order; read anew at every call.
 
         The columns are those of ``sample_schema``, with ``split`` in the place of ``key_hash``. All shards have the
         columns of all ``inputs``.
@@ -194,7 +194,7 @@ class Index:
             table = read_table(self.folder.read(samples_file(facts.part)))
         except FileNotFoundError:
             raise DataError(f"{samples_file(facts.part)} of {self.tars!r} is gone: {changed}") from None
-        if (read_table_facts(table).get("sha256"), read_table_facts(table).get("scan")) != (
+        if (read_table_metadata(table).get("sha256"), read_table_metadata(table).get("scan")) != (
             facts.sha256,
             self._facts["scan"],
         ):
@@ -204,7 +204,7 @@ class Index:
         return table.set_column(1, "split", pa.array(splits, pa.string())).replace_schema_metadata()
 
     def _with_columns_of_inputs(self, table: pa.Table) -> pa.Table:
-        """The table with the columns of each of ``inputs``, null where they were absent, and of no others."""
+        """The table with the columns of exactly these inputs, null if they were absent."""
         columns = {
             f"{name}.{column}": kind
             for name, medium in self.inputs.items()
@@ -226,16 +226,18 @@ class Index:
 
     @property
     def inputs(self) -> dict[str, str]:
-        """The medium of each input that a sample has, texts apart."""
+        """The medium of each input that samples have, without texts."""
         return dict(self._facts["inputs"])
 
     @property
-    def needed(self) -> dict[str, bool]:
-        """The inputs that were read, texts among them, and whether each sample has each (``IndexConfig.inputs``)."""
-        return needed_inputs(self._facts["scan"]["inputs"])
+    def input_requirements(self) -> dict[str, bool]:
+        """The inputs that were read, texts among them, and whether each is required of every sample
+        (``IndexConfig.inputs``).
+        """
+        return input_requirements(self._facts["scan"]["inputs"])
 
     def passed_over(self) -> dict[str, int]:
-        """Number of tar members that are part of no sample, by extension (".cls"), "hidden" or "no extension"."""
+        """The number of tar members that belong to no sample, by extension (".cls"), "hidden" or "no extension"."""
         return dict(self._facts["passed_over"])
 
     def count(self, usable: CanUse, split: str = "") -> int:
@@ -243,19 +245,21 @@ class Index:
         return sum(shard.count(usable, split) for shard in self.shards)
 
     def counts(self) -> dict[str, int]:
-        """Samples of each split, zero where there are none."""
+        """The number of samples of each split, zero included."""
         return {split: self.count(lambda present: True, split) for split in SPLITS}
 
     def quarantine(self) -> pa.Table:
-        """What was left out: shard, key, member, offset (bytes), reason, detail; by shard, then in tar order."""
+        """The faults for which samples were left out: shard, key, member, offset (bytes), reason, detail; in tar
+        order.
+        """
         return read_table(self.folder.read(quarantine_file(self.hash)))
 
     def quarantine_counts(self) -> dict[str, int]:
-        """Rows of the quarantine by reason."""
+        """The number of faults in the quarantine by reason."""
         return dict(self._facts["quarantine"])
 
     def survey(self) -> dict[str, Any]:
-        """Statistics of all samples; see ``pipelines.data.index.survey.survey_index``."""
+        """Statistics of all samples, such as repeated inputs (``pipelines.data.index.survey``)."""
         return dict(self._facts["survey"])
 
     def report(self) -> str:
@@ -269,7 +273,7 @@ def _index_job_command(tars: str) -> str:
 
 def _parse_shard(row: Mapping[str, Any]) -> IndexedShard:
     present = {
-        split: {split_present(joined): count for joined, count in counts.items()}
+        split: {split_input_names(joined): count for joined, count in counts.items()}
         for split, counts in json.loads(row["present"]).items()
     }
     texts = {what: {split: row[f"{what}_{split}"] for split in present} for what in TEXT_COUNTS}

@@ -16,13 +16,13 @@ from pipelines.data.index.fault import fault_table
 from pipelines.data.index.files import (
     FOLDER,
     IndexPartName,
-    count_sample_statistics,
+    count_samples_by_split,
     faults_file,
+    hash_of_scan_settings,
     read_table,
-    read_table_facts,
+    read_table_metadata,
     samples_file,
-    scan_digits,
-    table_bytes,
+    to_parquet_bytes,
 )
 from pipelines.data.index.index import SplitAssignment
 from pipelines.data.index.scan import scan_tar
@@ -43,7 +43,7 @@ def index_shard(
     force: bool = False,
     parts: Sequence[str] | None = None,
 ) -> Summary:
-    """Write one shard's part of the index, unless there is one of the same tar and settings.
+    """Write the part of the index that describes one tar, unless it exists for the same tar and settings.
 
     Args:
         parts: names of the existing parts of this shard; looked up if not given.
@@ -51,7 +51,7 @@ def index_shard(
     Returns:
         the summary of the shard; or, where it cannot be read, ``name`` and the reason as ``unreadable``.
     """
-    parts = parts_by_shard(folder).get(file.name, []) if parts is None else parts
+    parts = index_parts_by_shard(folder).get(file.name, []) if parts is None else parts
     samples = None if force else _unchanged_samples(folder, file, config, parts)
     if samples is None:
         try:
@@ -63,7 +63,7 @@ def index_shard(
         except OSError as error:
             return {"name": file.name, "unreadable": f"{type(error).__name__}: {error}"}
         facts: dict[str, Any] = {
-            "part": IndexPartName(file.name, scan.sha256[:16], scan_digits(config.scan)).name,
+            "part": IndexPartName(file.name, scan.sha256[:16], hash_of_scan_settings(config.scan)).name,
             "sha256": scan.sha256,
             "size": scan.size,
             "stamp": file.stamp,
@@ -75,10 +75,10 @@ def index_shard(
         }
         # The samples file comes last: where it exists, the faults file does too.
         if scan.faults:
-            folder.write(faults_file(facts["part"]), table_bytes(fault_table(file.name, scan.faults), {}))
-        folder.write(samples_file(facts["part"]), table_bytes(scan.samples, facts))
+            folder.write(faults_file(facts["part"]), to_parquet_bytes(fault_table(file.name, scan.faults), {}))
+        folder.write(samples_file(facts["part"]), to_parquet_bytes(scan.samples, facts))
         samples = scan.samples.replace_schema_metadata({"facts": json.dumps(facts)})
-    facts = read_table_facts(samples)
+    facts = read_table_metadata(samples)
     split = shard_split(file.name, config.splits)
     splits = assignment.assign_splits(split, samples["split_hash"].to_numpy())
     return {
@@ -86,12 +86,12 @@ def index_shard(
         "split": split,
         **{name: facts[name] for name in _FACTS},
         "repeated": [],
-        **count_sample_statistics(samples, splits),
+        **count_samples_by_split(samples, splits),
     }
 
 
-def parts_by_shard(folder: Folder) -> dict[str, list[str]]:
-    """Names of the existing parts, by shard."""
+def index_parts_by_shard(folder: Folder) -> dict[str, list[str]]:
+    """The names of the index's existing parts, by shard."""
     parts: dict[str, list[str]] = {}
     for file in folder.files(f"{FOLDER}/samples"):
         if part := IndexPartName.parse(file.name):
@@ -100,17 +100,17 @@ def parts_by_shard(folder: Folder) -> dict[str, list[str]]:
 
 
 def _unchanged_samples(folder: Folder, file: FileStamp, config: IndexConfig, parts: Sequence[str]) -> pa.Table | None:
-    """The shard's samples of an earlier run, if they are of the same tar and settings."""
+    """The shard's samples as an earlier job indexed them, if the tar and the settings are the same."""
     if not file.stamp:
         return None
     for part in parts:
-        if not part.endswith(f"-{scan_digits(config.scan)}"):
+        if not part.endswith(f"-{hash_of_scan_settings(config.scan)}"):
             continue
         try:
             table = read_table(folder.read(samples_file(part)))
         except (FileNotFoundError, pa.ArrowException):
             continue
-        facts = read_table_facts(table)
+        facts = read_table_metadata(table)
         if (facts.get("size"), facts.get("stamp"), facts.get("scan")) == (file.size, file.stamp, config.scan):
             return table
     return None

@@ -10,15 +10,15 @@ from typing import Any
 import pyarrow as pa
 
 from pipelines.data.index.config import IndexConfig
-from pipelines.data.index.files import FOLDER, sample_count
+from pipelines.data.index.files import FOLDER, total_sample_count
 from pipelines.data.index.index_shard import Summary
 from pipelines.data.index.quarantine import describe_faults
-from pipelines.data.tars.errors import missing_input
-from pipelines.data.tars.inputs import needed_inputs
+from pipelines.data.tars.errors import missing_input_reason
+from pipelines.data.tars.inputs import input_requirements
 from pipelines.errors import DataError
 
 
-def require_few_faults(
+def require_tolerable_faults(
     tars: str,
     facts: Mapping[str, Any],
     quarantine: pa.Table,
@@ -27,7 +27,7 @@ def require_few_faults(
     *,
     has_index: bool,
 ) -> None:
-    """Raises DataError where no sample is valid, or there are more faults than the settings tolerate.
+    """Raise DataError if no sample is valid, or if there are more faults than the settings tolerate.
 
     Args:
         has_index: whether there is an earlier version of the index.
@@ -46,15 +46,15 @@ def require_few_faults(
         problem, remedy = f"has {worst_run:,} faults in a row, with {limit}", "repair the tars, or raise that limit"
     else:
         return
-    for name, is_required in needed_inputs(config.inputs).items():
+    for name, is_required in input_requirements(config.inputs).items():
         others = [other for other in config.inputs if other != name]
-        missing = facts["quarantine"].get(missing_input(name), 0)
+        missing = facts["quarantine"].get(missing_input_reason(name), 0)
         if is_required and others and 2 * missing > samples + faults:
             remedy += (
                 f"; or, if they are to do without the input {name!r}, set data.index.inputs (data.mix.NAME.inputs) to "
                 f"{json.dumps([*others, f'{name}?'])}, where it may be missing, or to {json.dumps(others)}"
             )
-    if worst := _worst_tars(quarantine, shards):
+    if worst := _describe_worst_tars(quarantine, shards):
         problem += f" (most in {worst})"
     if has_index:
         remedy += "; until then the earlier index stays in use, without the new tars"
@@ -63,9 +63,9 @@ def require_few_faults(
     raise DataError(f"{tars!r} {problem}; {remedy}. All of them are in {FOLDER}/quarantine.parquet{shown}.\n{report}")
 
 
-def _worst_tars(quarantine: pa.Table, shards: Sequence[Summary]) -> str:
+def _describe_worst_tars(quarantine: pa.Table, shards: Sequence[Summary]) -> str:
     """Name up to three tars that are mostly faults, unless all are: these may be removed."""
-    samples = {shard["name"]: sample_count(shard) for shard in shards}
+    samples = {shard["name"]: total_sample_count(shard) for shard in shards}
     faults = Counter(quarantine["shard"].to_pylist())
     bad = [name for name, count in faults.most_common() if count > samples.get(name, 0)]
     worst = bad[:3] if samples.keys() - set(bad) else []

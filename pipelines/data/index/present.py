@@ -13,20 +13,20 @@ CanUse = Callable[[frozenset[str]], bool]
 """Whether a sample that has these (``vlmodel.sample.Sample.present``) is of use."""
 
 
-def join_present(present: Iterable[str]) -> str:
-    """The names in their order, joined: "captions,image"."""
+def join_input_names(present: Iterable[str]) -> str:
+    """The names of a sample's inputs, sorted and joined: "captions,image"."""
     return ",".join(sorted(present))
 
 
 @lru_cache(maxsize=4096)
-def split_present(joined: str) -> frozenset[str]:
-    """The names; the inverse of ``join_present``."""
+def split_input_names(joined: str) -> frozenset[str]:
+    """The names; the inverse of ``join_input_names``."""
     return frozenset(joined.split(","))
 
 
-def usable_mask(table: pa.Table, can_use: CanUse) -> NDArray[np.bool_]:
-    """Which samples of ``Index.rows`` are of use."""
+def mask_of_usable_samples(table: pa.Table, can_use: CanUse) -> NDArray[np.bool_]:
+    """A mask of the rows (``Index.rows``) whose samples are usable."""
     codes = table["present"].combine_chunks().dictionary_encode()
-    usable = np.array([can_use(split_present(joined)) for joined in codes.dictionary.to_pylist()], np.bool_)
+    usable = np.array([can_use(split_input_names(joined)) for joined in codes.dictionary.to_pylist()], np.bool_)
     mask: NDArray[np.bool_] = usable[codes.indices.to_numpy()]
     return mask

@@ -13,13 +13,13 @@ from pipelines.errors import escape_unprintable
 _EXAMPLES = 3
 
 
-def reason_counts(quarantine: pa.Table) -> dict[str, int]:
-    """Rows of a quarantine by reason."""
+def count_reasons(quarantine: pa.Table) -> dict[str, int]:
+    """The number of faults in a quarantine by reason."""
     return dict(sorted(Counter(quarantine["reason"].to_pylist()).items()))
 
 
 def describe_faults(quarantine: pa.Table, counts: Mapping[str, int]) -> list[str]:
-    """Lines: each reason with its number of rows and first examples."""
+    """Describe each reason of a quarantine with its number of faults and first examples, a line each."""
     if not counts:
         return ["nothing was left out"]
     lines = [f"left out: {sum(counts.values()):,}"]

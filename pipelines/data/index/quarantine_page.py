@@ -28,7 +28,7 @@ _FIRST_BYTES = 96
 _READERS = 16
 
 
-def quarantine_page(folder: Folder, quarantine: pa.Table, samples: Mapping[str, int]) -> str:
+def render_quarantine_page(folder: Folder, quarantine: pa.Table, samples: Mapping[str, int]) -> str:
     """The page.
 
     Args:
@@ -67,19 +67,19 @@ def _value_counts(quarantine: pa.Table, column: str) -> list[tuple[str, int]]:
 
 
 def _fault_entry(folder: Folder, sizes: Mapping[str, int], row: Mapping[str, Any]) -> dict[str, Any]:
-    data = _faulty_bytes(folder, sizes, row)
+    data = _read_faulty_bytes(folder, sizes, row)
     place = " ".join(str(part) for part in (row["shard"], row["member"]) if part is not None)
     return {
         "name": row["key"] if row["key"] is not None else row["member"] or row["shard"],
         "place": place + (f" at byte {row['offset']:,}" if row["offset"] is not None else ""),
         "detail": row["detail"],
-        "thumbnail": _thumbnail(data),
-        "first_bytes": _first_bytes(data) or "no bytes",
+        "thumbnail": _make_thumbnail(data),
+        "first_bytes": _format_first_bytes(data) or "no bytes",
     }
 
 
-def _faulty_bytes(folder: Folder, sizes: Mapping[str, int], row: Mapping[str, Any]) -> bytes:
-    """The faulty member, or as much of it as there is; b"" where nothing can be read."""
+def _read_faulty_bytes(folder: Folder, sizes: Mapping[str, int], row: Mapping[str, Any]) -> bytes:
+    """The bytes of a faulty member, as many as there are; b"" if none can be read."""
     shard, offset = row["shard"], row["offset"]
     if offset is None or shard not in sizes:
         return b""
@@ -95,8 +95,8 @@ def _faulty_bytes(folder: Folder, sizes: Mapping[str, int], row: Mapping[str, An
         return b""
 
 
-def _thumbnail(data: bytes) -> bytes | None:
-    """A small JPEG, encoded anew, of what can be decoded; None where that is nothing."""
+def _make_thumbnail(data: bytes) -> bytes | None:
+    """A small JPEG of as much of a faulty image as can be decoded; None if nothing can."""
     try:
         with warnings.catch_warnings(), open_image(data) as opened:
             warnings.simplefilter("ignore")
@@ -118,7 +118,7 @@ def _thumbnail(data: bytes) -> bytes | None:
         return None
 
 
-def _first_bytes(data: bytes) -> str:
+def _format_first_bytes(data: bytes) -> str:
     """Format the first bytes as text where they are printable, else in hexadecimal."""
     first = data[:_FIRST_BYTES]
     text = first.decode("utf-8", "replace")

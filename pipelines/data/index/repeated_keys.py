@@ -9,9 +9,9 @@ import numpy as np
 import pyarrow as pa
 
 from pipelines.data.index.fault import QuarantineEntry
-from pipelines.data.index.files import READERS, read_samples, sample_count
+from pipelines.data.index.files import READERS, read_indexed_samples, total_sample_count
 from pipelines.data.index.index_shard import Summary
-from pipelines.data.tars.errors import Reason
+from pipelines.data.tars.errors import FaultReason
 from pipelines.data.tars.inputs import TEXT_EXTENSIONS
 from pipelines.data.tars.shards import SPLITS
 from pipelines.storage.folder import Folder
@@ -20,8 +20,8 @@ from pipelines.storage.folder import Folder
 _KEYS_PER_PASS = 50_000_000
 
 
-def repeated_keys(folder: Folder, shards: Sequence[Summary]) -> list[tuple[str, int, QuarantineEntry]]:
-    """(shard, row, fault) of samples whose key an earlier shard of the same split has, by shard and row."""
+def find_repeated_keys(folder: Folder, shards: Sequence[Summary]) -> list[tuple[str, int, QuarantineEntry]]:
+    """Find samples whose key an earlier shard of the same split has: (shard, row, fault), sorted by shard and row."""
     inputs = dict.fromkeys(name for shard in shards for name in shard["inputs"])
     offsets = [*(f"{name}.offset" for name in inputs), *(f"{kind}_offset" for kind in TEXT_EXTENSIONS)]
     repeated: list[tuple[str, int, QuarantineEntry]] = []
@@ -30,32 +30,34 @@ def repeated_keys(folder: Folder, shards: Sequence[Summary]) -> list[tuple[str, 
         if len(of_split) < 2:
             continue
         parts = {shard["name"]: shard["part"] for shard in of_split}
-        passes = -(-sum(sample_count(shard) for shard in of_split) // _KEYS_PER_PASS)
+        passes = -(-sum(total_sample_count(shard) for shard in of_split) // _KEYS_PER_PASS)
         for number in range(passes):
             first_shard: dict[str, str] = {}
-            for name, rows in _equal_hashes(folder, parts, number, passes):
-                samples = read_samples(folder, parts[name], ["key", *offsets]).take(pa.array(rows))
+            for name, rows in _find_equal_hashes(folder, parts, number, passes):
+                samples = read_indexed_samples(folder, parts[name], ["key", *offsets]).take(pa.array(rows))
                 for row, sample in zip(rows.tolist(), samples.to_pylist(), strict=True):
                     key = sample["key"]
                     if (earlier := first_shard.setdefault(key, name)) != name:
                         detail = f"shard {earlier} has this key too; keys are unique within a split"
                         offset = min(sample[column] for column in offsets if sample[column] is not None)
-                        repeated.append((name, row, QuarantineEntry(key, None, offset, Reason.DUPLICATE_KEY, detail)))
+                        repeated.append(
+                            (name, row, QuarantineEntry(key, None, offset, FaultReason.DUPLICATE_KEY, detail))
+                        )
     return sorted(repeated, key=lambda repeat: repeat[:2])
 
 
-def _equal_hashes(
+def _find_equal_hashes(
     folder: Folder, parts: Mapping[str, str], number: int, passes: int
 ) -> Iterator[tuple[str, np.ndarray]]:
-    """(shard, rows) of keys whose hash occurs more than once, among the hashes of pass ``number``."""
+    """Find keys whose hash occurs more than once: (shard, rows), among the hashes of pass ``number``."""
 
-    def hashes_of(part: str) -> tuple[np.ndarray, np.ndarray]:
-        hashes = read_samples(folder, part, ["key_hash"])["key_hash"].to_numpy()
+    def hash_keys_of_shard(part: str) -> tuple[np.ndarray, np.ndarray]:
+        hashes = read_indexed_samples(folder, part, ["key_hash"])["key_hash"].to_numpy()
         rows = np.flatnonzero(hashes % np.uint64(passes) == number)
         return hashes[rows], rows.astype(np.int32)
 
     with ThreadPoolExecutor(READERS) as pool:
-        pieces = list(pool.map(hashes_of, parts.values()))
+        pieces = list(pool.map(hash_keys_of_shard, parts.values()))
     hashes = np.concatenate([piece[0] for piece in pieces])
     order = np.argsort(hashes)
     equal_to_next = hashes[order[1:]] == hashes[order[:-1]]

@@ -14,7 +14,7 @@ import pyarrow as pa
 from pipelines.data.index.files import TEXT_COUNTS
 from pipelines.data.index.quarantine import describe_faults
 from pipelines.data.index.survey import describe_survey
-from pipelines.data.tars.inputs import input_of
+from pipelines.data.tars.inputs import input_of_extension
 from pipelines.data.tars.shards import SPLITS
 from pipelines.errors import escape_unprintable
 
@@ -27,7 +27,7 @@ _KINDS = 12
 
 
 def describe_index(index: Index, shards: pa.Table) -> str:
-    """A table of the splits, what they share, what was left out with its first examples, and what was not read.
+    """Describe an index: a table of its splits, what they share, the faults with examples, and what was not read.
 
     Args:
         shards: rows of ``SHARD_SCHEMA``.
@@ -46,9 +46,9 @@ def describe_index(index: Index, shards: pa.Table) -> str:
 
 
 def _describe_inputs(index: Index) -> Iterator[str]:
-    """Each input, unless it is the image that all samples have, and how many samples have it."""
+    """Describe how many samples have each input, unless it is the image and all have it."""
     for name, medium in index.inputs.items():
-        if name != "image" or not index.needed[name]:
+        if name != "image" or not index.input_requirements[name]:
             yield f"input {name} ({medium}): {index.count(partial(_contains_input, name)):,} samples"
 
 
@@ -76,7 +76,7 @@ def _describe_passed_over(index: Index) -> Iterator[str]:
         shown = ", ".join(f"{escape_unprintable(kind)} {count:,}" for kind, count in passed_over[:_KINDS])
         more = sum(count for _, count in passed_over[_KINDS:])
         yield f"no part of a sample: {shown}{f', others {more:,}' if more else ''}"
-    found = (input_of(kind.removeprefix(".")) for kind, _ in passed_over)
-    if unread := sorted({member.name for member in found if member is not None} - index.needed.keys()):
+    found = (input_of_extension(kind.removeprefix(".")) for kind, _ in passed_over)
+    if unread := sorted({member.name for member in found if member is not None} - index.input_requirements.keys()):
         read = json.dumps([*index.scan["inputs"], *(f"{name}?" for name in unread)])
         yield f"inputs that are not read: {', '.join(unread)}; data.index.inputs={read} reads them too"

@@ -12,11 +12,18 @@ from zlib import crc32
 import pyarrow as pa
 
 from pipelines.data.index.fault import QuarantineEntry
-from pipelines.data.index.present import join_present
-from pipelines.data.tars.errors import Reason, SampleError, medium_reason, missing_input
+from pipelines.data.index.present import join_input_names
+from pipelines.data.tars.errors import FaultReason, SampleError, medium_reason, missing_input_reason
 from pipelines.data.tars.headers import MemberKind, TarMember
-from pipelines.data.tars.inputs import TEXT, TEXT_EXTENSIONS, MemberInput, input_of, known_extensions, needed_inputs
-from pipelines.data.tars.member_names import leaves_folder, split_name
+from pipelines.data.tars.inputs import (
+    TEXT,
+    TEXT_EXTENSIONS,
+    MemberInput,
+    describe_known_extensions,
+    input_of_extension,
+    input_requirements,
+)
+from pipelines.data.tars.member_names import path_leaves_folder, split_name
 from pipelines.data.tars.sample import TextLimits, hash_texts, parse_group, parse_texts
 from vlmodel.media.base import CheckLimits, MediumError
 from vlmodel.media.registry import all_media
@@ -43,12 +50,12 @@ Row = dict[str, Any]
 
 
 def sample_schema(inputs: Mapping[str, str]) -> pa.Schema:
-    """The columns of samples; those of an input are null where the sample lacks it.
+    """The columns of the index's table of samples; those of an input are null if a sample lacks it.
 
     Offsets and sizes are bytes of the tar. ``key_hash`` is the first 8 bytes of sha256(key), big-endian;
     ``split_hash``, by which validation samples are chosen, is the same of the sample's group, or of its key where it
-    has none. ``present`` is what the sample has, as ``join_present`` writes it. ``texts_hash`` is ``hash_texts`` of the
-    text members, and ``text_hashes`` are CRC-32 of each caption and question in lower case, to count the texts that two
+    has none. ``present`` is what the sample has, as ``join_input_names`` writes it. ``texts_hash`` is ``hash_texts`` of
+    the text members, ``text_hashes`` are CRC-32 of each caption and question in lower case, to count the texts that two
     splits share. An input has columns as ``image.offset``, of which ``extension`` is what the member's name ends in,
     and those of its medium, as ``image.width``.
 
@@ -67,7 +74,7 @@ def input_columns(medium: str) -> dict[str, pa.DataType]:
 
 @dataclass(frozen=True)
 class SampleRules:
-    """What makes a sample valid.
+    """The rules that a valid sample fulfils.
 
     Attributes:
         inputs: which a sample must have and may have (``IndexConfig.inputs``); others are not read.
@@ -78,37 +85,37 @@ class SampleRules:
     text_limits: TextLimits
 
     @cached_property
-    def needed(self) -> dict[str, bool]:
-        """The inputs that are read, and whether a sample must have each."""
-        return needed_inputs(self.inputs)
+    def input_requirements(self) -> dict[str, bool]:
+        """The inputs that are read, and whether each is required of every sample."""
+        return input_requirements(self.inputs)
 
-    def input_of(self, extension: str) -> MemberInput | None:
-        """The input that a member is, if it is one that is read."""
-        found = input_of(extension)
-        return found if found is not None and found.name in self.needed else None
+    def input_of_member(self, extension: str) -> MemberInput | None:
+        """The input that a tar member with this extension is, if it is one that is read."""
+        found = input_of_extension(extension)
+        return found if found is not None and found.name in self.input_requirements else None
 
-    def reads(self, extension: str, size: int) -> bool:
-        """Whether the data of such a member are read."""
-        found = self.input_of(extension)
+    def reads_member(self, extension: str, size: int) -> bool:
+        """Whether the bytes of a tar member of this extension and size are read."""
+        found = self.input_of_member(extension)
         return found is not None and size <= (MAX_TEXT_BYTES if found.name == TEXT else self.limits.max_bytes)
 
 
 def check_sample(
     key: str, members: Mapping[str, TarMember], inputs: Mapping[str, str], rules: SampleRules
 ) -> Row | QuarantineEntry:
-    """The row of a sample (``sample_schema``), or what is wrong with it.
+    """Check a sample: its row of the index (``sample_schema``), or its fault.
 
     Args:
         members: all members of the key, by extension.
         inputs: the extension of each input but texts, of those that are read.
     """
     first = next(iter(members.values()))
-    found = {name: members[inputs[name]] for name in rules.needed if name in inputs}
-    text = {kind: members[kind] for kind in TEXT_EXTENSIONS if kind in members and TEXT in rules.needed}
+    found = {name: members[inputs[name]] for name in rules.input_requirements if name in inputs}
+    text = {kind: members[kind] for kind in TEXT_EXTENSIONS if kind in members and TEXT in rules.input_requirements}
     if (fault := _missing_fault(key, members, found, next(iter(text.values()), None), rules)) is not None:
         return fault
     for member in (*found.values(), *text.values()):
-        if (fault := _unread_member_fault(key, member, rules)) is not None:
+        if (fault := _unreadable_member_fault(key, member, rules)) is not None:
             return fault
     columns: Row = {}
     for name, member in found.items():
@@ -137,15 +144,17 @@ def check_sample(
         at_fault = named or next(iter(text.values()), first)
         return QuarantineEntry(key, at_fault.name, at_fault.offset, error.reason, error.detail)
     if not found and not texts.kinds:
-        return QuarantineEntry(key, first.name, first.offset, Reason.NO_INPUT, _no_input_detail(members, rules))
+        return QuarantineEntry(
+            key, first.name, first.offset, FaultReason.NO_INPUT, _describe_missing_input(members, rules)
+        )
     group, key_hash = parse_group(data.get("json")), hash_key(key)
     return {
         "key": key,
         "key_hash": key_hash,
         "split_hash": key_hash if group is None else hash_key(group),
-        "present": join_present([*found, *texts.kinds]),
+        "present": join_input_names([*found, *texts.kinds]),
         **columns,
-        **_text_columns(texts),
+        **_text_count_columns(texts),
         "texts_hash": hash_texts(*map(data.get, TEXT_EXTENSIONS)) if text else None,
         **{f"{kind}_offset": text[kind].offset if kind in text else None for kind in TEXT_EXTENSIONS},
         **{f"{kind}_size": text[kind].size if kind in text else None for kind in TEXT_EXTENSIONS},
@@ -160,42 +169,42 @@ def _missing_fault(
     rules: SampleRules,
 ) -> QuarantineEntry | None:
     """The fault of a sample that lacks an input which it must have."""
-    for name, is_required in rules.needed.items():
+    for name, is_required in rules.input_requirements.items():
         if is_required and (text if name == TEXT else found.get(name)) is None:
             at = next(iter((found or members).values()))
             listing = ", ".join(f".{extension}" for extension in members)
-            detail = f"there is only {listing}; the input {name!r} ends in {known_extensions(name)}"
-            return QuarantineEntry(key, at.name, at.offset, missing_input(name), detail)
+            detail = f"there is only {listing}; the input {name!r} ends in {describe_known_extensions(name)}"
+            return QuarantineEntry(key, at.name, at.offset, missing_input_reason(name), detail)
     return None
 
 
-def _unread_member_fault(key: str, member: TarMember, rules: SampleRules) -> QuarantineEntry | None:
+def _unreadable_member_fault(key: str, member: TarMember, rules: SampleRules) -> QuarantineEntry | None:
     """The fault of a member that is empty, or too large to be read."""
     reason: str
     if member.size == 0:
-        reason, detail = Reason.EMPTY_MEMBER, f"{member.name!r} has no bytes"
+        reason, detail = FaultReason.EMPTY_MEMBER, f"{member.name!r} has no bytes"
     elif member.data is not None:
         return None
-    elif (medium := _medium_of(_extension_of(member))) == TEXT:
-        reason, detail = Reason.BAD_SCHEMA, f"a text of {member.size} bytes; at most {MAX_TEXT_BYTES} are read"
+    elif (medium := _medium_of(_member_extension(member))) == TEXT:
+        reason, detail = FaultReason.BAD_SCHEMA, f"a text of {member.size} bytes; at most {MAX_TEXT_BYTES} are read"
     else:
         limit = f"data.index.max_bytes allows {rules.limits.max_bytes}"
         reason, detail = medium_reason("too_large", medium), f"a file of {member.size} bytes; {limit}"
     return QuarantineEntry(key, member.name, member.offset, reason, detail)
 
 
-def member_problem(extension: str, member: TarMember) -> tuple[Reason, str] | None:
-    """Describe what is wrong with a member, whatever its sample; None where nothing is."""
+def member_problem(extension: str, member: TarMember) -> tuple[FaultReason, str] | None:
+    """Describe what is wrong with a tar member, whatever its sample; None if nothing is."""
     if not member.utf8:
-        return Reason.BAD_UTF8, "the member's name is not UTF-8"
+        return FaultReason.BAD_UTF8, "the member's name is not UTF-8"
     if member.kind is MemberKind.LINK:
-        return Reason.UNSAFE_MEMBER, "a link; store the file itself"
-    if leaves_folder(member.name):
-        return Reason.UNSAFE_MEMBER, "an absolute path or one with '..'"
+        return FaultReason.UNSAFE_MEMBER, "a link; store the file itself"
+    if path_leaves_folder(member.name):
+        return FaultReason.UNSAFE_MEMBER, "an absolute path or one with '..'"
     if member.kind is MemberKind.SPECIAL:
-        return Reason.UNSAFE_MEMBER, "a device, a pipe, a sparse file or an unknown type of member"
+        return FaultReason.UNSAFE_MEMBER, "a device, a pipe, a sparse file or an unknown type of member"
     if extension.rpartition(".")[2] in _PICKLES:
-        return Reason.UNSAFE_MEMBER, "a pickle, which executes code when it is loaded; store the data as JSON"
+        return FaultReason.UNSAFE_MEMBER, "a pickle, which executes code when it is loaded; store the data as JSON"
     return None
 
 
@@ -205,33 +214,33 @@ def hash_key(key: str) -> int:
 
 
 def _medium_of(extension: str) -> str:
-    found = input_of(extension)
+    found = input_of_extension(extension)
     assert found is not None
     return found.medium
 
 
-def _extension_of(member: TarMember) -> str:
+def _member_extension(member: TarMember) -> str:
     key_and_extension = split_name(member.name)
     assert key_and_extension is not None
     return key_and_extension[1]
 
 
-def _no_input_detail(members: Mapping[str, TarMember], rules: SampleRules) -> str:
+def _describe_missing_input(members: Mapping[str, TarMember], rules: SampleRules) -> str:
     listing = ", ".join(f".{extension}" for extension in members)
-    return f"there is only {listing}, and none of the inputs {', '.join(rules.needed)} (data.index.inputs)"
+    return f"there is only {listing}, and none of the inputs {', '.join(rules.input_requirements)} (data.index.inputs)"
 
 
 def _parse_texts(data: Mapping[str, bytes | None], rules: SampleRules) -> Texts:
-    """The texts in a sample's text members, by their extensions."""
+    """Parse the texts of a sample's text members."""
     if not data:
         return Texts()
     texts = parse_texts(data.get("json"), data.get("txt"), rules.text_limits, data.get("cls"))
-    if rules.needed[TEXT] and not texts.kinds:
-        raise SampleError(Reason.MISSING_TEXT, "no caption, no question and no class in .json, .txt or .cls")
+    if rules.input_requirements[TEXT] and not texts.kinds:
+        raise SampleError(FaultReason.MISSING_TEXT, "no caption, no question and no class in .json, .txt or .cls")
     return texts
 
 
-def _text_columns(texts: Texts) -> Row:
+def _text_count_columns(texts: Texts) -> Row:
     # Classes are in many samples, so they are no sign of a text that two splits share.
     all_texts = [*texts.captions, *(question.question for question in texts.questions)]
     return {

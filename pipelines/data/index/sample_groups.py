@@ -25,10 +25,10 @@ from typing import Literal
 
 from pipelines.data.index.fault import QuarantineEntry
 from pipelines.data.index.sample_check import Row, SampleRules, check_sample, member_problem
-from pipelines.data.tars.errors import Reason
+from pipelines.data.tars.errors import FaultReason
 from pipelines.data.tars.headers import MemberKind, TarCorruption, TarMember
-from pipelines.data.tars.inputs import TEXT, input_of
-from pipelines.data.tars.member_names import is_hidden_path, leaves_folder, split_name
+from pipelines.data.tars.inputs import TEXT, input_of_extension
+from pipelines.data.tars.member_names import is_hidden_path, path_leaves_folder, split_name
 
 _EXTENSIONS_COUNTED = 50
 
@@ -52,32 +52,32 @@ class _MemberGroup:
         return next(iter(self.members.values()))
 
     @property
-    def kinds(self) -> frozenset[str]:
+    def member_kinds(self) -> frozenset[str]:
         """The names of the group's inputs, and the extensions of its other members."""
         return frozenset(self.inputs) | (self.members.keys() - set(self.inputs.values()))
 
     @property
     def is_complete(self) -> bool:
-        needed = self.rules.needed
+        needed = self.rules.input_requirements
         has = {name for name in needed if (self.has_text if name == TEXT else name in self.inputs)}
         return bool(has) and all(name in has for name, is_required in needed.items() if is_required)
 
     @property
-    def is_whole(self) -> bool:
-        """Whether a member that it has already begins another sample."""
+    def starts_new_sample_on_repeat(self) -> bool:
+        """Whether a second member with the extension of an earlier one begins another sample."""
         return self.is_complete or self.is_unknown
 
     def add(self, extension: str, member: TarMember) -> None:
         problem = member_problem(extension, member)
-        found = self.rules.input_of(extension)
-        self.is_unknown &= found is None and ("." in extension or input_of(extension) is None)
+        found = self.rules.input_of_member(extension)
+        self.is_unknown &= found is None and ("." in extension or input_of_extension(extension) is None)
         if found is not None and found.name == TEXT:
             self.has_text = True
         elif found is not None:
             earlier = self.members.get(self.inputs.setdefault(found.name, extension))
             if problem is None and earlier is not None:
                 detail = f"two members for the input {found.name!r} of one key: {earlier.name!r} and {member.name!r}"
-                problem = Reason.DUPLICATE_KEY, detail
+                problem = FaultReason.DUPLICATE_KEY, detail
         if problem is not None and self.fault is None:
             self.fault = QuarantineEntry(self.key, member.name, member.offset, *problem)
         self.members[extension] = member
@@ -92,7 +92,7 @@ class _EarlierSample:
 
 
 class SampleGroups:
-    """Collects ``outcomes``, a row or a fault for each sample, from the members of a tar, added in its order."""
+    """Groups the members of a tar into samples and collects ``outcomes``, a row or a fault for each sample."""
 
     def __init__(self, rules: SampleRules) -> None:
         self.outcomes: list[Row | QuarantineEntry] = []
@@ -108,7 +108,7 @@ class SampleGroups:
         self._usual_kinds: frozenset[str] | None = None
 
     def add(self, member: TarMember) -> None:
-        if member.kind is MemberKind.DIRECTORY and not leaves_folder(member.name):
+        if member.kind is MemberKind.DIRECTORY and not path_leaves_folder(member.name):
             return
         key_and_extension = split_name(member.name)
         if key_and_extension is None:
@@ -116,13 +116,13 @@ class SampleGroups:
                 self.finish_group("next")
                 self.outcomes.append(QuarantineEntry(None, member.name, member.offset, *problem))
             else:
-                self._pass_over("hidden" if is_hidden_path(member.name) else "no extension")
+                self._count_passed_over("hidden" if is_hidden_path(member.name) else "no extension")
             return
         key, extension = key_and_extension
-        if self._rules.input_of(extension) is None:
-            self._pass_over(f".{extension}")
+        if self._rules.input_of_member(extension) is None:
+            self._count_passed_over(f".{extension}")
         group = self._group
-        if group is None or group.key != key or (extension in group.members and group.is_whole):
+        if group is None or group.key != key or (extension in group.members and group.starts_new_sample_on_repeat):
             self.finish_group("next")
             group = self._group = _MemberGroup(key, self._rules, self._after_corruption)
             self._after_corruption = False
@@ -137,13 +137,13 @@ class SampleGroups:
         self._after_corruption = True
 
     def finish_group(self, what_follows: Literal["next", "corruption", "end"]) -> str | None:
-        """Add the outcome of the current group. Returns its key, if it was lost to a corruption."""
+        """Add the row or the fault of the current sample. Returns its key if a corruption of the tar destroyed it."""
         group, self._group = self._group, None
         if group is None:
             return None
         if what_follows == "corruption" or group.after_corruption:
-            usual = self._usual_kinds or group.kinds
-            if not group.is_complete or not group.kinds >= usual:
+            usual = self._usual_kinds or group.member_kinds
+            if not group.is_complete or not group.member_kinds >= usual:
                 return group.key
         if group.is_unknown and group.fault is None:
             self.outcomes.extend(_unknown_member_faults(group))
@@ -156,58 +156,62 @@ class SampleGroups:
         if isinstance(outcome, dict):
             outcome = self._wrong_medium_fault(group) or outcome
         if self._usual_kinds is None and isinstance(outcome, dict):
-            self._usual_kinds = group.kinds
+            self._usual_kinds = group.member_kinds
         self._earlier[group.key] = _EarlierSample(
             len(self.outcomes), frozenset(group.members), group.first_member.offset
         )
         self.outcomes.append(outcome)
         return None
 
-    def _pass_over(self, kind: str) -> None:
+    def _count_passed_over(self, kind: str) -> None:
         is_counted = kind in self.passed_over or len(self.passed_over) < _EXTENSIONS_COUNTED
         self.passed_over[kind if is_counted else "other extensions"] += 1
 
     def _wrong_medium_fault(self, group: _MemberGroup) -> QuarantineEntry | None:
-        """The fault of a valid sample with an input of another medium than before; else its media are remembered."""
+        """The fault of a sample whose input has another medium than that of earlier samples; None if it has none."""
         for name, extension in group.inputs.items():
-            found = input_of(extension)
+            found = input_of_extension(extension)
             assert found is not None
             if (usual := self.inputs.setdefault(name, found.medium)) != found.medium:
                 detail = f"the input {name!r} is of medium {usual} in the samples before, and here of {found.medium}"
                 member = group.members[extension]
-                return QuarantineEntry(group.key, member.name, member.offset, Reason.WRONG_MEDIUM, detail)
+                return QuarantineEntry(group.key, member.name, member.offset, FaultReason.WRONG_MEDIUM, detail)
         return None
 
     def _repeated_key_fault(self, group: _MemberGroup) -> QuarantineEntry | None:
-        """The fault to add; None where the earlier outcome of this key becomes the fault of both."""
+        """The fault of a sample whose key occurred before; None if the earlier sample's outcome becomes the fault of
+        both.
+        """
         earlier, first = self._earlier[group.key], group.first_member
         extensions = frozenset(group.members)
         if earlier.extensions & extensions:
             detail = f"the key was used before, at byte {earlier.offset}; the first dot of a base name ends the key"
-            return group.fault or QuarantineEntry(group.key, first.name, first.offset, Reason.DUPLICATE_KEY, detail)
+            return group.fault or QuarantineEntry(
+                group.key, first.name, first.offset, FaultReason.DUPLICATE_KEY, detail
+            )
         # The other part of a sample whose outcome was decided too early: the two together are one fault.
         earlier.extensions |= extensions
         if not earlier.is_split:
             detail = f"members of one key are not adjacent: at byte {earlier.offset} and at byte {first.offset}"
-            fault = group.fault or QuarantineEntry(group.key, first.name, first.offset, Reason.SPLIT_KEY, detail)
+            fault = group.fault or QuarantineEntry(group.key, first.name, first.offset, FaultReason.SPLIT_KEY, detail)
             outcome = self.outcomes[earlier.outcome]
-            if not (isinstance(outcome, QuarantineEntry) and outcome.reason is Reason.UNSAFE_MEMBER):
+            if not (isinstance(outcome, QuarantineEntry) and outcome.reason is FaultReason.UNSAFE_MEMBER):
                 self.outcomes[earlier.outcome] = fault
             earlier.is_split = True
         return None
 
 
 def _unknown_member_faults(group: _MemberGroup) -> list[QuarantineEntry]:
-    """A fault for each name up to its last dot."""
+    """Faults of members whose extensions are unknown, one for each name up to its last dot."""
     first: dict[str, tuple[str, TarMember]] = {}
     for extension, member in group.members.items():
         first.setdefault(member.name.rpartition(".")[0], (extension, member))
     faults = []
     for extension, member in first.values():
         detail = f"no input by its extension, .{extension}"
-        if (found := input_of(extension)) is not None:
+        if (found := input_of_extension(extension)) is not None:
             detail = f"the input {found.name!r}, which is not read (data.index.inputs)"
         if "." in extension:
             detail += f"; the first dot of a base name ends the key ({group.key!r}): use no other dots in keys"
-        faults.append(QuarantineEntry(group.key, member.name, member.offset, Reason.UNKNOWN_MEMBER, detail))
+        faults.append(QuarantineEntry(group.key, member.name, member.offset, FaultReason.UNKNOWN_MEMBER, detail))
     return faults

@@ -72,13 +72,13 @@ def scan_tar(
         size += len(data)
         return data
 
-    def is_wanted(name: str, n: int) -> bool:
-        return rules.reads((split_name(name) or ("", ""))[1], n)
+    def is_data_needed(name: str, n: int) -> bool:
+        return rules.reads_member((split_name(name) or ("", ""))[1], n)
 
     limits = CheckLimits(**limits_of_inputs)
     rules = SampleRules(tuple(inputs), limits, TextLimits(max_letters, max_texts))
     groups = SampleGroups(rules)
-    for item in read_tar(read_and_hash, is_wanted):
+    for item in read_tar(read_and_hash, is_data_needed):
         groups.add_corruption(item) if isinstance(item, TarCorruption) else groups.add(item)
     groups.finish_group("end")
     rows = [outcome for outcome in groups.outcomes if isinstance(outcome, dict)]
@@ -88,7 +88,9 @@ def scan_tar(
         run = run + 1 if isinstance(outcome, QuarantineEntry) else 0
         worst = max(worst, run)
     columns = {
-        name: groups.inputs.get(name, name if name in all_media() else "") for name in rules.needed if name != TEXT
+        name: groups.inputs.get(name, name if name in all_media() else "")
+        for name in rules.input_requirements
+        if name != TEXT
     }
     table = pa.Table.from_pylist(rows, sample_schema(columns))
     return ShardScan(table, groups.inputs, faults, worst, dict(groups.passed_over), digest.hexdigest(), size)

@@ -10,7 +10,7 @@ _MAX_BLOCKS = 10_000
 
 
 def map_shards(items: Sequence[Any], work: Any, **remote: Any) -> Iterator[Mapping[str, Any]]:
-    """The rows that ``work`` makes of the items, in the order in which they are done.
+    """Apply ``work`` to each item in a Ray task and yield the resulting rows in the order in which they are done.
 
     Args:
         items: rows, or values that become rows ``{"item": value}``.

@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from pipelines.data.index.files import READERS, TEXT_COUNTS, drop_rows, sample_count
+from pipelines.data.index.files import READERS, TEXT_COUNTS, drop_rows, total_sample_count
 from pipelines.data.tars.shards import SPLITS
 
 _MAX_COMPARED = 20_000_000
@@ -47,7 +47,7 @@ def survey_index(
     read: Callable[[str, list[str]], pa.Table],
     splits_of: Callable[[str, NDArray[np.uint64]], NDArray[np.str_]],
 ) -> dict[str, Any]:
-    """The statistics as plain JSON.
+    """Statistics of the repeated inputs and texts of an index, and of its image shapes, as plain JSON.
 
     ``inputs.NAME`` and ``texts`` hold, for each split that has some, how many were compared (``count``), how many equal
     another of the split (``repeated``) and, for val and test, how many are in train too (``in_train``). A text is
@@ -63,17 +63,17 @@ def survey_index(
     names = list(inputs)
     texts = sum(shard[f"{what}_{split}"] for shard in shards for split in SPLITS for what in TEXT_COUNTS)
     every_input, every_text = (
-        math.ceil(count / _MAX_COMPARED) or 1 for count in (sum(map(sample_count, shards)), texts)
+        math.ceil(count / _MAX_COMPARED) or 1 for count in (sum(map(total_sample_count, shards)), texts)
     )
     columns = ["split_hash", "text_hashes", "image.width", "image.height", *(f"{name}.sha256" for name in names)]
 
-    def hashes_of(shard: Mapping[str, Any]) -> _ShardHashes:
+    def read_shard_hashes(shard: Mapping[str, Any]) -> _ShardHashes:
         table = drop_rows(read(shard["part"], columns), shard["repeated"])
         splits = splits_of(shard["split"], table["split_hash"].to_numpy())
         numbers_N = np.select([splits == split for split in SPLITS], range(len(SPLITS)), 0).astype(np.int8)
         of_inputs = {
             name: _subsample_hashes(
-                _SplitHashes(_first_hash_digits(sha256), numbers_N[sha256.is_valid().to_numpy()]), every_input
+                _SplitHashes(_truncate_hashes(sha256), numbers_N[sha256.is_valid().to_numpy()]), every_input
             )
             for name in names
             for sha256 in [table[f"{name}.sha256"]]
@@ -85,21 +85,21 @@ def survey_index(
         return _ShardHashes(of_inputs, _subsample_hashes(of_texts, every_text), _aspect_ratios(table))
 
     with ThreadPoolExecutor(READERS) as pool:
-        pieces = list(pool.map(hashes_of, shards))
+        pieces = list(pool.map(read_shard_hashes, shards))
     if not pieces:
-        return {"inputs": {}, "texts": {}, "shapes": _aspect_ratio_quantiles(np.empty(0, np.float32))}
+        return {"inputs": {}, "texts": {}, "shapes": _summarize_aspect_ratios(np.empty(0, np.float32))}
     return {
         "inputs": {
             name: _count_repeated(_concatenate_hashes([piece.inputs[name] for piece in pieces]), distinct=False)
             for name in names
         },
         "texts": _count_repeated(_concatenate_hashes([piece.texts for piece in pieces]), distinct=True),
-        "shapes": _aspect_ratio_quantiles(np.concatenate([piece.ratios_N for piece in pieces])),
+        "shapes": _summarize_aspect_ratios(np.concatenate([piece.ratios_N for piece in pieces])),
     }
 
 
 def describe_survey(statistics: Mapping[str, Any]) -> list[str]:
-    """Lines for people: what is worth knowing before a training, or none."""
+    """Lines for people that say what in the survey is worth knowing before a training."""
     lines = []
     texts = statistics["texts"]
     for name, of_input in statistics["inputs"].items():
@@ -111,12 +111,14 @@ def describe_survey(statistics: Mapping[str, Any]) -> list[str]:
             lines.append(f"{what} that another sample of the same split has too: {counts}{remedy}")
         if any(of_input.get(split, {}).get("in_train") for split in _HELD_OUT):
             lines.append(
-                f"{what} that train has too: {_describe_shared(of_input)}, where metrics are too high. {_REMEDY}"
+                f"{what} that train has too: {_describe_shared_with_train(of_input)}, where metrics are too high. "
+                f"{_REMEDY}"
             )
     val, test = (texts.get(split) for split in _HELD_OUT)
-    if val and test and _shares_more(val, test):
+    if val and test and _val_shares_more_with_train(val, test):
         lines.append(
-            f"texts that train has too: {_describe_shared(texts)}; so metrics on val are higher than on test. {_REMEDY}"
+            f"texts that train has too: {_describe_shared_with_train(texts)}; so metrics on val are higher than on "
+            f"test. {_REMEDY}"
         )
     return lines
 
@@ -125,7 +127,7 @@ _REMEDY = "To keep related samples in one split, import with source.group, or pr
 
 
 def describe_shapes(statistics: Mapping[str, Any], resize: str) -> list[str]:
-    """A line where most images are far from square, and so are distorted or cropped.
+    """A line of warning if most images are far from square, as they are distorted or cropped.
 
     Args:
         statistics: returned by ``survey_index``.
@@ -144,7 +146,7 @@ def describe_shapes(statistics: Mapping[str, Any], resize: str) -> list[str]:
     ]
 
 
-def _first_hash_digits(sha256: pa.ChunkedArray) -> NDArray[np.uint64]:
+def _truncate_hashes(sha256: pa.ChunkedArray) -> NDArray[np.uint64]:
     """The first 16 of the 64 digits of each hash, without nulls, as a number."""
     digits = "".join(sha256.drop_null().to_pylist())
     return np.frombuffer(bytes.fromhex(digits), ">u8").reshape(-1, 4)[:, 0].astype(np.uint64)
@@ -176,7 +178,7 @@ def _count_repeated(all_: _SplitHashes, *, distinct: bool) -> dict[str, dict[str
 
 
 def _aspect_ratios(table: pa.Table) -> NDArray[np.float32]:
-    """The longer side of each image by its shorter one; of none where the samples have no images."""
+    """The ratio of the longer to the shorter side of each image."""
     if "image.width" not in table.column_names:
         return np.empty(0, np.float32)
     sides = (table[f"image.{side}"].drop_null().to_numpy().astype(np.float32) for side in ("width", "height"))
@@ -185,19 +187,19 @@ def _aspect_ratios(table: pa.Table) -> NDArray[np.float32]:
     return ratios_N
 
 
-def _aspect_ratio_quantiles(ratios_N: NDArray[np.float32]) -> dict[str, float]:
+def _summarize_aspect_ratios(ratios_N: NDArray[np.float32]) -> dict[str, float]:
     if not len(ratios_N):
         return {"count": 0, "elongated": 0, "median": 1.0}
     elongated = int((ratios_N >= _ELONGATED).sum())
     return {"count": len(ratios_N), "elongated": elongated, "median": round(float(np.median(ratios_N)), 3)}
 
 
-def _describe_shared(counts: Mapping[str, Mapping[str, int]]) -> str:
+def _describe_shared_with_train(counts: Mapping[str, Mapping[str, int]]) -> str:
     held_out = {split: counts[split] for split in _HELD_OUT if split in counts}
     return ", ".join(f"{split} {n['in_train']:,} of {n['count']:,}" for split, n in held_out.items())
 
 
-def _shares_more(val: Mapping[str, int], test: Mapping[str, int]) -> bool:
+def _val_shares_more_with_train(val: Mapping[str, int], test: Mapping[str, int]) -> bool:
     """Whether val shares significantly and much more with train than test does."""
     share = {name: of["in_train"] / of["count"] for name, of in (("val", val), ("test", test))}
     pooled = (val["in_train"] + test["in_train"]) / (val["count"] + test["count"])

@@ -50,7 +50,7 @@ class PrepareConfig(Section):
     """Samples of a tar, about, which also has at most about 256 MB; the tars of a split have similar sizes."""
 
     @model_validator(mode="after")
-    def _limits_leave_something(self) -> PrepareConfig:
+    def _check_limits_leave_samples(self) -> PrepareConfig:
         if 0 < self.max_aspect < 1:
             raise ValueError(
                 f"max_aspect = {self.max_aspect} is below that of a square; give at least 1, or 0 to allow all"

@@ -9,30 +9,30 @@ import pyarrow as pa
 
 from pipelines.data.index.files import read_table
 from pipelines.data.index.index import Index
-from pipelines.data.prepare.files import DROPPED_SCHEMA, measure_file
+from pipelines.data.prepare.files import DROPPED_SCHEMA, measurements_file
 from pipelines.data.prepare.filters import DropReason
 from pipelines.data.prepare.selection import SampleSelection
 from pipelines.storage.folder import Folder
 
 
-def dropped_rows(index: Index, selection: SampleSelection, out: Folder) -> pa.Table:
-    """A table of ``DROPPED_SCHEMA``, by shard and row of the source."""
+def table_of_dropped_samples(index: Index, selection: SampleSelection, out: Folder) -> pa.Table:
+    """The table of dropped samples (``DROPPED_SCHEMA``), sorted by shard and row of the source."""
     samples = selection.samples
     originals_N = np.maximum(selection.duplicate_of_N, selection.near_duplicate_of_N)
     keys = _sample_keys_by_number(index, selection, np.unique(originals_N[originals_N >= 0]))
     table_rows: list[dict[str, Any]] = []
     for shard, rows, numbers in samples.split_by_shard(np.flatnonzero(selection.is_dropped)):
         of_index = index.rows(shard).select(["key", "split"]).take(pa.array(rows)).to_pylist()
-        measured = read_table(out.read(measure_file(shard)), ["reason", "detail"]).take(pa.array(rows)).to_pylist()
+        measured = read_table(out.read(measurements_file(shard)), ["reason", "detail"]).take(pa.array(rows)).to_pylist()
         for row, number, sample, outcome in zip(rows.tolist(), numbers.tolist(), of_index, measured, strict=True):
             location = {"shard": shard, "row": row, **sample}
             if (original := int(originals_N[number])) >= 0:
-                outcome = _duplicate_row(selection, number, original, keys[original])
+                outcome = _describe_duplicate(selection, number, original, keys[original])
             table_rows.append({**location, **outcome})
     return pa.Table.from_pylist(table_rows, DROPPED_SCHEMA)
 
 
-def _duplicate_row(selection: SampleSelection, number: int, original: int, key: str) -> dict[str, Any]:
+def _describe_duplicate(selection: SampleSelection, number: int, original: int, key: str) -> dict[str, Any]:
     same = selection.duplicate_of_N[number] >= 0
     shard, row = selection.samples.locate_sample(original)
     where = f"{key} of {selection.samples.splits[original]}, in {shard}"

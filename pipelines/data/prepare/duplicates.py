@@ -9,12 +9,12 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from pipelines.data.prepare.hashing import NearHashes
+from pipelines.data.prepare.hashing import NearHashIndex
 
 _RANKS = {"test": 0, "val": 1, "train": 2}
 
 
-def exact_duplicates(splits: NDArray[np.str_], images_N: NDArray[np.int64]) -> NDArray[np.int64]:
+def find_exact_duplicates(splits: NDArray[np.str_], images_N: NDArray[np.int64]) -> NDArray[np.int64]:
     """Find for each of N samples the first one with the same image; -1 for a sample that is kept.
 
     First is test before val before train, then the order of the samples.
@@ -31,17 +31,17 @@ def exact_duplicates(splits: NDArray[np.str_], images_N: NDArray[np.int64]) -> N
     return first_N
 
 
-def near_duplicates(
+def find_near_duplicates(
     splits: NDArray[np.str_], hashes_N: NDArray[np.uint64], distance: int, candidates: NDArray[np.bool_]
 ) -> NDArray[np.int64]:
     """Find for each of N samples a kept one whose hash differs in at most ``distance`` bits; -1 if there is none.
 
-    Samples are processed in the order of ``exact_duplicates``, and each is compared with the kept ones only.
+    Samples are processed in the order of ``find_exact_duplicates``, and each is compared with the kept ones only.
 
     Args:
         candidates: samples that were not dropped before.
     """
-    kept, sample_of = NearHashes(distance), list[int]()
+    kept, sample_of = NearHashIndex(distance), list[int]()
     original_N = np.full(len(splits), -1, np.int64)
     for sample in _split_precedence(splits).tolist():
         if not candidates[sample]:

@@ -68,16 +68,16 @@ DROPPED_SCHEMA = pa.schema(
 """Of the source. The last three name the sample that a duplicate repeats, and are null otherwise."""
 
 
-def measure_file(shard: str) -> str:
-    """The measurements of a source's shard."""
+def measurements_file(shard: str) -> str:
+    """The file with the measurements of a source shard's samples."""
     return f"{WORK}/{shard}.parquet"
 
 
-def images_file(shard: str, part: int) -> str:
-    """Encoded images of a source's shard, one after the other."""
+def encoded_images_file(shard: str, part: int) -> str:
+    """The file with the encoded images of a source shard, one after the other."""
     return f"{WORK}/{shard}.{part:06d}.images"
 
 
 def lineage_file(shard: str) -> str:
-    """The lineage of the samples of a prepared shard."""
+    """The file that says which source sample each sample of a prepared shard comes from."""
     return f"{LINEAGE}/{shard}.parquet"

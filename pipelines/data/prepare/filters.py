@@ -36,14 +36,14 @@ class DropReason(StrEnum):
 
 
 class DropCause(NamedTuple):
-    """Why one sample is dropped; ``detail``, for people, has the value that decided."""
+    """Why a sample is dropped; ``detail`` says for people which value decided."""
 
     reason: DropReason
     detail: str
 
 
-def check_size(width: int, height: int, config: PrepareConfig) -> DropCause | None:
-    """Why the size of the upright image, in pixels, drops a sample; None where it does not."""
+def find_size_fault(width: int, height: int, config: PrepareConfig) -> DropCause | None:
+    """Why a sample is dropped for the size of its upright image in pixels; None if it is not."""
     short, long = sorted((width, height))
     if short < config.min_side:
         return DropCause(DropReason.SMALL, f"{width} x {height} pixels; prepare.min_side = {config.min_side}")
@@ -56,27 +56,27 @@ def check_size(width: int, height: int, config: PrepareConfig) -> DropCause | No
 def texts_of_valid_length(texts: Texts, config: PrepareConfig) -> Texts:
     """The captions and questions of valid length, and the class."""
 
-    def is_valid(text: str) -> bool:
+    def has_valid_length(text: str) -> bool:
         return len(text) >= config.min_chars and (not config.max_chars or len(text) <= config.max_chars)
 
     return Texts(
-        tuple(caption for caption in texts.captions if is_valid(caption)),
-        tuple(question for question in texts.questions if is_valid(question.question)),
+        tuple(caption for caption in texts.captions if has_valid_length(caption)),
+        tuple(question for question in texts.questions if has_valid_length(question.question)),
         texts.label,
     )
 
 
-def check_texts(valid: Texts, texts: Texts, config: PrepareConfig) -> DropCause | None:
-    """Why the texts drop a sample; None where they do not.
+def find_text_fault(valid: Texts, texts: Texts, config: PrepareConfig) -> DropCause | None:
+    """Why a sample is dropped for its texts; None if it is not.
 
     Args:
         valid: ``texts_of_valid_length(texts)``.
     """
-    left = _all_texts(valid)
+    left = _captions_and_questions(valid)
     if not left and texts.label is not None:
         return None
     if not left:
-        lengths = sorted(map(len, _all_texts(texts)))
+        lengths = sorted(map(len, _captions_and_questions(texts)))
         listed = f"{len(lengths)} texts of {lengths[0]} to {lengths[-1]} characters"
         return DropCause(
             DropReason.TEXT_LENGTH,
@@ -103,10 +103,10 @@ def merge_texts(first: Texts, *others: Texts) -> Texts:
     return Texts(tuple(captions), tuple(questions), label)
 
 
-def text_count(texts: Texts) -> int:
+def count_texts(texts: Texts) -> int:
     """Number of captions and questions."""
     return len(texts.captions) + len(texts.questions)
 
 
-def _all_texts(texts: Texts) -> list[str]:
+def _captions_and_questions(texts: Texts) -> list[str]:
     return [*texts.captions, *(question.question for question in texts.questions)]

@@ -16,28 +16,31 @@ from PIL import Image
 
 BITS = 64
 MAX_DISTANCE = 10
-"""Above it, the bands of ``NearHashes`` are so narrow that most hashes would be compared, and different pictures match.
+"""Above it, the bands of ``NearHashIndex`` are so narrow that most hashes would be compared, and different pictures
+match.
 """
 
 _SIDE, _FREQUENCIES, _SCALE = 32, 8, 4096
 
 
 def perceptual_hash(image: Image.Image) -> int:
-    """The hash, 64 bits, of an upright RGB image: which of its 8 x 8 lowest frequencies are above their median."""
+    """The perceptual hash, 64 bits, of an upright RGB image: which of its 8 x 8 lowest frequencies are above their
+    median.
+    """
     grey = np.asarray(image.convert("L").resize((_SIDE, _SIDE), Image.Resampling.BOX)).astype(np.int64)
-    cosines = _cosine_basis()
+    cosines = _low_frequency_cosines()
     frequencies = cosines @ grey @ cosines.T
     return int.from_bytes(np.packbits(frequencies > np.median(frequencies)).tobytes(), "big")
 
 
-def _cosine_basis() -> NDArray[np.int64]:
+def _low_frequency_cosines() -> NDArray[np.int64]:
     """(8, 32): frequencies 1 to 8 of the transform, without the mean brightness, which is frequency 0."""
     frequency = np.arange(1, _FREQUENCIES + 1)[:, None]
     position = 2 * np.arange(_SIDE)[None] + 1
     return np.rint(_SCALE * np.cos(np.pi * frequency * position / (2 * _SIDE))).astype(np.int64)
 
 
-class NearHashes:
+class NearHashIndex:
     """A growing set of hashes that finds those near another one without comparing it with all.
 
     The search is exact: the bits are divided into one band more than may differ, so near hashes have an equal band.
@@ -57,13 +60,13 @@ class NearHashes:
         return len(self._hashes)
 
     def add(self, value: int) -> None:
-        """Add a hash; it gets the next number, from 0."""
+        """Add a hash to the index; hashes are numbered from 0."""
         for (low, mask), with_band in zip(self._bands, self._with_band, strict=True):
             with_band[value >> low & mask].append(len(self._hashes))
         self._hashes.append(value)
 
     def find_near(self, value: int) -> int | None:
-        """The lowest number of a hash that is near; None where none is."""
+        """The lowest number of a hash that differs in few bits from this one; None if there is none."""
         best: int | None = None
         for (low, mask), with_band in zip(self._bands, self._with_band, strict=True):
             if (band := value >> low & mask) not in with_band:

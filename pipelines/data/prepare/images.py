@@ -22,7 +22,7 @@ _HASHED_SIDE = 64
 """Decoded size of an image that is only hashed."""
 
 
-class ImageFacts(NamedTuple):
+class ImageFormatAndSize(NamedTuple):
     """An image as the index describes it: ``format`` is one of ``vlmodel.images.pillow.FORMATS``; the size is that of
     the upright image, in pixels.
     """
@@ -49,23 +49,25 @@ class EncodedImage(NamedTuple):
     hash: int
 
 
-def target_image(image: ImageFacts, config: PrepareConfig) -> ImageFacts:
-    """Format and size that an image will have. It is never enlarged, and has at least a pixel on each side."""
+def target_format_and_size(image: ImageFormatAndSize, config: PrepareConfig) -> ImageFormatAndSize:
+    """The format and the size that an image will be stored with. It is never enlarged, and has at least a pixel on each
+    side.
+    """
     long, short = max(image.width, image.height), min(image.width, image.height)
     scale = min(1.0, (config.longest_side or long) / long, (config.shortest_side or short) / short)
     width, height = (max(1, round(side * scale)) for side in (image.width, image.height))
     form = image.format if config.format == "same" else config.format
     if form not in _WRITTEN and (width, height) != (image.width, image.height):
         form = "png"
-    return ImageFacts(form, width, height)
+    return ImageFormatAndSize(form, width, height)
 
 
-def needs_pixels(image: ImageFacts, config: PrepareConfig) -> bool:
-    """Whether the image must be decoded."""
-    return config.near_duplicates > 0 or target_image(image, config) != image
+def needs_decoding(image: ImageFormatAndSize, config: PrepareConfig) -> bool:
+    """Whether an image must be decoded to prepare it."""
+    return config.near_duplicates > 0 or target_format_and_size(image, config) != image
 
 
-def encode_image(data: bytes, image: ImageFacts, config: PrepareConfig) -> EncodedImage:
+def encode_image(data: bytes, image: ImageFormatAndSize, config: PrepareConfig) -> EncodedImage:
     """Decode the image as the processor does, hash it if asked for, and resize and encode it where it changes.
 
     An image that changes loses its metadata; EXIF's orientation is applied before.
@@ -76,7 +78,7 @@ def encode_image(data: bytes, image: ImageFacts, config: PrepareConfig) -> Encod
     Raises:
         SampleError: it cannot be decoded.
     """
-    wanted = target_image(image, config)
+    wanted = target_format_and_size(image, config)
     changes = wanted != image
     side = max(wanted.width, wanted.height) if changes else _HASHED_SIDE
     try:
@@ -93,12 +95,12 @@ def encode_image(data: bytes, image: ImageFacts, config: PrepareConfig) -> Encod
     return EncodedImage(encoded, _EXTENSIONS.get(wanted.format, wanted.format), wanted.width, wanted.height, hashed)
 
 
-def unchanged_image(image: ImageFacts) -> EncodedImage:
+def keep_image_as_stored(image: ImageFormatAndSize) -> EncodedImage:
     """An image that is stored as it is and is not hashed."""
     return EncodedImage(None, _EXTENSIONS.get(image.format, image.format), image.width, image.height, 0)
 
 
-def _encode_image(rgb: Image.Image, wanted: ImageFacts, quality: int) -> bytes:
+def _encode_image(rgb: Image.Image, wanted: ImageFormatAndSize, quality: int) -> bytes:
     size = (wanted.width, wanted.height)
     if rgb.size != size:
         rgb = rgb.resize(size, Image.Resampling.LANCZOS)

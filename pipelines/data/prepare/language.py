@@ -9,11 +9,11 @@ from typing import Any
 from pipelines.errors import DataError
 
 
-def check_languages(languages: Sequence[str]) -> None:
+def require_known_languages(languages: Sequence[str]) -> None:
     """Raises DataError for an unknown code, or where py3langid is not installed."""
     if not languages:
         return
-    known = _language_identifier().labels
+    known = _load_language_identifier().labels
     if unknown := [code for code in languages if code not in known]:
         raise DataError(
             f"prepare.languages has {', '.join(map(repr, unknown))}; choose among the ISO 639 codes "
@@ -23,12 +23,12 @@ def check_languages(languages: Sequence[str]) -> None:
 
 def language_probability(text: str, languages: Sequence[str]) -> tuple[float, str]:
     """The probability that the text is in one of the languages, and the code of the most probable one of all."""
-    ranked = _language_identifier().rank(text)
+    ranked = _load_language_identifier().rank(text)
     return sum(share for code, share in ranked if code in languages), ranked[0][0]
 
 
 @cache
-def _language_identifier() -> Any:
+def _load_language_identifier() -> Any:
     try:
         from py3langid.langid import MODEL_FILE, LanguageIdentifier
     except ImportError:

@@ -6,8 +6,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 
-def shard_numbers(sizes_N: NDArray[np.int64], samples: int, size: int) -> NDArray[np.int64]:
-    """The shard of each of N samples of a split, from 0 without gaps.
+def assign_shard_numbers(sizes_N: NDArray[np.int64], samples: int, size: int) -> NDArray[np.int64]:
+    """Assign each of N samples of a split the number of its shard, from 0 without gaps.
 
     There are as few shards as the limits allow, and all have the same number of bytes, up to one sample.
 

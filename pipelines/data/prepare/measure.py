@@ -10,23 +10,29 @@ from typing import Any
 
 import pyarrow as pa
 
-from pipelines.data.index.files import read_table, read_table_facts, table_bytes
+from pipelines.data.index.files import read_table, read_table_metadata, to_parquet_bytes
 from pipelines.data.index.index import Index
 from pipelines.data.prepare.config import PrepareConfig
-from pipelines.data.prepare.files import MEASURE_SCHEMA, images_file, measure_file
+from pipelines.data.prepare.files import MEASURE_SCHEMA, encoded_images_file, measurements_file
 from pipelines.data.prepare.filters import (
     DropCause,
     DropReason,
-    check_size,
-    check_texts,
-    text_count,
+    count_texts,
+    find_size_fault,
+    find_text_fault,
     texts_of_valid_length,
 )
-from pipelines.data.prepare.images import EncodedImage, ImageFacts, encode_image, needs_pixels, unchanged_image
+from pipelines.data.prepare.images import (
+    EncodedImage,
+    ImageFormatAndSize,
+    encode_image,
+    keep_image_as_stored,
+    needs_decoding,
+)
 from pipelines.data.tars.errors import SampleError
 from pipelines.data.tars.inputs import TEXT
 from pipelines.data.tars.reader import ShardReader
-from pipelines.data.tars.shards import sample_members, stored_size
+from pipelines.data.tars.shards import make_sample_members, size_in_tar
 from pipelines.storage.folder import Folder
 from vlmodel.sample import Sample
 
@@ -46,16 +52,16 @@ def measure_shard(index: Index, shard: str, config: PrepareConfig, out: Folder, 
         DataError: the shard cannot be read, or has changed since it was indexed.
     """
     facts = {"identity": identity, "sha256": index.shard(shard).sha256}
-    if _shard_facts(out, shard) == facts:
+    if _read_measurement_settings(out, shard) == facts:
         return
     rows = index.rows(shard).to_pylist()
     reader, parts = ShardReader(index), _ImageWriter(out, shard)
     measured: list[Row] = []
-    for chunk in _chunks_read_together(rows):
+    for chunk in _chunk_rows_by_image_bytes(rows):
         measured += _measure_chunk(reader, shard, rows, chunk, config, parts)
     parts.close()
     # Written last: where it exists, the images do too.
-    out.write(measure_file(shard), table_bytes(pa.Table.from_pylist(measured, MEASURE_SCHEMA), facts))
+    out.write(measurements_file(shard), to_parquet_bytes(pa.Table.from_pylist(measured, MEASURE_SCHEMA), facts))
 
 
 def lineage_entry(shard: str, key: str, sha256: str, before: dict[str, Any]) -> dict[str, Any]:
@@ -68,15 +74,15 @@ def lineage_entry(shard: str, key: str, sha256: str, before: dict[str, Any]) -> 
     return {**before, "prepared_from": {**entry, **earlier}}
 
 
-def _shard_facts(out: Folder, shard: str) -> dict[str, Any]:
+def _read_measurement_settings(out: Folder, shard: str) -> dict[str, Any]:
     try:
-        return read_table_facts(read_table(out.read(measure_file(shard)), []))
+        return read_table_metadata(read_table(out.read(measurements_file(shard)), []))
     except (FileNotFoundError, NotADirectoryError, pa.ArrowException):
         return {}
 
 
-def _chunks_read_together(rows: Sequence[Row]) -> Iterator[range]:
-    """Neighbouring rows whose images are read together."""
+def _chunk_rows_by_image_bytes(rows: Sequence[Row]) -> Iterator[range]:
+    """Cut rows into ranges whose images are read together, by the images' bytes."""
     start = size = 0
     for number, row in enumerate(rows):
         size += row["image.size"]
@@ -90,10 +96,10 @@ def _chunks_read_together(rows: Sequence[Row]) -> Iterator[range]:
 def _measure_chunk(
     reader: ShardReader, shard: str, rows: Sequence[Row], chunk: range, config: PrepareConfig, parts: _ImageWriter
 ) -> list[Row]:
-    images = {n: ImageFacts(*(rows[n][f"image.{fact}"] for fact in ImageFacts._fields)) for n in chunk}
-    drops = {n: check_size(images[n].width, images[n].height, config) for n in chunk}
+    images = {n: ImageFormatAndSize(*(rows[n][f"image.{fact}"] for fact in ImageFormatAndSize._fields)) for n in chunk}
+    drops = {n: find_size_fault(images[n].width, images[n].height, config) for n in chunk}
     left = [n for n in chunk if drops[n] is None]
-    decoded = [n for n in left if needs_pixels(images[n], config)]
+    decoded = [n for n in left if needs_decoding(images[n], config)]
     others = sorted(set(left) - set(decoded))
     records = dict(zip(decoded, reader.read(shard, decoded), strict=True))
     records |= dict(zip(others, reader.read(shard, others, inputs=()), strict=True))
@@ -103,7 +109,9 @@ def _measure_chunk(
         outcome: Row | DropCause | None = drops[n]
         if outcome is None:
             extra = lineage_entry(shard, rows[n]["key"], rows[n]["image.sha256"], extras[n])
-            outcome = _check_sample(records[n], images[n], _input_sizes(rows[n], reader.index), extra, config, parts)
+            outcome = _check_sample(
+                records[n], images[n], _size_and_extension_of_inputs(rows[n], reader.index), extra, config, parts
+            )
         if isinstance(outcome, DropCause):
             outcome = {"reason": str(outcome.reason), "detail": outcome.detail}
         measured.append(outcome)
@@ -112,20 +120,20 @@ def _measure_chunk(
 
 def _check_sample(
     record: Sample,
-    image: ImageFacts,
+    image: ImageFormatAndSize,
     sizes: dict[str, tuple[int, str]],
     extra: Row,
     config: PrepareConfig,
     parts: _ImageWriter,
 ) -> Row | DropCause:
     texts = texts_of_valid_length(record.texts, config)
-    if (drop := check_texts(texts, record.texts, config)) is not None:
+    if (drop := find_text_fault(texts, record.texts, config)) is not None:
         return drop
     try:
         stored = (
             encode_image(record.inputs["image"], image, config)
-            if needs_pixels(image, config)
-            else unchanged_image(image)
+            if needs_decoding(image, config)
+            else keep_image_as_stored(image)
         )
     except SampleError as error:
         return DropCause(DropReason.UNDECODABLE, error.detail)
@@ -133,15 +141,15 @@ def _check_sample(
         # What is kept was not read; only its size matters here.
         inputs = {name: (bytes(size), extension) for name, (size, extension) in sizes.items()}
         data = stored.data if stored.data is not None else inputs["image"][0]
-        members = sample_members(
+        members = make_sample_members(
             record.key, {**inputs, "image": (data, stored.extension)}, texts, extra, [*inputs, TEXT]
         )
     except SampleError as error:
         return DropCause(DropReason.UNWRITABLE, error.detail)
-    return _encoded_image_row(stored, stored_size(members), text_count(record.texts) - text_count(texts), parts)
+    return _encoded_image_row(stored, size_in_tar(members), count_texts(record.texts) - count_texts(texts), parts)
 
 
-def _input_sizes(row: Row, index: Index) -> dict[str, tuple[int, str]]:
+def _size_and_extension_of_inputs(row: Row, index: Index) -> dict[str, tuple[int, str]]:
     """Bytes and extension of each input that a sample has."""
     present = (name for name in index.inputs if row[f"{name}.size"] is not None)
     return {name: (row[f"{name}.size"], row[f"{name}.extension"]) for name in present}
@@ -171,7 +179,7 @@ class _ImageWriter:
         self._images = bytearray()
 
     def add(self, image: bytes) -> tuple[int, int]:
-        """The number of the file, and the offset within it, in bytes."""
+        """Write an encoded image. Returns the number of its file and its offset within that in bytes."""
         if self._images and len(self._images) + len(image) > _PART_BYTES:
             self.close()
             self._part += 1
@@ -182,4 +190,4 @@ class _ImageWriter:
 
     def close(self) -> None:
         if self._images:
-            self._out.write(images_file(self._shard, self._part), bytes(self._images))
+            self._out.write(encoded_images_file(self._shard, self._part), bytes(self._images))

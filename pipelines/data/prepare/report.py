@@ -29,13 +29,13 @@ _MAX_TEXTS, _MAX_CHARS = 3, 120
 
 
 class _ShownSample(NamedTuple):
-    """What a page shows of a sample: a JPEG (None where it cannot be decoded) and some texts."""
+    """A sample as the page shows it: a JPEG (None where it cannot be decoded) and some texts."""
 
     thumbnail: bytes | None
     texts: list[str]
 
 
-def report_page(summary: PreparationSummary, dropped: pa.Table, index: Index, config: PrepareConfig) -> str:
+def render_preparation_page(summary: PreparationSummary, dropped: pa.Table, index: Index, config: PrepareConfig) -> str:
     """The page as HTML.
 
     Args:
@@ -45,7 +45,7 @@ def report_page(summary: PreparationSummary, dropped: pa.Table, index: Index, co
     reader = ShardReader(index)
     counts = {reason: sum(summary.dropped[reason].values()) for reason in DropReason}
     reasons = [
-        {"name": reason, "count": count, "examples": _dropped_examples(reason, dropped, reader)}
+        {"name": reason, "count": count, "examples": _choose_dropped_examples(reason, dropped, reader)}
         for reason, count in counts.items()
         if count
     ]
@@ -53,29 +53,30 @@ def report_page(summary: PreparationSummary, dropped: pa.Table, index: Index, co
     return render_page("prepared.html", summary=summary, columns=(*SPLITS, "all"), reasons=reasons, settings=settings)
 
 
-def _dropped_examples(reason: DropReason, dropped: pa.Table, reader: ShardReader) -> list[dict[str, Any]]:
+def _choose_dropped_examples(reason: DropReason, dropped: pa.Table, reader: ShardReader) -> list[dict[str, Any]]:
     rows = dropped.filter(pc.equal(dropped["reason"], str(reason)))
     # Drawn from all rows, since the first ones are of one shard; seeded, so that the same table gives the same page.
     chosen = sorted(random.Random(0).sample(range(rows.num_rows), min(_EXAMPLES, rows.num_rows)))
     return [
         {
             "row": row,
-            "sample": _read_example(reader, row["shard"], row["row"]),
-            "original": row["original_shard"] and _read_example(reader, row["original_shard"], row["original_row"]),
+            "sample": _read_shown_sample(reader, row["shard"], row["row"]),
+            "original": row["original_shard"]
+            and _read_shown_sample(reader, row["original_shard"], row["original_row"]),
         }
         for row in rows.take(pa.array(chosen, pa.int64())).to_pylist()
     ]
 
 
-def _read_example(reader: ShardReader, shard: str, row: int) -> _ShownSample:
+def _read_shown_sample(reader: ShardReader, shard: str, row: int) -> _ShownSample:
     try:
         record = reader.read(shard, [row])[0]
     except DataError:  # an unreadable example does not fail the preparation
         return _ShownSample(None, [])
-    return _ShownSample(_thumbnail(record.inputs["image"]), _some_texts(record))
+    return _ShownSample(_make_thumbnail(record.inputs["image"]), _choose_texts_to_show(record))
 
 
-def _thumbnail(data: bytes) -> bytes | None:
+def _make_thumbnail(data: bytes) -> bytes | None:
     try:
         with open_image(data) as opened:
             opened.decode_at_reduced_size(_THUMBNAIL)
@@ -88,7 +89,7 @@ def _thumbnail(data: bytes) -> bytes | None:
     return out.getvalue()
 
 
-def _some_texts(record: Sample) -> list[str]:
+def _choose_texts_to_show(record: Sample) -> list[str]:
     texts = [*record.texts.captions, *(q.question for q in record.texts.questions)]
     shown = [text if len(text) <= _MAX_CHARS else f"{text[:_MAX_CHARS]}…" for text in texts[:_MAX_TEXTS]]
     return shown + ([f"and {len(texts) - _MAX_TEXTS} more"] if len(texts) > _MAX_TEXTS else [])

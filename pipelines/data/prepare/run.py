@@ -15,16 +15,16 @@ import pyarrow as pa
 
 from pipelines.data.index.build import build_index
 from pipelines.data.index.config import IndexConfig
-from pipelines.data.index.files import table_bytes
+from pipelines.data.index.files import to_parquet_bytes
 from pipelines.data.index.index import Index
 from pipelines.data.index.shard_pass import map_shards
 from pipelines.data.prepare.config import PrepareConfig
-from pipelines.data.prepare.dropped import dropped_rows
+from pipelines.data.prepare.dropped import table_of_dropped_samples
 from pipelines.data.prepare.files import BEGUN, DROPPED, FOLDER, LINEAGE, LOCK, MANIFEST, REPORT, WORK
 from pipelines.data.prepare.filters import DropReason
-from pipelines.data.prepare.language import check_languages
+from pipelines.data.prepare.language import require_known_languages
 from pipelines.data.prepare.measure import measure_shard
-from pipelines.data.prepare.report import report_page
+from pipelines.data.prepare.report import render_preparation_page
 from pipelines.data.prepare.selection import SampleSelection, select_samples
 from pipelines.data.prepare.summary import PreparationSummary
 from pipelines.data.prepare.write import ShardPlan, write_shard
@@ -50,25 +50,25 @@ def prepare_tars(tars: str, config: PrepareConfig, index_config: IndexConfig | N
             or another job is preparing it; an unknown language; or every sample would be dropped.
     """
     index, out = Index.open(tars), Folder(config.out)
-    if not all(index.needed.get(name) for name in PAIRS):
+    if not all(index.input_requirements.get(name) for name in PAIRS):
         raise DataError(
             "only images with texts can be prepared, with other inputs beside them, and the samples of "
             f"{index.tars} were indexed as {json.dumps(index.scan['inputs'])}; train on it as it is"
         )
     settings = config.model_dump(mode="json", exclude={"out"})
     identity = {"format": _FORMAT, "index": index.hash, "config": settings}
-    if (done := _finished_preparation(index, out, identity)) is not None:
+    if (done := _find_finished_preparation(index, out, identity)) is not None:
         return done
-    check_languages(config.languages)
+    require_known_languages(config.languages)
     with _lock_output_folder(out):
         # Again: another job may just have finished, or started another preparation.
-        return _finished_preparation(index, out, identity) or _run_passes(
+        return _find_finished_preparation(index, out, identity) or _run_passes(
             index, out, identity, config, index_config or IndexConfig()
         )
 
 
 def _lock_output_folder(out: Folder) -> AbstractContextManager[None]:
-    """No other job prepares this folder meanwhile, where it is local: object stores have no locks."""
+    """Lock a local output folder against other prepare jobs while the block runs; object stores have no locks."""
     if not out.is_local:
         return nullcontext()
     busy = DataError(f"another job is preparing {out.uri!r}; wait until it has ended, or name another prepare.out")
@@ -78,25 +78,25 @@ def _lock_output_folder(out: Folder) -> AbstractContextManager[None]:
 def _run_passes(
     index: Index, out: Folder, identity: Mapping[str, Any], config: PrepareConfig, index_config: IndexConfig
 ) -> PreparationSummary:
-    out.write(BEGUN, _json_bytes(identity))
-    _measure_all(index, config, out, hashlib.sha256(_json_bytes(identity)).hexdigest())
+    out.write(BEGUN, _to_json_bytes(identity))
+    _measure_all(index, config, out, hashlib.sha256(_to_json_bytes(identity)).hexdigest())
     selection = select_samples(index, config, out)
     if not selection.plans:
-        raise DataError(f"all samples of {index.tars!r} would be dropped; {_most_frequent(index, selection, out)}")
+        raise DataError(f"all samples of {index.tars!r} would be dropped; {_keep_most_frequent(index, selection, out)}")
     _write_all(index, selection.plans, config, out)
 
-    dropped = dropped_rows(index, selection, out)
-    out.write(DROPPED, table_bytes(dropped, {}))
+    dropped = table_of_dropped_samples(index, selection, out)
+    out.write(DROPPED, to_parquet_bytes(dropped, {}))
     same = {"validation_fraction": index.split_assignment.fraction, "inputs": tuple(index.scan["inputs"])}
     prepared = _index_prepared_tars(out, index_config.model_copy(update=same))
     summary = _summarize_preparation(index, prepared, selection, dropped)
-    out.write(REPORT, report_page(summary, dropped, index, config).encode())
-    out.write(MANIFEST, _json_bytes({**identity, "summary": summary.to_tree()}))
+    out.write(REPORT, render_preparation_page(summary, dropped, index, config).encode())
+    out.write(MANIFEST, _to_json_bytes({**identity, "summary": summary.to_json_tree()}))
     _delete_work_files(out)
     return summary
 
 
-def _finished_preparation(index: Index, out: Folder, identity: Mapping[str, Any]) -> PreparationSummary | None:
+def _find_finished_preparation(index: Index, out: Folder, identity: Mapping[str, Any]) -> PreparationSummary | None:
     """The summary of the preparation that ``identity`` describes if ``out`` holds it complete, else None.
 
     Raises:
@@ -115,7 +115,9 @@ def _finished_preparation(index: Index, out: Folder, identity: Mapping[str, Any]
     except ValueError as error:
         raise DataError(f"{BEGUN} or {MANIFEST} of {out.uri!r} cannot be read ({error}); {remedy}") from None
     if stored != identity:
-        raise DataError(f"{out.uri!r} holds another preparation ({_first_difference(stored, identity)}); {remedy}")
+        raise DataError(
+            f"{out.uri!r} holds another preparation ({_describe_first_difference(stored, identity)}); {remedy}"
+        )
     if done is None:
         return None
     Index.open(out.uri)
@@ -123,7 +125,7 @@ def _finished_preparation(index: Index, out: Folder, identity: Mapping[str, Any]
     return PreparationSummary(**done["summary"])
 
 
-def _first_difference(stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
+def _describe_first_difference(stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
     if stored.get("format") != wanted["format"]:
         return "of another version"
     old, new = stored.get("config", {}), wanted["config"]
@@ -189,18 +191,18 @@ def _summarize_preparation(
         dropped=counts,
         quarantined=index.quarantine_counts(),
         texts_left_out=selection.texts_left_out,
-        joined=selection.joined_duplicates,
+        joined=selection.duplicates_with_moved_texts,
         rewritten=selection.rewritten,
     )
 
 
-def _most_frequent(index: Index, selection: SampleSelection, out: Folder) -> str:
-    dropped = dropped_rows(index, selection, out)
+def _keep_most_frequent(index: Index, selection: SampleSelection, out: Folder) -> str:
+    dropped = table_of_dropped_samples(index, selection, out)
     reasons, counts = np.unique(np.array(dropped["reason"].to_pylist()), return_counts=True)
     example = dropped.slice(0, 1).to_pylist()[0]
     listed = ", ".join(f"{count:,} {reason}" for reason, count in zip(reasons, counts, strict=True))
     return f"{listed}, as {example['key']!r}: {example['detail']}. Allow more in prepare, and remove {out.uri!r}"
 
 
-def _json_bytes(tree: Mapping[str, Any]) -> bytes:
+def _to_json_bytes(tree: Mapping[str, Any]) -> bytes:
     return json.dumps(tree, indent=1, sort_keys=True).encode()

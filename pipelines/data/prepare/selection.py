@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 from pipelines.data.index.files import read_table
 from pipelines.data.index.index import Index
 from pipelines.data.prepare.config import PrepareConfig
-from pipelines.data.prepare.duplicates import exact_duplicates, near_duplicates
-from pipelines.data.prepare.files import measure_file
-from pipelines.data.prepare.layout import shard_numbers
+from pipelines.data.prepare.duplicates import find_exact_duplicates, find_near_duplicates
+from pipelines.data.prepare.files import measurements_file
+from pipelines.data.prepare.layout import assign_shard_numbers
 from pipelines.data.prepare.write import SampleLocation, ShardPlan
 from pipelines.data.tars.shards import SHARD_BYTES, SPLITS, shard_name
 from pipelines.storage.folder import Folder
@@ -24,7 +24,7 @@ from pipelines.storage.folder import Folder
 
 @dataclass(frozen=True)
 class IndexedSamples:
-    """The N samples of an index, numbered by shard and row.
+    """The N samples of an index, numbered in the order of shard and row.
 
     Attributes:
         shards: names of the index's shards.
@@ -42,9 +42,9 @@ class IndexedSamples:
         return self.shards[shard], number - int(self.starts[shard])
 
     def split_by_shard(self, numbers: NDArray[np.int64]) -> Iterator[tuple[str, NDArray[np.int64], NDArray[np.int64]]]:
-        """Ascending numbers in pieces: the shard, its rows and their numbers."""
+        """Split ascending sample numbers by shard: the shard, the rows in it and their numbers."""
         of_shard = np.searchsorted(self.starts, numbers, side="right") - 1
-        for piece in _equal_runs(of_shard):
+        for piece in _find_runs_of_equal_values(of_shard):
             shard = of_shard[piece.start]
             yield self.shards[shard], numbers[piece] - self.starts[shard], numbers[piece]
 
@@ -75,13 +75,13 @@ class SampleSelection:
         return self.invalid_N | (self.duplicate_of_N >= 0) | (self.near_duplicate_of_N >= 0)
 
     @property
-    def joined_duplicates(self) -> int:
+    def duplicates_with_moved_texts(self) -> int:
         """Duplicates whose texts go to another sample."""
         return sum(len(locations) for plan in self.plans for _, locations in plan.joining)
 
 
 def select_samples(index: Index, config: PrepareConfig, out: Folder) -> SampleSelection:
-    """The selection, from the measurements in ``out``. Takes some hundred bytes of memory a sample."""
+    """Select which samples are kept, from the measurements in ``out``. Takes some hundred bytes of memory a sample."""
     tables = [_read_measurements(index, shard.name, out) for shard in index.shards]
     starts = np.cumsum([0, *(table.num_rows for table in tables)])[:-1]
     table = pa.concat_tables(tables)
@@ -94,11 +94,11 @@ def select_samples(index: Index, config: PrepareConfig, out: Folder) -> SampleSe
     duplicate_of_N, near_duplicate_of_N = np.full(len(splits), -1, np.int64), np.full(len(splits), -1, np.int64)
     if config.duplicates:
         inputs_N = table["inputs"].combine_chunks().dictionary_encode().indices.to_numpy().astype(np.int64)
-        first = exact_duplicates(splits[valid], inputs_N[valid])
+        first = find_exact_duplicates(splits[valid], inputs_N[valid])
         duplicate_of_N[valid] = np.where(first < 0, -1, valid[first])
     if config.near_duplicates:
         hashes_N = table["hash"].to_numpy()
-        original = near_duplicates(
+        original = find_near_duplicates(
             splits[valid], hashes_N[valid], config.near_duplicates, candidates=duplicate_of_N[valid] < 0
         )
         near_duplicate_of_N[valid] = np.where(original < 0, -1, valid[original])
@@ -111,7 +111,7 @@ def select_samples(index: Index, config: PrepareConfig, out: Folder) -> SampleSe
 
 def _read_measurements(index: Index, shard: str, out: Folder) -> pa.Table:
     rows = index.rows(shard)
-    measured = read_table(out.read(measure_file(shard)), ["reason", "left_out", "hash", "stored", "part"])
+    measured = read_table(out.read(measurements_file(shard)), ["reason", "left_out", "hash", "stored", "part"])
     columns = {name: measured[name].fill_null(0) for name in ("left_out", "hash", "stored")}
     columns |= {"invalid": measured["reason"].is_valid(), "rewritten": measured["part"].is_valid()}
     # Samples are duplicates where all their inputs are the same.
@@ -136,8 +136,8 @@ def _plan_shards(
     plans = []
     for split in SPLITS:
         of_split = np.flatnonzero(is_kept_N & (samples.splits == split))
-        shard_of = shard_numbers(stored_N[of_split], config.samples_per_shard, SHARD_BYTES)
-        for number, piece in enumerate(_equal_runs(shard_of)):
+        shard_of = assign_shard_numbers(stored_N[of_split], config.samples_per_shard, SHARD_BYTES)
+        for number, piece in enumerate(_find_runs_of_equal_values(shard_of)):
             in_shard = of_split[piece]
             runs = [(shard, rows.tolist()) for shard, rows, _ in samples.split_by_shard(in_shard)]
             joining = [
@@ -149,8 +149,8 @@ def _plan_shards(
     return plans
 
 
-def _equal_runs(values: NDArray[np.int64]) -> Iterator[slice]:
-    """Runs of equal values in an array."""
+def _find_runs_of_equal_values(values: NDArray[np.int64]) -> Iterator[slice]:
+    """The slices of an array that hold runs of equal values."""
     if len(values):
         edges = np.flatnonzero(np.diff(values)) + 1
         for start, stop in zip([0, *edges.tolist()], [*edges.tolist(), len(values)], strict=True):

@@ -40,18 +40,18 @@ class PreparationSummary:
     joined: int
     rewritten: int
 
-    def to_tree(self) -> dict[str, Any]:
+    def to_json_tree(self) -> dict[str, Any]:
         """Plain JSON values; ``PreparationSummary(**summary.tree()) == summary``."""
         return asdict(self)
 
-    def rows(self) -> list[tuple[str, list[int]]]:
-        """The table's lines: a name, the number for each split, and for all."""
+    def table_rows(self) -> list[tuple[str, list[int]]]:
+        """The rows of the summary's table: a name, the number of each split, and that of all."""
         counts = [("before", self.before), *((str(reason), self.dropped[reason]) for reason in DropReason)]
         counts.append(("after", self.after))
         return [(name, [*(of.get(s, 0) for s in SPLITS), sum(of.values())]) for name, of in counts]
 
-    def notes(self) -> list[str]:
-        """Facts beside the table, a line each."""
+    def describe_notable_counts(self) -> list[str]:
+        """Lines that describe further counts below the table."""
         size = f"{self.shards_before:,} tars of {_format_megabytes(self.bytes_before)} became"
         lines = [f"{size} {self.shards_after:,} of {_format_megabytes(self.bytes_after)}"]
         lines.append(f"{self.rewritten:,} images were encoded anew, the others keep their bytes")
@@ -66,8 +66,8 @@ class PreparationSummary:
 
     def __str__(self) -> str:
         head = f"{'':<16}" + "".join(f"{name:>12}" for name in (*SPLITS, "all"))
-        lines = [f"{name:<16}" + "".join(f"{number:>12,}" for number in numbers) for name, numbers in self.rows()]
-        return "\n".join([f"prepared {self.tars} as {self.out}", "", head, *lines, "", *self.notes()])
+        lines = [f"{name:<16}" + "".join(f"{number:>12,}" for number in numbers) for name, numbers in self.table_rows()]
+        return "\n".join([f"prepared {self.tars} as {self.out}", "", head, *lines, "", *self.describe_notable_counts()])
 
 
 def _format_megabytes(size: int) -> str:

@@ -8,15 +8,15 @@ from typing import Any
 
 import pyarrow as pa
 
-from pipelines.data.index.files import read_table, table_bytes
+from pipelines.data.index.files import read_table, to_parquet_bytes
 from pipelines.data.index.index import Index
 from pipelines.data.prepare.config import PrepareConfig
-from pipelines.data.prepare.files import LINEAGE_SCHEMA, images_file, lineage_file, measure_file
+from pipelines.data.prepare.files import LINEAGE_SCHEMA, encoded_images_file, lineage_file, measurements_file
 from pipelines.data.prepare.filters import merge_texts, texts_of_valid_length
 from pipelines.data.prepare.measure import lineage_entry
 from pipelines.data.tars.inputs import TEXT
 from pipelines.data.tars.reader import ShardReader
-from pipelines.data.tars.shards import Member, sample_members, tar_bytes
+from pipelines.data.tars.shards import Member, build_tar, make_sample_members
 from pipelines.errors import DataError
 from pipelines.storage.folder import Folder
 from vlmodel.sample import Sample
@@ -31,7 +31,7 @@ SampleLocation = tuple[str, int]
 
 @dataclass(frozen=True)
 class ShardPlan:
-    """A shard to be written.
+    """The plan of a prepared shard: which source samples it will hold.
 
     Attributes:
         name: of the tar.
@@ -54,25 +54,25 @@ def write_shard(index: Index, plan: ShardPlan, config: PrepareConfig, out: Folde
     if out.exists(plan.name):
         return
     lineage: list[Row] = []
-    tar = tar_bytes(_tar_members(ShardReader(index), plan, config, out, lineage))
-    out.write(lineage_file(plan.name), table_bytes(pa.Table.from_pylist(lineage, LINEAGE_SCHEMA), {}))
+    tar = build_tar(_iterate_tar_members(ShardReader(index), plan, config, out, lineage))
+    out.write(lineage_file(plan.name), to_parquet_bytes(pa.Table.from_pylist(lineage, LINEAGE_SCHEMA), {}))
     out.write(plan.name, tar)
 
 
-def _tar_members(
+def _iterate_tar_members(
     reader: ShardReader, plan: ShardPlan, config: PrepareConfig, out: Folder, lineage: list[Row]
 ) -> Iterator[list[Member]]:
-    """The members of each sample; appends to ``lineage``."""
+    """The tar members of each sample of a shard; appends to ``lineage``."""
     joining, number = dict(plan.joining), 0
     further = [name for name in reader.index.inputs if name != "image"]
     for shard, rows in plan.runs:
         table = reader.index.rows(shard)
         hashes, extensions = table["image.sha256"], {name: table[f"{name}.extension"] for name in further}
-        all_measured = read_table(_read_work(out, shard))
+        all_measured = read_table(_read_work_file(out, shard))
         for start in range(0, len(rows), _CHUNK):
             chunk = rows[start : start + _CHUNK]
             measured = all_measured.take(pa.array(chunk)).to_pylist()
-            images = _stored_images(reader, shard, chunk, measured, out)
+            images = _read_stored_images(reader, shard, chunk, measured, out)
             records, extras = reader.read(shard, chunk, inputs=further), reader.read_metadata(shard, chunk)
             for row, measurement, image, record, extra in zip(chunk, measured, images, records, extras, strict=True):
                 duplicates = [(name, reader.read(name, [at], inputs=())[0]) for name, at in joining.get(number, [])]
@@ -84,7 +84,7 @@ def _tar_members(
                 number += 1
                 inputs = {name: (data, extensions[name][row].as_py()) for name, data in record.inputs.items()}
                 inputs["image"] = image, measurement["extension"]
-                yield sample_members(record.key, inputs, texts, entry, [*inputs, TEXT])
+                yield make_sample_members(record.key, inputs, texts, entry, [*inputs, TEXT])
 
 
 def _lineage_row(record: Sample, source: Row, measurement: Row, duplicates: Sequence[tuple[str, Sample]]) -> Row:
@@ -98,7 +98,7 @@ def _lineage_row(record: Sample, source: Row, measurement: Row, duplicates: Sequ
     }
 
 
-def _stored_images(
+def _read_stored_images(
     reader: ShardReader, shard: str, rows: Sequence[int], measured: Sequence[Row], out: Folder
 ) -> list[bytes]:
     """The images of samples, encoded anew or the source's own."""
@@ -108,17 +108,17 @@ def _stored_images(
         of_part = [n for n, measurement in enumerate(measured) if measurement["part"] == part]
         ranges = [(measured[n]["offset"], measured[n]["size"]) for n in of_part]
         try:
-            images |= dict(zip(of_part, out.read_ranges(images_file(shard, part), ranges), strict=True))
+            images |= dict(zip(of_part, out.read_ranges(encoded_images_file(shard, part), ranges), strict=True))
         except OSError as error:
-            raise _source_changed_error(out, images_file(shard, part)) from error
+            raise _source_changed_error(out, encoded_images_file(shard, part)) from error
     return [images[n] for n in range(len(rows))]
 
 
-def _read_work(out: Folder, shard: str) -> bytes:
+def _read_work_file(out: Folder, shard: str) -> bytes:
     try:
-        return out.read(measure_file(shard))
+        return out.read(measurements_file(shard))
     except OSError as error:
-        raise _source_changed_error(out, measure_file(shard)) from error
+        raise _source_changed_error(out, measurements_file(shard)) from error
 
 
 def _source_changed_error(out: Folder, name: str) -> DataError:

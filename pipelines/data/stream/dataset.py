@@ -15,9 +15,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipelines.data.index.index import Index, IndexedShard
-from pipelines.data.index.present import usable_mask
-from pipelines.data.stream.feature_cache import FeatureCache, input_hash, text_hashes
-from pipelines.data.stream.pixel_cache import PixelCache, PixelCacheConfig, is_cache_faster, open_pixel_cache
+from pipelines.data.index.present import mask_of_usable_samples
+from pipelines.data.stream.feature_cache import FeatureCache, hash_token_ids, shorten_input_hash
+from pipelines.data.stream.pixel_cache import (
+    PixelCache,
+    PixelCacheConfig,
+    is_cache_faster_than_decoding,
+    open_pixel_cache,
+)
 from pipelines.data.stream.plan import Ints, Plan, SampleIndices
 from pipelines.data.tars.reader import ShardReader
 from pipelines.errors import DataError
@@ -41,7 +46,7 @@ Arrays = dict[str, np.ndarray]
 
 @dataclass(frozen=True)
 class Source:
-    """Where samples come from.
+    """A split of an indexed data set that is read, and how its inputs are decoded.
 
     Attributes:
         tars: folder or URI of the tars and their index.
@@ -67,7 +72,7 @@ class Source:
     answering: str | None = None
     facts: FactSource | None = None
 
-    def plan(self, *, seed: int = 0, window: int = 65536, block: int = 1, shuffle: bool) -> Plan:
+    def plan_order(self, *, seed: int = 0, window: int = 65536, block: int = 1, shuffle: bool) -> Plan:
         """Plan the order in which this source's samples are read.
 
         Raises:
@@ -102,28 +107,30 @@ class SourceMixture:
         return self.members[0].facts
 
 
-def with_gpu_decoding(source: Source | SourceMixture, gpu: str) -> Source | SourceMixture:
-    """The source, its images decoded by a CUDA device of this process."""
+def enable_gpu_decoding(source: Source | SourceMixture, gpu: str) -> Source | SourceMixture:
+    """A copy of a source whose images a CUDA device of this process decodes."""
     if isinstance(source, Source):
         return replace(source, gpu=gpu)
     return SourceMixture(tuple(replace(member, gpu=gpu) for member in source.members))
 
 
-def with_pixel_cache(source: Source | SourceMixture, config: PixelCacheConfig, epochs: int) -> Source | SourceMixture:
-    """The source, its decoded images cached on this node where the settings ask for it.
+def enable_pixel_cache(source: Source | SourceMixture, config: PixelCacheConfig, epochs: int) -> Source | SourceMixture:
+    """A copy of a source whose decoded images are cached on this node if the settings ask for it.
 
     The sources of a mixture share the cache's size in proportion to their samples.
     """
     if isinstance(source, Source):
-        return _with_pixel_cache(source, config, epochs)
+        return _enable_pixel_cache_of_source(source, config, epochs)
     opened = [_open_source(member) for member in source.members]
     sizes = [member.size if member.has_images else 0 for member in opened]
     configs = [config.model_copy(update={"max_gb": config.max_gb * size / max(1, sum(sizes))}) for size in sizes]
-    return SourceMixture(tuple(_with_pixel_cache(*pair, epochs) for pair in zip(source.members, configs, strict=True)))
+    return SourceMixture(
+        tuple(_enable_pixel_cache_of_source(*pair, epochs) for pair in zip(source.members, configs, strict=True))
+    )
 
 
-def _with_pixel_cache(source: Source, config: PixelCacheConfig, epochs: int) -> Source:
-    if config.keep == "never" or _has_features(source, IMAGE) or (config.keep == "auto" and epochs < 2):
+def _enable_pixel_cache_of_source(source: Source, config: PixelCacheConfig, epochs: int) -> Source:
+    if config.keep == "never" or _has_cached_features(source, IMAGE) or (config.keep == "auto" and epochs < 2):
         return source
     if not _open_source(source).has_images:
         return source
@@ -131,11 +138,11 @@ def _with_pixel_cache(source: Source, config: PixelCacheConfig, epochs: int) -> 
     if (pixels := open_pixel_cache(samples.sources[0].index, samples.processor.config, config)) is None:
         return source
     if config.keep == "auto":
-        tried = source.plan(shuffle=True).samples_between(0, _TRIED)
-        tried = with_input(tried, samples.input_places(samples.read_texts(tried)), IMAGE)
+        tried = source.plan_order(shuffle=True).samples_between(0, _TRIED)
+        tried = select_samples_with_input(tried, samples.places_of_inputs_in_batch(samples.read_texts(tried)), IMAGE)
         if not len(tried):
             return source
-        is_faster, decode_s, read_s = is_cache_faster(
+        is_faster, decode_s, read_s = is_cache_faster_than_decoding(
             lambda n: samples.load_input(IMAGE, tried[np.array([n % len(tried)])])["pixels_BHWC"][0], pixels.folder
         )
         log.info("an image takes %.2f ms to decode, %.2f ms to read from the cache", 1e3 * decode_s, 1e3 * read_s)
@@ -150,21 +157,23 @@ class OpenedSamples:
     def __init__(self, source: Source | SourceMixture) -> None:
         members = source.members if isinstance(source, SourceMixture) else (source,)
         self.sources = [_open_source(member) for member in members]
-        self.processor = _processor_with_facts(source.processor, source.facts)
+        self.processor = _load_processor_with_facts(source.processor, source.facts)
         self._features = {cache.stream: cache for cache in source.features}
         self.size = sum(opened.size for opened in self.sources)
-        self.tasks_with_helpers = [task for task in self.processor.tasks if self._has_helpers(task)]
+        self.tasks_with_samples_without_targets = [
+            task for task in self.processor.tasks if self._has_samples_without_targets(task)
+        ]
 
     def read_texts(self, indices: SampleIndices) -> list[Sample]:
         """The samples without their inputs, in the order of ``indices``; each shard is opened once."""
         records: list[Sample | None] = [None] * len(indices)
-        for opened, shard, rows, positions in self._by_shard(indices):
+        for opened, shard, rows, positions in self._group_indices_by_shard(indices):
             for position, record in zip(positions, opened.read(shard, rows), strict=True):
                 records[position] = record
         return [record for record in records if record is not None]
 
-    def input_places(self, records: Sequence[Sample]) -> Arrays:
-        """``INPUT.place_B`` (see ``VLModel.forward``) of each input that some of the samples lack."""
+    def places_of_inputs_in_batch(self, records: Sequence[Sample]) -> Arrays:
+        """For each input that some samples lack the array ``INPUT.place_B``, which says which samples have it."""
         present = {record.present for record in records}
         return {
             f"{name}.place_B": input_indices(name in record.present for record in records)
@@ -172,10 +181,10 @@ class OpenedSamples:
             if any(name not in of_some for of_some in present)
         }
 
-    def keys(self, indices: SampleIndices) -> list[str]:
+    def sample_keys(self, indices: SampleIndices) -> list[str]:
         keys = [""] * len(indices)
-        for opened, shard, rows, positions in self._by_shard(indices):
-            for position, key in zip(positions, opened.reader.keys(shard.name, rows), strict=True):
+        for opened, shard, rows, positions in self._group_indices_by_shard(indices):
+            for position, key in zip(positions, opened.reader.sample_keys(shard.name, rows), strict=True):
                 keys[position] = key
         return keys
 
@@ -183,14 +192,14 @@ class OpenedSamples:
         """The arrays of all inputs that the processor reads, by their names in a batch.
 
         Args:
-            places: of ``input_places``, among other arrays.
+            places: of ``places_of_inputs_in_batch``, among other arrays.
 
         Raises:
             DataError: a shard cannot be read, or an input of it cannot be decoded.
         """
         arrays: Arrays = {}
         for name in self.processor.reads:
-            arrays |= prefix_array_names(name, self.load_input(name, with_input(indices, places, name)))
+            arrays |= prefix_array_names(name, self.load_input(name, select_samples_with_input(indices, places, name)))
         return arrays
 
     def load_input(self, name: str, indices: SampleIndices) -> Arrays:
@@ -200,16 +209,16 @@ class OpenedSamples:
         if name == IMAGE:
             return {"pixels_BHWC": self._load_images(indices)}
         decoded: list[Mapping[str, np.ndarray]] = [{}] * len(indices)
-        for opened, shard, rows, positions in self._by_shard(indices):
+        for opened, shard, rows, positions in self._group_indices_by_shard(indices):
             for position, record in zip(positions, opened.read(shard, rows, name), strict=True):
                 decoded[position] = opened.decode_input(shard, record, partial(self.processor.decode_input, name), name)
         return self.processor.inputs[name].collate(decoded)
 
     def _read_features(self, name: str, cache: FeatureCache, indices: SampleIndices) -> Arrays:
         features: list[np.ndarray] = [np.zeros(0)] * len(indices)
-        for opened, shard, rows, positions in self._by_shard(indices):
-            hashes = [input_hash(sha256) for sha256 in opened.sha256s(shard, rows, name)]
-            found = cache.read([cache.file_of(opened.index, shard)], hashes)
+        for opened, shard, rows, positions in self._group_indices_by_shard(indices):
+            hashes = [shorten_input_hash(sha256) for sha256 in opened.input_sha256s(shard, rows, name)]
+            found = cache.read([cache.file_name_of_shard(opened.index, shard)], hashes)
             for position, features_TF in zip(positions, found, strict=True):
                 features[position] = features_TF
         if name == IMAGE:
@@ -224,7 +233,7 @@ class OpenedSamples:
         pixels_BHWC = np.empty((len(indices), size, size, 3), np.uint8)
         shards = [
             (opened, shard, rows, [pixels_BHWC[position] for position in positions])
-            for opened, shard, rows, positions in self._by_shard(indices)
+            for opened, shard, rows, positions in self._group_indices_by_shard(indices)
         ]
         if gpu := self.sources[0].source.gpu:
             self._decode_on_gpu(gpu, shards)
@@ -246,21 +255,26 @@ class OpenedSamples:
         arrays: Arrays = {}
         if (cache := self._features.get(stream_of(TEXT))) is None:
             return arrays
-        files = [cache.file_of(opened.index, shard) for opened, shard, _, _ in self._by_shard(indices)]
+        files = [
+            cache.file_name_of_shard(opened.index, shard)
+            for opened, shard, _, _ in self._group_indices_by_shard(indices)
+        ]
         for task in self.processor.tasks:
             of_task = select_task_arrays(rows, task)
             if "distinct_U" not in of_task:
                 continue
             ids_UT, mask_UT = (of_task[name][of_task["distinct_U"]] for name in ("input_ids_NT", "text_mask_NT"))
-            features = cache.read(files, text_hashes(ids_UT, mask_UT))
+            features = cache.read(files, hash_token_ids(ids_UT, mask_UT))
             features_UTF, mask_UT = pad_features(features, cache.width, cache.precision)
             arrays |= dict(
                 prefix_array_names(task, {"text_features_UTF": features_UTF, "text_features_mask_UT": mask_UT})
             )
         return arrays
 
-    def _has_helpers(self, name: str) -> bool:
-        """Whether a source has samples that the task uses and learns nothing of."""
+    def _has_samples_without_targets(self, name: str) -> bool:
+        """Whether a source has samples that the task uses although they have no target to learn, such as unpaired
+        images.
+        """
         task = self.processor.tasks[name]
         return any(
             opened.index.count(lambda present: task.can_use(present) and not task.can_learn(present))
@@ -283,8 +297,10 @@ class OpenedSamples:
             if not is_decoded:
                 opened.decode_input(shard, record, partial(self.processor.decode_image, out=out), IMAGE)
 
-    def _by_shard(self, indices: SampleIndices) -> Iterator[tuple[_OpenedSource, IndexedShard, list[int], list[int]]]:
-        """(source, shard, rows of the shard, their positions in ``indices``) for each shard."""
+    def _group_indices_by_shard(
+        self, indices: SampleIndices
+    ) -> Iterator[tuple[_OpenedSource, IndexedShard, list[int], list[int]]]:
+        """Group sample indices by shard: (source, shard, rows of the shard, their positions in ``indices``)."""
         for number, shard in np.unique(np.stack([indices.source, indices.shard]), axis=1).T.tolist():
             opened = self.sources[number]
             positions = np.flatnonzero((indices.source == number) & (indices.shard == shard))
@@ -294,7 +310,7 @@ class OpenedSamples:
 
 @lru_cache(maxsize=8)
 def open_samples(source: Source | SourceMixture) -> OpenedSamples:
-    """The samples of a source, opened once a process.
+    """Open the samples of a source, once in each process.
 
     Raises:
         DataError: that version of the index is gone, the split has no sample that a task can use, or the model reads
@@ -312,20 +328,22 @@ class _OpenedSource:
         self.reader = ShardReader(self.index)
         # Of those that are decoded.
         self.has_images = IMAGE in self.index.inputs and _load_processor(source.processor).reads_images
-        self.counts: Ints = np.array([shard.count(self.is_read, source.split) for shard in self.index.shards], np.int64)
+        self.counts: Ints = np.array(
+            [shard.count(self.is_sample_read, source.split) for shard in self.index.shards], np.int64
+        )
         self.size = int(self.counts.sum())
         if not self.size:
-            self._refuse_empty()
-        self.rows = lru_cache(maxsize=256)(self._rows_of)
+            self._raise_no_samples()
+        self.rows = lru_cache(maxsize=256)(self._find_rows_to_read)
 
-    def is_read(self, present: frozenset[str]) -> bool:
-        """Whether samples that have these things are read."""
+    def is_sample_read(self, present: frozenset[str]) -> bool:
+        """Whether samples with these inputs and texts are read, because a task can use them."""
         tasks = _load_processor(self.source.processor).tasks
         if self.source.answering is not None:
             return tasks[self.source.answering].can_answer(present)
         return any(task.can_use(present) for task in tasks.values())
 
-    def _refuse_empty(self) -> None:
+    def _raise_no_samples(self) -> None:
         counts = {name: n for name, n in self.index.counts().items() if n}
         wanted = sorted({task.learns_from for task in _load_processor(self.source.processor).tasks.values()})
         raise DataError(
@@ -337,7 +355,7 @@ class _OpenedSource:
     def load_pixels(
         self, shard: IndexedShard, rows: Sequence[int], out: Sequence[NDArray[np.uint8]], processor: VLProcessor
     ) -> None:
-        """Images of a shard into ``out``: from the cache, or else decoded and added to it."""
+        """Load images of a shard into ``out``: from the pixel cache, or else decoded and added to it."""
         cache = self.source.pixels
         missing = range(len(rows)) if cache is None else np.flatnonzero(~cache.read(shard, rows, out)).tolist()
         if not missing:
@@ -349,10 +367,10 @@ class _OpenedSource:
             cache.write(shard, missing_rows, missing_out)
 
     def read(self, shard: IndexedShard, rows: Sequence[int], name: str = "") -> list[Sample]:
-        """Samples with the input of that name alone, or by default with their texts alone."""
+        """Read samples with one input alone or, by default, with their texts alone."""
         return self.reader.read(shard.name, rows, inputs=(name,), texts=not name)
 
-    def sha256s(self, shard: IndexedShard, rows: Sequence[int], name: str) -> list[str]:
+    def input_sha256s(self, shard: IndexedShard, rows: Sequence[int], name: str) -> list[str]:
         """SHA-256 hashes of an input of samples that have it."""
         return [sha256 for sha256 in self.reader.input_sha256s(shard.name, rows, name) if sha256 is not None]
 
@@ -370,10 +388,10 @@ class _OpenedSource:
                 "data again with data.index.verify=decode, which leaves such samples out"
             ) from error
 
-    def _rows_of(self, shard: int) -> Ints:
-        """The rows of a shard that are of the split and are read."""
+    def _find_rows_to_read(self, shard: int) -> Ints:
+        """The rows of a shard that belong to the split and that a task can use."""
         table = self.index.rows(self.index.shards[shard].name)
-        chosen = usable_mask(table, self.is_read)
+        chosen = mask_of_usable_samples(table, self.is_sample_read)
         if self.source.split:
             chosen &= np.asarray(table["split"].to_pylist()) == self.source.split
         return np.flatnonzero(chosen).astype(np.int64)
@@ -390,14 +408,14 @@ def _load_processor(folder: str) -> VLProcessor:
 
 
 @lru_cache(maxsize=8)
-def _processor_with_facts(folder: str, facts: FactSource | None) -> VLProcessor:
+def _load_processor_with_facts(folder: str, facts: FactSource | None) -> VLProcessor:
     processor = VLProcessor.from_pretrained(folder)
-    bind_facts(processor, facts)
+    connect_fact_lookup(processor, facts)
     return processor
 
 
-def bind_facts(processor: VLProcessor, facts: FactSource | None) -> None:
-    """Have a processor look up facts in a store, if its model reads any.
+def connect_fact_lookup(processor: VLProcessor, facts: FactSource | None) -> None:
+    """Connect a processor to the store of facts in which its model looks facts up, if it reads any.
 
     Raises:
         KnowledgeError: it does, and there is no store, or none that can be searched in the model's way.
@@ -413,16 +431,16 @@ def bind_facts(processor: VLProcessor, facts: FactSource | None) -> None:
     processor.finder = linker
 
 
-def _has_features(source: Source, name: str) -> bool:
+def _has_cached_features(source: Source, name: str) -> bool:
     """Whether features of an input are cached."""
     return any(cache.stream == stream_of(name) for cache in source.features)
 
 
-def with_input(indices: SampleIndices, arrays: Mapping[str, np.ndarray], name: str) -> SampleIndices:
+def select_samples_with_input(indices: SampleIndices, arrays: Mapping[str, np.ndarray], name: str) -> SampleIndices:
     """The indices of the samples that have an input.
 
     Args:
-        arrays: of the batch, with its ``input_places``.
+        arrays: of the batch, with its ``places_of_inputs_in_batch``.
     """
     place_B = arrays.get(f"{name}.place_B")
     # A place past the last one is that of all samples without the input, of which there is one at least.
@@ -432,7 +450,7 @@ def with_input(indices: SampleIndices, arrays: Mapping[str, np.ndarray], name: s
 def pad_features(
     features: Sequence[NDArray[np.floating]], width: int, precision: str
 ) -> tuple[NDArray[np.floating], NDArray[np.bool_]]:
-    """Features (T, F) of B inputs as (B, T, F) with a mask (B, T), of at least one token."""
+    """Pad the features (T, F) of B inputs to (B, T, F) with a mask (B, T), of at least one token."""
     counts_B = np.array([len(features_TF) for features_TF in features], np.int64)
     mask_BT = np.arange(max(1, counts_B.max(initial=1))) < counts_B[:, None]
     features_BTF = np.zeros((*mask_BT.shape, width), precision)

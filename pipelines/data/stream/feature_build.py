@@ -31,7 +31,14 @@ from torch import Tensor
 from pipelines.data.index.index import Index, IndexedShard
 from pipelines.data.index.shard_pass import map_shards
 from pipelines.data.stream import ray_private
-from pipelines.data.stream.feature_cache import FACTS, FeatureCache, FeatureTable, Precision, input_hash, text_hashes
+from pipelines.data.stream.feature_cache import (
+    FACTS,
+    FeatureCache,
+    FeatureTable,
+    Precision,
+    hash_token_ids,
+    shorten_input_hash,
+)
 from pipelines.data.tars.reader import ShardReader
 from pipelines.errors import DataError
 from pipelines.storage.folder import Folder
@@ -73,16 +80,16 @@ class EncoderResources:
     batch: int = 64
 
 
-def features_of(
+def open_feature_cache(
     stream: str, model: VLModel, config: ModelConfig, processor: VLProcessor, storage: str, precision: Precision
 ) -> FeatureCache:
-    """The cache of the encoder of ``stream``, whether it has been filled or not.
+    """The feature cache of a stream's encoder, whether it has been filled or not.
 
     Args:
         config: of ``model``.
         storage: folder that holds all feature caches.
     """
-    encoder, kind = encoder_of(model, stream), _kind_of(stream)
+    encoder, kind = encoder_of_stream(model, stream), _stream_kind_of(stream)
     backbone, part = weights_digest(encoder), config.encoders()[stream].part
     facts = {
         "format": FORMAT,
@@ -125,20 +132,20 @@ def build_features(
     shards = [shard for shard in index.shards if any(split in shard.samples for split in splits)]
     pooled = config.text_features() == "pooled"
     with _lock_feature_folder(features):
-        complete = features.complete_files(features.file_of(index, shard) for shard in shards)
-        missing = [shard for shard in shards if features.file_of(index, shard) not in complete]
+        complete = features.find_complete_files(features.file_name_of_shard(index, shard) for shard in shards)
+        missing = [shard for shard in shards if features.file_name_of_shard(index, shard) not in complete]
         done = len(shards) - len(missing)
         if report_progress is not None:
             report_progress(done, len(shards))
         for _ in _map_shards(
-            missing, index, encoder_of(model, features.stream), processor, features, pooled, resources
+            missing, index, encoder_of_stream(model, features.stream), processor, features, pooled, resources
         ):
             done += 1
             if report_progress is not None:
                 report_progress(done, len(shards))
 
 
-def encoder_of(model: VLModel, stream: str) -> Encoder:
+def encoder_of_stream(model: VLModel, stream: str) -> Encoder:
     """The model's encoder of a stream."""
     return model.encoder(stream)
 
@@ -152,10 +159,10 @@ def weights_digest(encoder: Encoder) -> str:
     return computed.hexdigest()
 
 
-def check_backbones(model: VLModel, features: Sequence[FeatureCache]) -> None:
-    """Raises DataError where cached features are of another backbone than the model's."""
+def check_features_match_backbones(model: VLModel, features: Sequence[FeatureCache]) -> None:
+    """Raise DataError if cached features were computed by another backbone than the model's."""
     for cache in features:
-        if (computed := weights_digest(encoder_of(model, cache.stream))) != cache.backbone:
+        if (computed := weights_digest(encoder_of_stream(model, cache.stream))) != cache.backbone:
             raise DataError(
                 f"the features in {cache.folder!r} are of another backbone ({cache.backbone[:12]}) than the run's "
                 f"({computed[:12]}): the weights that model.{cache.stream} names have changed since the run began; "
@@ -164,7 +171,7 @@ def check_backbones(model: VLModel, features: Sequence[FeatureCache]) -> None:
 
 
 def _lock_feature_folder(features: FeatureCache) -> AbstractContextManager[object]:
-    """No other process builds these features meanwhile, where the folder is local: object stores have no locks."""
+    """Lock a local feature folder against other processes while the block runs; object stores have no locks."""
     folder = Folder(features.folder)
     if not folder.is_local:
         return nullcontext()
@@ -181,7 +188,7 @@ def _map_shards(
     pooled: bool,
     resources: EncoderResources,
 ) -> Iterator[str]:
-    """The shards' names, in the order in which they are done."""
+    """Compute the features of shards by actors and yield the shards' names in the order in which they are done."""
     if not shards:
         return
     ray_private.pass_arguments_by_value()
@@ -198,7 +205,7 @@ def _map_shards(
 
 
 class _ShardFeatureBuilder:
-    """An actor's encoder."""
+    """An actor that holds an encoder and writes the features of shards."""
 
     def __init__(self, shared: Any, features: FeatureCache, pooled: bool, resources: EncoderResources) -> None:
         index, encoder, processor = ray.get(shared)
@@ -207,7 +214,7 @@ class _ShardFeatureBuilder:
         threads = resources.threads or max(1, (os.cpu_count() or 1) // resources.workers)
         torch.set_num_threads(threads)
         reader = ShardReader(index)
-        self._work = _EncodingTools(
+        self._work = _ShardEncoding(
             features.stream, reader, processor, encoder.to(device).eval(), device, pooled, resources.batch
         )
         self._threads = threads
@@ -220,8 +227,10 @@ class _ShardFeatureBuilder:
         """Compute and write a shard's features, a few batches at a time."""
         features, index = self._features, self._work.reader.index
         with ThreadPoolExecutor(self._threads) as pool:
-            table, batches = _kind_of(features.stream).encode(self._work, shard, pool)
-            with Folder(features.folder).open_for_writing(features.file_of(index, index.shard(shard))) as file:
+            table, batches = _stream_kind_of(features.stream).encode(self._work, shard, pool)
+            with Folder(features.folder).open_for_writing(
+                features.file_name_of_shard(index, index.shard(shard))
+            ) as file:
                 file.write(table.to_bytes(features.row_bytes))
                 for rows_RF in batches:
                     with np.errstate(over="ignore"):  # an overflow is infinite, which is refused below
@@ -237,8 +246,8 @@ class _ShardFeatureBuilder:
 
 
 @dataclass(frozen=True)
-class _EncodingTools:
-    """What an actor encodes with; ``pooled``: a text has one row, and not one for each token."""
+class _ShardEncoding:
+    """What is needed to encode the inputs of a shard; ``pooled``: a text has one row, and not one for each token."""
 
     stream: str
     reader: ShardReader
@@ -252,78 +261,80 @@ class _EncodingTools:
 Rows = NDArray[np.floating[Any]]
 
 
-def _encode_images(work: _EncodingTools, shard: str, pool: ThreadPoolExecutor) -> tuple[FeatureTable, Iterator[Rows]]:
-    """A row for each distinct image of a shard."""
+def _encode_images(work: _ShardEncoding, shard: str, pool: ThreadPoolExecutor) -> tuple[FeatureTable, Iterator[Rows]]:
+    """Encode each distinct image of a shard as one row of features."""
     encoder = work.encoder
     assert isinstance(encoder, VisionEncoder)
-    row_of = _distinct_inputs(work, shard, IMAGE)
+    row_of = _find_distinct_inputs(work, shard, IMAGE)
 
     @torch.inference_mode()
-    def encode(pixels_BHWC: Tensor) -> Rows:
+    def run_encoder(pixels_BHWC: Tensor) -> Rows:
         features_BF: Rows = encoder.features(pixels_BHWC.to(work.device)).float().cpu().numpy()
         return features_BF
 
-    def batches() -> Iterator[Rows]:
-        for rows in _batched(row_of.values(), work.batch):
+    def iterate_feature_batches() -> Iterator[Rows]:
+        for rows in _iterate_in_batches(row_of.values(), work.batch):
             records = work.reader.read(shard, rows, texts=False)
             pixels = list(pool.map(work.processor.decode_image, [record.inputs["image"] for record in records]))
-            yield encode(torch.from_numpy(np.stack(pixels)))
+            yield run_encoder(torch.from_numpy(np.stack(pixels)))
 
-    return FeatureTable.from_row_counts(list(row_of), [1] * len(row_of)), batches()
+    return FeatureTable.from_row_counts(list(row_of), [1] * len(row_of)), iterate_feature_batches()
 
 
-def _encode_further_input(
-    work: _EncodingTools, shard: str, pool: ThreadPoolExecutor
+def _encode_inputs_of_modality(
+    work: _ShardEncoding, shard: str, pool: ThreadPoolExecutor
 ) -> tuple[FeatureTable, Iterator[Rows]]:
-    """For each distinct input of a shard a row for each of its tokens, whose number is known once it is encoded: until
-    then the rows are in a temporary file.
+    """Encode each distinct input of a shard as one row of features for each of its tokens. Their number is known once
+    an input is encoded, so the rows are first written into a temporary file.
     """
     encoder, name = work.encoder, work.stream
     assert isinstance(encoder, ModalityEncoder)
-    row_of = _distinct_inputs(work, shard, name)
+    row_of = _find_distinct_inputs(work, shard, name)
     width, counts = encoder.feature_width, []
 
     @torch.inference_mode()
-    def encode(arrays: Mapping[str, NDArray[Any]]) -> list[Rows]:
+    def run_encoder(arrays: Mapping[str, NDArray[Any]]) -> list[Rows]:
         tensors = {array: torch.from_numpy(values).to(work.device) for array, values in arrays.items()}
         features_BTF, mask_BT = encoder.features(**tensors)
         pairs = zip(features_BTF.float().cpu().numpy(), mask_BT.cpu().numpy(), strict=True)
         return [features_TF[mask_T] for features_TF, mask_T in pairs]
 
-    encoded = tempfile.TemporaryFile()  # noqa: SIM115 - closed with its last reference, in batches()
-    for rows in _batched(row_of.values(), work.batch):
+    encoded = tempfile.TemporaryFile()  # noqa: SIM115 - closed with its last reference, in iterate_feature_batches()
+    for rows in _iterate_in_batches(row_of.values(), work.batch):
         records = work.reader.read(shard, rows, inputs=(name,), texts=False)
         decoded = list(pool.map(partial(work.processor.decode_input, name), [r.inputs[name] for r in records]))
-        for features_TF in encode(work.processor.inputs[name].collate(decoded)):
+        for features_TF in run_encoder(work.processor.inputs[name].collate(decoded)):
             counts.append(len(features_TF))
             encoded.write(features_TF.tobytes())
     encoded.seek(0)
 
-    def batches() -> Iterator[Rows]:
+    def iterate_feature_batches() -> Iterator[Rows]:
         while data := encoded.read(_CHUNK_ROWS * width * np.dtype(np.float32).itemsize):
             yield np.frombuffer(data, np.float32).reshape(-1, width)
 
-    return FeatureTable.from_row_counts(list(row_of), counts), batches()
+    return FeatureTable.from_row_counts(list(row_of), counts), iterate_feature_batches()
 
 
-def _distinct_inputs(work: _EncodingTools, shard: str, name: str) -> dict[bytes, int]:
-    """The row of each distinct input of a shard, by its hash."""
+def _find_distinct_inputs(work: _ShardEncoding, shard: str, name: str) -> dict[bytes, int]:
+    """The row of the first sample with each distinct input of a shard, by the input's hash."""
     count = sum(work.reader.index.shard(shard).samples.values())
     row_of: dict[bytes, int] = {}
     for row, sha256 in enumerate(work.reader.input_sha256s(shard, range(count), name)):
         if sha256 is not None:
-            row_of.setdefault(input_hash(sha256), row)
+            row_of.setdefault(shorten_input_hash(sha256), row)
     return row_of
 
 
-def _encode_texts(work: _EncodingTools, shard: str, pool: ThreadPoolExecutor) -> tuple[FeatureTable, Iterator[Rows]]:
-    """For each distinct text of a shard that a task reads, a row for each of its tokens, or one."""
+def _encode_texts(work: _ShardEncoding, shard: str, pool: ThreadPoolExecutor) -> tuple[FeatureTable, Iterator[Rows]]:
+    """Encode each distinct text of a shard that a task reads as a row of features for each of its tokens, or as one
+    row.
+    """
     encoder = work.encoder
     assert isinstance(encoder, LanguageEncoder)
     readers = _text_reading_tasks(work.processor)
     count = sum(work.reader.index.shard(shard).samples.values())
     ids_of: dict[bytes, NDArray[np.int32]] = {}
-    for rows in _batched(range(count), work.batch):
+    for rows in _iterate_in_batches(range(count), work.batch):
         texts = [
             text
             for record in work.reader.read(shard, rows, inputs=())
@@ -332,12 +343,12 @@ def _encode_texts(work: _EncodingTools, shard: str, pool: ThreadPoolExecutor) ->
         ]
         tokenized = work.processor.tokenize(texts)
         ids_NT, mask_NT = tokenized["input_ids_NT"].astype(np.int32), tokenized["text_mask_NT"].astype(np.bool_)
-        for hashed, ids_T, mask_T in zip(text_hashes(ids_NT, mask_NT), ids_NT, mask_NT, strict=True):
+        for hashed, ids_T, mask_T in zip(hash_token_ids(ids_NT, mask_NT), ids_NT, mask_NT, strict=True):
             ids_of.setdefault(hashed, ids_T[mask_T])
     counts = [min(1, len(ids)) if work.pooled else len(ids) for ids in ids_of.values()]
 
     @torch.inference_mode()
-    def encode(texts: Sequence[NDArray[np.int32]]) -> list[Rows]:
+    def run_encoder(texts: Sequence[NDArray[np.int32]]) -> list[Rows]:
         length = max(1, *(len(ids) for ids in texts))
         mask_NT = torch.zeros(len(texts), length, dtype=torch.bool)
         ids_NT = torch.full((len(texts), length), int(work.processor.tokenizer.pad_token_id))
@@ -349,16 +360,16 @@ def _encode_texts(work: _EncodingTools, shard: str, pool: ThreadPoolExecutor) ->
         pairs = zip(features_NTF.float().cpu().numpy(), mask_NT.cpu().numpy(), strict=True)
         return [features_TF[mask_T] for features_TF, mask_T in pairs]
 
-    def batches() -> Iterator[Rows]:
-        for chunk in _batched(ids_of.values(), _BATCHES_SORTED * work.batch):
+    def iterate_feature_batches() -> Iterator[Rows]:
+        for chunk in _iterate_in_batches(ids_of.values(), _BATCHES_SORTED * work.batch):
             order = sorted(range(len(chunk)), key=lambda n: len(chunk[n]))
             rows: list[Rows] = [np.zeros(0)] * len(chunk)
-            for numbers in _batched(order, work.batch):
-                for number, of_text in zip(numbers, encode([chunk[n] for n in numbers]), strict=True):
+            for numbers in _iterate_in_batches(order, work.batch):
+                for number, of_text in zip(numbers, run_encoder([chunk[n] for n in numbers]), strict=True):
                     rows[number] = of_text
             yield np.concatenate(rows)
 
-    return FeatureTable.from_row_counts(list(ids_of), counts), batches()
+    return FeatureTable.from_row_counts(list(ids_of), counts), iterate_feature_batches()
 
 
 class _StreamKind(NamedTuple):
@@ -374,31 +385,31 @@ class _StreamKind(NamedTuple):
     facts: Callable[[ModelConfig, VLProcessor], Mapping[str, object]]
     inputs: Callable[[VLProcessor], str]
     width: Callable[[Any, VLProcessor], int]
-    encode: Callable[[_EncodingTools, str, ThreadPoolExecutor], tuple[FeatureTable, Iterator[Rows]]]
+    encode: Callable[[_ShardEncoding, str, ThreadPoolExecutor], tuple[FeatureTable, Iterator[Rows]]]
 
 
-def _image_settings(config: ModelConfig, processor: VLProcessor) -> Mapping[str, object]:
+def _image_feature_settings(config: ModelConfig, processor: VLProcessor) -> Mapping[str, object]:
     return {"image": asdict(processor.config.square)}
 
 
-def _image_width(encoder: VisionEncoder, processor: VLProcessor) -> int:
+def _image_feature_width(encoder: VisionEncoder, processor: VLProcessor) -> int:
     size = processor.config.image_size
     with torch.inference_mode():
         return encoder.features(torch.zeros(1, size, size, 3, dtype=torch.uint8)).shape[1]
 
 
-def _text_settings(config: ModelConfig, processor: VLProcessor) -> Mapping[str, object]:
+def _text_feature_settings(config: ModelConfig, processor: VLProcessor) -> Mapping[str, object]:
     return {"rows": config.text_features()}
 
 
-def _text_width(encoder: LanguageEncoder, processor: VLProcessor) -> int:
+def _text_feature_width(encoder: LanguageEncoder, processor: VLProcessor) -> int:
     with torch.inference_mode():
         ids_NT = torch.full((1, 1), int(processor.tokenizer.pad_token_id))
         return encoder.features(ids_NT, torch.ones(1, 1, dtype=torch.bool))[0].shape[-1]
 
 
-def _text_inputs(processor: VLProcessor) -> str:
-    """A digest of which texts are read, and of what turns them into token ids."""
+def _hash_text_reading(processor: VLProcessor) -> str:
+    """A digest of the settings that decide which texts are read and how they become token ids."""
     # A tokenizer also stores the truncation and padding that it was last called with.
     tokenizer = json.loads(processor.tokenizer.backend_tokenizer.to_str()) | {"truncation": None, "padding": None}
     readers = sorted({json.dumps(task.identity(), sort_keys=True) for task in _text_reading_tasks(processor)})
@@ -406,7 +417,7 @@ def _text_inputs(processor: VLProcessor) -> str:
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
-def _batched(items: Collection[T], size: int) -> Iterator[tuple[T, ...]]:
+def _iterate_in_batches(items: Collection[T], size: int) -> Iterator[tuple[T, ...]]:
     """``itertools.batched``, which Python 3.11 does not have."""
     iterator = iter(items)
     while batch := tuple(islice(iterator, size)):
@@ -419,14 +430,14 @@ def _text_reading_tasks(processor: VLProcessor) -> list[Task]:
 
 
 _KINDS = {
-    "vision": _StreamKind(_image_settings, lambda processor: "", _image_width, _encode_images),
-    "language": _StreamKind(_text_settings, _text_inputs, _text_width, _encode_texts),
+    "vision": _StreamKind(_image_feature_settings, lambda processor: "", _image_feature_width, _encode_images),
+    "language": _StreamKind(_text_feature_settings, _hash_text_reading, _text_feature_width, _encode_texts),
 }
 _FURTHER = _StreamKind(
     lambda config, processor: {}, lambda processor: "", lambda encoder, _: int(encoder.feature_width),
-    _encode_further_input,
+    _encode_inputs_of_modality,
 )  # fmt: skip
 
 
-def _kind_of(stream: str) -> _StreamKind:
+def _stream_kind_of(stream: str) -> _StreamKind:
     return _KINDS.get(stream, _FURTHER)

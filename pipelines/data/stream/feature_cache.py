@@ -44,7 +44,7 @@ Hashes = NDArray[np.bytes_]
 
 
 class FeatureTable(NamedTuple):
-    """The table at the head of a feature file: at which rows the features of each input lie.
+    """The table at the beginning of a feature file, which says at which rows the features of each input lie.
 
     Attributes:
         hash_I: of each input, ascending.
@@ -59,14 +59,14 @@ class FeatureTable(NamedTuple):
 
     @classmethod
     def from_row_counts(cls, hashes: Sequence[bytes], rows: Sequence[int]) -> FeatureTable:
-        """The table of inputs that lie one after the other, with ``rows`` rows each."""
+        """Build the table of inputs that lie one after the other, with ``rows`` rows of features each."""
         hash_I, rows_I = np.array(hashes, _HASH), np.array(rows, _NUMBER)
         row_I = np.cumsum(rows_I, dtype=_NUMBER) - rows_I
         order_I = np.argsort(hash_I, kind="stable")
         return cls(hash_I[order_I], row_I[order_I], rows_I[order_I], sum(rows))
 
     def find(self, hash_N: Hashes) -> tuple[NDArray[np.bool_], NDArray[np.intp]]:
-        """Which of N inputs the table has, and the positions of these in it."""
+        """Find inputs by their hash: which of N inputs the table has, and their positions in it."""
         if not len(self.hash_I):
             return np.zeros(len(hash_N), np.bool_), np.zeros(0, np.intp)
         position_N = np.searchsorted(self.hash_I, hash_N).clip(max=len(self.hash_I) - 1)
@@ -74,13 +74,13 @@ class FeatureTable(NamedTuple):
         return is_present_N, position_N[is_present_N]
 
     @property
-    def size(self) -> int:
-        """Bytes of a file before its first row."""
+    def header_size(self) -> int:
+        """The number of bytes of a feature file before its first row."""
         return _HEADER_BYTES + len(self.hash_I) * _INPUT_BYTES
 
     def to_bytes(self, row_bytes: int) -> bytes:
-        """A file's bytes before its first row."""
-        size = self.size + self.rows * row_bytes
+        """The table as the bytes that a feature file begins with."""
+        size = self.header_size + self.rows * row_bytes
         header = np.array([_MARK, len(self.hash_I), self.rows, size], _NUMBER)
         return b"".join(array.tobytes() for array in (header, self.hash_I, self.row_I, self.rows_I))
 
@@ -109,22 +109,22 @@ class FeatureCache:
     def row_bytes(self) -> int:
         return self.width * np.dtype(self.precision).itemsize
 
-    def file_of(self, index: Index, shard: IndexedShard) -> str:
-        """The name of a shard's file, by all that decides which inputs it holds."""
+    def file_name_of_shard(self, index: Index, shard: IndexedShard) -> str:
+        """The name of a shard's feature file, a hash of all that decides which inputs it holds."""
         facts = [shard.sha256, list(shard.repeated), index.scan, self.inputs]
         return f"{hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:32]}.features"
 
-    def complete_files(self, files: Iterable[str]) -> set[str]:
-        """The files that exist and are as long as their own headers say; others were cut off."""
+    def find_complete_files(self, files: Iterable[str]) -> set[str]:
+        """The feature files that exist and are as long as their headers say; others were cut off."""
         folder = Folder(self.folder)
         wanted = set(files)
         sizes = {f.name: f.size for f in folder.files() if f.name in wanted and f.size >= _HEADER_BYTES}
         with ThreadPoolExecutor(_REQUESTS) as pool:
-            stated = pool.map(lambda name: _stated_size(folder, name), sizes)
+            stated = pool.map(lambda name: _size_stated_in_header(folder, name), sizes)
             return {name for name, size in zip(sizes, stated, strict=True) if size == sizes[name]}
 
     def read(self, files: Sequence[str], hashes: Sequence[bytes]) -> list[NDArray[np.floating]]:
-        """(rows, F) of each input, in the order asked for, from the first of the files that has it.
+        """Read the features (rows, F) of each input, in the order asked for, from the first of the files that has it.
 
         Raises:
             DataError: a file cannot be read, or none has one of the inputs.
@@ -149,8 +149,11 @@ class FeatureCache:
         return [rows for rows in out if rows is not None]
 
     def _read_rows(self, file: str, table: FeatureTable, positions: NDArray[np.intp]) -> list[bytes]:
-        """The rows of the inputs at these positions of a file's table."""
-        offsets, sizes = table.row_I[positions] * self.row_bytes + table.size, table.rows_I[positions] * self.row_bytes
+        """Read the rows of the inputs at some positions of a feature file's table."""
+        offsets, sizes = (
+            table.row_I[positions] * self.row_bytes + table.header_size,
+            table.rows_I[positions] * self.row_bytes,
+        )
         # A text without tokens has no row, and stores refuse empty ranges.
         nonempty = np.flatnonzero(sizes)
         ranges = list(zip(offsets[nonempty].tolist(), sizes[nonempty].tolist(), strict=True))
@@ -164,7 +167,7 @@ class FeatureCache:
         )
 
 
-def text_hashes(ids_NT: NDArray[np.integer], mask_NT: NDArray[np.bool_]) -> list[bytes]:
+def hash_token_ids(ids_NT: NDArray[np.integer], mask_NT: NDArray[np.bool_]) -> list[bytes]:
     """The hash of each text's token ids without padding."""
     ids_NT = ids_NT.astype("<i4")
     return [
@@ -173,12 +176,12 @@ def text_hashes(ids_NT: NDArray[np.integer], mask_NT: NDArray[np.bool_]) -> list
     ]
 
 
-def input_hash(sha256: str) -> bytes:
+def shorten_input_hash(sha256: str) -> bytes:
     """The hash of an input, from the SHA-256 in the index."""
     return bytes.fromhex(sha256)[: _HASH.itemsize]
 
 
-def _stated_size(folder: Folder, name: str) -> int:
+def _size_stated_in_header(folder: Folder, name: str) -> int:
     """The size that a file's header states; 0 for a file of another kind."""
     mark, _, _, size = np.frombuffer(folder.read_ranges(name, [(0, _HEADER_BYTES)])[0], _NUMBER).tolist()
     return int(size) if mark == _MARK else 0

@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Self
 
 from pipelines.data.stream.dataset import Arrays
-from pipelines.data.stream.loader import BatchLoader, image_inputs
+from pipelines.data.stream.loader import BatchLoader, arrays_for_loading_inputs
 
 if TYPE_CHECKING:
     from pipelines.data.stream.decoding_processes import DecodingProcesses
@@ -45,7 +45,7 @@ class ImagePool:
         """
         if self._processes is None or not self._processes.is_ready:
             return self._threads.submit(self._batches.images, rows).result
-        return self._processes.submit(self._batches, image_inputs(self._batches, rows))
+        return self._processes.submit(self._batches, arrays_for_loading_inputs(self._batches, rows))
 
     def __enter__(self) -> Self:
         return self

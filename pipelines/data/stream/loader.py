@@ -15,8 +15,15 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from pipelines.data.stream.augment import AugmentConfig, augment_image, draw_change, swap_left_and_right
-from pipelines.data.stream.dataset import Arrays, OpenedSamples, Source, SourceMixture, open_samples, with_input
-from pipelines.data.stream.plan import SampleIndices, StepSchedule, derive_seed, fixed_batches
+from pipelines.data.stream.dataset import (
+    Arrays,
+    OpenedSamples,
+    Source,
+    SourceMixture,
+    open_samples,
+    select_samples_with_input,
+)
+from pipelines.data.stream.plan import SampleIndices, StepSchedule, derive_seed, split_into_batches
 from vlmodel.array_names import prefix_array_names
 from vlmodel.encoder_parts import IMAGE
 from vlmodel.processor import Example
@@ -36,38 +43,39 @@ _TOKENS = ("input_ids_NT", "text_mask_NT", "distinct_U")
 
 
 class BatchLoader(Sequence[Arrays]):
-    """Batches of a source, made in two halves."""
+    """The batches of a source; each is made in two steps, first its texts and then its images and other inputs."""
 
     source: Source | SourceMixture
 
     @abstractmethod
-    def rows(self, number: int) -> Arrays:
-        """Make a batch without its inputs and without the cached features of its texts."""
+    def make_rows(self, number: int) -> Arrays:
+        """Make the first half of a batch: its texts and targets, without images, other inputs and cached features."""
 
     @abstractmethod
-    def images(self, rows: Arrays) -> Arrays:
-        """The inputs of a batch, or their cached features, and those of its texts.
+    def load_inputs_of_rows(self, rows: Arrays) -> Arrays:
+        """Load the second half of a batch: its images and other inputs or their cached features, and those of its
+        texts.
 
         Samples without an input are left out of its arrays (``INPUT.place_B``).
 
         Args:
-            rows: at least ``image_inputs`` of the batch's rows.
+            rows: at least ``arrays_for_loading_inputs`` of the batch's rows.
         """
 
     def __getitem__(self, number: int) -> Arrays:  # type: ignore[override]
-        rows = self.rows(number)
-        return rows | self.images(rows)
+        rows = self.make_rows(number)
+        return rows | self.load_inputs_of_rows(rows)
 
 
 @dataclass(frozen=True)
 class MicroBatches(BatchLoader):
-    """A worker's parts of all global steps, in order: ``accumulation`` parts a step.
+    """The micro-batches of one training worker in order, ``accumulation`` of them for each global step.
 
     Attributes:
         source, schedule: what is read, in which order.
         rank, world, accumulation: which parts of a step are this worker's.
         augmentation: random changes of images, seeded by (seed, epoch, sample).
-        drop_streams: for inputs by name the share of samples that are trained without it (``dropped_inputs``).
+        drop_streams: for inputs by name the share of samples that are trained without it (``draw_dropped_inputs``).
 
     Raises:
         ValueError: augmentation changes inputs whose features are cached.
@@ -87,32 +95,32 @@ class MicroBatches(BatchLoader):
             raise ValueError(f"cached {stream} features are of unchanged inputs; do not augment, or train without them")
 
     def __len__(self) -> int:
-        return self.schedule.steps * self.accumulation
+        return self.schedule.step_count * self.accumulation
 
-    def rows(self, number: int) -> Arrays:
+    def make_rows(self, number: int) -> Arrays:
         indices, weight = self._micro_batch_indices(number)
         samples = open_samples(self.source)
         records = self._read_texts(samples, indices)
         examples = _examples_by_task(samples, records, weight)
         of_samples: Arrays = {}
-        for task in samples.tasks_with_helpers:
+        for task in samples.tasks_with_samples_without_targets:
             of_samples |= prefix_array_names(task, samples.processor.tasks[task].collate_samples(records, weight))
-        masks = samples.input_places(self._without_dropped(samples, records, indices)) | of_samples
+        masks = samples.places_of_inputs_in_batch(self._drop_inputs(samples, records, indices)) | of_samples
         provenance = _sample_provenance(indices, number // self.accumulation, weight)
         return samples.processor.collate_rows(examples) | masks | provenance
 
-    def images(self, rows: Arrays) -> Arrays:
-        samples, indices = open_samples(self.source), _indices_of(rows)
+    def load_inputs_of_rows(self, rows: Arrays) -> Arrays:
+        samples, indices = open_samples(self.source), _sample_indices_of(rows)
         arrays = samples.load_inputs(indices, rows) | samples.read_text_features(indices, rows)
         if self.augmentation.active and samples.processor.reads_images:
-            pixels_BHWC, with_image = arrays[PIXELS], with_input(indices, rows, IMAGE)
+            pixels_BHWC, with_image = arrays[PIXELS], select_samples_with_input(indices, rows, IMAGE)
             for i, key in enumerate(samples.keys(with_image)):
                 rng = self._sample_generator(int(with_image.epoch[i]), key)
                 pixels_BHWC[i] = augment_image(pixels_BHWC[i], self.augmentation, rng)
         return arrays
 
     def _read_texts(self, samples: OpenedSamples, indices: SampleIndices) -> list[Sample]:
-        """The samples with their texts, which are adapted to mirrored images."""
+        """Read the samples' texts, in which left and right are swapped if the image will be mirrored."""
         records = samples.read_texts(indices)
         if not self.augmentation.changes_texts:
             return records
@@ -125,8 +133,8 @@ class MicroBatches(BatchLoader):
             for record, epoch in zip(records, indices.epoch.tolist(), strict=True)
         ]
 
-    def _without_dropped(self, samples: OpenedSamples, records: list[Sample], indices: SampleIndices) -> list[Sample]:
-        """The samples without the inputs that are dropped in this epoch."""
+    def _drop_inputs(self, samples: OpenedSamples, records: list[Sample], indices: SampleIndices) -> list[Sample]:
+        """The samples without the inputs that are randomly dropped in this epoch."""
         if not self.drop_streams:
             return records
         processor = samples.processor
@@ -134,7 +142,7 @@ class MicroBatches(BatchLoader):
         return [
             record._replace(
                 present=record.present
-                - dropped_inputs(
+                - draw_dropped_inputs(
                     self.drop_streams,
                     [name for name in processor.reads if name in record.present],
                     self._sample_generator(epoch, record.key, "drop"),
@@ -148,7 +156,7 @@ class MicroBatches(BatchLoader):
         return np.random.Generator(np.random.PCG64(derive_seed(self.schedule.plan.seed, epoch, key, use)))
 
     def _micro_batch_indices(self, number: int) -> tuple[SampleIndices, float]:
-        """The samples of a micro-batch, and their weight."""
+        """The indices of the samples of a micro-batch, and their weight."""
         if not 0 <= number < len(self):
             raise IndexError(number)
         step, micro = divmod(number, self.accumulation)
@@ -163,7 +171,7 @@ class MicroBatches(BatchLoader):
 
 @dataclass(frozen=True)
 class EvaluationBatches(BatchLoader):
-    """Every ``world``-th batch of a split in index order, from batch ``rank`` on.
+    """The evaluation batches of one worker: every ``world``-th batch of a split in index order, from batch ``rank`` on.
 
     The batches are the same for any number of workers, so metrics agree to the last bit. Of a source for answering
     only the rows of that task are made, without targets for the model, and ``rows_json`` lists them: key and split of
@@ -178,23 +186,23 @@ class EvaluationBatches(BatchLoader):
     """Only so many samples, chosen by hash; 0 takes all."""
 
     @property
-    def samples(self) -> int:
-        """How many samples there are."""
+    def sample_count(self) -> int:
+        """The number of samples that are evaluated."""
         size = open_samples(self.source).size
         return min(self.sample, size) if self.sample else size
 
     def __len__(self) -> int:
-        batches = len(fixed_batches(self.samples, self.batch))
+        batches = len(split_into_batches(self.sample_count, self.batch))
         return len(range(self.rank, batches, self.world))
 
-    def rows(self, number: int) -> Arrays:
+    def make_rows(self, number: int) -> Arrays:
         samples = open_samples(self.source)
-        batch = range(self.rank, len(fixed_batches(self.samples, self.batch)), self.world)[number]
+        batch = range(self.rank, len(split_into_batches(self.sample_count, self.batch)), self.world)[number]
         # With a window of all samples, the plan's order is a permutation by hash.
-        plan = self.source.plan(window=samples.size, shuffle=self.sample > 0)
-        indices = plan.samples_between(batch * self.batch, min((batch + 1) * self.batch, self.samples))
+        plan = self.source.plan_order(window=samples.size, shuffle=self.sample > 0)
+        indices = plan.samples_between(batch * self.batch, min((batch + 1) * self.batch, self.sample_count))
         records = samples.read_texts(indices)
-        provenance = samples.input_places(records) | _sample_provenance(indices, batch, 1.0)
+        provenance = samples.places_of_inputs_in_batch(records) | _sample_provenance(indices, batch, 1.0)
         if (name := self.source.answering) is None:
             return samples.processor.collate_rows(_examples_by_task(samples, records)) | provenance
         task = samples.processor.tasks[name]
@@ -205,15 +213,16 @@ class EvaluationBatches(BatchLoader):
         arrays["rows_json"] = np.frombuffer(json.dumps(described).encode(), np.uint8)
         return arrays
 
-    def images(self, rows: Arrays) -> Arrays:
-        samples, indices = open_samples(self.source), _indices_of(rows)
+    def load_inputs_of_rows(self, rows: Arrays) -> Arrays:
+        samples, indices = open_samples(self.source), _sample_indices_of(rows)
         return samples.load_inputs(indices, rows) | samples.read_text_features(indices, rows)
 
 
-def dropped_inputs(
+def draw_dropped_inputs(
     shares: Mapping[str, float], present: Sequence[str], rng: np.random.Generator, keep_one: bool
 ) -> frozenset[str]:
-    """The inputs of a sample that are left out (ModDrop, Neverova et al. 2015, arXiv:1501.00102), each by itself.
+    """Draw the inputs of a sample that are left out in training (ModDrop, Neverova et al. 2015, arXiv:1501.00102), each
+    by itself.
 
     Args:
         shares: the probability of each, by name; others stay.
@@ -227,22 +236,22 @@ def dropped_inputs(
     return frozenset(dropped)
 
 
-def image_inputs(batches: BatchLoader, rows: Arrays) -> Arrays:
-    """Those of a batch's rows that ``BatchLoader.images`` needs."""
+def arrays_for_loading_inputs(batches: BatchLoader, rows: Arrays) -> Arrays:
+    """The arrays of a half-made batch that are needed to load its inputs."""
     tokens = [name for name in rows if name.rpartition(".")[2] in _TOKENS] if batches.source.features else []
     places = [name for name in rows if name.endswith(".place_B")]
     return {name: rows[name] for name in (*ORIGIN, *places, *tokens)}
 
 
-def model_inputs(arrays: Mapping[str, np.ndarray]) -> Arrays:
-    """The arrays of a batch that are the model's inputs."""
+def without_provenance(arrays: Mapping[str, np.ndarray]) -> Arrays:
+    """The arrays of a batch that the model takes, without those that say where its samples come from."""
     return {name: array for name, array in arrays.items() if name not in PROVENANCE}
 
 
 def _examples_by_task(
     samples: OpenedSamples, records: Sequence[Sample], weight: float = 1.0
 ) -> dict[str, list[Example]]:
-    """The rows of each task, of all samples."""
+    """The examples of each task that are made of the samples."""
     return {name: _to_examples(task, records, weight) for name, task in samples.processor.tasks.items()}
 
 
@@ -256,7 +265,7 @@ def _to_examples(task: Task, records: Sequence[Sample], weight: float) -> list[E
 def _describe_rows(
     samples: OpenedSamples, task: Task, records: Sequence[Sample], rows_by_sample: Sequence[Sequence[Row]]
 ) -> list[tuple[object, ...]]:
-    """The fields of ``rows_json``."""
+    """Describe each row of an evaluation batch by the fields of ``rows_json``."""
     rows = [(record, row) for record, of_sample in zip(records, rows_by_sample, strict=True) for row in of_sample]
     truncated = samples.processor.truncated([row.text for _, row in rows]) if task.reads_text() else [False] * len(rows)
     return [
@@ -265,7 +274,7 @@ def _describe_rows(
     ]
 
 
-def _indices_of(rows: Arrays) -> SampleIndices:
+def _sample_indices_of(rows: Arrays) -> SampleIndices:
     return SampleIndices(*(rows[name] for name in ORIGIN))
 
 

@@ -59,7 +59,7 @@ class MixedSource(Section):
 
 @dataclass(frozen=True, eq=False)
 class MixturePlan:
-    """The order of the samples of several sources.
+    """The order in which the samples of several data sets are mixed in training.
 
     Attributes:
         names: of the sources, for metrics and messages.
@@ -116,11 +116,11 @@ class MixturePlan:
 
     @property
     def plans_by_source(self) -> dict[str, Plan]:
-        """The order of each source, by its name."""
+        """The plan of each data set's own samples, by the data set's name."""
         return dict(zip(self.names, self.plans, strict=True))
 
     def samples_between(self, start: int, stop: int) -> SampleIndices:
-        """Positions ``[start, stop)`` of the endless order."""
+        """The samples at positions ``[start, stop)`` of the endless order."""
         source_P = self._sources_between(start, stop)
         merged = SampleIndices(source_P, *np.empty((3, len(source_P)), np.int64))
         before = self.counts_before(start)
@@ -131,27 +131,34 @@ class MixturePlan:
         return merged
 
     def counts_before(self, position: int) -> list[int]:
-        """How many of the first ``position`` positions each source has."""
+        """How many of the first ``position`` samples come from each data set."""
         layout = _mixture_layout(self)
         number = layout.block_at(position)
         in_block = np.bincount(
-            _block_sources(self, number)[: position - layout.start(number)], minlength=len(self.plans)
+            _draw_block_sources(self, number)[: position - layout.block_start(number)], minlength=len(self.plans)
         )
-        return [before + within for before, within in zip(layout.counts(number), in_block.tolist(), strict=True)]
+        return [
+            before + within
+            for before, within in zip(layout.counts_before_block(number), in_block.tolist(), strict=True)
+        ]
 
     def block_at(self, position: int) -> range:
-        """The positions of the block that a position lies in."""
+        """The range of positions of the block in which a position lies."""
         layout = _mixture_layout(self)
         number = layout.block_at(position)
-        return range(layout.start(number), layout.start(number + 1))
+        return range(layout.block_start(number), layout.block_start(number + 1))
 
     def source_shares(self, position: int) -> list[float]:
-        """The share of each source around a position, by its weight and the temperature there."""
+        """The share that each data set has of the samples around a position, by its weight and the temperature
+        there.
+        """
         layout = _mixture_layout(self)
         return [due / layout.unit for due in layout.dues[layout.stage_of(layout.block_at(position))]]
 
     def metrics(self, position: int) -> dict[str, float]:
-        """The share of each source around a position, and how many of its epochs lie before it."""
+        """Metrics of a position: the share of each data set around it, and how many of the data set's epochs lie before
+        it.
+        """
         sources = zip(self.names, self.plans, self.source_shares(position), self.counts_before(position), strict=True)
         return {
             f"mix/{name}/{metric}": value
@@ -160,12 +167,12 @@ class MixturePlan:
         }
 
     def _sources_between(self, start: int, stop: int) -> Ints:
-        """The source of each of the positions ``[start, stop)``."""
+        """The number of the data set from which each of the positions ``[start, stop)`` takes its sample."""
         layout, pieces = _mixture_layout(self), [np.zeros(0, np.int64)]
         while start < stop:
             number = layout.block_at(start)
-            origin, end = layout.start(number), layout.start(number + 1)
-            pieces.append(_block_sources(self, number)[start - origin : stop - origin])
+            origin, end = layout.block_start(number), layout.block_start(number + 1)
+            pieces.append(_draw_block_sources(self, number)[start - origin : stop - origin])
             start = end
         return np.concatenate(pieces)
 
@@ -199,7 +206,7 @@ class _MixtureLayout:
     dues: list[list[int]]
     dues_before: list[list[int]]
 
-    def start(self, block: int) -> int:
+    def block_start(self, block: int) -> int:
         return block * self.positions // self.blocks
 
     def block_at(self, position: int) -> int:
@@ -208,21 +215,21 @@ class _MixtureLayout:
     def stage_of(self, block: int) -> int:
         return bisect_right(self.firsts, block) - 1
 
-    def counts(self, block: int) -> list[int]:
-        """How many positions before a block each source has."""
+    def counts_before_block(self, block: int) -> list[int]:
+        """How many samples before a block come from each data set."""
         stage = self.stage_of(block)
-        length = self.start(block) - self.start(self.firsts[stage])
-        dues = self._add_stage(self.dues_before[stage], length, stage)
+        length = self.block_start(block) - self.block_start(self.firsts[stage])
+        dues = self._add_dues_of_stage(self.dues_before[stage], length, stage)
         rounded = [(2 * due + self.unit) // (2 * self.unit) for due in dues]
         return [after - before for before, after in pairwise([0, *rounded])]
 
     def compute_dues_before(self) -> None:
         self.dues_before.append([0] * len(self.dues[0]))
         for stage, (first, after) in enumerate(pairwise(self.firsts)):
-            length = self.start(after) - self.start(first)
-            self.dues_before.append(self._add_stage(self.dues_before[stage], length, stage))
+            length = self.block_start(after) - self.block_start(first)
+            self.dues_before.append(self._add_dues_of_stage(self.dues_before[stage], length, stage))
 
-    def _add_stage(self, before: list[int], length: int, stage: int) -> list[int]:
+    def _add_dues_of_stage(self, before: list[int], length: int, stage: int) -> list[int]:
         return [b + length * due for b, due in zip(before, accumulate(self.dues[stage]), strict=True)]
 
 
@@ -232,7 +239,7 @@ def _mixture_layout(plan: MixturePlan) -> _MixtureLayout:
     stages = _STAGES if len(set(plan.temperatures)) > 1 else 1
     moments = [Fraction(2 * stage + 1, 2 * stages) for stage in range(stages)]
     dues = [
-        _integer_shares(_source_shares(plan.weights, _temperature_at(plan.temperatures, moment)), unit)
+        _integer_shares(_source_shares(plan.weights, _temperature_at_moment(plan.temperatures, moment)), unit)
         for moment in moments
     ]
     min_length = -(-unit // min(map(min, dues)))
@@ -247,16 +254,16 @@ def _mixture_layout(plan: MixturePlan) -> _MixtureLayout:
 
 
 @lru_cache(maxsize=8)
-def _block_sources(plan: MixturePlan, number: int) -> Ints:
-    """The source of each position of a block."""
+def _draw_block_sources(plan: MixturePlan, number: int) -> Ints:
+    """Draw for each position of a block the data set from which it takes its sample."""
     layout = _mixture_layout(plan)
-    counts = np.subtract(layout.counts(number + 1), layout.counts(number))
+    counts = np.subtract(layout.counts_before_block(number + 1), layout.counts_before_block(number))
     sources = np.repeat(np.arange(len(counts), dtype=np.int64), counts)
     return sources[random_permutation(len(sources), plan.key, plan.seed, f"block {number}")]
 
 
-def _temperature_at(temperatures: Sequence[float], moment: Fraction) -> Fraction:
-    """The temperature when ``moment`` of the training is done, which is less than all of it."""
+def _temperature_at_moment(temperatures: Sequence[float], moment: Fraction) -> Fraction:
+    """The mixing temperature at a moment of the training, which is a fraction from 0 to less than 1."""
     segment, part = divmod(moment * (len(temperatures) - 1), 1)
     first, last = (Fraction(t) for t in (*temperatures, temperatures[-1])[segment : segment + 2])
     return first + (last - first) * part
@@ -285,7 +292,7 @@ def _integer_unit(weights: Sequence[float]) -> int:
 
 
 def _integer_shares(shares: Sequence[Decimal], unit: int) -> list[int]:
-    """The shares as integers that add up to ``unit``."""
+    """Round the shares to integers that add up to ``unit``."""
     with localcontext(_DECIMALS):
         up_to = [round(due * unit) for due in accumulate(shares[:-1], initial=Decimal(0))]
     return [after - before for before, after in pairwise([*up_to, unit])]

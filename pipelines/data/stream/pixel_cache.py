@@ -56,7 +56,7 @@ _disabled: set[str] = set()
 
 
 class PixelCacheConfig(Section):
-    """Decoded images on the local disks, from the second epoch on."""
+    """Settings of the cache of decoded images on the local disks, which is read from the second epoch on."""
 
     keep: Literal["auto", "always", "never"] = "auto"
     """"auto" caches them where there is more than one epoch and reading them back is at least three times as fast as
@@ -98,7 +98,9 @@ class PixelCache:
         if (files := self._files_of_shard(shard)) is None:
             return is_cached
         try:
-            checksums = np.frombuffer(os.pread(files.checksums.fileno(), _sample_count(shard) * 4, 0), _CHECKSUM)
+            checksums = np.frombuffer(
+                os.pread(files.checksums.fileno(), _count_samples_of_shard(shard) * 4, 0), _CHECKSUM
+            )
             for n, (row, image) in enumerate(zip(rows, out, strict=True)):
                 if row < len(checksums) and checksums[row]:
                     data = image.data.cast("B")
@@ -109,7 +111,7 @@ class PixelCache:
         return is_cached
 
     def write(self, shard: IndexedShard, rows: Sequence[int], images: Sequence[NDArray[np.uint8]]) -> None:
-        """Cache the images of these rows, if the shard is among those that are cached."""
+        """Write decoded images into the cache, if their shard is among those that are cached."""
         if (files := self._files_of_shard(shard)) is None:
             return
         try:
@@ -124,14 +126,14 @@ class PixelCache:
         if shard.name > self.last or self.folder in _disabled:
             return None
         try:
-            return _open_files(self.folder, _shard_file_name(shard), _sample_count(shard), self.row_bytes)
+            return _open_files(self.folder, _shard_file_name(shard), _count_samples_of_shard(shard), self.row_bytes)
         except OSError as error:
             _disable_cache(self.folder, error)
             return None
 
 
 def open_pixel_cache(index: Index, processor: ProcessorConfig, config: PixelCacheConfig) -> PixelCache | None:
-    """The cache of an index's images on this node; other cached pixels are deleted where it needs their space.
+    """Open the cache of a data set's decoded images on this node; other caches are deleted if it needs their space.
 
     Returns:
         None where no shard fits, or the folder cannot be written.
@@ -145,25 +147,27 @@ def open_pixel_cache(index: Index, processor: ProcessorConfig, config: PixelCach
     key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:32]
     folder = config.root / key
     try:
-        _make_private(config.root)
-        _make_private(folder)
+        _make_private_folder(config.root)
+        _make_private_folder(folder)
         (folder / MARK).touch(mode=0o600)
         os.utime(folder)
         row_bytes = 3 * square.side**2
-        space = _free_space(folder, sum(map(_sample_count, index.shards)) * row_bytes, int(config.max_gb * 1e9))
+        space = _free_space(
+            folder, sum(map(_count_samples_of_shard, index.shards)) * row_bytes, int(config.max_gb * 1e9)
+        )
     except OSError as error:
         _disable_cache(str(folder), error)
         return None
     last = ""
     for shard in index.shards:
-        space -= _sample_count(shard) * row_bytes
+        space -= _count_samples_of_shard(shard) * row_bytes
         if space < 0:
             break
         last = shard.name
     return PixelCache(str(folder), square.side, last) if last else None
 
 
-def is_cache_faster(
+def is_cache_faster_than_decoding(
     decode: Callable[[int], NDArray[np.uint8]], folder: str, count: int = _TRIAL_IMAGES
 ) -> tuple[bool, float, float]:
     """Whether the cache is much faster than decoding, and the seconds an image takes to decode and to read back.
@@ -218,7 +222,7 @@ def _shard_file_name(shard: IndexedShard) -> str:
     return hashlib.sha256(f"{shard.sha256} {shard.repeated}".encode()).hexdigest() if shard.repeated else shard.sha256
 
 
-def _sample_count(shard: IndexedShard) -> int:
+def _count_samples_of_shard(shard: IndexedShard) -> int:
     return sum(shard.samples.values())
 
 
@@ -228,23 +232,23 @@ def _row_checksum(data: Any) -> int:
 
 def _free_space(folder: Path, wanted: int, limit: int) -> int:
     """Delete other cached pixels as far as their space is needed. Returns how many bytes ``folder`` may take."""
-    others = [other for other in folder.parent.iterdir() if other != folder and _is_marked(other)]
-    used = {other: _cached_bytes(other) for other in others}
-    own = _cached_bytes(folder)
+    others = [other for other in folder.parent.iterdir() if other != folder and _is_pixel_cache_folder(other)]
+    used = {other: _count_cached_bytes(other) for other in others}
+    own = _count_cached_bytes(folder)
 
-    def free_bytes() -> int:
+    def available_bytes() -> int:
         free = int(_FREE_SHARE * shutil.disk_usage(folder).free)
         return min(limit - sum(used.values()), own + free)
 
     for other in sorted(others, key=lambda other: other.lstat().st_mtime):
-        if wanted <= free_bytes():
+        if wanted <= available_bytes():
             break
         _delete_pixel_folder(other)
-        used[other] = _cached_bytes(other)
-    return free_bytes()
+        used[other] = _count_cached_bytes(other)
+    return available_bytes()
 
 
-def _make_private(folder: Path) -> None:
+def _make_private_folder(folder: Path) -> None:
     """Make a folder that only this user may read; raises OSError where it is a link or another user's."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     folder.mkdir(mode=0o700, exist_ok=True)
@@ -255,8 +259,8 @@ def _make_private(folder: Path) -> None:
         folder.chmod(0o700)
 
 
-def _is_marked(folder: Path) -> bool:
-    """Whether it is a folder of cached pixels, and no link to one."""
+def _is_pixel_cache_folder(folder: Path) -> bool:
+    """Whether a folder is a pixel cache, and no link to one."""
     try:
         return stat.S_ISDIR(folder.lstat().st_mode) and stat.S_ISREG((folder / MARK).lstat().st_mode)
     except OSError:
@@ -274,8 +278,8 @@ def _delete_pixel_folder(folder: Path) -> None:
             folder.rmdir()
 
 
-def _cached_bytes(folder: Path) -> int:
-    """Bytes of the pixels and checksums in a folder."""
+def _count_cached_bytes(folder: Path) -> int:
+    """Count the bytes of cached pixels and checksums in a folder."""
     try:
         return sum(file.lstat().st_blocks * 512 for file in folder.iterdir() if file.suffix in _SUFFIXES)
     except FileNotFoundError:

@@ -54,18 +54,18 @@ class SampleOrder(Protocol):
 
     @property
     def size(self) -> int:
-        """Positions of an epoch."""
+        """The number of samples of an epoch."""
 
     @property
     def seed(self) -> int:
         """Seed of the whole training."""
 
     def samples_between(self, start: int, stop: int) -> SampleIndices:
-        """Positions ``[start, stop)``."""
+        """The samples at positions ``[start, stop)`` of the order."""
 
     @property
     def plans_by_source(self) -> Mapping[str, Plan]:
-        """The order of each source, by its name; "" where there is one."""
+        """The plan of each data set's own samples, by the data set's name; by "" if there is only one data set."""
 
     def metrics(self, position: int) -> Mapping[str, float]:
         """Metrics of the order at a position, by the names that tracking uses."""
@@ -116,13 +116,13 @@ class Plan:
         return hash(self.key)
 
     def samples_between(self, start: int, stop: int) -> SampleIndices:
-        """Positions ``[start, stop)`` of the endless order."""
+        """The samples at positions ``[start, stop)`` of the endless order."""
         pieces: list[SampleIndices] = []
         size = self.size
         while start < stop:
             epoch, offset = divmod(start, size)
             end = min(size, offset + stop - start)
-            pieces.extend(self._take_in_epoch(epoch, offset, end))
+            pieces.extend(self._samples_in_epoch(epoch, offset, end))
             start += end - offset
         if not pieces:
             empty = np.zeros(0, np.int64)
@@ -138,7 +138,7 @@ class Plan:
         """No metrics: with a single source, the epoch tells the position."""
         return {}
 
-    def _take_in_epoch(self, epoch: int, start: int, stop: int) -> list[SampleIndices]:
+    def _samples_in_epoch(self, epoch: int, start: int, stop: int) -> list[SampleIndices]:
         layout_of, window_of = _plan_caches(self)
         layout = layout_of(epoch if self.shuffle else 0)
         pieces = []
@@ -173,27 +173,29 @@ class StepSchedule:
     epochs: int
 
     @property
-    def steps(self) -> int:
+    def step_count(self) -> int:
         return -(-self.plan.size * self.epochs // self.batch)
 
-    def step_samples(self, step: int) -> int:
-        """Samples of global step ``step``."""
+    def count_step_samples(self, step: int) -> int:
+        """The number of samples of a global step."""
         return min(self.batch, self.plan.size * self.epochs - step * self.batch)
 
     def epochs_done(self, step: int) -> int:
-        """Epochs that are complete once ``step`` global steps are."""
+        """The number of epochs that are complete after ``step`` global steps."""
         return min(step * self.batch, self.plan.size * self.epochs) // self.plan.size
 
     def samples_of_part(self, step: int, number: int, parts: int) -> SampleIndices:
-        """Part ``number`` of ``parts`` of a global step. Empty where a short last step has fewer samples than parts."""
-        samples = self.step_samples(step)
+        """The samples of part ``number`` of a global step that is divided into ``parts``. Empty where a short last step
+        has fewer samples than parts.
+        """
+        samples = self.count_step_samples(step)
         first, last = number * samples // parts, (number + 1) * samples // parts
         origin = step * self.batch
         return self.plan.samples_between(origin + first, origin + last)
 
 
-def check_division(batch: int, workers: int, accumulation: int) -> int:
-    """The samples of one part.
+def samples_per_micro_batch(batch: int, workers: int, accumulation: int) -> int:
+    """The number of samples of one worker's micro-batch.
 
     Raises:
         ValueError: the global batch does not divide evenly; the message names fitting values.
@@ -249,17 +251,19 @@ def _shuffled_indices(n: int, plan: Plan, epoch: int, purpose: str) -> Ints:
 
 
 def random_permutation(n: int, *what: str | int) -> Ints:
-    """A permutation of ``range(n)`` that depends on ``what`` alone."""
+    """A random permutation of ``range(n)`` that depends on the values ``what`` alone."""
     bits = np.random.PCG64(derive_seed(*what)).random_raw(n)
     return np.argsort(bits, kind="stable").astype(np.int64)
 
 
 def derive_seed(*what: str | int) -> int:
-    """A 128-bit seed that depends on ``what`` alone."""
+    """A 128-bit seed that depends on the values ``what`` alone."""
     text = "\x1f".join(str(w) for w in what)
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:16], "little")
 
 
-def fixed_batches(size: int, batch: int) -> Sequence[tuple[int, int]]:
-    """Evaluation's batches: positions ``[start, stop)``, each sample in exactly one, whatever the number of workers."""
+def split_into_batches(size: int, batch: int) -> Sequence[tuple[int, int]]:
+    """Split ``size`` positions into the batches ``[start, stop)`` of an evaluation, the same ones for any number of
+    workers.
+    """
     return [(start, min(start + batch, size)) for start in range(0, size, batch)]

@@ -28,7 +28,7 @@ class ShuffleQuality(NamedTuple):
 
 
 def shuffle_quality(plan: Plan, epoch: int, batch: int) -> ShuffleQuality:
-    """Metrics of an epoch; of evenly spaced ranges of it where it is long, so that the cost does not grow with size."""
+    """Measure how well an epoch is shuffled; a long epoch is measured in evenly spaced ranges to bound the cost."""
     origin = epoch * plan.size
     if plan.size <= _RANGES * _LENGTH:
         starts, length = np.array([0]), plan.size
@@ -40,7 +40,7 @@ def shuffle_quality(plan: Plan, epoch: int, batch: int) -> ShuffleQuality:
     steps = np.concatenate([np.abs(np.diff(positions)) for positions in stored_positions])
     random = max(plan.size / 3, 1.0)
     return ShuffleQuality(
-        _rank_correlation(np.concatenate(stored_positions)),
+        _compute_rank_correlation(np.concatenate(stored_positions)),
         float(steps.mean() / random) if len(steps) else 1.0,
         float(
             np.mean(
@@ -50,7 +50,7 @@ def shuffle_quality(plan: Plan, epoch: int, batch: int) -> ShuffleQuality:
     )
 
 
-def _rank_correlation(stored_positions: np.ndarray) -> float:
+def _compute_rank_correlation(stored_positions: np.ndarray) -> float:
     if len(stored_positions) < 2:
         return 0.0
     rank = np.argsort(np.argsort(stored_positions))

@@ -58,7 +58,7 @@ class StreamConfig(Section):
     cache: PixelCacheConfig = PixelCacheConfig()
 
     @model_validator(mode="after")
-    def _compatible_decoding(self) -> Self:
+    def _check_decoding_settings(self) -> Self:
         if self.decoding == "gpu" and self.cache.keep == "always":
             raise ValueError(
                 "decoding = 'gpu' with cache.keep = 'always': cached pixels are the CPU's; set one of them"
@@ -67,7 +67,7 @@ class StreamConfig(Section):
 
 
 def stream_batches(batches: BatchLoader, config: StreamConfig, *, start: int = 0) -> Iterator[Arrays]:
-    """``batches[start]``, ``batches[start + 1]``, ... to the end.
+    """Iterate over ``batches[start]``, ``batches[start + 1]``, ... to the end, made ahead of the consumer.
 
     Args:
         batches: small and picklable (MicroBatches, EvaluationBatches).
@@ -76,13 +76,13 @@ def stream_batches(batches: BatchLoader, config: StreamConfig, *, start: int = 0
         arrays, some of which are read-only views of the object store's memory, valid while they are referenced.
     """
     with (
-        closing(_ChunkChain(batches.rows, config, start, len(batches))) as chunks,
+        closing(_ChunkChain(batches.make_rows, config, start, len(batches))) as chunks,
         ImagePool(batches, config.workers, in_processes=config.decoding == "processes") as pool,
     ):
-        yield from _with_images(pool, chunks, config)
+        yield from _add_images_to_batches(pool, chunks, config)
 
 
-def _with_images(pool: ImagePool, chunks: _ChunkChain, config: StreamConfig) -> Iterator[Arrays]:
+def _add_images_to_batches(pool: ImagePool, chunks: _ChunkChain, config: StreamConfig) -> Iterator[Arrays]:
     prefetched: deque[tuple[Arrays, Callable[[], Arrays]]] = deque()
     limit = 2 * pool.size
     while True:
@@ -100,7 +100,7 @@ def _with_images(pool: ImagePool, chunks: _ChunkChain, config: StreamConfig) -> 
 
 
 class _ChunkChain(Iterator[Arrays]):
-    """Batches ``start`` to ``stop``, as ``make`` makes them, in a chain of chunks."""
+    """Iterates over batches that are made in chunks; the next chunk starts before the last one is used up."""
 
     def __init__(self, make: Callable[[int], Arrays], config: StreamConfig, start: int, stop: int) -> None:
         self._make, self._config, self._stop = make, config, stop
@@ -111,7 +111,7 @@ class _ChunkChain(Iterator[Arrays]):
 
     @property
     def is_ready(self) -> bool:
-        """Whether ``next`` returns, or ends, without waiting."""
+        """Whether the next batch is ready, or there is none."""
         return not self._chunks or self._chunks[0].is_ready
 
     def __next__(self) -> Arrays:
@@ -137,7 +137,7 @@ class _ChunkChain(Iterator[Arrays]):
 
 
 class _BatchChunk:
-    """Batches ``start`` to ``stop``, made from the moment this is created."""
+    """Consecutive batches that a Ray dataset starts to make as soon as this is created."""
 
     def __init__(self, dataset: Dataset, start: int, stop: int) -> None:
         self.start, self.stop, self.left = start, stop, stop - start
@@ -193,16 +193,16 @@ def batch_dataset(
     """
     parts = -(-(stop - start) // task_batches)
 
-    def make_all(block: pa.Table) -> Iterator[pa.Table]:
+    def make_batches(block: pa.Table) -> Iterator[pa.Table]:
         # The tokenizers' threads would compete with each other for the task's share of the cores.
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
         for part in block["id"].to_pylist():
             for number in range(start + part * task_batches, min(start + (part + 1) * task_batches, stop)):
                 yield pack_arrays(make(number))
 
-    with DataContext.current(_data_context(row_is_block)):
+    with DataContext.current(_make_data_context(row_is_block)):
         return ray.data.range(parts, override_num_blocks=parts).map_batches(
-            make_all,
+            make_batches,
             batch_size=None,
             batch_format="pyarrow",
             zero_copy_batch=True,
@@ -215,7 +215,7 @@ def _batch_bytes(arrays: Arrays) -> int:
     return sum(array.nbytes for array in arrays.values())
 
 
-def _data_context(row_is_block: bool) -> DataContext:
+def _make_data_context(row_is_block: bool) -> DataContext:
     context: DataContext = DataContext.get_current().copy()
     if row_is_block:
         context.target_max_block_size = 1

@@ -8,10 +8,10 @@ from pipelines.errors import DataError
 from vlmodel.media.base import Defect
 
 
-class Reason(StrEnum):
+class FaultReason(StrEnum):
     """Why a sample or a whole shard was left out, whatever its inputs; quarantine and reject files hold the value.
 
-    Reasons that depend on an input are built by ``missing_input`` and ``medium_reason``.
+    Reasons that depend on an input are built by ``missing_input_reason`` and ``medium_reason``.
     """
 
     MISSING_TEXT = "missing_text"
@@ -46,7 +46,7 @@ class Reason(StrEnum):
     """The shard cannot be opened or read at all."""
 
 
-def missing_input(name: str) -> str:
+def missing_input_reason(name: str) -> str:
     """The reason where a sample lacks an input that it must have: "missing_image"."""
     return f"missing_{name}"
 
@@ -57,10 +57,10 @@ def medium_reason(defect: Defect, medium: str) -> str:
 
 
 class SampleError(DataError):
-    """One sample that cannot be used. Picklable.
+    """A sample that cannot be used. Picklable.
 
     Attributes:
-        reason: a ``Reason``, or what ``missing_input`` or ``medium_reason`` gives.
+        reason: a ``FaultReason``, or what ``missing_input_reason`` or ``medium_reason`` gives.
         detail: for people: the member, the field, the value.
     """
 

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 
-from pipelines.data.tars.errors import Reason
+from pipelines.data.tars.errors import FaultReason
 
 BLOCK = 512
 _ZERO = bytes(BLOCK)
@@ -69,8 +69,8 @@ class TarCorruption:
     member: str | None = None
 
     @property
-    def reason(self) -> Reason:
-        return Reason.BROKEN_TAR
+    def reason(self) -> FaultReason:
+        return FaultReason.BROKEN_TAR
 
 
 class _DamagedError(Exception):
@@ -93,8 +93,8 @@ class _ByteReader:
         self._buffer, self._at = b"", 0
         self.position = 0
 
-    def take(self, size: int) -> bytes:
-        """The next ``size`` bytes, fewer at the end."""
+    def read_up_to(self, size: int) -> bytes:
+        """Read the next ``size`` bytes, fewer at the end of the tar."""
         if self._at + size > len(self._buffer):
             pieces = [self._buffer[self._at :]]
             have = len(pieces[0])
@@ -107,16 +107,16 @@ class _ByteReader:
         self.position += len(data)
         return data
 
-    def skip(self, size: int) -> int:
+    def skip_bytes(self, size: int) -> int:
         """Skip ``size`` bytes, fewer at the end; returns how many."""
         left = size
-        while left and (data := self.take(min(left, _READ))):
+        while left and (data := self.read_up_to(min(left, _READ))):
             left -= len(data)
         return size - left
 
     def skip_zeros(self) -> bool:
-        """Skip blocks of zeros; returns whether they reach to the end."""
-        while block := self.take(BLOCK):
+        """Skip blocks of zeros. Returns whether they reach to the end of the tar."""
+        while block := self.read_up_to(BLOCK):
             if block.count(0) != len(block):
                 self._at -= len(block)
                 self.position -= len(block)
@@ -127,7 +127,7 @@ class _ByteReader:
 def read_tar(
     read: Callable[[int], bytes], is_wanted: Callable[[str, int], bool] = lambda name, size: False
 ) -> Iterator[TarMember | TarCorruption]:
-    """Members and corruptions of a tar, in its order.
+    """Iterate over the members and the corruptions of a tar, in its order.
 
     Args:
         read: gives the next bytes, at most as many as asked for, b"" at the end; called in order, never twice for
@@ -153,7 +153,7 @@ class _TarParser:
     def __iter__(self) -> Iterator[TarMember | TarCorruption]:
         while not self._at_end:
             offset = self._stream.position
-            block = self._stream.take(BLOCK)
+            block = self._stream.read_up_to(BLOCK)
             try:
                 if len(block) < BLOCK:
                     self._at_end = True
@@ -185,17 +185,17 @@ class _TarParser:
         self._lost, self._next_pax = True, {}
 
     def _read_zeros(self, offset: int) -> None:
-        """The end mark, or a zeroed block before the end; raises ``_DamagedError`` where it is damaged."""
+        """Read the tar's end mark or a zeroed block before the end; raises ``_DamagedError`` if it is damaged."""
         if not self._stream.skip_zeros():
             raise _DamagedError(f"a zeroed block, with data after it at {self._stream.position}")
         self._at_end = True
-        if problem := _end_problem(self._stream.position - offset, self._stream.position):
+        if problem := _describe_end_problem(self._stream.position - offset, self._stream.position):
             raise _DamagedError(problem)
 
     def _read_extension(self, header: _TarHeader) -> None:
         if header.size > _MAX_EXTENSION:
             raise _DamagedError(f"an extended header of {header.size} bytes")
-        payload = self._stream.take(_padded_size(header.size))
+        payload = self._stream.read_up_to(_round_up_to_tar_block(header.size))
         if len(payload) < header.size:
             raise _DamagedError("the tar ends inside an extended header")
         payload = payload[: header.size]
@@ -207,9 +207,9 @@ class _TarParser:
             self._next_pax["path"] = payload.rstrip(b"\0")
 
     def _resolve_member(self, header: _TarHeader) -> tuple[int, bytes, MemberKind]:
-        """Size, stored name and kind of a member, by its header and the extended headers before it."""
+        """The size, the stored name and the kind of a member, from its header and the extended headers before it."""
         more = header.sparse_blocks_follow
-        while more and len(block := self._stream.take(BLOCK)) == BLOCK:
+        while more and len(block := self._stream.read_up_to(BLOCK)) == BLOCK:
             more = block[504] != 0
         pax, self._next_pax = self._global_pax | self._next_pax, {}
         raw_name = pax.get("path", header.name)
@@ -226,21 +226,23 @@ class _TarParser:
         offset = self._stream.position
         # Links, directories and devices have no data, whatever their size field holds.
         stored = size if kind is MemberKind.FILE or header.type not in b"123456" else 0
-        data = self._stream.take(stored) if kind is MemberKind.FILE and self._is_wanted(name, size) else None
-        passed = len(data) if data is not None else self._stream.skip(stored)
+        data = self._stream.read_up_to(stored) if kind is MemberKind.FILE and self._is_wanted(name, size) else None
+        passed = len(data) if data is not None else self._stream.skip_bytes(stored)
         if passed < stored:
             self._at_end = True
             yield TarCorruption(offset, f"the tar ends after {passed} of {stored} bytes of {name!r}", name)
             return
         yield TarMember(name, offset, size, kind, utf8, data)
-        padding = _padded_size(stored) - stored
-        if self._stream.skip(padding) < padding:
+        padding = _round_up_to_tar_block(stored) - stored
+        if self._stream.skip_bytes(padding) < padding:
             self._at_end = True
             yield TarCorruption(self._stream.position, f"the tar ends in the padding after {name!r}")
 
 
 def _parse_header(block: bytes, strict: bool) -> _TarHeader:
-    """Raises ``_DamagedError``; ``strict`` asks for the ustar magic too, as data can pass for an older header."""
+    """Parse a tar header or raise ``_DamagedError``; ``strict`` requires the ustar magic, as data can look like older
+    headers.
+    """
     magic = block[257:263]
     if strict and magic[:5] != b"ustar":
         raise _DamagedError("no header")
@@ -304,7 +306,7 @@ def _decode_name(name: bytes) -> tuple[str, bool]:
         return name.decode("utf-8", "backslashreplace"), False
 
 
-def _end_problem(zeros: int, size: int) -> str | None:
+def _describe_end_problem(zeros: int, size: int) -> str | None:
     """Describe what is wrong with the end of a tar of ``size`` bytes, the last ``zeros`` of them zero; None if fine."""
     if zeros < 2 * BLOCK:
         return "the tar's end mark is cut"
@@ -313,5 +315,5 @@ def _end_problem(zeros: int, size: int) -> str | None:
     return f"{zeros} bytes of zeros at the end, more than padding explains: lost data"
 
 
-def _padded_size(size: int) -> int:
+def _round_up_to_tar_block(size: int) -> int:
     return -(-size // BLOCK) * BLOCK

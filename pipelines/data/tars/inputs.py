@@ -28,14 +28,14 @@ _RESERVED = tuple(sorted(TEXTS))
 
 
 class MemberInput(NamedTuple):
-    """The input that a member is: its name, and the name of its medium ("text" for texts)."""
+    """The input that a tar member holds: its name, and the name of its medium ("text" for texts)."""
 
     name: str
     medium: str
 
 
 @lru_cache(maxsize=4096)
-def input_of(extension: str) -> MemberInput | None:
+def input_of_extension(extension: str) -> MemberInput | None:
     """The input of members with this extension ("jpg", "imu.npy"), in lower case; None for other members."""
     name, _, last = extension.rpartition(".")
     if not name and last in TEXT_EXTENSIONS:
@@ -47,13 +47,13 @@ def input_of(extension: str) -> MemberInput | None:
 
 
 def member_extension(name: str, extension: str) -> str:
-    """What follows the key in the name of an input's member; ``input_of`` is its inverse."""
+    """The extension of an input's tar member, which follows the key; ``input_of_extension`` is its inverse."""
     medium = medium_of(extension)
     has_own_name = medium is not None and medium.name == name and extension not in TEXT_EXTENSIONS
     return extension if has_own_name else f"{name}.{extension}"
 
 
-def known_extensions(name: str) -> str:
+def describe_known_extensions(name: str) -> str:
     """Describe, for messages, how the names of an input's members end."""
     if name == TEXT:
         return " or ".join(f".{extension}" for extension in TEXT_EXTENSIONS)
@@ -65,8 +65,8 @@ def known_extensions(name: str) -> str:
     )
 
 
-def needed_inputs(inputs: Iterable[str]) -> dict[str, bool]:
-    """The named inputs, and whether a sample must have each (names that end in ``?`` may be missing)."""
+def input_requirements(inputs: Iterable[str]) -> dict[str, bool]:
+    """The named inputs, and whether each is required of every sample (names that end in ``?`` are optional)."""
     return {name.removesuffix("?"): not name.endswith("?") for name in inputs}
 
 
@@ -74,13 +74,13 @@ def _is_input_name(name: str) -> bool:
     return _NAME.fullmatch(name) is not None and name not in _RESERVED
 
 
-def _as_tuple(value: Any) -> Any:
+def _require_tuple(value: Any) -> Any:
     if isinstance(value, str):
         value = [name.strip() for name in value.split(",")]
     return tuple(value) if isinstance(value, list) else value
 
 
-def _valid_names(inputs: tuple[str, ...]) -> tuple[str, ...]:
+def _check_input_names(inputs: tuple[str, ...]) -> tuple[str, ...]:
     names = [name.removesuffix("?") for name in inputs]
     if not names:
         raise ValueError('name at least one input, as ["image", "text"]')
@@ -95,5 +95,5 @@ def _valid_names(inputs: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(sorted(inputs, key=lambda name: name.removesuffix("?")))
 
 
-InputNames = Annotated[tuple[str, ...], BeforeValidator(_as_tuple), AfterValidator(_valid_names)]
+InputNames = Annotated[tuple[str, ...], BeforeValidator(_require_tuple), AfterValidator(_check_input_names)]
 """A setting: names of inputs, sorted; those that end in ``?`` may be missing. Also one string with commas."""

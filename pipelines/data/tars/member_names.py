@@ -34,6 +34,6 @@ def is_hidden_path(path: str) -> bool:
     return is_hidden(base) or "__MACOSX" in folder.split("/")
 
 
-def leaves_folder(name: str) -> bool:
+def path_leaves_folder(name: str) -> bool:
     """Whether extracting a member of this name would write outside the folder: an absolute path, or one with ``..``."""
     return name.startswith("/") or ".." in name.replace("\\", "/").split("/") or name[1:3] in (":\\", ":/")

@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow as pa
 
 from pipelines.data.index.index import Index
-from pipelines.data.index.present import split_present
+from pipelines.data.index.present import split_input_names
 from pipelines.data.tars.inputs import TEXT_EXTENSIONS
 from pipelines.data.tars.sample import hash_texts, parse_metadata, parse_texts
 from pipelines.errors import DataError
@@ -38,7 +38,7 @@ class ShardReader:
     def read(
         self, shard: str, rows: Sequence[int], *, inputs: Collection[str] = ("image",), texts: bool = True
     ) -> list[Sample]:
-        """The samples at these rows of ``index.rows(shard)``, in the order asked for.
+        """Read the samples at some rows of a shard, in the order asked for.
 
         Args:
             inputs: names of those that are read, where a sample has them.
@@ -57,24 +57,24 @@ class ShardReader:
             for name in names:
                 if sample[f"{name}.offset"] is not None:
                     of_inputs[name] = len(ranges)
-                    ranges.append(_input_range(sample, name))
+                    ranges.append(_byte_range_of_input(sample, name))
             start = len(ranges)
-            ranges += _text_ranges(sample) if texts else []
+            ranges += _byte_ranges_of_texts(sample) if texts else []
             places.append((of_inputs, slice(start, len(ranges))))
         pieces = self._read_ranges(shard, ranges)
         records = []
         for sample, (of_inputs, of_texts) in zip(samples, places, strict=True):
-            read = {name: self._checked_input(shard, sample, name, pieces[at]) for name, at in of_inputs.items()}
+            read = {name: self._read_and_check_input(shard, sample, name, pieces[at]) for name, at in of_inputs.items()}
             parsed = self._parse_texts(shard, sample, pieces[of_texts]) if texts else Texts()
-            records.append(Sample(sample["key"], read, parsed, split_present(sample["present"]), sample["split"]))
+            records.append(Sample(sample["key"], read, parsed, split_input_names(sample["present"]), sample["split"]))
         return records
 
     def read_texts(self, shard: str, rows: Sequence[int]) -> list[Texts]:
-        """Read the samples as ``read`` does, without their inputs."""
+        """Read the texts of the samples at some rows of a shard, without their inputs."""
         return [record.texts for record in self.read(shard, rows, inputs=())]
 
     def keys(self, shard: str, rows: Sequence[int]) -> list[str]:
-        """Keys of the samples at these rows, without reading the shard.
+        """The keys of the samples at some rows of a shard, from the index alone.
 
         Raises:
             DataError: the shard's part of the index cannot be read.
@@ -83,8 +83,8 @@ class ShardReader:
         return keys
 
     def input_sha256s(self, shard: str, rows: Sequence[int], name: str) -> list[str | None]:
-        """SHA-256 hashes of an input's bytes at these rows, as the index has them; None for samples without it. Raises
-        what ``keys`` raises.
+        """SHA-256 hashes of the bytes of an input at some rows of a shard, from the index; None for samples without it.
+        Raises what ``keys`` raises.
         """
         if name not in self._inputs:
             return [None] * len(rows)
@@ -92,7 +92,7 @@ class ShardReader:
         return sha256s
 
     def read_metadata(self, shard: str, rows: Sequence[int]) -> list[dict[str, Any]]:
-        """The metadata in the JSON of each sample beside its texts; the errors of ``read``."""
+        """The metadata that each sample's JSON holds beside its texts; the errors of ``read``."""
         samples = self._index_rows(shard, rows, (), True)
         stored = [sample for sample in samples if sample["json_offset"] is not None]
         pieces = iter(self._read_ranges(shard, [(sample["json_offset"], sample["json_size"]) for sample in stored]))
@@ -102,14 +102,16 @@ class ShardReader:
             try:
                 metadata.append(parse_metadata(json))
             except (DataError, ValueError) as error:
-                raise self._changed_error(shard, sample) from error
+                raise self._tar_changed_error(shard, sample) from error
         return metadata
 
     def _read_rows(self, shard: str) -> pa.Table:
         return self.index.rows(shard).select([*_COLUMNS, *_TEXT_COLUMNS, *_input_columns(self._inputs)])
 
     def _index_rows(self, shard: str, rows: Sequence[int], inputs: Sequence[str], texts: bool) -> list[dict[str, Any]]:
-        """These rows, with the columns of some inputs and of the texts: each column costs its time in every batch."""
+        """The index's rows with the columns of some inputs and of the texts alone, as each column costs time in every
+        batch.
+        """
         columns = [*_COLUMNS, *(_TEXT_COLUMNS if texts else ()), *_input_columns(inputs)]
         samples: list[dict[str, Any]] = self._rows(shard).select(columns).take(pa.array(rows, pa.int64())).to_pylist()
         return samples
@@ -122,30 +124,30 @@ class ShardReader:
             remedy = "if it was changed or removed, run the index job again; else check that its storage is reachable"
             raise DataError(f"{problem}; {remedy}") from error
 
-    def _checked_input(self, shard: str, sample: dict[str, Any], name: str, data: bytes) -> bytes:
+    def _read_and_check_input(self, shard: str, sample: dict[str, Any], name: str, data: bytes) -> bytes:
         """An input's bytes, which are read once more where their hash differs from the index."""
-        if not _is_indexed(sample, name, data):
-            (data,) = self._read_ranges(shard, [_input_range(sample, name)])
-            if not _is_indexed(sample, name, data):
-                raise self._changed_error(shard, sample)
+        if not _has_input_columns(sample, name, data):
+            (data,) = self._read_ranges(shard, [_byte_range_of_input(sample, name)])
+            if not _has_input_columns(sample, name, data):
+                raise self._tar_changed_error(shard, sample)
         return data
 
     def _parse_texts(self, shard: str, sample: dict[str, Any], pieces: Sequence[bytes]) -> Texts:
         """The texts of a sample's text members, which are read once more where their hash differs from the index."""
         if not pieces:
             return Texts()
-        members = _text_members(sample, pieces)
+        members = _split_text_members(sample, pieces)
         if hash_texts(*members) != sample["texts_hash"]:
-            members = _text_members(sample, self._read_ranges(shard, _text_ranges(sample)))
+            members = _split_text_members(sample, self._read_ranges(shard, _byte_ranges_of_texts(sample)))
             if hash_texts(*members) != sample["texts_hash"]:
-                raise self._changed_error(shard, sample)
+                raise self._tar_changed_error(shard, sample)
         json, txt, cls = members
         try:
             return parse_texts(json, txt, None, cls)
         except DataError as error:
-            raise self._changed_error(shard, sample) from error
+            raise self._tar_changed_error(shard, sample) from error
 
-    def _changed_error(self, shard: str, sample: dict[str, Any]) -> DataError:
+    def _tar_changed_error(self, shard: str, sample: dict[str, Any]) -> DataError:
         where = f"sample {sample['key']!r} in shard {shard!r} of {self.index.tars!r}"
         remedy = "run the index job again, with data.index.force=true where the tar's size and time are unchanged"
         return DataError(f"{where} is not what was indexed; the shard has changed: {remedy}")
@@ -155,20 +157,20 @@ def _input_columns(inputs: Sequence[str]) -> list[str]:
     return [f"{name}.{column}" for name in inputs for column in ("offset", "size", "sha256")]
 
 
-def _input_range(sample: dict[str, Any], name: str) -> Range:
+def _byte_range_of_input(sample: dict[str, Any], name: str) -> Range:
     return sample[f"{name}.offset"], sample[f"{name}.size"]
 
 
-def _text_ranges(sample: dict[str, Any]) -> list[Range]:
+def _byte_ranges_of_texts(sample: dict[str, Any]) -> list[Range]:
     kinds = [kind for kind in TEXT_EXTENSIONS if sample[f"{kind}_offset"] is not None]
     return [(sample[f"{kind}_offset"], sample[f"{kind}_size"]) for kind in kinds]
 
 
-def _text_members(sample: dict[str, Any], pieces: Sequence[bytes]) -> list[bytes | None]:
-    """The text members of a sample in the order of ``TEXT_EXTENSIONS``, from the pieces of ``_text_ranges``."""
+def _split_text_members(sample: dict[str, Any], pieces: Sequence[bytes]) -> list[bytes | None]:
+    """The text members of a sample, in the order of ``TEXT_EXTENSIONS``, from the bytes that were read for them."""
     found = iter(pieces)
     return [next(found) if sample[f"{kind}_offset"] is not None else None for kind in TEXT_EXTENSIONS]
 
 
-def _is_indexed(sample: dict[str, Any], name: str, data: bytes) -> bool:
+def _has_input_columns(sample: dict[str, Any], name: str, data: bytes) -> bool:
     return hashlib.sha256(data).hexdigest() == sample[f"{name}.sha256"]

@@ -19,7 +19,7 @@ from typing import Annotated, Any, NoReturn
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, ValidationError
 
-from pipelines.data.tars.errors import Reason, SampleError
+from pipelines.data.tars.errors import FaultReason, SampleError
 from vlmodel.sample import Question, Texts
 
 GROUP = "group"
@@ -49,7 +49,7 @@ class TextLimits:
     texts: int = 1_000
 
 
-def _id_as_text(value: Any) -> Any:
+def _convert_id_to_text(value: Any) -> Any:
     return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
 
 
@@ -62,7 +62,7 @@ class _QuestionRecord(BaseModel):
     question: _Text
     answer: _Text | None = None
     answers: tuple[str, ...] = ()
-    id: Annotated[str | None, BeforeValidator(_id_as_text)] = None
+    id: Annotated[str | None, BeforeValidator(_convert_id_to_text)] = None
 
 
 class _TextsRecord(BaseModel):
@@ -72,7 +72,7 @@ class _TextsRecord(BaseModel):
 
     captions: tuple[_Text, ...] = ()
     questions: tuple[_QuestionRecord, ...] = ()
-    label: Annotated[_Text | None, BeforeValidator(_id_as_text)] = Field(None, alias=CLASS)
+    label: Annotated[_Text | None, BeforeValidator(_convert_id_to_text)] = Field(None, alias=CLASS)
     caption: Annotated[Any, Field(description="img2dataset's caption, in JSON of another schema")] = None
 
 
@@ -106,8 +106,8 @@ def parse_texts(
         if is_metadata and isinstance(record.caption, str):
             metadata_caption = record.caption.strip()
         if label is not None and record.label not in (None, label):
-            detail = f"the class is {_shortened_repr(record.label)} in .json and {_shortened_repr(label)} in .cls"
-            raise SampleError(Reason.BAD_SCHEMA, detail)
+            detail = f"the class is {_shorten_repr(record.label)} in .json and {_shorten_repr(label)} in .cls"
+            raise SampleError(FaultReason.BAD_SCHEMA, detail)
         label = label or record.label
     caption = (_decode_utf8(txt_bytes, ".txt").strip() if txt_bytes is not None else "") or metadata_caption
     if caption and caption not in captions:
@@ -115,7 +115,7 @@ def parse_texts(
     size = len(json_bytes or b"") + len(txt_bytes or b"") + len(cls_bytes or b"")
     texts = Texts(captions, questions, label)
     if limits is not None and size > min(limits.letters, _MIN_TEXT_BYTES * limits.texts):
-        _require_within(texts, limits)
+        _require_within_limits(texts, limits)
     return texts
 
 
@@ -152,7 +152,7 @@ def dump_texts(texts: Texts, extra: Mapping[str, Any] | None = None) -> bytes:
     """
     tree: dict[str, Any] = dict(extra or {})
     if clash := (_TEXT_KEYS | {CLASS}) & tree.keys():
-        raise SampleError(Reason.BAD_SCHEMA, f"extra keys {sorted(clash)} are reserved for the texts")
+        raise SampleError(FaultReason.BAD_SCHEMA, f"extra keys {sorted(clash)} are reserved for the texts")
     tree["captions"] = list(texts.captions)
     tree["questions"] = [_question_tree(question) for question in texts.questions]
     if texts.label is not None:
@@ -160,22 +160,22 @@ def dump_texts(texts: Texts, extra: Mapping[str, Any] | None = None) -> bytes:
     try:
         return json.dumps(tree, sort_keys=True, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
     except UnicodeEncodeError as error:
-        raise SampleError(Reason.BAD_UTF8, f"text cannot be written as UTF-8: {error}") from None
+        raise SampleError(FaultReason.BAD_UTF8, f"text cannot be written as UTF-8: {error}") from None
     except (TypeError, ValueError) as error:
-        raise SampleError(Reason.BAD_SCHEMA, f"extra is not plain JSON: {error}") from None
+        raise SampleError(FaultReason.BAD_SCHEMA, f"extra is not plain JSON: {error}") from None
 
 
-def _require_within(given: Texts, limits: TextLimits) -> None:
+def _require_within_limits(given: Texts, limits: TextLimits) -> None:
     captions, questions = given.captions, given.questions
     answers = max((len(question.answers) for question in questions), default=0)
     for count, what in ((len(captions) + len(questions), "captions and questions"), (answers, "answers to a question")):
         if count > limits.texts:
-            raise SampleError(Reason.TOO_MANY_TEXTS, f"{count} {what}; data.index.max_texts allows {limits.texts}")
+            raise SampleError(FaultReason.TOO_MANY_TEXTS, f"{count} {what}; data.index.max_texts allows {limits.texts}")
     of_questions = (text for q in questions for text in (q.question, q.answer or "", *q.answers))
     texts = (given.label or "", *captions, *of_questions)
     if longest := max((text for text in texts if len(text) > limits.letters), key=len, default=""):
-        detail = f"a text of {len(longest)} letters, {_shortened_repr(longest, 40)}; data.index.max_letters allows"
-        raise SampleError(Reason.TEXT_TOO_LONG, f"{detail} {limits.letters}")
+        detail = f"a text of {len(longest)} letters, {_shorten_repr(longest, 40)}; data.index.max_letters allows"
+        raise SampleError(FaultReason.TEXT_TOO_LONG, f"{detail} {limits.letters}")
 
 
 def _question_tree(question: Question) -> dict[str, Any]:
@@ -196,38 +196,38 @@ def _parse_json(json_bytes: bytes, strict: bool) -> _TextsRecord:
     except ValidationError as error:
         first = error.errors(include_url=False, include_context=False)[0]
         if first["type"] == "json_invalid":
-            raise SampleError(Reason.BAD_JSON, f".json: {first['msg']}") from None
+            raise SampleError(FaultReason.BAD_JSON, f".json: {first['msg']}") from None
         where = ".".join(str(step) for step in first["loc"]) or "the document"
-        detail = f".json: {where} = {_shortened_repr(first['input'])}: {first['msg']}"
-        raise SampleError(Reason.BAD_SCHEMA, detail) from None
+        detail = f".json: {where} = {_shorten_repr(first['input'])}: {first['msg']}"
+        raise SampleError(FaultReason.BAD_SCHEMA, detail) from None
 
 
 def _load_json(text: str) -> Any:
     """Strict JSON; raises SampleError BAD_JSON for what ``dump_texts`` could not write again."""
 
-    def refuse_constant(number: str) -> NoReturn:
-        raise SampleError(Reason.BAD_JSON, f".json: {number} is no number of JSON; write null, or leave it out")
+    def refuse_json_constant(number: str) -> NoReturn:
+        raise SampleError(FaultReason.BAD_JSON, f".json: {number} is no number of JSON; write null, or leave it out")
 
-    def parse_finite(number: str) -> float:
+    def parse_finite_number(number: str) -> float:
         if math.isinf(value := float(number)):
-            raise SampleError(Reason.BAD_JSON, f".json: the number {_shortened_repr(number)} is too large")
+            raise SampleError(FaultReason.BAD_JSON, f".json: the number {_shorten_repr(number)} is too large")
         return value
 
     try:
-        return json.loads(text, parse_constant=refuse_constant, parse_float=parse_finite)
+        return json.loads(text, parse_constant=refuse_json_constant, parse_float=parse_finite_number)
     except (ValueError, RecursionError) as error:  # ValueError also for integers with thousands of digits
-        raise SampleError(Reason.BAD_JSON, f".json: {error}") from None
+        raise SampleError(FaultReason.BAD_JSON, f".json: {error}") from None
 
 
 def _decode_utf8(data: bytes, member: str) -> str:
     if (zero := data.find(0)) >= 0:  # valid UTF-8, but lost blocks of a disk are zeros
-        raise SampleError(Reason.BAD_UTF8, f"{member}: byte {zero} is zero, which no text has: lost data")
+        raise SampleError(FaultReason.BAD_UTF8, f"{member}: byte {zero} is zero, which no text has: lost data")
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise SampleError(Reason.BAD_UTF8, f"{member}: byte {error.start} is not UTF-8") from None
+        raise SampleError(FaultReason.BAD_UTF8, f"{member}: byte {error.start} is not UTF-8") from None
 
 
-def _shortened_repr(value: Any, limit: int = 80) -> str:
+def _shorten_repr(value: Any, limit: int = 80) -> str:
     text = repr(value[: limit + 1] if isinstance(value, str) else value)
     return text if len(text) <= limit else f"{text[:limit]}..."

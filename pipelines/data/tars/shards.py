@@ -12,8 +12,15 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self
 
-from pipelines.data.tars.errors import Reason, SampleError, missing_input
-from pipelines.data.tars.inputs import PAIRS, TEXT, input_of, known_extensions, member_extension, needed_inputs
+from pipelines.data.tars.errors import FaultReason, SampleError, missing_input_reason
+from pipelines.data.tars.inputs import (
+    PAIRS,
+    TEXT,
+    describe_known_extensions,
+    input_of_extension,
+    input_requirements,
+    member_extension,
+)
 from pipelines.data.tars.sample import dump_texts
 from pipelines.errors import DataError
 from vlmodel.sample import Texts
@@ -44,12 +51,12 @@ Inputs = Mapping[str, tuple[bytes, str]]
 """Inputs by name: the bytes, and the extension of their file, in any case, with or without a leading dot."""
 
 
-def canonical_split(name: str) -> str | None:
-    """``train``, ``val`` or ``test`` for one of their usual spellings, else None."""
+def parse_split_name(name: str) -> str | None:
+    """The split, ``train``, ``val`` or ``test``, that a usual spelling means; None for another word."""
     return _SPLIT_OF.get(name.strip().lower())
 
 
-def named_split(filename: str) -> str | None:
+def split_in_tar_name(filename: str) -> str | None:
     """The split that a tar's name has as a whole word; None where it has none.
 
     ``coco-val-000.tar``, ``val2017.tar`` and ``VALID.tar`` are of val; ``contest-000.tar`` is of none. A name with val
@@ -69,7 +76,7 @@ def named_split(filename: str) -> str | None:
 
 
 def shard_split(filename: str, patterns: Mapping[Split, Sequence[str]] | None = None) -> str:
-    """Split of a tar: by the patterns, else by its name (``named_split``), else ``train``.
+    """The split of a tar: by the patterns, else by its name (``split_in_tar_name``), else ``train``.
 
     Args:
         patterns: shell patterns of file names for each split (``IndexConfig.splits``).
@@ -77,19 +84,21 @@ def shard_split(filename: str, patterns: Mapping[Split, Sequence[str]] | None = 
     Raises:
         DataError: patterns of two splits match, or the name contradicts itself.
     """
-    splits = _splits_by_pattern(filename, patterns or {})
+    splits = _find_splits_by_pattern(filename, patterns or {})
     if len(splits) > 1:
         raise DataError(f"{filename!r} matches data.index.splits.{' and .'.join(splits)}; let one of them match")
-    return splits[0] if splits else named_split(filename) or "train"
+    return splits[0] if splits else split_in_tar_name(filename) or "train"
 
 
-def _splits_by_pattern(filename: str, patterns: Mapping[Split, Sequence[str]]) -> list[str]:
+def _find_splits_by_pattern(filename: str, patterns: Mapping[Split, Sequence[str]]) -> list[str]:
     names = (filename, filename.removesuffix(".tar"))
     return [split for split, of_split in patterns.items() if any(fnmatchcase(n, p) for p in of_split for n in names)]
 
 
-def shard_splits(filenames: Iterable[str], patterns: Mapping[Split, Sequence[str]] | None = None) -> dict[str, str]:
-    """Split of each tar of a set, by ``shard_split``.
+def assign_shard_splits(
+    filenames: Iterable[str], patterns: Mapping[Split, Sequence[str]] | None = None
+) -> dict[str, str]:
+    """Assign each tar of a data set its split, by ``shard_split``.
 
     Tars whose names have no split are of train where no tar is named train: ``part-000.tar`` beside ``val.tar``.
 
@@ -98,8 +107,8 @@ def shard_splits(filenames: Iterable[str], patterns: Mapping[Split, Sequence[str
             inside a word (``cocotrain``, ``cocoval``); or as ``shard_split``.
     """
     splits = {name: shard_split(name, patterns) for name in filenames}
-    by_pattern = {name for name in splits if _splits_by_pattern(name, patterns or {})}
-    unnamed = sorted(name for name in splits if name not in by_pattern and named_split(name) is None)
+    by_pattern = {name for name in splits if _find_splits_by_pattern(name, patterns or {})}
+    unnamed = sorted(name for name in splits if name not in by_pattern and split_in_tar_name(name) is None)
     train = sorted(name for name, split in splits.items() if split == "train" and name not in unnamed)
     if unnamed and train:
         raise DataError(
@@ -129,14 +138,14 @@ def shard_name(split: str, number: int) -> str:
     return f"{split}-{number:06d}.tar"
 
 
-def sample_members(
+def make_sample_members(
     key: str,
     inputs: Inputs,
     texts: Texts,
     extra: Mapping[str, Any] | None = None,
     wanted: Sequence[str] = PAIRS,
 ) -> list[Member]:
-    """The members of a tar for one sample.
+    """Make the tar members that hold one sample.
 
     Args:
         key: no dots, control characters or empty path steps; ``/`` is allowed inside.
@@ -145,46 +154,46 @@ def sample_members(
         wanted: what the sample must have and may have (``IndexConfig.inputs``); nothing else is stored.
 
     Raises:
-        SampleError: UNSAFE_MEMBER for an invalid key; ``missing_input`` for one that is missing, texts among them;
+        SampleError: UNSAFE_MEMBER for an invalid key; ``missing_input_reason`` for a missing input or text;
             EMPTY_MEMBER for an input without bytes; UNKNOWN_MEMBER for an extension of no medium; NO_INPUT where
             nothing would be stored; or what ``dump_texts`` raises.
     """
     if not _KEY.fullmatch(key):
-        raise SampleError(Reason.UNSAFE_MEMBER, f"key {key!r} has a dot, control character or empty path step")
+        raise SampleError(FaultReason.UNSAFE_MEMBER, f"key {key!r} has a dot, control character or empty path step")
     has_text = bool(texts.kinds)
     stored = []
-    for name, is_required in needed_inputs(wanted).items():
+    for name, is_required in input_requirements(wanted).items():
         if name == TEXT and has_text:
             stored.append((f"{key}.json", dump_texts(texts, extra)))
         elif name == TEXT and is_required:
-            raise SampleError(Reason.MISSING_TEXT, f"key {key!r} has no caption, no question and no class")
+            raise SampleError(FaultReason.MISSING_TEXT, f"key {key!r} has no caption, no question and no class")
         elif name in inputs:
-            stored.append(_input_member(key, name, *inputs[name]))
+            stored.append(_make_input_member(key, name, *inputs[name]))
         elif is_required:
-            raise SampleError(missing_input(name), f"key {key!r} has no {name}")
+            raise SampleError(missing_input_reason(name), f"key {key!r} has no {name}")
     if not stored:
-        raise SampleError(Reason.NO_INPUT, f"key {key!r} has none of {', '.join(wanted)}")
+        raise SampleError(FaultReason.NO_INPUT, f"key {key!r} has none of {', '.join(wanted)}")
     return stored
 
 
-def _input_member(key: str, name: str, data: bytes, extension: str) -> Member:
+def _make_input_member(key: str, name: str, data: bytes, extension: str) -> Member:
     if not data:
-        raise SampleError(Reason.EMPTY_MEMBER, f"the {name} of key {key!r} has no bytes")
+        raise SampleError(FaultReason.EMPTY_MEMBER, f"the {name} of key {key!r} has no bytes")
     ending = member_extension(name, extension.lower().removeprefix("."))
-    found = input_of(ending)
+    found = input_of_extension(ending)
     if found is None or found.name != name:
-        detail = f"the {name} of key {key!r} has extension {extension!r}, none of {known_extensions(name)}"
-        raise SampleError(Reason.UNKNOWN_MEMBER, detail)
+        detail = f"the {name} of key {key!r} has extension {extension!r}, none of {describe_known_extensions(name)}"
+        raise SampleError(FaultReason.UNKNOWN_MEMBER, detail)
     return f"{key}.{ending}", data
 
 
-def stored_size(members: Iterable[Member]) -> int:
-    """Bytes that members take in a tar, with their headers and padding."""
+def size_in_tar(members: Iterable[Member]) -> int:
+    """The number of bytes that members take in a tar, with their headers and padding."""
     return sum(_TAR_BLOCK - (-len(data) // _TAR_BLOCK) * _TAR_BLOCK for _, data in members)
 
 
-def tar_bytes(samples: Iterable[Sequence[Member]]) -> bytes:
-    """A whole tar; equal members give equal bytes."""
+def build_tar(samples: Iterable[Sequence[Member]]) -> bytes:
+    """Build a tar in memory; equal members give equal bytes."""
     out = io.BytesIO()
     with _open_tar(file=out) as tar:
         for members in samples:
@@ -206,7 +215,7 @@ class ShardWriter:
         split: one of ``SPLITS``.
         max_samples: samples per shard.
         max_bytes: size per shard; a larger single sample gets a shard of its own.
-        inputs: what is written of each sample, the ``wanted`` of ``sample_members``.
+        inputs: what is written of each sample, the ``wanted`` of ``make_sample_members``.
     """
 
     def __init__(
@@ -237,13 +246,13 @@ class ShardWriter:
         """Append one sample.
 
         Raises:
-            SampleError: DUPLICATE_KEY where the split has the key already, or what ``sample_members`` raises; nothing
+            SampleError: DUPLICATE_KEY where the split has the key already; errors of ``make_sample_members``; nothing
                 is written then.
         """
         if key in self._keys:
-            raise SampleError(Reason.DUPLICATE_KEY, f"key {key!r} is already in split {self.split!r}")
-        members = sample_members(key, inputs, texts, extra, self.inputs)
-        size = stored_size(members)
+            raise SampleError(FaultReason.DUPLICATE_KEY, f"key {key!r} is already in split {self.split!r}")
+        members = make_sample_members(key, inputs, texts, extra, self.inputs)
+        size = size_in_tar(members)
         if self._samples_in_shard and (
             self._samples_in_shard >= self.max_samples or self._bytes_in_shard + size > self.max_bytes
         ):

@@ -30,7 +30,7 @@ _LONGEST_WORD = 100
 
 
 def read_texts(index: Index, split: str = "train", shards: Sequence[str] | None = None) -> Iterator[Texts]:
-    """The texts of each sample of a split, by shard and in tar order; no images are read.
+    """Read the texts of each sample of a split, by shard and in tar order; no images are read.
 
     Args:
         shards: only these; all if not given.
@@ -44,7 +44,7 @@ def read_texts(index: Index, split: str = "train", shards: Sequence[str] | None 
         yield from reader.read_texts(name, np.flatnonzero(splits == split).tolist())
 
 
-def texts_of_split(index: Index, split: str = "train") -> Iterator[str]:
+def iterate_texts_of_split(index: Index, split: str = "train") -> Iterator[str]:
     """Every caption, question and class of a split, in the order of the index.
 
     Raises:
@@ -60,40 +60,41 @@ def texts_of_split(index: Index, split: str = "train") -> Iterator[str]:
 
 
 def count_labels(index: Index, tasks: Iterable[Task], split: str = "train") -> Counter[str]:
-    """How often each answer that tasks may take as a label occurs in a split, counted by Ray Data, a task a shard.
+    """Count how often each answer that a task may learn as a label occurs in a split, by Ray Data with one task a
+    shard.
 
     Raises:
-        DataError: as ``texts_of_split``.
+        DataError: as ``iterate_texts_of_split``.
     """
     _require_samples(index, split)
     of_tasks = list(tasks)
 
-    def count(row: dict[str, Any]) -> dict[str, Any]:
+    def count_shard_labels(row: dict[str, Any]) -> dict[str, Any]:
         labels: Counter[str] = Counter()
         for texts in read_texts(index, split, [row["item"]]):
-            labels.update(merge_task_texts(task.labels(texts) for task in of_tasks))
+            labels.update(merge_texts_of_tasks(task.labels(texts) for task in of_tasks))
         # As JSON: a column of Ray Data takes its type from the first rows.
         return {"counts": json.dumps(labels)}
 
     total: Counter[str] = Counter()
-    for row in map_shards(_shards_of(index, split), count):
+    for row in map_shards(_shards_of(index, split), count_shard_labels):
         total.update(json.loads(row["counts"]))
-    return Counter(dict(sorted(total.items(), key=_most_frequent_first)))
+    return Counter(dict(sorted(total.items(), key=_sort_by_frequency)))
 
 
-def merge_task_texts(of_tasks: Iterable[Iterable[str]]) -> list[str]:
-    """The texts of several tasks: each as often as the task has it that has it most often."""
+def merge_texts_of_tasks(of_tasks: Iterable[Iterable[str]]) -> list[str]:
+    """Merge the texts of several tasks: each text as often as the task that has it most often has it."""
     total: Counter[str] = Counter()
     for texts in of_tasks:
         total |= Counter(texts)
     return list(total.elements())
 
 
-def answer_vocabulary(
+def most_frequent_answers(
     counter: Mapping[str, int], size: int | None = None, min_count: int = 1, normalizer: Normalizer = "vqa"
 ) -> list[str]:
-    """The ``size`` most frequent answers (all for None) that occur at least ``min_count`` times, the most frequent
-    first, ties in the order of their characters.
+    """The ``size`` most frequent answers (all if None) that occur at least ``min_count`` times, the most frequent first
+    and ties in the order of their characters.
 
     Args:
         counter: how often each answer occurs.
@@ -101,14 +102,14 @@ def answer_vocabulary(
             ones in the normal form, or else in the first.
     """
     counts = Counter[str]()
-    for form, spellings in spellings_of(counter, normalizer).items():
+    for form, spellings in count_spellings(counter, normalizer).items():
         label = min(spellings, key=lambda spelling: (-spellings[spelling], spelling != form, spelling))
         counts[label] = sum(spellings.values())
-    ranked = sorted(counts.items(), key=_most_frequent_first)
+    ranked = sorted(counts.items(), key=_sort_by_frequency)
     return [answer for answer, count in ranked if count >= min_count][:size]
 
 
-def spellings_of(counter: Mapping[str, int], normalizer: Normalizer = "vqa") -> dict[str, dict[str, int]]:
+def count_spellings(counter: Mapping[str, int], normalizer: Normalizer = "vqa") -> dict[str, dict[str, int]]:
     """Count for each normal form how often each of its spellings occurs."""
     spellings: defaultdict[str, dict[str, int]] = defaultdict(dict)
     for answer, count in counter.items():
@@ -117,7 +118,8 @@ def spellings_of(counter: Mapping[str, int], normalizer: Normalizer = "vqa") -> 
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int = 8192, lowercase: bool = True) -> PreTrainedTokenizerFast:
-    """A WordPiece tokenizer with BERT's special tokens and ``[CLS] x [SEP]`` (``[CLS] a [SEP] b [SEP]`` for pairs).
+    """Train a WordPiece tokenizer with BERT's special tokens and ``[CLS] x [SEP]`` (``[CLS] a [SEP] b [SEP]`` for
+    pairs).
 
     The same texts, in any order, give the same tokenizer. Words of more than 100 letters are [UNK], as for BERT.
 
@@ -180,12 +182,12 @@ def _most_frequent_letters(words: Mapping[str, int], limit: int) -> list[str]:
     for word, count in words.items():
         for letter in word:
             letters[letter] += count
-    ranked = sorted(letters.items(), key=_most_frequent_first)
+    ranked = sorted(letters.items(), key=_sort_by_frequency)
     return sorted(letter for letter, _ in ranked[:limit])
 
 
 def _lines_of_repeated_words(words: Mapping[str, int]) -> Iterator[str]:
-    """Each word as often as it occurs, in lines of a length that the trainer handles quickly."""
+    """Lines that repeat each word as often as it occurs, of a length that the trainer handles quickly."""
     for word, count in sorted(words.items()):
         for start in range(0, count, _WORDS_PER_LINE):
             yield " ".join([word] * min(_WORDS_PER_LINE, count - start))
@@ -202,6 +204,6 @@ def _shards_of(index: Index, split: str) -> list[str]:
     return [shard.name for shard in index.shards if split in shard.samples]
 
 
-def _most_frequent_first(item: tuple[str, int]) -> tuple[int, str]:
+def _sort_by_frequency(item: tuple[str, int]) -> tuple[int, str]:
     answer, count = item
     return -count, answer

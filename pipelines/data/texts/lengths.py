@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from pipelines.data.index.index import Index
 from pipelines.data.index.shard_pass import map_shards
-from pipelines.data.texts.corpus import merge_task_texts, read_texts
+from pipelines.data.texts.corpus import merge_texts_of_tasks, read_texts
 from pipelines.storage.folder import Folder
 from vlmodel.processor import ProcessorConfig
 from vlmodel.sample import Texts
@@ -21,14 +21,14 @@ from vlmodel.task import Task
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-_FILE = "text_lengths.json"
+_FILE = "count_text_lengths.json"
 _CHUNK = 4096
 """Samples whose texts are tokenized at a time."""
 
 
 @dataclass(frozen=True)
 class TextLengths:
-    """How many texts have each number of tokens, special tokens included.
+    """A histogram of the texts' lengths in tokens, special tokens included.
 
     Attributes:
         read: texts that are inputs of the model.
@@ -52,20 +52,22 @@ class TextLengths:
                 lengths = cls()
                 samples = read_texts(index, "train", [row["item"]])
                 while chunk := list(islice(samples, _CHUNK)):
-                    read, written = _read_and_written_texts(chunk, tasks.values())
-                    lengths.read.update(_token_lengths(tokenizer, read, special=True))
-                    lengths.written.update(n + 2 for n in _token_lengths(tokenizer, written, special=False))
+                    read, written = _split_read_and_written_texts(chunk, tasks.values())
+                    lengths.read.update(_count_tokens(tokenizer, read, special=True))
+                    lengths.written.update(n + 2 for n in _count_tokens(tokenizer, written, special=False))
                 # As JSON: a column of Ray Data takes its type from the first rows.
-                return {"lengths": lengths.dump()}
+                return {"lengths": lengths.to_json()}
 
             for row in map_shards([shard.name for shard in index.shards if "train" in shard.samples], count):
-                of_shard = cls.parse(row["lengths"])
+                of_shard = cls.from_json(row["lengths"])
                 total.read.update(of_shard.read)
                 total.written.update(of_shard.written)
         return total
 
-    def resolve(self, config: ProcessorConfig, longest: int | None, longest_written: int | None) -> ProcessorConfig:
-        """The settings, in which limits of 0 are set by these texts.
+    def set_inferred_limits(
+        self, config: ProcessorConfig, longest: int | None, longest_written: int | None
+    ) -> ProcessorConfig:
+        """The processor's settings, in which limits of 0 are replaced by what these texts need.
 
         Args:
             longest, longest_written: most tokens that the model can read and can write; None for no limit.
@@ -73,7 +75,7 @@ class TextLengths:
         return config.resolve(max(self.read, default=0), max(self.written, default=0), longest, longest_written)
 
     def describe(self, processor: ProcessorConfig, wanted: ProcessorConfig) -> str:
-        """One line: how many texts are truncated, and how to change that.
+        """A line that says how many texts are truncated, and how to change that.
 
         Args:
             processor: with resolved limits.
@@ -86,35 +88,35 @@ class TextLengths:
             if lengths
         )
 
-    def dump(self) -> str:
+    def to_json(self) -> str:
         return json.dumps({"read": self.read, "written": self.written})
 
     @classmethod
-    def parse(cls, text: str) -> Self:
+    def from_json(cls, text: str) -> Self:
         tree = json.loads(text)
         return cls(*(Counter({int(n): count for n, count in tree[kind].items()}) for kind in ("read", "written")))
 
     def save(self, folder: str | Path) -> None:
-        """Save them beside a saved processor."""
-        Folder(folder).write(_FILE, self.dump().encode())
+        """Save the lengths beside a saved processor."""
+        Folder(folder).write(_FILE, self.to_json().encode())
 
     @classmethod
     def load(cls, folder: str | Path) -> Self | None:
         """Load the lengths that ``save`` wrote; None where there are none."""
         file = Path(folder) / _FILE
-        return cls.parse(file.read_text(encoding="utf-8")) if file.is_file() else None
+        return cls.from_json(file.read_text(encoding="utf-8")) if file.is_file() else None
 
 
-def _read_and_written_texts(samples: Sequence[Texts], tasks: Iterable[Task]) -> tuple[list[str], list[str]]:
+def _split_read_and_written_texts(samples: Sequence[Texts], tasks: Iterable[Task]) -> tuple[list[str], list[str]]:
     """The texts that a model of the tasks reads, and those that it learns to write; each once."""
     of_tasks = list(tasks)
-    read = [text for texts in samples for text in merge_task_texts(task.texts_read(texts) for task in of_tasks)]
+    read = [text for texts in samples for text in merge_texts_of_tasks(task.texts_read(texts) for task in of_tasks)]
     return read, [
-        text for texts in samples for text in merge_task_texts(task.texts_written(texts) for task in of_tasks)
+        text for texts in samples for text in merge_texts_of_tasks(task.texts_written(texts) for task in of_tasks)
     ]
 
 
-def _token_lengths(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], *, special: bool) -> list[int]:
+def _count_tokens(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], *, special: bool) -> list[int]:
     if not texts:
         return []
     encoded = tokenizer(

@@ -12,7 +12,13 @@ from pydantic import Field
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from pipelines.data.index.index import Index
-from pipelines.data.texts.corpus import answer_vocabulary, count_labels, spellings_of, texts_of_split, train_tokenizer
+from pipelines.data.texts.corpus import (
+    count_labels,
+    count_spellings,
+    iterate_texts_of_split,
+    most_frequent_answers,
+    train_tokenizer,
+)
 from pipelines.data.texts.lengths import TextLengths
 from pipelines.errors import DataError
 from vlmodel.answers import Normalizer, normal_form
@@ -25,7 +31,7 @@ from vlmodel.weights import source_options
 
 
 class VocabularyConfig(Section):
-    """The tokenizer and the answers."""
+    """Settings of the tokenizer and of the vocabulary of answers."""
 
     tokenizer: str = ""
     """Folder, hub name or .gguf file of a tokenizer; "" trains one on the corpus. A pretrained encoder or
@@ -58,7 +64,7 @@ def build_processor(
     knowledge: KnowledgePart | None = None,
     fact_texts: Callable[[], Iterable[str]] = tuple,
 ) -> VLProcessor:
-    """The processor for a training of ``tasks`` on the data of ``indexes``; made once and saved in ``folder``.
+    """Build the processor for a training of ``tasks`` on the data of ``indexes``, once, and save it in ``folder``.
 
     Args:
         limits: for a processor's tokenizer, most tokens that the model can read and can write.
@@ -75,34 +81,36 @@ def build_processor(
     counted: Counter[str] = Counter()
     for index in indexes if choosing else ():
         counted.update(count_labels(index, choosing))
-    normalizer = normalizer_of(choosing, config.normalizer)
-    labels = answer_vocabulary(counted, config.answers, config.min_answer_count, normalizer)
+    normalizer = common_normalizer_of_tasks(choosing, config.normalizer)
+    labels = most_frequent_answers(counted, config.answers, config.min_answer_count, normalizer)
     if choosing and len(labels) < 2:
         raise DataError(
             f"the training split of {' and '.join(index.tars for index in indexes)} has {len(labels)} different "
             "answers or classes, and a classifier needs at least two; check the source's answers or classes, or lower "
             "vocabulary.min_answer_count"
         )
-    if line := _describe_merged(counted, labels, normalizer):
+    if line := _describe_merged_answers(counted, labels, normalizer):
         report(line)
     further = fact_texts() if knowledge is not None and knowledge.reads_facts else ()
     tokenizer = _make_tokenizer(indexes, config, further)
     built = VLProcessor(processor, tokenizer, labels, tasks, normalizer, inputs, reads_images, knowledge)
     lengths = TextLengths.count(indexes, built.tokenizer, tasks)
-    built.config = lengths.resolve(processor, *limits(built))
+    built.config = lengths.set_inferred_limits(processor, *limits(built))
     saved = save_processor(built, folder)
     lengths.save(folder)
     return saved
 
 
-def normalizer_of(choosing: Sequence[Task], setting: Normalizer) -> Normalizer:
-    """The rules by which labels are compared: those that all tasks which choose among them have, or the setting's."""
+def common_normalizer_of_tasks(choosing: Sequence[Task], setting: Normalizer) -> Normalizer:
+    """The rules by which labels are compared, which all tasks that choose among labels share; else the setting's."""
     of_tasks: set[Normalizer] = {task.normalizer or setting for task in choosing}
     return of_tasks.pop() if len(of_tasks) == 1 else setting
 
 
-def text_lengths(indexes: Sequence[Index], processor: VLProcessor, folder: str) -> TextLengths:
-    """The lengths of the training texts in tokens of a processor that is saved in ``folder``; counted once."""
+def count_text_lengths(indexes: Sequence[Index], processor: VLProcessor, folder: str) -> TextLengths:
+    """Count the tokens of the training texts by the processor that is saved in ``folder``; the counts are saved there
+    too.
+    """
     if (lengths := TextLengths.load(folder)) is None:
         lengths = TextLengths.count(indexes, processor.tokenizer, processor.tasks)
         lengths.save(folder)
@@ -122,18 +130,20 @@ def save_processor(processor: VLProcessor, folder: str) -> VLProcessor:
     return VLProcessor.from_pretrained(target)
 
 
-def known_answer_share(counted: Mapping[str, int], processor: VLProcessor) -> float:
-    """Share of answers, weighted by how often each occurs, that are in the vocabulary; 1 where there are none."""
+def share_of_answers_in_vocabulary(counted: Mapping[str, int], processor: VLProcessor) -> float:
+    """The share of answers, weighted by how often each occurs, that are in the vocabulary; 1 if there are no
+    answers.
+    """
     total = sum(counted.values())
     return sum(n for answer, n in counted.items() if processor.label_id(answer) >= 0) / total if total else 1.0
 
 
-def _describe_merged(counted: Mapping[str, int], labels: Sequence[str], normalizer: Normalizer) -> str:
-    """Which answers became one label; "" where none did."""
+def _describe_merged_answers(counted: Mapping[str, int], labels: Sequence[str], normalizer: Normalizer) -> str:
+    """Describe which answers were merged into one label; "" if none were."""
     by_form = {normal_form(label, normalizer): label for label in labels}
     merged = [
         (by_form[form], sorted(spellings))
-        for form, spellings in spellings_of(counted, normalizer).items()
+        for form, spellings in count_spellings(counted, normalizer).items()
         if len(spellings) > 1 and form in by_form
     ]
     if not merged:
@@ -150,7 +160,7 @@ def _make_tokenizer(
     indexes: Sequence[Index], config: VocabularyConfig, further: Iterable[str]
 ) -> PreTrainedTokenizerBase:
     if not config.tokenizer:
-        texts = chain.from_iterable(texts_of_split(index, "train") for index in indexes)
+        texts = chain.from_iterable(iterate_texts_of_split(index, "train") for index in indexes)
         return train_tokenizer(chain(texts, further), config.size, config.lowercase)
     name, options = source_options(config.tokenizer)
     try:

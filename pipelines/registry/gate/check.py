@@ -97,6 +97,6 @@ class GateDecision:
         first = next((check for check in self.checks if check.compares and check.passed), None)
         return f"all {passed} checks passed" + (f"; {first.name}: {first.measured}" if first else "")
 
-    def to_tree(self) -> dict[str, Any]:
+    def to_json_tree(self) -> dict[str, Any]:
         """The decision as plain values for JSON."""
         return {"promote": self.promote, "fit": self.is_usable, "reason": self.reason, **asdict(self)}

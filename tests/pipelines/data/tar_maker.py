@@ -45,7 +45,7 @@ def samples(numbers: Sequence[int]) -> list[Entry]:
     return [entry for number in numbers for entry in sample(number)]
 
 
-def tar_bytes(entries: Sequence[Entry | tarfile.TarInfo], form: int = tarfile.USTAR_FORMAT) -> bytes:
+def build_tar(entries: Sequence[Entry | tarfile.TarInfo], form: int = tarfile.USTAR_FORMAT) -> bytes:
     out = io.BytesIO()
     with tarfile.open(fileobj=out, mode="w", format=form) as tar:
         for entry in entries:
@@ -82,7 +82,7 @@ def zeroed(data: bytes, offset: int, size: int = BLOCK) -> bytes:
 
 def write_tar(folder: Path, name: str, entries: Sequence[Entry | tarfile.TarInfo]) -> Path:
     path = folder / name
-    path.write_bytes(tar_bytes(entries))
+    path.write_bytes(build_tar(entries))
     return path
 
 

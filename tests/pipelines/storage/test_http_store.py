@@ -17,7 +17,7 @@ from pipelines.data.tars.reader import ShardReader
 from pipelines.errors import DataError
 from pipelines.storage.folder import Folder
 from pipelines.storage.retries import AccessError, RefusedError
-from tests.pipelines.data.tar_maker import photo, samples, tar_bytes
+from tests.pipelines.data.tar_maker import build_tar, photo, samples
 from tests.pipelines.storage.stores import Faults, http_store
 
 
@@ -28,7 +28,7 @@ def _short_delays(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def served(tmp_path: Path) -> Iterator[tuple[Folder, Path, Faults]]:
-    (tmp_path / "a.tar").write_bytes(tar_bytes(samples(range(6))))
+    (tmp_path / "a.tar").write_bytes(build_tar(samples(range(6))))
     with http_store(tmp_path) as (uri, faults):
         yield Folder(uri), tmp_path, faults
 
@@ -49,7 +49,7 @@ def test_files_are_listed_with_sizes_and_stamps(served: tuple[Folder, Path, Faul
 @pytest.mark.parametrize("kind", [500, 503, 429, "cut"])
 def test_transient_errors_lose_nothing(served: tuple[Folder, Path, Faults], kind: int | str) -> None:
     folder, disk, faults = served
-    data = tar_bytes([(f"{n}.png", photo(n, (640, 640), "PNG")) for n in range(8)])
+    data = build_tar([(f"{n}.png", photo(n, (640, 640), "PNG")) for n in range(8)])
     (disk / "b.tar").write_bytes(data)
     faults.kinds = cycle([kind, kind, "", "", ""])
     assert {file.name for file in folder.files()} == {"a.tar", "b.tar"}
@@ -78,7 +78,7 @@ def test_answers_that_stay_are_not_asked_for_again(served: tuple[Folder, Path, F
 
 
 def test_a_server_without_ranges_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "a.tar").write_bytes(tar_bytes(samples(range(3))))
+    (tmp_path / "a.tar").write_bytes(build_tar(samples(range(3))))
     handler = partial(SimpleHTTPRequestHandler, directory=str(tmp_path))
     with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
@@ -100,7 +100,7 @@ def test_an_index_built_where_the_tars_are_serves_readers_elsewhere(served: tupl
     records = ShardReader(index).read("a.tar", [5, 0, 3])
     assert [(record.key, record.inputs["image"]) for record in records] == [(f"{n:04d}", photo(n)) for n in (5, 0, 3)]
     faults.kinds = iter(())
-    (disk / "a.tar").write_bytes(tar_bytes(samples(range(1, 7))))
+    (disk / "a.tar").write_bytes(build_tar(samples(range(1, 7))))
     with pytest.raises(DataError, match="run the index job again"):
         ShardReader(index).read("a.tar", [0])
 

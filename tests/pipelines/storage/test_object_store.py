@@ -13,14 +13,14 @@ import s3fs
 
 from pipelines.data.index.build import build_index
 from pipelines.data.index.config import IndexConfig
-from pipelines.data.index.files import sample_count, samples_file
+from pipelines.data.index.files import samples_file, total_sample_count
 from pipelines.data.index.index import SplitAssignment
 from pipelines.data.index.index_shard import index_shard
 from pipelines.data.index.scan import scan_tar
 from pipelines.errors import DataError
 from pipelines.storage.folder import Folder
 from pipelines.storage.retries import AccessError
-from tests.pipelines.data.tar_maker import photo, sample, samples, tar_bytes
+from tests.pipelines.data.tar_maker import build_tar, photo, sample, samples
 from tests.pipelines.storage.stores import S3Store, s3_store
 
 PLAIN = IndexConfig()
@@ -52,7 +52,7 @@ def folder(request: pytest.FixtureRequest) -> Folder:
 def test_what_is_written_is_listed_read_and_deleted(folder: Folder) -> None:
     assert folder.files() == []
     assert not folder.exists("a.tar")
-    data = tar_bytes(samples(range(3)))
+    data = build_tar(samples(range(3)))
     folder.write("a.tar", data)
     folder.write("_index/samples/a", b"1")
     [listed] = folder.files()
@@ -93,7 +93,7 @@ def test_what_another_writer_does_is_seen_at_once(folder: Folder, store: S3Store
 
 @pytest.mark.parametrize("kind", [500, 503, 429, "cut"])
 def test_transient_errors_lose_nothing(folder: Folder, store: S3Store, kind: int | str) -> None:
-    data = tar_bytes([(f"{n}.png", photo(n, (640, 640), "PNG")) for n in range(8)])
+    data = build_tar([(f"{n}.png", photo(n, (640, 640), "PNG")) for n in range(8)])
     folder.write("a.tar", data)
     store.faults.kinds = cycle([kind, "", ""])
     ranges = [(0, 10), (3_000_000, 10), (6_000_011, 100)]
@@ -115,27 +115,27 @@ def test_an_error_that_stays_is_raised(folder: Folder, store: S3Store) -> None:
 
 
 def test_a_shard_is_indexed_again_only_where_its_object_changed(folder: Folder) -> None:
-    data = tar_bytes(samples(range(5)))
+    data = build_tar(samples(range(5)))
     folder.write("a.tar", data)
     first = index_shard(folder, folder.files()[0], PLAIN, SplitAssignment(0.0))
-    assert sample_count(first) == 5
+    assert total_sample_count(first) == 5
     part = samples_file(first["part"])
     written = folder.stamp(part), folder.read(part)
     assert index_shard(folder, folder.files()[0], PLAIN, SplitAssignment(0.0)) == first
     assert (folder.stamp(part), folder.read(part)) == written
-    folder.write("a.tar", tar_bytes(samples(range(1, 6))))
+    folder.write("a.tar", build_tar(samples(range(1, 6))))
     again = index_shard(folder, folder.files()[0], PLAIN, SplitAssignment(0.0))
-    assert (sample_count(again), again["sha256"] == first["sha256"]) == (5, False)
+    assert (total_sample_count(again), again["sha256"] == first["sha256"]) == (5, False)
 
 
 def test_an_object_that_changes_while_it_is_read_is_not_indexed(
     folder: Folder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    folder.write("a.tar", tar_bytes(samples(range(5))))
+    folder.write("a.tar", build_tar(samples(range(5))))
 
     def overtaken(*arguments, **settings):
         scan = scan_tar(*arguments, **settings)
-        folder.write("a.tar", tar_bytes(samples(range(1, 6))))
+        folder.write("a.tar", build_tar(samples(range(1, 6))))
         return scan
 
     monkeypatch.setattr("pipelines.data.index.index_shard.scan_tar", overtaken)
@@ -148,7 +148,7 @@ def test_an_object_that_changes_while_it_is_read_is_not_indexed(
 def test_wrong_credentials_are_named_with_the_remedy(
     folder: Folder, wrong: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    folder.write("a.tar", tar_bytes(sample(1)))
+    folder.write("a.tar", build_tar(sample(1)))
     [file] = folder.files()
     monkeypatch.setenv(wrong, "wrong")
     s3fs.S3FileSystem.clear_instance_cache()
@@ -194,7 +194,7 @@ def test_a_store_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_tars_that_cannot_be_written_beside_are_refused_before_they_are_read(
     folder: Folder, store: S3Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    folder.write("a.tar", tar_bytes(sample(1)))
+    folder.write("a.tar", build_tar(sample(1)))
     monkeypatch.setattr(Folder, "write", lambda *_: (_ for _ in ()).throw(PermissionError("read-only")))
     with pytest.raises(DataError, match=r"no index can be written beside .*read-only.*index the tars where"):
         build_index(folder.uri, PLAIN)

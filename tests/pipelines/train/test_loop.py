@@ -76,7 +76,7 @@ class Schedule:
     def epochs_done(self, step: int) -> int:
         return step
 
-    def step_samples(self, step: int) -> int:
+    def count_step_samples(self, step: int) -> int:
         return 1
 
 

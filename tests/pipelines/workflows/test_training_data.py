@@ -164,9 +164,9 @@ def said(data: Path) -> Path:
 def test_the_index_job_knows_what_each_source_is_made_of(data: Path, said: Path) -> None:
     all_train = "data.index.validation_fraction=0.0"
     index.run(workspace(data, all_train, f"data.mix.said.tars={said}", "data.mix.said.inputs=text"))
-    assert Index.open(str(said)).needed == {"text": True}
+    assert Index.open(str(said)).input_requirements == {"text": True}
     assert Index.open(str(said)).counts() == {"train": 30, "val": 6, "test": 0}
-    assert Index.open(str(data / "named")).needed == {"image": True, "text": True}
+    assert Index.open(str(data / "named")).input_requirements == {"image": True, "text": True}
 
 
 def test_models_are_not_judged_on_texts_alone(data: Path, said: Path) -> None:
@@ -297,20 +297,20 @@ def test_a_stopped_training_goes_on_with_the_samples_that_were_due(data: Path, m
     _, order = spent(calm)
     schedule = StepSchedule(order, calm.config.train.batch, 3)
     ledger = seen(calm)
-    assert set(ledger) == {(step, rank) for step in range(schedule.steps) for rank in (0, 1)}
+    assert set(ledger) == {(step, rank) for step in range(schedule.step_count) for rank in (0, 1)}
     for (step, rank), samples in ledger.items():
         due = schedule.samples_of_part(step, rank, 2)
         columns = (due.source, due.epoch, due.shard, due.row)
         assert samples == list(zip(*(column.tolist() for column in columns), strict=True))
-    assert ended.state["step"] == schedule.steps
+    assert ended.state["step"] == schedule.step_count
 
     stopped = workspace(data, *more, "name=stopped")
     trial_controller = create_trial_controller()
     ray.get(trial_controller.stop.remote())
-    assert 0 < fit(stopped, trial_controller).step < schedule.steps
+    assert 0 < fit(stopped, trial_controller).step < schedule.step_count
     again = fit(stopped)
     assert seen(stopped) == ledger
-    assert again.step == schedule.steps
+    assert again.step == schedule.step_count
     one, other = (load_file(f"{stored.path}/model/model.safetensors") for stored in (ended, again))
     assert one.keys() == other.keys()
     for key, value in one.items():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from pipelines.data.tars.inputs import input_of, known_extensions, member_extension
+from pipelines.data.tars.inputs import describe_known_extensions, input_of_extension, member_extension
 from vlmodel.media.base import CheckLimits, MediumError
 from vlmodel.media.row import MEDIUM, decode_row
 
@@ -39,9 +39,9 @@ def test_what_is_refused(data: bytes, reason: str) -> None:
 
 
 def test_a_row_has_a_member_of_its_own() -> None:
-    assert input_of("json") == ("text", "text")
-    assert input_of("row.json") == ("row", "row")
-    assert input_of("patient.json") == ("patient", "row")
+    assert input_of_extension("json") == ("text", "text")
+    assert input_of_extension("row.json") == ("row", "row")
+    assert input_of_extension("patient.json") == ("patient", "row")
     for name in ("row", "patient"):
-        assert input_of(member_extension(name, "json")) == (name, "row")
-        assert f".{name}.json" in known_extensions(name)
+        assert input_of_extension(member_extension(name, "json")) == (name, "row")
+        assert f".{name}.json" in describe_known_extensions(name)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from pipelines.data.importing.importer import Importer, Reject, SourceSample
+from pipelines.data.importing.importer import Importer, RejectedSample, SourceSample
 
 
 @pytest.fixture(scope="session")
@@ -26,15 +26,15 @@ def picture() -> Callable[..., bytes]:
 
 
 @pytest.fixture(scope="session")
-def read_all() -> Callable[[Importer], tuple[dict[str, SourceSample], list[Reject]]]:
+def read_all() -> Callable[[Importer], tuple[dict[str, SourceSample], list[RejectedSample]]]:
     """Records by key, and rejects, of a whole source; no key may come twice."""
 
-    def read(source: Importer) -> tuple[dict[str, SourceSample], list[Reject]]:
+    def read(source: Importer) -> tuple[dict[str, SourceSample], list[RejectedSample]]:
         entries = list(source.read().samples)
         records = [entry for entry in entries if isinstance(entry, SourceSample)]
         by_key = {record.key: record for record in records}
         assert len(by_key) == len(records)
-        return by_key, [entry for entry in entries if isinstance(entry, Reject)]
+        return by_key, [entry for entry in entries if isinstance(entry, RejectedSample)]
 
     return read
 

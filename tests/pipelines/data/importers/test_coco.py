@@ -8,9 +8,9 @@ import pytest
 
 from pipelines.data.importers._answers import consensus_answer
 from pipelines.data.importers.coco import Config, SplitFiles
-from pipelines.data.importing.importer import Reject, SourceSample
+from pipelines.data.importing.importer import RejectedSample, SourceSample
 from pipelines.data.importing.run import import_data
-from pipelines.data.tars.errors import Reason
+from pipelines.data.tars.errors import FaultReason
 from pipelines.errors import DataError
 from vlmodel.sample import Question
 
@@ -135,10 +135,10 @@ def test_a_bad_record_costs_only_itself(coco: Path, read_all) -> None:
     records, rejects = read_all(Config(folder=str(coco)))
     assert [question.id for question in records["COCO_train2014_000000000009"].texts.questions] == ["9000"]
     assert [(reject.key, reject.reason) for reject in rejects] == [
-        ("captions_train2014.json", Reason.BAD_SCHEMA),
+        ("captions_train2014.json", FaultReason.BAD_SCHEMA),
         ("77", "missing_image"),
-        ("1", Reason.MISSING_TEXT),
-        ("v2_OpenEnded_mscoco_train2014_questions.json", Reason.BAD_SCHEMA),
+        ("1", FaultReason.MISSING_TEXT),
+        ("v2_OpenEnded_mscoco_train2014_questions.json", FaultReason.BAD_SCHEMA),
         ("COCO_train2014_000000000025", "missing_image"),
     ]
 
@@ -164,8 +164,8 @@ def test_annotations_that_are_almost_vqas(coco: Path, read_all, annotation, answ
     records = {entry.key: entry for entry in entries if isinstance(entry, SourceSample)}
     expected = (Question("How many dogs?", answer, answers, "9000"),) if answer else ()
     assert records["COCO_train2014_000000000009"].texts.questions == expected
-    rejects = [(entry.key, entry.reason) for entry in entries if isinstance(entry, Reject)]
-    assert rejects == ([] if answer else [("9000", Reason.MISSING_TEXT)])
+    rejects = [(entry.key, entry.reason) for entry in entries if isinstance(entry, RejectedSample)]
+    assert rejects == ([] if answer else [("9000", FaultReason.MISSING_TEXT)])
     assert reading.passed_over() == {
         "answers without question_id": 1,
         "answers to questions that are not asked": 1,

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from pipelines.data.importers._delimited import open_text, read_csv_rows, split_line_into_cells
-from pipelines.data.tars.errors import Reason, SampleError
+from pipelines.data.importers._delimited import open_text_file, read_csv_rows, split_line_into_cells
+from pipelines.data.tars.errors import FaultReason, SampleError
 from pipelines.errors import DataError
 
 _TEXT = st.text(
@@ -103,12 +103,12 @@ def test_a_cell_of_too_many_letters() -> None:
 
 def test_bytes_that_are_no_text(tmp_path: Path) -> None:
     (tmp_path / "t.csv").write_bytes(b"a,caf\xe9\nb,nul\0\nc,\xef\xbf\xbd\n")
-    with open_text(tmp_path / "t.csv") as lines:
+    with open_text_file(tmp_path / "t.csv") as lines:
         rows = [row for _, row in read_csv_rows(lines, ",")]
     assert isinstance(rows[0], SampleError)
     assert isinstance(rows[1], SampleError)
     assert "save the file as UTF-8 (or name a table's source.encoding)" in rows[0].detail
-    assert (rows[0].reason, rows[1].reason, rows[2]) == (Reason.BAD_UTF8, Reason.BAD_UTF8, ["c", "\ufffd"])
+    assert (rows[0].reason, rows[1].reason, rows[2]) == (FaultReason.BAD_UTF8, FaultReason.BAD_UTF8, ["c", "\ufffd"])
 
 
 @pytest.mark.parametrize(
@@ -118,14 +118,14 @@ def test_encodings_that_show(tmp_path: Path, encoding: str) -> None:
     name, mark = encoding.partition(" ")[::2]
     text = "image,caption\r\n0.jpg,Straße\r\n"
     (tmp_path / "t.csv").write_bytes(("\ufeff" * bool(mark) + text).encode(name))
-    with open_text(tmp_path / "t.csv") as lines:
+    with open_text_file(tmp_path / "t.csv") as lines:
         assert [row for _, row in read_csv_rows(lines, ",")] == [["image", "caption"], ["0.jpg", "Straße"]]
 
 
 def test_a_broken_utf16_costs_its_row(tmp_path: Path) -> None:
     data = "a,b\nc,X\nd,e\n".encode("utf-16-le").replace("X".encode("utf-16-le"), b"\x00\xd8")
     (tmp_path / "t.csv").write_bytes(b"\xff\xfe" + data + b"\x41")
-    with open_text(tmp_path / "t.csv") as lines:
+    with open_text_file(tmp_path / "t.csv") as lines:
         rows = [row for _, row in read_csv_rows(lines, ",")]
     assert (rows[0], rows[2]) == (["a", "b"], ["d", "e"])
     assert [isinstance(row, SampleError) for row in rows] == [False, True, False, True]
@@ -135,10 +135,10 @@ def test_what_is_no_text_file(tmp_path: Path) -> None:
     for start in (b"PK\3\4", b"\x1f\x8b\x08", b"PAR1", b"\xd0\xcf\x11\xe0"):
         (tmp_path / "t.csv").write_bytes(start + bytes(100))
         with pytest.raises(DataError, match="is no text but an archive, a spreadsheet or Parquet; save it as CSV"):
-            open_text(tmp_path / "t.csv")
+            open_text_file(tmp_path / "t.csv")
     os.mkfifo(tmp_path / "pipe.csv")
     with pytest.raises(DataError, match="is a pipe, socket, device or folder"):
-        open_text(tmp_path / "pipe.csv")
+        open_text_file(tmp_path / "pipe.csv")
 
 
 def test_cells_of_one_line() -> None:

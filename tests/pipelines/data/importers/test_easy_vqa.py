@@ -10,7 +10,7 @@ import pytest
 
 from pipelines.data.importers.easy_vqa import Config
 from pipelines.data.importing.importer import SourceSample
-from pipelines.data.tars.errors import Reason
+from pipelines.data.tars.errors import FaultReason
 from pipelines.errors import DataError
 from vlmodel.sample import Question, Texts
 
@@ -69,7 +69,7 @@ def test_a_bad_row_or_missing_image_costs_only_itself(tmp_path: Path, picture, r
     records, rejects = read_all(Config(folder=str(tmp_path)))
     assert [question.question for question in records["train-0"].texts.questions] == ["q?", "p?"]
     assert [(reject.key, reject.reason) for reject in rejects] == [
-        *((f"train/questions.json[{number}]", Reason.BAD_SCHEMA) for number in (1, 2, 3, 5)),
+        *((f"train/questions.json[{number}]", FaultReason.BAD_SCHEMA) for number in (1, 2, 3, 5)),
         ("train-9", "missing_image"),
     ]
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from pipelines.data.importers.feedback import Config
-from pipelines.data.tars.errors import Reason
+from pipelines.data.tars.errors import FaultReason
 from pipelines.errors import DataError
 from pipelines.records.corrections import CorrectionSpool
 from vlmodel.sample import Question
@@ -43,7 +43,7 @@ def test_the_most_common_of_the_last_words(tmp_path: Path, picture: Callable[...
 
     records, rejects = read_all(Config(folder=str(tmp_path / "1970-01-02"), senders=3))
     assert [record.texts.questions[0].answer for record in records.values()] == ["blue"]
-    assert [reject.reason for reject in rejects] == [Reason.MISSING_TEXT]
+    assert [reject.reason for reject in rejects] == [FaultReason.MISSING_TEXT]
 
 
 def test_what_is_damaged_costs_only_itself(tmp_path: Path, picture: Callable[..., bytes], read_all: Any) -> None:
@@ -57,7 +57,7 @@ def test_what_is_damaged_costs_only_itself(tmp_path: Path, picture: Callable[...
     (day / "corrections" / ".0.json.half").write_bytes(b"{")
     records, rejects = read_all(Config(folder=str(day)))
     assert [record.texts.captions for record in records.values()] == [("dot 2",)]
-    assert [reject.reason for reject in rejects] == [Reason.BAD_SCHEMA] * 2
+    assert [reject.reason for reject in rejects] == [FaultReason.BAD_SCHEMA] * 2
 
 
 def test_texts_alone_need_no_images(tmp_path: Path, picture: Callable[..., bytes], read_all: Any) -> None:

@@ -7,7 +7,7 @@ import pytest
 
 from pipelines.data.importers.flickr import Config
 from pipelines.data.importing.run import import_data
-from pipelines.data.tars.errors import Reason
+from pipelines.data.tars.errors import FaultReason
 from pipelines.errors import DataError
 
 
@@ -85,7 +85,7 @@ def test_a_caption_that_holds_the_delimiter_is_whole(flickr: Path, read_all, del
     (flickr / "captions.csv").write_text("\n".join(map(delimiter.join, rows)) + "\n")
     records, rejects = read_all(Config(folder=str(flickr), captions="captions.csv"))
     assert records["a"].texts.captions == (f"A dog {delimiter} running {delimiter} fast",)
-    assert [(reject.key, reject.reason) for reject in rejects] == [("captions.csv:4", Reason.BAD_SCHEMA)]
+    assert [(reject.key, reject.reason) for reject in rejects] == [("captions.csv:4", FaultReason.BAD_SCHEMA)]
 
 
 def test_one_image_in_several_spellings_is_one_sample(flickr: Path, read_all) -> None:
@@ -113,14 +113,14 @@ def test_a_cell_too_many_behind_other_columns(flickr: Path, read_all) -> None:
     (flickr / "captions.csv").write_text("caption,image\nA dog, running,a.jpg\nA cat,b.jpg\n")
     records, rejects = read_all(Config(folder=str(flickr), captions="captions.csv"))
     assert records["b"].texts.captions == ("A cat",)
-    assert (rejects[0].key, rejects[0].reason) == ("captions.csv:2", Reason.BAD_SCHEMA)
+    assert (rejects[0].key, rejects[0].reason) == ("captions.csv:2", FaultReason.BAD_SCHEMA)
 
 
 def test_a_quotation_mark_that_never_closes(flickr: Path, read_all) -> None:
     (flickr / "captions.csv").write_text('image,caption\na.jpg,"half a board\nb.jpg,A cat\na.jpg,it is 5"\n')
     records, rejects = read_all(Config(folder=str(flickr), captions="captions.csv"))
     assert {key: record.texts.captions for key, record in records.items()} == {"a": ('it is 5"',), "b": ("A cat",)}
-    assert [(reject.key, reject.reason) for reject in rejects] == [("captions.csv:2", Reason.BAD_SCHEMA)]
+    assert [(reject.key, reject.reason) for reject in rejects] == [("captions.csv:2", FaultReason.BAD_SCHEMA)]
 
 
 def test_what_is_in_no_list_is_counted(flickr: Path) -> None:
@@ -148,8 +148,8 @@ def test_flickr30k_results(flickr: Path, read_all) -> None:
     records, rejects = read_all(Config(folder=str(flickr), captions="results.csv"))
     assert records["a"].texts.captions == ('A "dog runs .', "Dogs, two .")
     assert [(reject.key, reject.reason) for reject in rejects] == [
-        ("results.csv:4", Reason.BAD_SCHEMA),
-        ("b", Reason.MISSING_TEXT),
+        ("results.csv:4", FaultReason.BAD_SCHEMA),
+        ("b", FaultReason.MISSING_TEXT),
     ]
 
 
@@ -161,13 +161,13 @@ def test_a_bad_line_or_image_costs_only_itself(flickr: Path, read_all) -> None:
     records, rejects = read_all(Config(folder=str(flickr)))
     assert records["a"].texts.captions[-1] == "Last ."
     assert [(reject.key, reject.reason) for reject in rejects[:2]] == [
-        ("Flickr8k.token.txt:5", Reason.BAD_UTF8),
-        ("Flickr8k.token.txt:6", Reason.BAD_SCHEMA),
+        ("Flickr8k.token.txt:5", FaultReason.BAD_UTF8),
+        ("Flickr8k.token.txt:6", FaultReason.BAD_SCHEMA),
     ]
     assert [reject.reason for reject in rejects[2:]] == [
         "undecodable_image",
-        Reason.MISSING_TEXT,
-        Reason.MISSING_TEXT,
+        FaultReason.MISSING_TEXT,
+        FaultReason.MISSING_TEXT,
     ]
 
 

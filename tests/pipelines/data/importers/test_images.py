@@ -12,7 +12,7 @@ import pytest
 
 from pipelines.data.importers._files import HIDDEN, LINKS_TO_READ, UNREADABLE, find_file, key_of_image, to_valid_key
 from pipelines.data.importers._images import DEAD_LINKS, REPEATED, UNNAMED, SourceImages, guess_image_extension
-from pipelines.data.tars.errors import Reason, SampleError
+from pipelines.data.tars.errors import FaultReason, SampleError
 from pipelines.errors import DataError
 
 CAFE = "café.jpg"
@@ -78,13 +78,13 @@ def test_links_are_followed_and_each_folder_is_read_once(tmp_path: Path, picture
     images = SourceImages(root)
     assert set(images.names()) == {"2.png", "z/1.png", "more/deep/0.png", "again.png", "self.png"}
     assert images.passed_over() == {LINKS_TO_READ: 3, DEAD_LINKS: 1, UNNAMED: 4}
-    assert images.identity("again.png") == images.identity("2.png") == str(root / "2.png")
+    assert images.image_identity("again.png") == images.image_identity("2.png") == str(root / "2.png")
     # A name through the way that was not walked, a loop, and the absolute name behind a link.
     for name in ("a/1.png", "loop/z/1.png", "z/up/z/1.png", f"{root}/a/1.png"):
-        assert images.identity(name) == images.identity("z/1.png")
+        assert images.image_identity(name) == images.image_identity("z/1.png")
     assert _reason(images, "self.png") == "missing_image"
     (tmp_path / "link").symlink_to(root)
-    assert SourceImages(tmp_path / "link").identity(f"{root}/2.png") == str(root / "2.png")
+    assert SourceImages(tmp_path / "link").image_identity(f"{root}/2.png") == str(root / "2.png")
 
 
 def test_what_is_no_image_is_never_read_into_one(tmp_path: Path, picture) -> None:
@@ -110,9 +110,9 @@ def test_what_is_no_image_is_never_read_into_one(tmp_path: Path, picture) -> Non
     } == {
         "secret": "undecodable_image",
         "text": "undecodable_image",
-        "zero": Reason.UNSAFE_MEMBER,
+        "zero": FaultReason.UNSAFE_MEMBER,
         "folder": "missing_image",
-        "pipe": Reason.UNSAFE_MEMBER,
+        "pipe": FaultReason.UNSAFE_MEMBER,
         "socket": "missing_image",
     }
     with pytest.raises(SampleError) as caught:
@@ -151,12 +151,12 @@ def test_spellings_of_one_name(tmp_path: Path, picture, write_tar, in_tar: bool)
     images = SourceImages(root)
     for name in (NFC, NFD, f"img/{NFC}", f"./img//{NFC}", f"img\\{NFC}", f"x/../img/{NFC}"):
         assert images.read(name) == (files[names[0]], "jpg")
-        assert images.identity(name) == images.identity(names[0])
+        assert images.image_identity(name) == images.image_identity(names[0])
     assert images.read("b.jpg")[0] == files["img/B.JPG"]
     assert _reason(images, "0.jpg") == "missing_image"
-    assert _reason(images, "..\\0.jpg") is Reason.UNSAFE_MEMBER
-    assert _reason(images, "/etc/0.jpg") is Reason.UNSAFE_MEMBER
-    assert _reason(images, "x/../../0.jpg") is Reason.UNSAFE_MEMBER
+    assert _reason(images, "..\\0.jpg") is FaultReason.UNSAFE_MEMBER
+    assert _reason(images, "/etc/0.jpg") is FaultReason.UNSAFE_MEMBER
+    assert _reason(images, "x/../../0.jpg") is FaultReason.UNSAFE_MEMBER
 
 
 def test_the_exact_name_comes_before_another_case(tmp_path: Path, picture) -> None:
@@ -200,12 +200,12 @@ def test_members_of_a_tar(tmp_path: Path, picture) -> None:
     assert images.names() == [*names, "a/plain"]
     assert images.read("1.png") == (picture(1), "png")
     assert images.read("a/plain") == (picture(2), "png")
-    assert {images.identity(name) for name in ("a/0.png", "hard.png", "a/soft.png")} == {
+    assert {images.image_identity(name) for name in ("a/0.png", "hard.png", "a/soft.png")} == {
         str(tmp_path / "t.tar/a/0.png")
     }
     assert images.read("a/soft.png") == images.read("hard.png") == (picture(0), "png")
     unsafe = {name: _reason(images, f"{name}.png") for name in ("out", "up", "self", "pipe")}
-    assert set(unsafe.values()) == {Reason.UNSAFE_MEMBER}
+    assert set(unsafe.values()) == {FaultReason.UNSAFE_MEMBER}
     assert _reason(images, "text.png") == "undecodable_image"
     assert images.passed_over() == Counter({HIDDEN: 2, ".txt files": 1, REPEATED: 1})
 
@@ -248,7 +248,7 @@ def test_a_tar_that_ends_inside_an_image(tmp_path: Path, picture, write_tar) -> 
     tar = write_tar(tmp_path / "t.tar", {"x.png": picture(0)})
     images = SourceImages(tar)
     os.truncate(tar, 512 + 40)
-    assert _reason(images, "x.png") is Reason.BROKEN_TAR
+    assert _reason(images, "x.png") is FaultReason.BROKEN_TAR
 
 
 def test_usual_names_are_found_behind_links(tmp_path: Path) -> None:

@@ -39,7 +39,9 @@ def texts_only() -> list[SourceSample]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("pipelines.data.importers.scenes.render_scene", lambda scene, size: b"not drawn")
         config = Config()
-        return [config.record("train", n) for n in range(1500)] + [config.record("test", n) for n in range(500)]
+        return [config.scene_sample("train", n) for n in range(1500)] + [
+            config.scene_sample("test", n) for n in range(500)
+        ]
 
 
 def _objects(record: SourceSample) -> list[dict[str, Any]]:
@@ -176,7 +178,7 @@ def test_the_text_alone_gives_little_away(texts_only: list[SourceSample]) -> Non
 def test_pictures_show_the_objects() -> None:
     config = Config(image_size=96)
     for number in range(12):
-        record = config.record("train", number)
+        record = config.scene_sample("train", number)
         with Image.open(io.BytesIO(record.inputs["image"][0])) as image:
             assert (image.format, image.mode, image.size) == ("PNG", "RGB", (96, 96))
             pixels = np.asarray(image, dtype=float)
@@ -221,12 +223,12 @@ def test_a_scene_depends_on_its_number_alone() -> None:
         "val-000000",
         "test-000000",
     ]
-    assert records[2] == config.record("train", 2) == Config(train=900, image_size=32).record("train", 2)
+    assert records[2] == config.scene_sample("train", 2) == Config(train=900, image_size=32).scene_sample("train", 2)
     assert len({record.inputs["image"][0] for record in records}) == 5
-    assert Config(seed=1, image_size=32).record("train", 2).inputs != records[2].inputs
+    assert Config(seed=1, image_size=32).scene_sample("train", 2).inputs != records[2].inputs
     code = (
         "from pipelines.data.importers.scenes import Config; import json;"
-        "r = Config(image_size=32).record('train', 2); "
+        "r = Config(image_size=32).scene_sample('train', 2); "
         "print(json.dumps([r.inputs['image'][0].hex(), r.texts.captions]))"
     )
     other = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, text=True)
@@ -234,8 +236,8 @@ def test_a_scene_depends_on_its_number_alone() -> None:
 
 
 def test_of_texts_alone_nothing_is_drawn() -> None:
-    said = Config(image_size=32, inputs="text").record("train", 2)
-    assert said == Config(image_size=32).record("train", 2)._replace(inputs={})
+    said = Config(image_size=32, inputs="text").scene_sample("train", 2)
+    assert said == Config(image_size=32).scene_sample("train", 2)._replace(inputs={})
 
 
 def test_unfit_settings_are_refused() -> None:

@@ -14,7 +14,7 @@ import pyarrow.parquet
 import pytest
 
 from pipelines.data.importers.table import Config
-from pipelines.data.tars.errors import Reason
+from pipelines.data.tars.errors import FaultReason
 from pipelines.errors import DataError
 from vlmodel.config import ConfigError, parse
 from vlmodel.sample import Question, Texts
@@ -109,18 +109,18 @@ def test_bad_jsonl_rows_cost_only_themselves(images: Path, read_all) -> None:
     good = [{"image": f"img/{number}.png", "caption": "c"} for number in range(2)]
     bad = [
         ({"caption": "c"}, "missing_image"),
-        ({"image": 3, "caption": "c"}, Reason.BAD_SCHEMA),
+        ({"image": 3, "caption": "c"}, FaultReason.BAD_SCHEMA),
         ({"image": "a.txt", "caption": "c"}, "undecodable_image"),
-        ({"image": "img/2.png", "caption": "c", "split": "extra"}, Reason.BAD_SCHEMA),
-        ({"image": "img/2.png", "caption": {"de": "c"}}, Reason.BAD_SCHEMA),
-        ({"image": "img/2.png", "question": "q?", "answer": True}, Reason.BAD_SCHEMA),
-        ({"image": "img/2.png", "question": ["q?"], "answer": ["a", "b"]}, Reason.BAD_SCHEMA),
-        ({"image": "img/0.png", "caption": "d", "split": "test"}, Reason.BAD_SCHEMA),
-        (["no", "object"], Reason.BAD_SCHEMA),
+        ({"image": "img/2.png", "caption": "c", "split": "extra"}, FaultReason.BAD_SCHEMA),
+        ({"image": "img/2.png", "caption": {"de": "c"}}, FaultReason.BAD_SCHEMA),
+        ({"image": "img/2.png", "question": "q?", "answer": True}, FaultReason.BAD_SCHEMA),
+        ({"image": "img/2.png", "question": ["q?"], "answer": ["a", "b"]}, FaultReason.BAD_SCHEMA),
+        ({"image": "img/0.png", "caption": "d", "split": "test"}, FaultReason.BAD_SCHEMA),
+        (["no", "object"], FaultReason.BAD_SCHEMA),
         # Only reading the image shows the rest.
         ({"image": "img/9.png", "caption": "c"}, "missing_image"),
-        ({"image": "../img/0.png", "caption": "c"}, Reason.UNSAFE_MEMBER),
-        ({"image": "/etc/0.png", "caption": "c"}, Reason.UNSAFE_MEMBER),
+        ({"image": "../img/0.png", "caption": "c"}, FaultReason.UNSAFE_MEMBER),
+        ({"image": "/etc/0.png", "caption": "c"}, FaultReason.UNSAFE_MEMBER),
     ]
     file = images / "t.jsonl"
     _jsonl(file, [good[0], *(row for row, _ in bad), good[1]])
@@ -130,7 +130,7 @@ def test_bad_jsonl_rows_cost_only_themselves(images: Path, read_all) -> None:
     assert set(records) == {"img/0", "img/1"}
     assert records["img/0"].texts.captions == ("c",)
     expected = [reason for _, reason in bad]
-    expected[9:9] = [Reason.BAD_UTF8, Reason.BAD_JSON]
+    expected[9:9] = [FaultReason.BAD_UTF8, FaultReason.BAD_JSON]
     assert [reject.reason for reject in rejects] == expected
     assert rejects[0].key == "t.jsonl:2"
 
@@ -144,10 +144,10 @@ def test_bad_csv_rows_cost_only_themselves(images: Path, read_all) -> None:
     records, rejects = read_all(Config(file=str(images / "t.csv")))
     assert set(records) == {"img/0", "img/2"}
     assert [(reject.key, reject.reason) for reject in rejects] == [
-        ("t.csv:3", Reason.BAD_SCHEMA),
-        ("t.csv:4", Reason.BAD_UTF8),
+        ("t.csv:3", FaultReason.BAD_SCHEMA),
+        ("t.csv:4", FaultReason.BAD_UTF8),
         ("t.csv:5", "missing_image"),
-        ("t.csv:6", Reason.BAD_SCHEMA),
+        ("t.csv:6", FaultReason.BAD_SCHEMA),
     ]
 
 
@@ -158,7 +158,7 @@ def test_bytes_that_are_no_image_and_keys_used_twice(tmp_path: Path, picture, re
     records, rejects = read_all(Config(file=str(tmp_path / "t.parquet")))
     assert {key: record.inputs["image"][0] for key, record in records.items()} == {"m": picture(1), "n": picture(3)}
     assert [(reject.key, reject.reason) for reject in rejects] == [
-        ("t.parquet:2", Reason.DUPLICATE_KEY),
+        ("t.parquet:2", FaultReason.DUPLICATE_KEY),
         ("k", "undecodable_image"),
     ]
 
@@ -196,8 +196,8 @@ def test_rows_of_texts_alone_with_one_key_are_one_sample(tmp_path: Path, read_al
         dotted: Texts(("3",)),
     }
     assert [(reject.key, reject.reason) for reject in rejects] == [
-        ("t.jsonl:4", Reason.BAD_SCHEMA),
-        ("t.jsonl:6", Reason.BAD_SCHEMA),
+        ("t.jsonl:4", FaultReason.BAD_SCHEMA),
+        ("t.jsonl:6", FaultReason.BAD_SCHEMA),
     ]
     assert rejects[0].detail == "sample 'grass' is in split 'train' by another row, 'test' by this one"
 
@@ -309,8 +309,8 @@ def test_one_image_in_several_spellings_is_one_sample(images: Path, picture, rea
         "1": ("val", ("i",)),
     }
     assert [(reject.key, reject.reason) for reject in rejects] == [
-        ("t.csv:3", Reason.BAD_SCHEMA),
-        ("t.csv:5", Reason.BAD_SCHEMA),
+        ("t.csv:3", FaultReason.BAD_SCHEMA),
+        ("t.csv:5", FaultReason.BAD_SCHEMA),
     ]
     assert rejects[0].detail == "its image is in split 'train' by another row, 'val' by this one"
 
@@ -323,7 +323,7 @@ def test_one_image_under_two_keys_is_of_one_split(images: Path, read_all) -> Non
     ]
     records, rejects = read_all(Config(file=_jsonl(images / "t.jsonl", rows)))
     assert set(records) == {"a", "b"}
-    assert [(reject.key, reject.reason) for reject in rejects] == [("t.jsonl:3", Reason.BAD_SCHEMA)]
+    assert [(reject.key, reject.reason) for reject in rejects] == [("t.jsonl:3", FaultReason.BAD_SCHEMA)]
 
 
 def test_images_that_no_row_names_are_counted(images: Path) -> None:
@@ -432,7 +432,7 @@ def test_a_delimiter_is_named(images: Path, read_all) -> None:
 def test_an_encoding_is_named(images: Path, read_all) -> None:
     (images / "t.csv").write_bytes("image,caption\n0.png,Größe\n1.png,x\n".encode("cp1252"))
     _, (reject,) = read_all(Config(file=str(images / "t.csv")))
-    assert (reject.key, reject.reason) == ("t.csv:2", Reason.BAD_UTF8)
+    assert (reject.key, reject.reason) == ("t.csv:2", FaultReason.BAD_UTF8)
     assert "source.encoding" in reject.detail
     records, rejects = read_all(Config(file=str(images / "t.csv"), encoding="cp1252"))
     assert (records["0"].texts.captions, rejects) == (("Größe",), [])
@@ -453,7 +453,7 @@ def test_rows_stay_rows(images: Path, read_all) -> None:
         "2": ("two\nlines",),
     }
     assert [(reject.key, reject.reason) for reject in rejects] == [
-        (f"t.csv:{number}", Reason.BAD_SCHEMA) for number in (2, 7, 8)
+        (f"t.csv:{number}", FaultReason.BAD_SCHEMA) for number in (2, 7, 8)
     ]
     assert rejects[0].detail == "a quotation mark closes only in another row"
 
@@ -464,14 +464,14 @@ def test_jsonl_in_utf16_and_with_zero_bytes(images: Path, read_all) -> None:
     assert (records["0"].texts.captions, rejects) == (("ä",), [])
     (images / "t.jsonl").write_bytes(b'{"image": "0.png", "caption": "a"}\n\0\0\0\n')
     records, rejects = read_all(Config(file=str(images / "t.jsonl")))
-    assert (len(records), [reject.reason for reject in rejects]) == (1, [Reason.BAD_UTF8])
+    assert (len(records), [reject.reason for reject in rejects]) == (1, [FaultReason.BAD_UTF8])
 
 
 def test_a_group_is_kept_and_is_one(images: Path, read_all) -> None:
     (images / "t.csv").write_text("image,caption,scene\n0.png,a,7\n1.png,b,\n0.png,c,8\n")
     records, rejects = read_all(Config(file=str(images / "t.csv"), group="scene"))
     assert {key: record.extra for key, record in records.items()} == {"0": {"group": "7"}, "1": None}
-    assert [(reject.key, reject.reason) for reject in rejects] == [("t.csv:4", Reason.BAD_SCHEMA)]
+    assert [(reject.key, reject.reason) for reject in rejects] == [("t.csv:4", FaultReason.BAD_SCHEMA)]
 
 
 def test_a_home_folder(images: Path, read_all, monkeypatch) -> None:

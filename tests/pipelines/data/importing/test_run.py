@@ -16,12 +16,12 @@ from pathlib import Path
 import pytest
 
 from pipelines.data.importers import easy_vqa, folder, scenes, table
-from pipelines.data.importing.importer import Importer, Reject, SourceContents, SourceSample
+from pipelines.data.importing.importer import Importer, RejectedSample, SourceContents, SourceSample
 from pipelines.data.importing.run import MANIFEST, REJECTS, SplitCounts, import_data
 from pipelines.data.index.build import build_index
 from pipelines.data.index.config import IndexConfig
 from pipelines.data.index.sample_check import hash_key
-from pipelines.data.tars.errors import Reason
+from pipelines.data.tars.errors import FaultReason
 from pipelines.data.tars.reader import ShardReader
 from pipelines.data.tars.sample import GROUP, parse_texts
 from pipelines.data.tars.shards import shard_split
@@ -37,7 +37,7 @@ class Listed(Importer):
     """A source of records that a test lists."""
 
     kind: str = "listed"
-    entries: tuple[SourceSample | Reject, ...] = ()
+    entries: tuple[SourceSample | RejectedSample, ...] = ()
 
     def fingerprint(self) -> str:
         return "listed"
@@ -267,7 +267,7 @@ def test_an_empty_folder_may_exist_or_be_a_link(tmp_path: Path) -> None:
 
 def test_bad_records_are_listed_and_neighbours_survive(tmp_path: Path) -> None:
     entries = (
-        Reject("line 3", Reason.BAD_JSON, "caf\udce9"),
+        RejectedSample("line 3", FaultReason.BAD_JSON, "caf\udce9"),
         _record("train", "a"),
         _record("train", "a", b"another"),
         _record("test", "a"),
@@ -426,7 +426,7 @@ def test_no_usable_record_is_an_error(tmp_path: Path) -> None:
 
 class _Crash(Listed):
     def read(self) -> SourceContents:
-        def records() -> Iterator[SourceSample | Reject]:
+        def records() -> Iterator[SourceSample | RejectedSample]:
             yield from self.entries
             os._exit(9)
 

@@ -19,13 +19,13 @@ import pytest
 from pipelines.data.index import build
 from pipelines.data.index.build import build_index
 from pipelines.data.index.config import IndexConfig
-from pipelines.data.index.files import IndexPartName, sample_count
+from pipelines.data.index.files import IndexPartName, total_sample_count
 from pipelines.data.index.index import Index, SplitAssignment
 from pipelines.data.index.index_shard import index_shard
 from pipelines.data.tars.reader import ShardReader
 from pipelines.errors import DataError
 from pipelines.storage.folder import Folder
-from tests.pipelines.data.tar_maker import Entry, header_of, link, photo, samples, tar_bytes, texts, write_tar
+from tests.pipelines.data.tar_maker import Entry, build_tar, header_of, link, photo, samples, texts, write_tar
 
 LENIENT = IndexConfig(max_quarantine_fraction=1.0)
 
@@ -193,7 +193,7 @@ def test_assignment_bounds():
 
 
 def test_faults_are_rows_and_neighbours_survive(tmp_path):
-    good = tar_bytes(samples(range(10, 20)))
+    good = build_tar(samples(range(10, 20)))
     write_tar(tmp_path, "a.tar", [*samples([1]), ("2.jpg", photo(2)[:300]), ("2.txt", b"x"), *samples([3])])
     (tmp_path / "b.tar").write_bytes(good[: header_of(good, "0015.jpg")])
     (tmp_path / "c.tar").write_bytes(b"no tar")
@@ -264,7 +264,7 @@ def test_keys_are_compared_in_passes(tmp_path, monkeypatch):
         write_tar(tmp_path, f"{n}.tar", samples(range(n, n + 3)))
     expected = faults(build_index(str(tmp_path), LENIENT))
     assert len(expected) == 8
-    monkeypatch.setattr("pipelines.data.index.repeated_keys._KEYS_PER_PASS", 2)
+    monkeypatch.setattr("pipelines.data.index.find_repeated_keys._KEYS_PER_PASS", 2)
     assert faults(build_index(str(tmp_path), LENIENT)) == expected
 
 
@@ -525,7 +525,7 @@ def test_unreadable_shard_is_a_row_and_is_tried_again(tmp_path):
     index = build_index(str(tmp_path), LENIENT)
     assert faults(index) == [("b.tar", None, "unreadable_shard")]
     assert keys(index) == ["0001"]
-    (tmp_path / "c").write_bytes(tar_bytes(samples([2])))
+    (tmp_path / "c").write_bytes(build_tar(samples([2])))
     assert keys(build_index(str(tmp_path), LENIENT)) == ["0001", "0002"]
 
 
@@ -563,7 +563,7 @@ def test_transient_read_errors_lose_nothing(tmp_path, monkeypatch):
     opens(monkeypatch, folder, lambda: FlakyFile(path.read_bytes(), plan))
     summary = index_shard(folder, folder.files()[0], IndexConfig(), SplitAssignment(0.0))
     assert plan == []
-    assert (sample_count(summary), summary["faults"]) == (30, 0)
+    assert (total_sample_count(summary), summary["faults"]) == (30, 0)
     assert summary["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
 
 
@@ -591,10 +591,10 @@ def test_remote_folder_without_ray():
     import fsspec
 
     fs = fsspec.filesystem("memory")
-    fs.pipe_file("/index-test/a.tar", tar_bytes(samples([1, 2])))
+    fs.pipe_file("/index-test/a.tar", build_tar(samples([1, 2])))
     folder = Folder("memory://index-test")
     summary = index_shard(folder, folder.files()[0], IndexConfig(), SplitAssignment(0.0))
-    assert sample_count(summary) == 2
+    assert total_sample_count(summary) == 2
     assert [IndexPartName.parse(file.name).shard for file in folder.files("_index/samples")] == ["a.tar"]
     assert folder.read_ranges("a.tar", [(512, 3), (0, 8)]) == [photo(1)[:3], b"0001.jpg"]
     fs.rm("/index-test", recursive=True)
@@ -612,7 +612,7 @@ def test_texts_without_images(tmp_path):
     ):
         build_index(str(tmp_path), LENIENT)
     index = build_index(str(tmp_path), TEXTS_ALONE.model_copy(update={"max_quarantine_fraction": 0.5}))
-    assert (index.inputs, index.needed) == ({}, {"text": True})
+    assert (index.inputs, index.input_requirements) == ({}, {"text": True})
     assert index.counts() == {"train": 5, "val": 0, "test": 0}
     (repeated,) = index.quarantine().to_pylist()
     assert (repeated["key"], repeated["reason"], repeated["offset"]) == ("3", "duplicate_key", 512)
@@ -633,4 +633,4 @@ def test_what_samples_are_made_of_is_part_of_what_an_index_is(tmp_path):
     assert keys(alone) == found
     assert "image.sha256" not in alone.rows("train-000000.tar").column_names
     assert build_index(str(tmp_path)).hash == pairs.hash
-    assert (pairs.inputs, pairs.needed) == ({"image": "image"}, {"image": True, "text": True})
+    assert (pairs.inputs, pairs.input_requirements) == ({"image": "image"}, {"image": True, "text": True})

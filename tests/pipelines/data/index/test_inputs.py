@@ -16,15 +16,15 @@ import pytest
 
 from pipelines.data.index.build import build_index
 from pipelines.data.index.config import IndexConfig
-from pipelines.data.index.files import sample_count
+from pipelines.data.index.files import total_sample_count
 from pipelines.data.index.index import Index
-from pipelines.data.index.present import join_present, split_present, usable_mask
+from pipelines.data.index.present import join_input_names, mask_of_usable_samples, split_input_names
 from pipelines.data.index.scan import ShardScan, scan_tar
-from pipelines.data.tars.errors import Reason
-from pipelines.data.tars.inputs import input_of, member_extension
+from pipelines.data.tars.errors import FaultReason
+from pipelines.data.tars.inputs import input_of_extension, member_extension
 from pipelines.data.tars.reader import ShardReader
 from pipelines.errors import DataError
-from tests.pipelines.data.tar_maker import Entry, header_of, photo, series, tar_bytes, texts, write_tar, zeroed
+from tests.pipelines.data.tar_maker import Entry, build_tar, header_of, photo, series, texts, write_tar, zeroed
 from vlmodel import media
 from vlmodel.config import ConfigError, parse
 from vlmodel.media import registry
@@ -34,7 +34,7 @@ ALONE = IndexConfig(inputs=ALL, validation_fraction=0.0, max_quarantine_fraction
 
 
 def scan(entries: list[Entry], inputs: list[str] = ALL, **settings) -> ShardScan:
-    return scan_tar(io.BytesIO(tar_bytes(entries)).read, inputs=inputs, **settings)
+    return scan_tar(io.BytesIO(build_tar(entries)).read, inputs=inputs, **settings)
 
 
 def sample(number: int, *kinds: str) -> list[Entry]:
@@ -53,8 +53,8 @@ def test_each_input_may_be_missing():
     found = scan(entries)
     assert (found.faults, found.passed_over) == ([], {})
     assert found.inputs == {"image": "image", "imu": "series"}
-    rows, data = found.samples.to_pylist(), tar_bytes(entries)
-    assert [split_present(row["present"]) - {"captions", "questions"} for row in rows] == [
+    rows, data = found.samples.to_pylist(), build_tar(entries)
+    assert [split_input_names(row["present"]) - {"captions", "questions"} for row in rows] == [
         set(of) - {"text"} for of in kinds
     ]
     for number, (row, of) in enumerate(zip(rows, kinds, strict=True)):
@@ -78,9 +78,9 @@ def test_a_member_without_a_name_is_the_input_of_its_medium():
     assert found.samples["series.format"].to_pylist() == ["csv", "npy", None]
     assert found.samples["left.width"].to_pylist() == [None, None, 48]
     for extension, name in (("jpg", "image"), ("npy", "series"), ("imu.csv", "imu"), ("json", "text")):
-        assert input_of(extension).name == name
+        assert input_of_extension(extension).name == name
     for extension in ("md5", "imu.md5", "1.npy", "image.npy", "captions.npy", "a.b.npy", "captions.json"):
-        assert input_of(extension) is None
+        assert input_of_extension(extension) is None
     assert [member_extension("series", "csv"), member_extension("imu", "csv")] == ["csv", "imu.csv"]
 
 
@@ -102,7 +102,7 @@ FAULTS: dict[str, tuple[str, list[Entry]]] = {
     "infinity in a csv": ("not_finite_series", [("5.imu.csv", b"1,2\n3,inf\n")]),
     "objects": ("undecodable_series", [("5.imu.npy", npy_of_pickle())]),
     "a pickle by its bytes": ("undecodable_series", [("5.imu.npy", pickle.dumps([1, 2, 3]))]),
-    "a pickle by its name": (Reason.UNSAFE_MEMBER, [("5.imu.pkl", pickle.dumps([1, 2, 3]))]),
+    "a pickle by its name": (FaultReason.UNSAFE_MEMBER, [("5.imu.pkl", pickle.dumps([1, 2, 3]))]),
     "truncated": ("truncated_series", [("5.imu.npy", series(5)[:-9])]),
     "cut in its header": ("undecodable_series", [("5.imu.npy", series(5)[:30])]),
     "strings": ("undecodable_series", [("5.imu.npy", npy_of(np.array(["a", "b"])))]),
@@ -113,13 +113,13 @@ FAULTS: dict[str, tuple[str, list[Entry]]] = {
     "words": ("wrong_column_series", [("5.imu.csv", b"a,b\n1,2\n3,four\n")]),
     "too many numbers": ("too_large_series", [("5.imu.npy", npy_of(np.zeros((2001, 1), np.int8)))]),
     "too many bytes": ("too_large_series", [("5.imu.npy", npy_of(np.zeros((2000, 9))))]),
-    "no bytes": (Reason.EMPTY_MEMBER, [("5.imu.npy", b"")]),
-    "two members of one input": (Reason.DUPLICATE_KEY, [("5.imu.npy", series(5)), ("5.imu.csv", b"1,2\n")]),
+    "no bytes": (FaultReason.EMPTY_MEMBER, [("5.imu.npy", b"")]),
+    "two members of one input": (FaultReason.DUPLICATE_KEY, [("5.imu.npy", series(5)), ("5.imu.csv", b"1,2\n")]),
     "its image is cut": ("truncated_image", [("5.imu.npy", series(5)), ("5.jpg", photo(5)[:200])]),
-    "another medium": (Reason.WRONG_MEDIUM, [("5.imu.jpg", photo(5))]),
-    "none of the inputs": (Reason.UNKNOWN_MEMBER, [("5.gyro.npy", series(5))]),
-    "a text without texts": (Reason.NO_INPUT, [("5.json", b'{"url": "x"}')]),
-    "no input that is read": (Reason.NO_INPUT, [("5.npy", series(5))]),
+    "another medium": (FaultReason.WRONG_MEDIUM, [("5.imu.jpg", photo(5))]),
+    "none of the inputs": (FaultReason.UNKNOWN_MEMBER, [("5.gyro.npy", series(5))]),
+    "a text without texts": (FaultReason.NO_INPUT, [("5.json", b'{"url": "x"}')]),
+    "no input that is read": (FaultReason.NO_INPUT, [("5.npy", series(5))]),
 }
 
 
@@ -143,22 +143,22 @@ def test_what_is_said_of_a_fault_has_the_limit_or_the_remedy():
     assert "there is only .jpg, .json; the input 'imu' ends in .imu.wav" in fault.detail
     assert ".imu.npy" in fault.detail
     found = scan(sample(1, "imu"), ["image", "text"])
-    assert found.faults[0].reason is Reason.UNKNOWN_MEMBER
+    assert found.faults[0].reason is FaultReason.UNKNOWN_MEMBER
     assert "the input 'imu', which is not read (data.index.inputs)" in found.faults[0].detail
 
 
 def test_a_break_of_the_tar_costs_what_is_beside_it():
     entries = [entry for number in (1, 2, 3) for entry in sample(number, "image", "imu", "text")]
-    data = tar_bytes(entries)
+    data = build_tar(entries)
     spoiled = zeroed(data, header_of(data, "2.imu.npy"))
     found = scan_tar(io.BytesIO(spoiled).read, inputs=ALL)
-    assert [fault.reason for fault in found.faults] == [Reason.BROKEN_TAR]
+    assert [fault.reason for fault in found.faults] == [FaultReason.BROKEN_TAR]
     assert found.samples["key"].to_pylist() == ["1", "3"]
 
 
 def test_what_is_present_is_joined_and_split():
-    assert join_present({"imu", "captions", "image"}) == "captions,image,imu"
-    assert split_present("captions,image,imu") == {"imu", "captions", "image"}
+    assert join_input_names({"imu", "captions", "image"}) == "captions,image,imu"
+    assert split_input_names("captions,image,imu") == {"imu", "captions", "image"}
 
 
 @pytest.mark.parametrize(
@@ -197,7 +197,7 @@ class TestIndexed:
     def test_counts_by_what_is_present(self, tmp_path):
         index = self.index(tmp_path)
         assert index.inputs == {"image": "image", "imu": "series"}
-        assert index.needed == {"image": False, "imu": False, "text": False}
+        assert index.input_requirements == {"image": False, "imu": False, "text": False}
         assert index.count(lambda present: True) == 5
         assert index.count(lambda present: "imu" in present) == 2
         assert index.count(lambda present: {"imu", "image", "questions"} <= present) == 1
@@ -225,8 +225,8 @@ class TestIndexed:
         first, second = (index.rows(shard.name) for shard in index.shards)
         assert first.schema.equals(second.schema)
         assert second["imu.length"].null_count == second.num_rows == 2
-        assert usable_mask(first, lambda present: "imu" in present).tolist() == [True, True, False]
-        assert usable_mask(second, lambda present: "imu" in present).tolist() == [False, False]
+        assert mask_of_usable_samples(first, lambda present: "imu" in present).tolist() == [True, True, False]
+        assert mask_of_usable_samples(second, lambda present: "imu" in present).tolist() == [False, False]
 
     def test_reading_by_name(self, tmp_path):
         reader = ShardReader(self.index(tmp_path))
@@ -296,7 +296,7 @@ class TestIndexed:
         index = build_index(str(tmp_path), ALONE)
         assert [(row["key"], row["reason"]) for row in index.quarantine().to_pylist()] == [("1", "duplicate_key")]
         assert index.count(lambda present: "image" in present) == 0
-        assert sample_count(index._table.to_pylist()[1]) == 1
+        assert total_sample_count(index._table.to_pylist()[1]) == 1
 
 
 NEW_MEDIUM = """
@@ -322,7 +322,7 @@ MEDIUM = Weather()
 @pytest.fixture
 def new_medium(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """A file that a user adds to ``vlmodel/media``."""
-    caches = (registry.all_media, registry._media_by_extension, input_of)
+    caches = (registry.all_media, registry._media_by_extension, input_of_extension)
     (tmp_path / "weather.py").write_text(NEW_MEDIUM)
     monkeypatch.setattr(media, "__path__", [*media.__path__, str(tmp_path)])
     for cache in caches:

@@ -14,12 +14,12 @@ import pyarrow as pa
 from PIL import Image
 
 from pipelines.data.index.fault import FAULT_SCHEMA
-from pipelines.data.index.quarantine_page import quarantine_page
+from pipelines.data.index.quarantine_page import render_quarantine_page
 from pipelines.data.index.scan import scan_tar
 from pipelines.data.tars.inputs import PAIRS
 from pipelines.storage.folder import Folder
 from tests.pipelines.data.index.test_scan import png_of_size
-from tests.pipelines.data.tar_maker import BLOCK, Entry, link, photo, samples, series, tar_bytes, texts
+from tests.pipelines.data.tar_maker import BLOCK, Entry, build_tar, link, photo, samples, series, texts
 
 COUNTS = {"train": 1234, "val": 0, "test": 0}
 
@@ -30,8 +30,8 @@ def page(folder: Path, inputs: Sequence[str] = PAIRS, **tars: bytes) -> str:
     for name, data in tars.items():
         (folder / f"{name}.tar").write_bytes(data)
         scan = scan_tar(io.BytesIO(data).read, inputs=inputs, max_pixels=10_000_000, max_bytes=1 << 20)
-        rows += [fault.row(f"{name}.tar") for fault in scan.faults]
-    return quarantine_page(Folder(folder), pa.Table.from_pylist(rows, FAULT_SCHEMA), COUNTS)
+        rows += [fault.to_row(f"{name}.tar") for fault in scan.faults]
+    return render_quarantine_page(Folder(folder), pa.Table.from_pylist(rows, FAULT_SCHEMA), COUNTS)
 
 
 def pictures(html: str) -> list[Image.Image]:
@@ -53,7 +53,7 @@ def red(size: tuple[int, int] = (400, 300), form: str = "JPEG") -> bytes:
 
 def test_counts_by_reason_and_shard(tmp_path: Path) -> None:
     bad: list[Entry] = [entry for n in range(30) for entry in ((f"b{n}.jpg", b"<html>"), (f"b{n}.txt", b"text"))]
-    html = page(tmp_path, a=tar_bytes([*bad, ("x.json", texts(1))]), b=tar_bytes([*samples([1]), ("y.jpg", photo(1))]))
+    html = page(tmp_path, a=build_tar([*bad, ("x.json", texts(1))]), b=build_tar([*samples([1]), ("y.jpg", photo(1))]))
     assert "32 left out, 1,234 valid samples" in html
     text = re.sub(r"<[^>]+>", " ", html)
     assert re.search(r"undecodable_image\s+30\s", text)
@@ -67,7 +67,7 @@ def test_counts_by_reason_and_shard(tmp_path: Path) -> None:
 
 def test_what_can_be_decoded_is_shown_and_of_the_rest_the_first_bytes(tmp_path: Path) -> None:
     for form in ("JPEG", "PNG", "GIF"):
-        html = page(tmp_path, a=tar_bytes([(f"1.{form.lower()}", split(red(form=form))), ("1.txt", b"x")]))
+        html = page(tmp_path, a=build_tar([(f"1.{form.lower()}", split(red(form=form))), ("1.txt", b"x")]))
         (picture,) = pictures(html)
         assert picture.size == (128, 96)
         upper = np.asarray(picture)[:30].reshape(-1, 3).mean(0)
@@ -75,7 +75,7 @@ def test_what_can_be_decoded_is_shown_and_of_the_rest_the_first_bytes(tmp_path: 
         assert upper[1:].max() < 50
         assert "truncated_image (1)" in html
     others = [("1.jpg", b"\x00\x01<\xff"), ("1.txt", b"x"), ("2.jpg", red()), ("2.json", b"{<")]
-    html = page(tmp_path, a=tar_bytes(others))
+    html = page(tmp_path, a=build_tar(others))
     assert pictures(html) == []
     assert "00 01 3c ff" in html
     assert "<pre>{&lt;</pre>" in html
@@ -83,7 +83,7 @@ def test_what_can_be_decoded_is_shown_and_of_the_rest_the_first_bytes(tmp_path: 
 
 def test_of_another_medium_the_first_bytes_are_shown(tmp_path: Path) -> None:
     entries = [("1.imu.csv", b"time,x\n0,1\n1\n"), ("2.imu.npy", series(2)[:-1]), ("3.jpg", split(red()))]
-    html = page(tmp_path, ["image?", "imu?"], a=tar_bytes(entries))
+    html = page(tmp_path, ["image?", "imu?"], a=build_tar(entries))
     for reason in ("wrong_shape_series (1)", "truncated_series (1)", "truncated_image (1)"):
         assert reason in html
     assert "<pre>time,x\n0,1\n1\n</pre>" in html
@@ -92,10 +92,10 @@ def test_of_another_medium_the_first_bytes_are_shown(tmp_path: Path) -> None:
 
 
 def test_a_bomb_a_link_and_a_cut_tar(tmp_path: Path) -> None:
-    good = tar_bytes(samples([1, 2]))
+    good = build_tar(samples([1, 2]))
     bomb: list[Entry] = [("1.png", png_of_size(30_000, 30_000)), ("1.txt", b"x")]
     cut = good[: len(good) // BLOCK * BLOCK // 3]
-    html = page(tmp_path, a=tar_bytes([*bomb, link("2.jpg", "/etc/passwd"), ("2.txt", b"x")]), b=cut, c=b"")
+    html = page(tmp_path, a=build_tar([*bomb, link("2.jpg", "/etc/passwd"), ("2.txt", b"x")]), b=cut, c=b"")
     assert "900000000 pixels" in html
     assert "root:" not in html
     for reason in ("too_large_image (1)", "unsafe_member (1)", "broken_tar (2)"):
@@ -105,7 +105,7 @@ def test_a_bomb_a_link_and_a_cut_tar(tmp_path: Path) -> None:
 
 def test_nothing_of_the_data_is_markup(tmp_path: Path) -> None:
     name = '"><img src=x onerror=alert(1)>'
-    data = tar_bytes([(f"{name}.jpg", b"<script>alert(1)</script>"), (f"{name}.txt", b"x")])
+    data = build_tar([(f"{name}.jpg", b"<script>alert(1)</script>"), (f"{name}.txt", b"x")])
     html = page(tmp_path, **{"<b>": data})
     seen: list[str] = []
 
@@ -121,4 +121,4 @@ def test_nothing_of_the_data_is_markup(tmp_path: Path) -> None:
 
 
 def test_nothing_left_out(tmp_path: Path) -> None:
-    assert "Nothing was left out." in page(tmp_path, a=tar_bytes(samples([1])))
+    assert "Nothing was left out." in page(tmp_path, a=build_tar(samples([1])))

@@ -13,17 +13,17 @@ from PIL import Image
 
 from pipelines.data.index.sample_check import hash_key
 from pipelines.data.index.scan import ShardScan, scan_tar
-from pipelines.data.tars.errors import Reason
+from pipelines.data.tars.errors import FaultReason
 from pipelines.data.tars.member_names import split_name
 from tests.pipelines.data.tar_maker import (
     Entry,
+    build_tar,
     data_of,
     header_of,
     link,
     photo,
     sample,
     samples,
-    tar_bytes,
     texts,
     zeroed,
 )
@@ -40,7 +40,7 @@ def keys(found: ShardScan) -> list[str]:
 
 def between(*entries) -> bytes:
     """The entries under test between two valid samples."""
-    return tar_bytes([*sample(1), *entries, *sample(9)])
+    return build_tar([*sample(1), *entries, *sample(9)])
 
 
 def png_of_size(width: int, height: int) -> bytes:
@@ -76,38 +76,44 @@ CASES: dict[str, tuple[str, list[Entry | tarfile.TarInfo]]] = {
     "large file": ("too_large_image", [("5.jpg", bytes((1 << 20) + 1)), ("5.json", TEXTS)]),
     "no image": ("missing_image", [("5.json", TEXTS)]),
     "image of another type": ("missing_image", [("5.svg", JPEG), ("5.json", TEXTS)]),
-    "neither image nor text": (Reason.UNKNOWN_MEMBER, [("5.md5", b"7")]),
-    "a dot too many": (Reason.UNKNOWN_MEMBER, [("5.v1.jpg", JPEG), ("5.v1.json", TEXTS)]),
-    "NaN in JSON": (Reason.BAD_JSON, [("5.jpg", JPEG), ("5.json", b'{"caption": "a", "similarity": NaN}')]),
-    "a long text": (Reason.TEXT_TOO_LONG, [("5.jpg", JPEG), ("5.txt", b"a" * 10_001)]),
-    "many texts": (Reason.TOO_MANY_TEXTS, [("5.jpg", JPEG), ("5.json", b'{"captions":[%b"a"]}' % (b'"a",' * 1000))]),
-    "no text": (Reason.MISSING_TEXT, [("5.jpg", JPEG)]),
-    "no caption in its texts": (Reason.MISSING_TEXT, [("5.jpg", JPEG), ("5.json", b'{"url": "x"}')]),
-    "empty image": (Reason.EMPTY_MEMBER, [("5.jpg", b""), ("5.json", TEXTS)]),
-    "empty text": (Reason.EMPTY_MEMBER, [("5.jpg", JPEG), ("5.txt", b"")]),
-    "bad UTF-8 in JSON": (Reason.BAD_UTF8, [("5.jpg", JPEG), ("5.json", b'{"captions": ["\xff"]}')]),
-    "zero in text": (Reason.BAD_UTF8, [("5.jpg", JPEG), ("5.txt", b"a\0b")]),
-    "bad UTF-8 in text": (Reason.BAD_UTF8, [("5.jpg", JPEG), ("5.txt", b"caf\xe9")]),
-    "bad JSON": (Reason.BAD_JSON, [("5.jpg", JPEG), ("5.json", b'{"captions": [')]),
-    "bad schema": (Reason.BAD_SCHEMA, [("5.jpg", JPEG), ("5.json", b'{"captions": [7]}')]),
-    "adjacent duplicate": (Reason.DUPLICATE_KEY, [*sample(5), *sample(5)]),
-    "distant duplicate": (Reason.DUPLICATE_KEY, [*sample(5), *sample(6), *sample(5)]),
-    "member twice": (Reason.DUPLICATE_KEY, [("5.jpg", JPEG), ("5.jpg", JPEG), ("5.json", TEXTS)]),
-    "two images": (Reason.DUPLICATE_KEY, [("5.jpg", JPEG), ("5.png", JPEG), ("5.json", TEXTS)]),
-    "split key": (Reason.SPLIT_KEY, [("5.jpg", JPEG), *sample(6), ("5.json", TEXTS)]),
+    "neither image nor text": (FaultReason.UNKNOWN_MEMBER, [("5.md5", b"7")]),
+    "a dot too many": (FaultReason.UNKNOWN_MEMBER, [("5.v1.jpg", JPEG), ("5.v1.json", TEXTS)]),
+    "NaN in JSON": (FaultReason.BAD_JSON, [("5.jpg", JPEG), ("5.json", b'{"caption": "a", "similarity": NaN}')]),
+    "a long text": (FaultReason.TEXT_TOO_LONG, [("5.jpg", JPEG), ("5.txt", b"a" * 10_001)]),
+    "many texts": (
+        FaultReason.TOO_MANY_TEXTS,
+        [("5.jpg", JPEG), ("5.json", b'{"captions":[%b"a"]}' % (b'"a",' * 1000))],
+    ),
+    "no text": (FaultReason.MISSING_TEXT, [("5.jpg", JPEG)]),
+    "no caption in its texts": (FaultReason.MISSING_TEXT, [("5.jpg", JPEG), ("5.json", b'{"url": "x"}')]),
+    "empty image": (FaultReason.EMPTY_MEMBER, [("5.jpg", b""), ("5.json", TEXTS)]),
+    "empty text": (FaultReason.EMPTY_MEMBER, [("5.jpg", JPEG), ("5.txt", b"")]),
+    "bad UTF-8 in JSON": (FaultReason.BAD_UTF8, [("5.jpg", JPEG), ("5.json", b'{"captions": ["\xff"]}')]),
+    "zero in text": (FaultReason.BAD_UTF8, [("5.jpg", JPEG), ("5.txt", b"a\0b")]),
+    "bad UTF-8 in text": (FaultReason.BAD_UTF8, [("5.jpg", JPEG), ("5.txt", b"caf\xe9")]),
+    "bad JSON": (FaultReason.BAD_JSON, [("5.jpg", JPEG), ("5.json", b'{"captions": [')]),
+    "bad schema": (FaultReason.BAD_SCHEMA, [("5.jpg", JPEG), ("5.json", b'{"captions": [7]}')]),
+    "adjacent duplicate": (FaultReason.DUPLICATE_KEY, [*sample(5), *sample(5)]),
+    "distant duplicate": (FaultReason.DUPLICATE_KEY, [*sample(5), *sample(6), *sample(5)]),
+    "member twice": (FaultReason.DUPLICATE_KEY, [("5.jpg", JPEG), ("5.jpg", JPEG), ("5.json", TEXTS)]),
+    "two images": (FaultReason.DUPLICATE_KEY, [("5.jpg", JPEG), ("5.png", JPEG), ("5.json", TEXTS)]),
+    "split key": (FaultReason.SPLIT_KEY, [("5.jpg", JPEG), *sample(6), ("5.json", TEXTS)]),
     "split key, three parts": (
-        Reason.SPLIT_KEY,
+        FaultReason.SPLIT_KEY,
         [("5.jpg", JPEG), *sample(6), ("5.json", TEXTS), *sample(7), ("5.txt", b"x")],
     ),
-    "split key, sound without": (Reason.SPLIT_KEY, [("5.jpg", JPEG), ("5.txt", b"x"), *sample(6), ("5.json", TEXTS)]),
-    "symbolic link": (Reason.UNSAFE_MEMBER, [link("5.jpg", "/etc/passwd"), ("5.json", TEXTS)]),
-    "hard link": (Reason.UNSAFE_MEMBER, [link("5.jpg", "0001.jpg", tarfile.LNKTYPE), ("5.json", TEXTS)]),
-    "link far from its sample": (Reason.UNSAFE_MEMBER, [link("5.jpg", "x"), *sample(6), ("5.json", TEXTS)]),
-    "parent folder": (Reason.UNSAFE_MEMBER, [("../5.jpg", JPEG), ("../5.json", TEXTS)]),
-    "absolute path": (Reason.UNSAFE_MEMBER, [("/5.jpg", JPEG), ("/5.json", TEXTS)]),
-    "device": (Reason.UNSAFE_MEMBER, [link("5.jpg", "", tarfile.CHRTYPE), ("5.json", TEXTS)]),
-    "stray link": (Reason.UNSAFE_MEMBER, [link("latest", "0001.jpg")]),
-    "pickle": (Reason.UNSAFE_MEMBER, [("5.jpg", JPEG), ("5.json", TEXTS), ("5.pkl", b"cos\nsystem\n(S'x'\ntR.")]),
+    "split key, sound without": (
+        FaultReason.SPLIT_KEY,
+        [("5.jpg", JPEG), ("5.txt", b"x"), *sample(6), ("5.json", TEXTS)],
+    ),
+    "symbolic link": (FaultReason.UNSAFE_MEMBER, [link("5.jpg", "/etc/passwd"), ("5.json", TEXTS)]),
+    "hard link": (FaultReason.UNSAFE_MEMBER, [link("5.jpg", "0001.jpg", tarfile.LNKTYPE), ("5.json", TEXTS)]),
+    "link far from its sample": (FaultReason.UNSAFE_MEMBER, [link("5.jpg", "x"), *sample(6), ("5.json", TEXTS)]),
+    "parent folder": (FaultReason.UNSAFE_MEMBER, [("../5.jpg", JPEG), ("../5.json", TEXTS)]),
+    "absolute path": (FaultReason.UNSAFE_MEMBER, [("/5.jpg", JPEG), ("/5.json", TEXTS)]),
+    "device": (FaultReason.UNSAFE_MEMBER, [link("5.jpg", "", tarfile.CHRTYPE), ("5.json", TEXTS)]),
+    "stray link": (FaultReason.UNSAFE_MEMBER, [link("latest", "0001.jpg")]),
+    "pickle": (FaultReason.UNSAFE_MEMBER, [("5.jpg", JPEG), ("5.json", TEXTS), ("5.pkl", b"cos\nsystem\n(S'x'\ntR.")]),
 }
 
 
@@ -128,7 +134,7 @@ def test_each_fault_is_one_row_and_neighbours_are_delivered(name):
 
 
 def test_member_name_that_is_not_utf8():
-    data = tar_bytes([*sample(1), ("5x.jpg", JPEG), ("5x.json", TEXTS), *sample(9)])
+    data = build_tar([*sample(1), ("5x.jpg", JPEG), ("5x.json", TEXTS), *sample(9)])
     for name in (b"5x.jpg", b"5x.json"):
         at = header_of(data, name.decode())
         header = bytearray(data[at : at + 512])
@@ -136,11 +142,11 @@ def test_member_name_that_is_not_utf8():
         header[148:156] = b"%06o\0 " % (sum(header[:148]) + 8 * 32 + sum(header[156:]))
         data = data[:at] + bytes(header) + data[at + 512 :]
     found = scan(data)
-    assert [(f.reason, f.key) for f in found.faults] == [(Reason.BAD_UTF8, "5\\xe9")]
+    assert [(f.reason, f.key) for f in found.faults] == [(FaultReason.BAD_UTF8, "5\\xe9")]
     assert keys(found) == ["0001", "0009"]
 
 
-TAR = tar_bytes(samples(range(1, 6)))
+TAR = build_tar(samples(range(1, 6)))
 
 
 @pytest.mark.parametrize(
@@ -161,11 +167,11 @@ TAR = tar_bytes(samples(range(1, 6)))
 )
 def test_broken_tars_are_one_row_and_what_is_whole_is_delivered(data, lost):
     found = scan(data[: len(TAR)])
-    assert [fault.reason for fault in found.faults] == [Reason.BROKEN_TAR], found.faults
+    assert [fault.reason for fault in found.faults] == [FaultReason.BROKEN_TAR], found.faults
     assert keys(found) == [f"{n:04d}" for n in range(1, 6) if n not in lost]
 
 
-MIXED = tar_bytes(
+MIXED = build_tar(
     [
         entry
         for n, form in enumerate(("JPEG", "JPEG", "PNG", "WEBP"))
@@ -186,10 +192,10 @@ def test_every_zeroed_block_is_found_and_costs_one_sample(at):
 def test_a_sample_cut_to_a_plausible_one_is_not_delivered():
     """Image and .txt make a sample, but not in a shard where samples have .json too."""
     entries = [entry for n in (1, 2) for entry in ((f"{n}.jpg", JPEG), (f"{n}.txt", b"c"), (f"{n}.json", b"{}"))]
-    data = tar_bytes(entries)
+    data = build_tar(entries)
     found = scan(data[: header_of(data, "2.json")])
     assert keys(found) == ["1"]
-    assert [(f.reason, f.key) for f in found.faults] == [(Reason.BROKEN_TAR, "2")]
+    assert [(f.reason, f.key) for f in found.faults] == [(FaultReason.BROKEN_TAR, "2")]
 
 
 def test_rows_of_sound_samples():
@@ -206,7 +212,7 @@ def test_rows_of_sound_samples():
         ("2.json", b'{"url": "http", "width": 10}'),
         ("2.cls", b"7"),
     ]
-    data = tar_bytes(entries)
+    data = build_tar(entries)
     found = scan(data)
     assert found.faults == []
     assert found.passed_over == {}
@@ -236,7 +242,7 @@ def test_a_group_of_the_json_decides_the_split_hash():
         for key, group in groups.items()
         for entry in ((f"{key}.jpg", JPEG), (f"{key}.json", f'{{"captions": ["c"], "group": {group}}}'.encode()))
     ]
-    rows = scan(tar_bytes([*entries, ("6.jpg", JPEG), ("6.txt", b'the "group"')])).samples.to_pylist()
+    rows = scan(build_tar([*entries, ("6.jpg", JPEG), ("6.txt", b'the "group"')])).samples.to_pylist()
     assert [row["split_hash"] for row in rows] == [hash_key(key) for key in ("scene", "7", "3", "4", "5", "6")]
     assert [row["key_hash"] for row in rows] == [hash_key(str(n)) for n in range(1, 7)]
 
@@ -246,10 +252,10 @@ def test_what_no_sample_is_made_of_is_counted_or_a_row():
         "._0001.jpg", "__MACOSX/._0001.jpg", "__MACOSX/a.jpg", "a/.DS_Store", "Thumbs.db", "LICENSE", "__index__",
         "0001.seg.png", "0001.md5", "README.md", "frame.0001.jpg", "frame.0002.jpg", "frame.0002.txt", "README.md",
     ]  # fmt: skip
-    found = scan(tar_bytes([*sample(1), *((name, JPEG) for name in names), *sample(9)]))
+    found = scan(build_tar([*sample(1), *((name, JPEG) for name in names), *sample(9)]))
     assert keys(found) == ["0001", "0009"]
     assert [(fault.reason, fault.key, fault.member) for fault in found.faults] == [
-        (Reason.UNKNOWN_MEMBER, key, member)
+        (FaultReason.UNKNOWN_MEMBER, key, member)
         for key, member in (
             ("README", "README.md"), ("frame", "frame.0001.jpg"), ("frame", "frame.0002.jpg"), ("README", "README.md"),
         )
@@ -259,28 +265,28 @@ def test_what_no_sample_is_made_of_is_counted_or_a_row():
         "hidden": 5, "no extension": 2, ".seg.png": 1, ".md5": 1, ".md": 2, ".0001.jpg": 1, ".0002.jpg": 1,
         ".0002.txt": 1,
     }  # fmt: skip
-    many = scan(tar_bytes([*sample(1), *((f"0001.{n}", b"x") for n in range(60))]))
+    many = scan(build_tar([*sample(1), *((f"0001.{n}", b"x") for n in range(60))]))
     assert many.passed_over["other extensions"] == 10
 
 
 @pytest.mark.parametrize("extension", ["jpe", "jfif", "JPG", "tif", "tiff", "avif", "jp2", "heic", "heif"])
 def test_images_of_every_usual_extension_are_a_sample_or_a_row(extension):
     """By its bytes an image is decoded, by its extension it is found to be one."""
-    found = scan(tar_bytes([(f"1.{extension}", JPEG), ("1.txt", b"a"), (f"2.{extension}", b"none"), ("2.txt", b"a")]))
+    found = scan(build_tar([(f"1.{extension}", JPEG), ("1.txt", b"a"), (f"2.{extension}", b"none"), ("2.txt", b"a")]))
     assert keys(found) == ["1"]
     assert [(fault.key, fault.reason) for fault in found.faults] == [("2", "undecodable_image")]
 
 
 def test_limits_of_texts_are_those_that_are_given():
-    data = tar_bytes([("1.jpg", JPEG), ("1.txt", b"four"), ("2.jpg", JPEG), ("2.json", b'{"captions": ["a", "b"]}')])
+    data = build_tar([("1.jpg", JPEG), ("1.txt", b"four"), ("2.jpg", JPEG), ("2.json", b'{"captions": ["a", "b"]}')])
     assert scan(data, max_letters=4, max_texts=2).faults == []
     found = scan(data, max_letters=3, max_texts=1)
-    assert [fault.reason for fault in found.faults] == [Reason.TEXT_TOO_LONG, Reason.TOO_MANY_TEXTS]
+    assert [fault.reason for fault in found.faults] == [FaultReason.TEXT_TOO_LONG, FaultReason.TOO_MANY_TEXTS]
 
 
 def test_texts_are_hashed():
     entries = [("1.jpg", JPEG), ("1.json", texts(1)), ("2.jpg", JPEG), ("2.json", texts(2)), ("2.txt", b"Two")]
-    rows = scan(tar_bytes(entries)).samples.to_pylist()
+    rows = scan(build_tar(entries)).samples.to_pylist()
     assert rows[0]["texts_hash"] == hashlib.sha256(texts(1)).digest()[:16]
     assert rows[1]["texts_hash"] == hashlib.sha256(texts(2) + b"Two").digest()[:16]
     assert rows[0]["text_hashes"] == [zlib.crc32(text) for text in (b"picture 1", b"is it 1?")]
@@ -288,7 +294,7 @@ def test_texts_are_hashed():
 
 
 def test_header_check_finds_cut_images_without_decoding():
-    data = tar_bytes(
+    data = build_tar(
         [
             *sample(1),
             ("2.jpg", JPEG[:-200]),
@@ -305,7 +311,7 @@ def test_header_check_finds_cut_images_without_decoding():
 
 def test_longest_run_of_faults():
     bad = [(f"b{n}.jpg", b"x") for n in range(7)]
-    found = scan(tar_bytes([*bad[:2], *sample(1), *bad[2:5], *sample(2), *bad[5:]]))
+    found = scan(build_tar([*bad[:2], *sample(1), *bad[2:5], *sample(2), *bad[5:]]))
     assert found.worst_run == 3
 
 
@@ -339,7 +345,7 @@ class TestTextsAlone:
     """A set of texts: images are neither needed nor read."""
 
     def scan(self, *entries: Entry | tarfile.TarInfo) -> ShardScan:
-        return scan(tar_bytes(entries), inputs=["text"])
+        return scan(build_tar(entries), inputs=["text"])
 
     def test_rows_have_texts_and_no_image(self):
         entries = [("1.json", texts(1)), ("2.txt", b"a caption"), ("3.jpg", b"no image at all"), ("3.json", texts(3))]
@@ -348,7 +354,7 @@ class TestTextsAlone:
         assert keys(found) == ["1", "2", "3"]
         assert found.samples["captions"].to_pylist() == [1, 1, 1]
         assert found.samples["questions"].to_pylist() == [1, 0, 1]
-        data = tar_bytes(entries)
+        data = build_tar(entries)
         assert found.samples["json_offset"].to_pylist() == [data_of(data, "1.json"), None, data_of(data, "3.json")]
         assert found.samples["txt_offset"].to_pylist() == [None, data_of(data, "2.txt"), None]
         assert not [name for name in found.samples.column_names if name.startswith("image.")]
@@ -358,14 +364,14 @@ class TestTextsAlone:
     @pytest.mark.parametrize(
         ("reason", "entries"),
         [
-            (Reason.MISSING_TEXT, [("5.jpg", JPEG)]),
-            (Reason.MISSING_TEXT, [("5.json", b'{"url": "x"}')]),
-            (Reason.EMPTY_MEMBER, [("5.txt", b"")]),
-            (Reason.BAD_UTF8, [("5.txt", b"caf\xe9")]),
-            (Reason.BAD_JSON, [("5.json", b'{"captions": [')]),
-            (Reason.DUPLICATE_KEY, [("5.json", texts(5)), ("6.json", texts(6)), ("5.json", texts(5))]),
-            (Reason.DUPLICATE_KEY, [("5.json", texts(5)), ("5.json", texts(5))]),
-            (Reason.UNSAFE_MEMBER, [("5.json", texts(5)), ("5.pkl", b"cos\nsystem\n(S'x'\ntR.")]),
+            (FaultReason.MISSING_TEXT, [("5.jpg", JPEG)]),
+            (FaultReason.MISSING_TEXT, [("5.json", b'{"url": "x"}')]),
+            (FaultReason.EMPTY_MEMBER, [("5.txt", b"")]),
+            (FaultReason.BAD_UTF8, [("5.txt", b"caf\xe9")]),
+            (FaultReason.BAD_JSON, [("5.json", b'{"captions": [')]),
+            (FaultReason.DUPLICATE_KEY, [("5.json", texts(5)), ("6.json", texts(6)), ("5.json", texts(5))]),
+            (FaultReason.DUPLICATE_KEY, [("5.json", texts(5)), ("5.json", texts(5))]),
+            (FaultReason.UNSAFE_MEMBER, [("5.json", texts(5)), ("5.pkl", b"cos\nsystem\n(S'x'\ntR.")]),
         ],
     )
     def test_each_fault_is_one_row(self, reason, entries):
@@ -374,9 +380,9 @@ class TestTextsAlone:
         assert {"1", "9"} <= set(keys(found))
 
     def test_a_sample_at_a_break_is_part_of_it_unless_it_is_whole(self):
-        data = tar_bytes([(f"{n}.json", texts(n)) for n in (1, 2, 3)])
+        data = build_tar([(f"{n}.json", texts(n)) for n in (1, 2, 3)])
         found = scan(zeroed(data, header_of(data, "2.json")), inputs=["text"])
-        assert [fault.reason for fault in found.faults] == [Reason.BROKEN_TAR]
+        assert [fault.reason for fault in found.faults] == [FaultReason.BROKEN_TAR]
         assert "1" in keys(found)
 
 
@@ -385,7 +391,7 @@ class TestImagesAlone:
 
     def test_rows_have_an_image_and_no_texts(self):
         entries = [("1.jpg", photo(1)), ("2.png", photo(2, form="PNG")), ("2.json", b"no JSON"), *sample(3)]
-        found = scan(tar_bytes(entries), inputs=["image"])
+        found = scan(build_tar(entries), inputs=["image"])
         assert found.faults == []
         assert keys(found) == ["1", "2", "0003"]
         assert found.samples["captions"].to_pylist() == found.samples["questions"].to_pylist() == [0, 0, 0]
@@ -397,12 +403,12 @@ class TestImagesAlone:
         ("reason", "entries"),
         [
             ("missing_image", [("5.json", TEXTS)]),
-            (Reason.EMPTY_MEMBER, [("5.jpg", b"")]),
+            (FaultReason.EMPTY_MEMBER, [("5.jpg", b"")]),
             ("truncated_image", [("5.jpg", JPEG[: len(JPEG) // 2])]),
-            (Reason.DUPLICATE_KEY, [("5.jpg", JPEG), ("6.jpg", photo(6)), ("5.jpg", JPEG)]),
+            (FaultReason.DUPLICATE_KEY, [("5.jpg", JPEG), ("6.jpg", photo(6)), ("5.jpg", JPEG)]),
         ],
     )
     def test_each_fault_is_one_row(self, reason, entries):
-        found = scan(tar_bytes([("1.jpg", photo(1)), *entries, ("9.jpg", photo(9))]), inputs=["image"])
+        found = scan(build_tar([("1.jpg", photo(1)), *entries, ("9.jpg", photo(9))]), inputs=["image"])
         assert [fault.reason for fault in found.faults] == [reason], found.faults
         assert {"1", "9"} <= set(keys(found))

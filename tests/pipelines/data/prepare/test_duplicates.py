@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from pipelines.data.prepare.duplicates import exact_duplicates, near_duplicates
-from pipelines.data.prepare.layout import shard_numbers
+from pipelines.data.prepare.duplicates import find_exact_duplicates, find_near_duplicates
+from pipelines.data.prepare.layout import assign_shard_numbers
 
 
 def splits(letters: str) -> np.ndarray:
@@ -26,7 +26,7 @@ def splits(letters: str) -> np.ndarray:
     ],
 )
 def test_equal_images(of: str, images: list[int], expected: list[int]) -> None:
-    assert exact_duplicates(splits(of), np.array(images, np.int64)).tolist() == expected
+    assert find_exact_duplicates(splits(of), np.array(images, np.int64)).tolist() == expected
 
 
 @pytest.mark.parametrize(
@@ -42,11 +42,11 @@ def test_equal_images(of: str, images: list[int], expected: list[int]) -> None:
 )
 def test_similar_images(of: str, hashes: list[int], distance: int, expected: list[int]) -> None:
     everyone = np.ones(len(of), np.bool_)
-    assert near_duplicates(splits(of), np.array(hashes, np.uint64), distance, everyone).tolist() == expected
+    assert find_near_duplicates(splits(of), np.array(hashes, np.uint64), distance, everyone).tolist() == expected
 
 
 def test_dropped_samples_keep_no_other_away() -> None:
-    found = near_duplicates(splits("ttt"), np.zeros(3, np.uint64), 1, np.array([False, True, True]))
+    found = find_near_duplicates(splits("ttt"), np.zeros(3, np.uint64), 1, np.array([False, True, True]))
     assert found.tolist() == [-1, -1, 1]
 
 
@@ -63,12 +63,12 @@ def test_dropped_samples_keep_no_other_away() -> None:
     ],
 )
 def test_shards_have_like_sizes(sizes: list[int], samples: int, size: int, expected: list[int]) -> None:
-    assert shard_numbers(np.array(sizes, np.int64), samples, size).tolist() == expected
+    assert assign_shard_numbers(np.array(sizes, np.int64), samples, size).tolist() == expected
 
 
 def test_large_splits_are_laid_out_evenly() -> None:
     sizes = np.random.default_rng(0).integers(1_000, 200_000, 50_000)
-    numbers = shard_numbers(sizes, 1000, 64 << 20)
+    numbers = assign_shard_numbers(sizes, 1000, 64 << 20)
     shards = np.bincount(numbers, weights=sizes)
     assert (np.diff(numbers) >= 0).all()
     assert shards.max() - shards.min() < 400_000

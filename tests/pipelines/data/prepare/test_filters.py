@@ -8,10 +8,10 @@ from pipelines.data.prepare import language
 from pipelines.data.prepare.config import PrepareConfig
 from pipelines.data.prepare.filters import (
     DropReason,
-    check_size,
-    check_texts,
+    count_texts,
+    find_size_fault,
+    find_text_fault,
     merge_texts,
-    text_count,
     texts_of_valid_length,
 )
 from pipelines.errors import DataError
@@ -34,12 +34,12 @@ from vlmodel.sample import Question, Texts
     ],
 )
 def test_size(size: tuple[int, int], settings: dict[str, float], reason: DropReason | None) -> None:
-    drop = check_size(*size, PrepareConfig(**settings))
+    drop = find_size_fault(*size, PrepareConfig(**settings))
     assert (drop.reason if drop else None) is reason
 
 
 def test_the_detail_names_value_and_limit() -> None:
-    assert check_size(301, 100, PrepareConfig(max_aspect=3.0)) == (
+    assert find_size_fault(301, 100, PrepareConfig(max_aspect=3.0)) == (
         "elongated",
         "301 x 100 pixels, 3.01 to 1; prepare.max_aspect = 3",
     )
@@ -62,8 +62,8 @@ def test_texts_of_unfit_length_are_left_out(low: int, high: int, left: list[str]
     config = PrepareConfig(min_chars=low, max_chars=high)
     fitting = texts_of_valid_length(TEXTS, config)
     assert [*fitting.captions, *(q.question for q in fitting.questions)] == left
-    assert text_count(fitting) == len(left)
-    drop = check_texts(fitting, TEXTS, config)
+    assert count_texts(fitting) == len(left)
+    drop = find_text_fault(fitting, TEXTS, config)
     assert (drop is None) == bool(left)
     if drop is not None:
         assert drop == ("text_length", "5 texts of 3 to 7 characters; prepare.min_chars = 8, prepare.max_chars = 0")
@@ -86,21 +86,21 @@ def test_settings_that_leave_nothing_are_refused() -> None:
 def test_language() -> None:
     pytest.importorskip("py3langid", reason="py3langid is not installed; make installs it from requirements.lock")
     config = PrepareConfig(languages=["en", "nl"])
-    language.check_languages(config.languages)
+    language.require_known_languages(config.languages)
     for caption in ("Three black dogs on grass.", "Een zwarte hond blaft."):
         texts = Texts((caption,), ())
-        assert check_texts(texts, texts, config) is None
+        assert find_text_fault(texts, texts, config) is None
     foreign = Texts(("Ein schwarzer Hund bellt.",), (Question("Was macht der Hund?"),))
-    drop = check_texts(foreign, foreign, config)
+    drop = find_text_fault(foreign, foreign, config)
     assert drop is not None
     assert drop.reason is DropReason.LANGUAGE
     assert drop.detail.startswith("rather de; en, nl with probability 0.0")
     with pytest.raises(DataError, match=r"prepare.languages has 'english'; choose among .* en, "):
-        language.check_languages(["de", "english"])
+        language.require_known_languages(["de", "english"])
 
 
 def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "py3langid.langid", None)
-    language._language_identifier.cache_clear()
+    language._load_language_identifier.cache_clear()
     with pytest.raises(DataError, match=r"needs the package py3langid; install it"):
-        language.check_languages(["en"])
+        language.require_known_languages(["en"])

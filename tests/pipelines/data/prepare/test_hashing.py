@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageEnhance
 
-from pipelines.data.prepare.hashing import NearHashes, perceptual_hash
+from pipelines.data.prepare.hashing import NearHashIndex, perceptual_hash
 from tests.pipelines.data.prepare.conftest import decoded, encoded, picture
 
 
@@ -66,7 +66,7 @@ def test_different_pictures_are_far() -> None:
 def test_the_search_finds_what_comparing_with_all_finds(distance: int) -> None:
     rng = np.random.default_rng(distance)
     centres = rng.integers(0, 2**64, 30, np.uint64).tolist()
-    near = NearHashes(distance)
+    near = NearHashIndex(distance)
     unchanged: list[int] = []
     found = 0
     for _ in range(600):

@@ -8,15 +8,21 @@ from PIL import Image
 
 from pipelines.data.prepare.config import PrepareConfig
 from pipelines.data.prepare.hashing import perceptual_hash
-from pipelines.data.prepare.images import ImageFacts, encode_image, needs_pixels, target_image, unchanged_image
+from pipelines.data.prepare.images import (
+    ImageFormatAndSize,
+    encode_image,
+    keep_image_as_stored,
+    needs_decoding,
+    target_format_and_size,
+)
 from pipelines.data.tars.errors import SampleError
 from tests.pipelines.data.prepare.conftest import decoded, encoded, picture
 from vlmodel.media.base import CheckLimits
 from vlmodel.media.image import MEDIUM
 
 
-def facts_of(data: bytes) -> ImageFacts:
-    return ImageFacts(**MEDIUM.check(data, CheckLimits()))
+def facts_of(data: bytes) -> ImageFormatAndSize:
+    return ImageFormatAndSize(**MEDIUM.check(data, CheckLimits()))
 
 
 @pytest.mark.parametrize(
@@ -40,19 +46,19 @@ def facts_of(data: bytes) -> ImageFacts:
 )
 def test_target(image: tuple[str, int, int], settings: dict[str, object], expected: tuple[str, int, int]) -> None:
     config = PrepareConfig(**settings)
-    assert target_image(ImageFacts(*image), config) == expected
-    assert needs_pixels(ImageFacts(*image), config) == (image != expected)
+    assert target_format_and_size(ImageFormatAndSize(*image), config) == expected
+    assert needs_decoding(ImageFormatAndSize(*image), config) == (image != expected)
 
 
 def test_what_need_not_change_keeps_its_bytes() -> None:
     data = encoded(picture(1), quality=95)
     image = facts_of(data)
     config = PrepareConfig(longest_side=120, format="jpeg", quality=10, near_duplicates=4)
-    assert needs_pixels(image, config), "for its hash alone"
+    assert needs_decoding(image, config), "for its hash alone"
     stored = encode_image(data, image, config)
     assert (stored.data, stored.extension, stored.width, stored.height) == (None, "jpg", 120, 90)
     assert (stored.hash ^ perceptual_hash(picture(1))).bit_count() <= 2
-    assert unchanged_image(image)[:4] == stored[:4]
+    assert keep_image_as_stored(image)[:4] == stored[:4]
 
 
 def test_shrunk_upright_and_without_metadata() -> None:

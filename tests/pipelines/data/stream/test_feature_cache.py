@@ -27,11 +27,11 @@ from pipelines.data.stream.feature_build import (
     SPLITS,
     EncoderResources,
     build_features,
-    check_backbones,
-    features_of,
+    check_features_match_backbones,
+    open_feature_cache,
     weights_digest,
 )
-from pipelines.data.stream.feature_cache import FACTS, FeatureCache, input_hash, text_hashes
+from pipelines.data.stream.feature_cache import FACTS, FeatureCache, hash_token_ids, shorten_input_hash
 from pipelines.data.stream.loader import EvaluationBatches, MicroBatches
 from pipelines.data.stream.plan import StepSchedule
 from pipelines.data.stream.stream import StreamConfig, stream_batches
@@ -110,7 +110,7 @@ def kept(
     """Made by Ray Data's actors."""
     folder = str(tmp_path_factory.mktemp("kept") / "features")
     model = new_model(processor)
-    features = features_of("vision", model, MODEL, processor, folder, "float32")
+    features = open_feature_cache("vision", model, MODEL, processor, folder, "float32")
     progress = lambda *counts: shown.append(counts)  # noqa: E731
     build_features(features, index, model, MODEL, processor, ALONE, report_progress=progress)
     return features
@@ -131,7 +131,7 @@ def build(index: Index, processor: VLProcessor, tmp_path: Path, monkeypatch: pyt
         given = {"config": MODEL, "processor": processor, "precision": "float32", "splits": SPLITS, **changes}
         config, by = given["config"], given["processor"]
         model = given.get("model") or new_model(by, config=config)
-        features = features_of(stream, model, config, by, str(tmp_path / "features"), given["precision"])
+        features = open_feature_cache(stream, model, config, by, str(tmp_path / "features"), given["precision"])
         build_features(features, index, model, config, by, ALONE, given["splits"])
         return features
 
@@ -147,8 +147,8 @@ def files(features: FeatureCache) -> dict[str, int]:
 
 def read(features: FeatureCache, index: Index, shard: IndexedShard, rows: list[int]) -> np.ndarray:
     """The features of images."""
-    hashes = [input_hash(sha256) for sha256 in ShardReader(index).input_sha256s(shard.name, rows, "image")]
-    return np.concatenate(features.read([features.file_of(index, shard)], hashes))
+    hashes = [shorten_input_hash(sha256) for sha256 in ShardReader(index).input_sha256s(shard.name, rows, "image")]
+    return np.concatenate(features.read([features.file_name_of_shard(index, shard)], hashes))
 
 
 def direct(index: Index, processor: VLProcessor, shard: IndexedShard, rows: list[int]) -> np.ndarray:
@@ -164,7 +164,7 @@ def test_they_are_what_the_backbone_gives_in_the_order_asked_for(
     assert shown == [(done, 3) for done in range(4)]
     train = [shard for shard in index.shards if shard.split == "train"]
     # The test split is not trained on, and so it has none.
-    assert set(files(kept)) == {kept.file_of(index, shard) for shard in train}
+    assert set(files(kept)) == {kept.file_name_of_shard(index, shard) for shard in train}
     for shard, rows in ((train[0], [4, 0, 0, 2]), (train[2], [2, 1])):
         found = read(kept, index, shard, rows)
         assert found.dtype == np.float32
@@ -195,7 +195,7 @@ def test_too_great_numbers_are_refused(build: Build, processor: VLProcessor) -> 
 def tokenized(processor: VLProcessor, texts: list[str]) -> tuple[torch.Tensor, torch.Tensor, list[bytes]]:
     arrays = processor.tokenize(texts)
     ids_NT, mask_NT = arrays["input_ids_NT"], arrays["text_mask_NT"].astype(np.bool_)
-    return torch.from_numpy(ids_NT), torch.from_numpy(mask_NT), text_hashes(ids_NT, mask_NT)
+    return torch.from_numpy(ids_NT), torch.from_numpy(mask_NT), hash_token_ids(ids_NT, mask_NT)
 
 
 @pytest.mark.parametrize(("config", "tokens"), [(MODEL, True), (POOLED, False)])
@@ -206,7 +206,7 @@ def test_texts_have_a_row_for_each_token_or_one(
     features = build("language", config=config)
     assert features.width == TEXT_WIDTH
     ids_NT, mask_NT, hashes = tokenized(processor, texts)
-    train = [features.file_of(index, shard) for shard in index.shards if shard.split == "train"]
+    train = [features.file_name_of_shard(index, shard) for shard in index.shards if shard.split == "train"]
     found = features.read(train, hashes)
     assert [len(of_text) for of_text in found] == (mask_NT.sum(1).tolist() if tokens else [1, 1])
     model = new_model(processor, config=config)
@@ -226,8 +226,8 @@ def test_texts_have_a_row_for_each_token_or_one(
 
 def test_the_hash_of_a_text_is_of_its_tokens_alone() -> None:
     left, right = np.array([[0, 0, 5, 6]]), np.array([[5, 6, 0]])
-    assert text_hashes(left, left > 0) == text_hashes(right, right > 0)
-    assert text_hashes(right, np.ones_like(right, np.bool_)) != text_hashes(right, right > 0)
+    assert hash_token_ids(left, left > 0) == hash_token_ids(right, right > 0)
+    assert hash_token_ids(right, np.ones_like(right, np.bool_)) != hash_token_ids(right, right > 0)
 
 
 def test_what_they_depend_on_has_features_of_its_own(
@@ -256,10 +256,10 @@ def test_what_they_depend_on_has_features_of_its_own(
         VLProcessor(ProcessorConfig(image_size=16, max_tokens=4), processor.tokenizer, processor.labels),
     )
     shard = index.shards[0]
-    names = {features.file_of(index, shard) for features in (language, build("language", processor=shorter))}
+    names = {features.file_name_of_shard(index, shard) for features in (language, build("language", processor=shorter))}
     names |= {
-        language.file_of(index, replace(shard, sha256="0" * 64)),
-        language.file_of(index, replace(shard, repeated=(1,))),
+        language.file_name_of_shard(index, replace(shard, sha256="0" * 64)),
+        language.file_name_of_shard(index, replace(shard, repeated=(1,))),
     }
     assert len(names) == 4
     # The last call of a tokenizer is no part of it.
@@ -316,11 +316,11 @@ def test_jobs_that_begin_together_compute_once(
 
 
 def test_features_of_another_backbone_are_refused(kept: FeatureCache, processor: VLProcessor) -> None:
-    check_backbones(new_model(processor), [kept])
+    check_features_match_backbones(new_model(processor), [kept])
     with pytest.raises(
         DataError, match=r"are of another backbone .* model\.vision names have changed .* start a run under"
     ):
-        check_backbones(new_model(processor, 1), [kept])
+        check_features_match_backbones(new_model(processor, 1), [kept])
 
 
 def test_missing_features_are_refused(kept: FeatureCache, index: Index, tmp_path: Path) -> None:
@@ -336,7 +336,7 @@ def source(index: Index, processor: VLProcessor, tmp_path: Path) -> Source:
 
 
 def parts(source: Source, **augmentation: float) -> MicroBatches:
-    schedule = StepSchedule(source.plan(seed=3, shuffle=True, window=8), batch=4, epochs=2)
+    schedule = StepSchedule(source.plan_order(seed=3, shuffle=True, window=8), batch=4, epochs=2)
     return MicroBatches(source, schedule, 0, 1, 1, AugmentConfig(**augmentation))
 
 

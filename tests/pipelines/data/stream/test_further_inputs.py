@@ -20,8 +20,8 @@ from pipelines.data.index.config import IndexConfig
 from pipelines.data.index.index import Index
 from pipelines.data.stream.augment import AugmentConfig
 from pipelines.data.stream.dataset import Source
-from pipelines.data.stream.feature_build import EncoderResources, build_features, features_of
-from pipelines.data.stream.loader import EvaluationBatches, MicroBatches, dropped_inputs
+from pipelines.data.stream.feature_build import EncoderResources, build_features, open_feature_cache
+from pipelines.data.stream.loader import EvaluationBatches, MicroBatches, draw_dropped_inputs
 from pipelines.data.stream.plan import StepSchedule
 from pipelines.data.tars.shards import ShardWriter
 from pipelines.data.texts.corpus import train_tokenizer
@@ -75,7 +75,7 @@ def source(index: Index, processor: VLProcessor, tmp_path_factory: pytest.TempPa
 
 
 def parts(source: Source, drop: dict[str, float] | None = None, accumulation: int = 1) -> MicroBatches:
-    schedule = StepSchedule(source.plan(seed=1, shuffle=True), batch=4, epochs=2)
+    schedule = StepSchedule(source.plan_order(seed=1, shuffle=True), batch=4, epochs=2)
     return MicroBatches(source, schedule, 0, 1, accumulation, AugmentConfig(), drop or {})
 
 
@@ -111,10 +111,10 @@ def test_batches_hold_what_the_tars_hold(source: Source) -> None:
 def test_a_batch_is_made_in_two_halves(source: Source) -> None:
     """Inputs are made of the origin of a batch and the places, which its texts come with."""
     batches = parts(source)
-    rows = batches.rows(1)
+    rows = batches.make_rows(1)
     assert {name for name in rows if name.startswith(("imu", "image"))} <= {"imu.place_B"}
     whole = batches[1]
-    for name, array in batches.images(rows).items():
+    for name, array in batches.load_inputs_of_rows(rows).items():
         np.testing.assert_array_equal(array, whole[name])
 
 
@@ -142,11 +142,11 @@ def test_dropped_inputs_depend_on_seed_epoch_and_sample_alone(source: Source) ->
 def test_shares_of_dropped_inputs() -> None:
     rng = np.random.default_rng(0)
     shares, present = {"a": 0.3, "b": 0.6}, ["a", "b", "c"]
-    drawn = [dropped_inputs(shares, present, rng, keep_one=True) for _ in range(4000)]
+    drawn = [draw_dropped_inputs(shares, present, rng, keep_one=True) for _ in range(4000)]
     for name, share in (("a", 0.3), ("b", 0.6), ("c", 0.0)):
         assert np.mean([name in dropped for dropped in drawn]) == pytest.approx(share, abs=0.03)
     assert np.mean([dropped >= {"a", "b"} for dropped in drawn]) == pytest.approx(0.18, abs=0.03)
-    alone = [dropped_inputs(shares, ["a"], rng, keep_one) for keep_one in (True, False) for _ in range(500)]
+    alone = [draw_dropped_inputs(shares, ["a"], rng, keep_one) for keep_one in (True, False) for _ in range(500)]
     assert not any(alone[:500])
     assert np.mean([bool(dropped) for dropped in alone[500:]]) == pytest.approx(0.3, abs=0.08)
 
@@ -164,7 +164,7 @@ def test_kept_features_are_what_the_encoder_gives(
     torch.manual_seed(0)
     model = VLModel.from_tree(TREE, processor).eval()
     assert TREE.frozen_streams() == ("imu",)
-    cache = features_of("imu", model, TREE, processor, str(tmp_path), "float32")
+    cache = open_feature_cache("imu", model, TREE, processor, str(tmp_path), "float32")
     build_features(cache, index, model, TREE, processor, EncoderResources(threads=1, batch=2))
     kept = Source(source.tars, source.index_hash, source.split, source.processor, (cache,))
     for plain, cached in zip(parts(source), parts(kept), strict=True):

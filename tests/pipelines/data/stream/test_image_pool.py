@@ -31,10 +31,10 @@ class Told(BatchLoader):
     def __len__(self) -> int:
         return 3
 
-    def rows(self, number: int) -> Arrays:
+    def make_rows(self, number: int) -> Arrays:
         return {name: np.array([number]) for name in ("source_B", "epoch_B", "shard_B", "row_B")}
 
-    def images(self, rows: Arrays) -> Arrays:
+    def load_inputs_of_rows(self, rows: Arrays) -> Arrays:
         if rows["source_B"][0] == 1:
             raise FileNotFoundError("the tar is gone")
         return {"image.pixels_BHWC": np.array([os.getpid(), threading.get_native_id(), torch_threads(), len(rows)])}
@@ -64,9 +64,11 @@ def until_ready() -> None:
 def test_threads_do_the_work_until_processes_are_up() -> None:
     with ImagePool(Told(), 2, in_processes=True) as pool:
         if not decoding_processes.decoding_processes(2).is_ready:
-            assert pool.submit(Told().rows(0))()["image.pixels_BHWC"][0] == os.getpid()
+            assert pool.submit(Told().make_rows(0))()["image.pixels_BHWC"][0] == os.getpid()
         until_ready()
-        pid, _, threads, names = pool.submit({**Told().rows(0), "more": np.zeros(9)})()["image.pixels_BHWC"].tolist()
+        pid, _, threads, names = pool.submit({**Told().make_rows(0), "more": np.zeros(9)})()[
+            "image.pixels_BHWC"
+        ].tolist()
     assert pid != os.getpid()
     assert threads == 1
     assert names == 4, "only what images are made from is sent"
@@ -77,14 +79,14 @@ def test_processes_stay_for_the_next_stream() -> None:
     for _ in range(3):
         with ImagePool(Told(), 2, in_processes=True) as pool:
             until_ready()
-            seen |= {int(pool.submit(Told().rows(0))()["image.pixels_BHWC"][0]) for _ in range(4)}
+            seen |= {int(pool.submit(Told().make_rows(0))()["image.pixels_BHWC"][0]) for _ in range(4)}
     assert len(seen) <= 2
 
 
 def test_errors_reach_the_consumer_and_pixels_may_be_written_to() -> None:
     with ImagePool(Told(), 2, in_processes=True) as pool:
         until_ready()
-        failing, fine = pool.submit(Told().rows(1)), pool.submit(Told().rows(2))
+        failing, fine = pool.submit(Told().make_rows(1)), pool.submit(Told().make_rows(2))
         with pytest.raises(FileNotFoundError, match="the tar is gone"):
             failing()
         assert fine()["image.pixels_BHWC"].flags.writeable
@@ -93,20 +95,20 @@ def test_errors_reach_the_consumer_and_pixels_may_be_written_to() -> None:
 def test_a_killed_process_is_an_error_that_says_what_to_do_and_the_next_stream_works() -> None:
     with ImagePool(Told(), 2, in_processes=True) as pool:
         until_ready()
-        killed = psutil.Process(int(pool.submit(Told().rows(0))()["image.pixels_BHWC"][0]))
+        killed = psutil.Process(int(pool.submit(Told().make_rows(0))()["image.pixels_BHWC"][0]))
         killed.kill()
         killed.wait()
         with pytest.raises(DecodingStoppedError, match=r"lower stream\.workers"):
             _until_it_fails(pool)
     with ImagePool(Told(), 2, in_processes=True) as pool:
         until_ready()
-        assert pool.submit(Told().rows(0))()["image.pixels_BHWC"][0] != os.getpid()
+        assert pool.submit(Told().make_rows(0))()["image.pixels_BHWC"][0] != os.getpid()
 
 
 def _until_it_fails(pool: ImagePool) -> None:
     """The executor needs a moment to notice."""
     for _ in range(100):
-        pool.submit(Told().rows(0))()
+        pool.submit(Told().make_rows(0))()
         time.sleep(0.05)
 
 

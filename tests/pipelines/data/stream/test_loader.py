@@ -17,7 +17,7 @@ from pipelines.data.index.config import IndexConfig
 from pipelines.data.index.index import Index
 from pipelines.data.stream import stream as stream_module
 from pipelines.data.stream.augment import AugmentConfig, augment_image
-from pipelines.data.stream.dataset import OpenedSamples, Source, with_gpu_decoding
+from pipelines.data.stream.dataset import OpenedSamples, Source, enable_gpu_decoding
 from pipelines.data.stream.loader import EvaluationBatches, MicroBatches
 from pipelines.data.stream.plan import SampleIndices, StepSchedule
 from pipelines.data.stream.stream import StreamConfig, stream_batches
@@ -49,7 +49,7 @@ def source(tmp_path_factory: pytest.TempPathFactory, ray_local: None) -> Source:
 
 
 def parts(source: Source, rank: int = 0, world: int = 1, accumulation: int = 1, **more: Any) -> MicroBatches:
-    schedule = StepSchedule(source.plan(seed=3, shuffle=True, window=8), batch=8, epochs=2)
+    schedule = StepSchedule(source.plan_order(seed=3, shuffle=True, window=8), batch=8, epochs=2)
     return MicroBatches(source, schedule, rank, world, accumulation, AugmentConfig(**more))
 
 
@@ -68,7 +68,7 @@ def test_samples_without_questions_are_left_out_and_all_others_seen_each_epoch(s
 def test_a_sample_of_a_split_is_drawn_by_hash(source: Source, world: int) -> None:
     def seen(sample: int) -> list[int]:
         batches = [EvaluationBatches(source, 4, rank, world, sample=sample) for rank in range(world)]
-        assert {one.samples for one in batches} == {min(sample, 17)}
+        assert {one.sample_count for one in batches} == {min(sample, 17)}
         return sorted(colour for one in batches for arrays in one for colour in colours(arrays))
 
     some = seen(9)
@@ -165,9 +165,9 @@ def test_evaluation_counts_each_sample_once(source: Source, world: int) -> None:
 
 def test_a_missing_version_and_a_missing_split_are_refused(source: Source) -> None:
     with pytest.raises(DataError, match="has no version 000000000000 of its index"):
-        replace(source, index_hash="0" * 64).plan(shuffle=False)
+        replace(source, index_hash="0" * 64).plan_order(shuffle=False)
     with pytest.raises(DataError, match=r"no val sample with questions \(it has {'train': 23}\)"):
-        replace(source, split="val").plan(shuffle=False)
+        replace(source, split="val").plan_order(shuffle=False)
 
 
 def test_everything_is_small_to_send(source: Source) -> None:
@@ -201,7 +201,7 @@ def test_a_gpu_decodes_a_batch_at_once_and_leaves_the_rest(
             )
     build_index(str(tmp_path), IndexConfig(validation_fraction=0.0))
     mine = replace(source, tars=str(tmp_path), index_hash=Index.open(str(tmp_path)).hash)
-    for expected, got in zip(parts(mine), parts(with_gpu_decoding(mine, "cpu")), strict=True):
+    for expected, got in zip(parts(mine), parts(enable_gpu_decoding(mine, "cpu")), strict=True):
         difference = np.abs(got["image.pixels_BHWC"].astype(int) - expected["image.pixels_BHWC"])
         assert difference.max() <= 1
     assert calls == [8] * 3

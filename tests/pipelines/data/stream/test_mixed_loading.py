@@ -15,9 +15,9 @@ from pipelines.data.index.build import build_index
 from pipelines.data.index.config import IndexConfig
 from pipelines.data.index.index import Index
 from pipelines.data.stream.augment import AugmentConfig
-from pipelines.data.stream.dataset import Source, SourceMixture, with_pixel_cache
-from pipelines.data.stream.feature_cache import FeatureCache, FeatureTable, input_hash
-from pipelines.data.stream.loader import MicroBatches, model_inputs
+from pipelines.data.stream.dataset import Source, SourceMixture, enable_pixel_cache
+from pipelines.data.stream.feature_cache import FeatureCache, FeatureTable, shorten_input_hash
+from pipelines.data.stream.loader import MicroBatches, without_provenance
 from pipelines.data.stream.mixture import MixturePlan
 from pipelines.data.stream.pixel_cache import PixelCacheConfig
 from pipelines.data.stream.plan import StepSchedule
@@ -64,7 +64,7 @@ def mixture(tmp_path_factory: pytest.TempPathFactory, ray_local: None) -> Source
 
 
 def order(mixture: SourceMixture, seed: int = 3) -> MixturePlan:
-    plans = tuple(source.plan(seed=seed, shuffle=True, window=8) for source in mixture.members)
+    plans = tuple(source.plan_order(seed=seed, shuffle=True, window=8) for source in mixture.members)
     return MixturePlan(NAMES, plans, (2.0, 1.0), block=8)
 
 
@@ -100,7 +100,7 @@ def test_each_sample_has_the_rows_of_its_own_texts(mixture: SourceMixture) -> No
     of_source = [np.flatnonzero(batch["source_B"] == number).tolist() for number in (0, 1)]
     assert all(of_source)
     assert [batch[f"{task}.sample_N"].tolist() for task in ("ask", "name")] == of_source
-    assert not [name for name in model_inputs(batch) if name.startswith("source")]
+    assert not [name for name in without_provenance(batch) if name.startswith("source")]
 
 
 @pytest.mark.parametrize(("world", "accumulation"), [(2, 1), (1, 2), (4, 2)])
@@ -124,9 +124,9 @@ def test_ray_delivers_the_same_batches_from_any_start(mixture: SourceMixture) ->
 
 def test_one_source_gives_the_batches_that_it_gives_alone(mixture: SourceMixture) -> None:
     source = mixture.members[0]
-    alone = StepSchedule(source.plan(seed=3, shuffle=True, window=8), 8, 2)
-    mixed = StepSchedule(MixturePlan(("only",), (source.plan(seed=3, shuffle=True, window=8),), (1.0,)), 8, 2)
-    for number in range(alone.steps):
+    alone = StepSchedule(source.plan_order(seed=3, shuffle=True, window=8), 8, 2)
+    mixed = StepSchedule(MixturePlan(("only",), (source.plan_order(seed=3, shuffle=True, window=8),), (1.0,)), 8, 2)
+    for number in range(alone.step_count):
         one = MicroBatches(source, alone, 0, 1, 1, AugmentConfig(flip=0.5))[number]
         other = MicroBatches(SourceMixture((source,)), mixed, 0, 1, 1, AugmentConfig(flip=0.5))[number]
         assert one.keys() == other.keys()
@@ -140,10 +140,12 @@ def test_kept_features_come_from_the_source_of_each_sample(mixture: SourceMixtur
         index = Index.open(source.tars)
         for shard, facts in enumerate(index.shards):
             rows = range(sum(facts.samples.values()))
-            hashes = [input_hash(sha256) for sha256 in ShardReader(index).input_sha256s(facts.name, rows, "image")]
+            hashes = [
+                shorten_input_hash(sha256) for sha256 in ShardReader(index).input_sha256s(facts.name, rows, "image")
+            ]
             values = np.array([[number, shard, row] for row in rows], np.float32).tobytes()
             table = FeatureTable.from_row_counts(hashes, [1] * len(rows)).to_bytes(kept.row_bytes)
-            (tmp_path / kept.file_of(index, facts)).write_bytes(table + values)
+            (tmp_path / kept.file_name_of_shard(index, facts)).write_bytes(table + values)
     mine = parts(SourceMixture(tuple(replace(source, features=(kept,)) for source in mixture.members)))
     for number in range(len(mine)):
         batch = mine[number]
@@ -156,11 +158,11 @@ def test_a_source_without_what_the_tasks_read_is_refused(mixture: SourceMixture,
     processor = VLProcessor.from_pretrained(asked.processor)
     captioner = VLProcessor(processor.config, processor.tokenizer, [], {"": processor.tasks["name"]})
     captioner.save_pretrained(tmp_path)
-    assert replace(named, processor=str(tmp_path)).plan(shuffle=True).size == NAMED
+    assert replace(named, processor=str(tmp_path)).plan_order(shuffle=True).size == NAMED
     with pytest.raises(
         DataError, match=r"asked has no train sample with captions with an input \(it has {'train': 11}\)"
     ):
-        replace(asked, processor=str(tmp_path)).plan(shuffle=True)
+        replace(asked, processor=str(tmp_path)).plan_order(shuffle=True)
 
 
 @pytest.fixture(scope="module")
@@ -175,7 +177,7 @@ def with_texts(mixture: SourceMixture, tmp_path_factory: pytest.TempPathFactory,
 
 
 def parts_with_texts(mixture: SourceMixture, rank: int = 0, world: int = 1, **more: float) -> MicroBatches:
-    plans = tuple(source.plan(seed=3, shuffle=True, window=8) for source in mixture.members)
+    plans = tuple(source.plan_order(seed=3, shuffle=True, window=8) for source in mixture.members)
     schedule = StepSchedule(MixturePlan((*NAMES, "said"), plans, (1.0, 1.0, 1.0), block=8), batch=8, epochs=2)
     return MicroBatches(mixture, schedule, rank, world, 1, AugmentConfig(**more))
 
@@ -197,7 +199,7 @@ def test_texts_without_images_have_rows_and_no_pixels(with_texts: SourceMixture)
         assert set(asked.tolist()) <= {0, 2}
         assert len(asked) == (batch["source_B"] != 1).sum()
         assert set(batch["source_B"][batch["name.sample_N"]].tolist()) <= {1}
-        assert "image.place_B" in model_inputs(batch)
+        assert "image.place_B" in without_provenance(batch)
     assert seen[2] == pytest.approx(seen.total() / 3, abs=1)
 
 
@@ -218,7 +220,7 @@ def test_ray_delivers_texts_without_images_as_they_are_made_at_once(with_texts: 
 
 def test_pixels_are_kept_of_the_sources_that_have_some(with_texts: SourceMixture, tmp_path: Path) -> None:
     config = PixelCacheConfig(keep="always", folder=str(tmp_path))
-    kept = with_pixel_cache(with_texts, config, 2)
+    kept = enable_pixel_cache(with_texts, config, 2)
     assert isinstance(kept, SourceMixture)
     assert [source.pixels is not None for source in kept.members] == [True, True, False]
     plain, cached = parts_with_texts(with_texts), parts_with_texts(kept)
@@ -233,7 +235,7 @@ def test_texts_of_which_no_task_makes_anything_are_refused(with_texts: SourceMix
     captioner = VLProcessor(processor.config, processor.tokenizer, [], {"": processor.tasks["name"]})
     captioner.save_pretrained(tmp_path)
     with pytest.raises(DataError, match=r"has no train sample with captions with an input .*; leave this source out"):
-        replace(said, processor=str(tmp_path)).plan(shuffle=True)
+        replace(said, processor=str(tmp_path)).plan_order(shuffle=True)
 
 
 def test_images_without_texts_are_seen_and_told(mixture: SourceMixture, tmp_path: Path) -> None:
@@ -265,7 +267,7 @@ def test_images_without_texts_are_seen_and_told(mixture: SourceMixture, tmp_path
     answering.save_pretrained(tmp_path / "answering")
     unanswered = replace(mixed.members[2], processor=str(tmp_path / "answering"))
     with pytest.raises(DataError, match=r"has no train sample with questions .*; leave this source out"):
-        unanswered.plan(shuffle=True)
+        unanswered.plan_order(shuffle=True)
 
 
 def test_everything_is_small_to_send(mixture: SourceMixture) -> None:

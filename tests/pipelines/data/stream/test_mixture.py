@@ -126,9 +126,9 @@ def test_a_single_source_has_its_own_order(
 @given(mixtures(), st.integers(1, 20), st.integers(1, 3), st.data())
 def test_workers_change_nothing_but_the_cut(mixture: MixturePlan, batch: int, epochs: int, data: st.DataObject) -> None:
     schedule = StepSchedule(mixture, batch, epochs)
-    assert sum(map(schedule.step_samples, range(schedule.steps))) == epochs * mixture.size
-    step = data.draw(st.integers(0, schedule.steps - 1))
-    whole = samples(mixture.samples_between(step * batch, step * batch + schedule.step_samples(step)))
+    assert sum(map(schedule.count_step_samples, range(schedule.step_count))) == epochs * mixture.size
+    step = data.draw(st.integers(0, schedule.step_count - 1))
+    whole = samples(mixture.samples_between(step * batch, step * batch + schedule.count_step_samples(step)))
     for parts in (1, 2, 3, 8):
         cut = [samples(schedule.samples_of_part(step, number, parts)) for number in range(parts)]
         assert [sample for part in cut for sample in part] == whole

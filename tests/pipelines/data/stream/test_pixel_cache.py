@@ -17,9 +17,9 @@ from pipelines.data.index.config import IndexConfig
 from pipelines.data.index.index import Index
 from pipelines.data.stream import pixel_cache
 from pipelines.data.stream.augment import AugmentConfig
-from pipelines.data.stream.dataset import Source, with_pixel_cache
+from pipelines.data.stream.dataset import Source, enable_pixel_cache
 from pipelines.data.stream.loader import MicroBatches
-from pipelines.data.stream.pixel_cache import PixelCacheConfig, is_cache_faster, open_pixel_cache
+from pipelines.data.stream.pixel_cache import PixelCacheConfig, is_cache_faster_than_decoding, open_pixel_cache
 from pipelines.data.stream.plan import StepSchedule
 from pipelines.data.stream.stream import StreamConfig, stream_batches
 from pipelines.data.tars.shards import ShardWriter
@@ -69,7 +69,7 @@ def config(folder: Path, **more: object) -> PixelCacheConfig:
 
 
 def epochs(source: Source, count: int = 1) -> MicroBatches:
-    schedule = StepSchedule(source.plan(seed=1, shuffle=True, window=6), batch=4, epochs=count)
+    schedule = StepSchedule(source.plan_order(seed=1, shuffle=True, window=6), batch=4, epochs=count)
     return MicroBatches(source, schedule, 0, 1, 1, AugmentConfig(flip=0.5))
 
 
@@ -80,26 +80,26 @@ def same(source: Source, kept: Source) -> None:
 
 
 def test_each_image_is_decoded_once_and_is_the_same(source: Source, tmp_path: Path, decoded: list[int]) -> None:
-    kept = with_pixel_cache(source, config(tmp_path), 2)
+    kept = enable_pixel_cache(source, config(tmp_path), 2)
     assert kept.pixels is not None
     list(epochs(kept, 3))
     assert len(decoded) == SAMPLES
     same(source, kept)
-    again = with_pixel_cache(source, config(tmp_path), 2)
+    again = enable_pixel_cache(source, config(tmp_path), 2)
     before = len(decoded)
     list(epochs(again))
     assert len(decoded) == before, "another process finds them"
 
 
 def test_through_the_stream(source: Source, tmp_path: Path, decoded: list[int]) -> None:
-    kept = with_pixel_cache(source, config(tmp_path), 2)
+    kept = enable_pixel_cache(source, config(tmp_path), 2)
     made = list(stream_batches(epochs(kept, 3), StreamConfig(workers=3)))
     for expected, got in zip(epochs(source, 3), made, strict=True):
         np.testing.assert_array_equal(got["image.pixels_BHWC"], expected["image.pixels_BHWC"])
 
 
 def test_what_is_torn_is_decoded_again(source: Source, tmp_path: Path, decoded: list[int]) -> None:
-    kept = with_pixel_cache(source, config(tmp_path), 2)
+    kept = enable_pixel_cache(source, config(tmp_path), 2)
     list(epochs(kept))
     # A crash of the machine: one row's pixels never reached the disk, a file lost its end, another its checksums.
     files = sorted(tmp_path.glob("*/*/*.pixels"))
@@ -115,11 +115,11 @@ def test_what_is_torn_is_decoded_again(source: Source, tmp_path: Path, decoded: 
 
 
 def test_no_more_than_allowed_is_kept(source: Source, tmp_path: Path, decoded: list[int]) -> None:
-    kept = with_pixel_cache(source, config(tmp_path, max_gb=11 * ROW / 1e9), 2)
+    kept = enable_pixel_cache(source, config(tmp_path, max_gb=11 * ROW / 1e9), 2)
     list(epochs(kept, 2))
     assert len(decoded) == SAMPLES + 2, "two of three shards fit"
     same(source, kept)
-    assert with_pixel_cache(source, config(tmp_path, max_gb=4 * ROW / 1e9), 2).pixels is None
+    assert enable_pixel_cache(source, config(tmp_path, max_gb=4 * ROW / 1e9), 2).pixels is None
 
 
 def test_longest_unused_pixels_make_room(source: Source, tmp_path: Path) -> None:
@@ -146,7 +146,7 @@ def test_a_full_disk_ends_the_keeping_and_nothing_else(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    kept = with_pixel_cache(source, config(tmp_path), 2)
+    kept = enable_pixel_cache(source, config(tmp_path), 2)
 
     def full(*_: object) -> int:
         raise OSError(28, "No space left on device")
@@ -162,7 +162,7 @@ def test_a_full_disk_ends_the_keeping_and_nothing_else(
 def test_a_disk_that_cannot_be_read_costs_decoding_alone(
     source: Source, tmp_path: Path, decoded: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    kept = with_pixel_cache(source, config(tmp_path), 2)
+    kept = enable_pixel_cache(source, config(tmp_path), 2)
     list(epochs(kept))
     decoded.clear()
 
@@ -176,10 +176,10 @@ def test_a_disk_that_cannot_be_read_costs_decoding_alone(
 
 def test_it_is_chosen_by_what_it_saves(source: Source, tmp_path: Path) -> None:
     auto = PixelCacheConfig(folder=str(tmp_path))
-    assert with_pixel_cache(source, auto, 1).pixels is None
-    assert with_pixel_cache(source, replace_keep(auto, "never"), 9).pixels is None
+    assert enable_pixel_cache(source, auto, 1).pixels is None
+    assert enable_pixel_cache(source, replace_keep(auto, "never"), 9).pixels is None
     image = np.zeros((64, 64, 3), np.uint8)
-    small = is_cache_faster(lambda _: image, str(tmp_path))
+    small = is_cache_faster_than_decoding(lambda _: image, str(tmp_path))
     assert not small[0], "nothing is faster than an image that is there"
 
     def slow(_: int) -> np.ndarray:
@@ -187,7 +187,7 @@ def test_it_is_chosen_by_what_it_saves(source: Source, tmp_path: Path) -> None:
             np.sort(np.arange(10_000)[::-1])
         return image
 
-    assert is_cache_faster(slow, str(tmp_path))[0]
+    assert is_cache_faster_than_decoding(slow, str(tmp_path))[0]
     assert list(tmp_path.glob("**/.trial*")) == []
 
 

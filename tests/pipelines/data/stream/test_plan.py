@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipelines.data.stream.plan import Plan, StepSchedule, check_division, derive_seed, fixed_batches
+from pipelines.data.stream.plan import Plan, StepSchedule, derive_seed, samples_per_micro_batch, split_into_batches
 
 sizes = st.lists(st.integers(0, 40), min_size=1, max_size=12).filter(lambda counts: sum(counts) > 0)
 
@@ -55,9 +55,9 @@ def test_workers_and_accumulation_change_nothing_but_the_cut(
     counts: list[int], batch: int, epochs: int, data: st.DataObject
 ) -> None:
     schedule = StepSchedule(plan(counts), batch, epochs)
-    step = data.draw(st.integers(0, schedule.steps - 1))
+    step = data.draw(st.integers(0, schedule.step_count - 1))
     whole = pairs(schedule.samples_of_part(step, 0, 1))
-    assert len(whole) == schedule.step_samples(step)
+    assert len(whole) == schedule.count_step_samples(step)
     for parts in (2, 3, 8):
         cut = [pairs(schedule.samples_of_part(step, number, parts)) for number in range(parts)]
         assert [sample for part in cut for sample in part] == whole
@@ -68,9 +68,9 @@ def test_workers_and_accumulation_change_nothing_but_the_cut(
 @given(sizes, st.integers(1, 20), st.integers(1, 3))
 def test_all_steps_together_are_the_epochs(counts: list[int], batch: int, epochs: int) -> None:
     schedule = StepSchedule(plan(counts), batch, epochs)
-    seen = [sample for step in range(schedule.steps) for sample in pairs(schedule.samples_of_part(step, 0, 1))]
+    seen = [sample for step in range(schedule.step_count) for sample in pairs(schedule.samples_of_part(step, 0, 1))]
     assert len(seen) == len(set(seen)) == schedule.plan.size * epochs
-    assert schedule.epochs_done(schedule.steps) == epochs
+    assert schedule.epochs_done(schedule.step_count) == epochs
 
 
 def test_the_order_is_stable_for_ever() -> None:
@@ -109,13 +109,13 @@ def test_errors_name_the_remedy() -> None:
     with pytest.raises(ValueError, match="at least one sample"):
         plan([0, 0])
     with pytest.raises(ValueError, match=r"global batch 10 .* 4 workers x 1 accumulation; use 8 or 12"):
-        check_division(10, 4, 1)
-    assert check_division(32, 4, 2) == 4
+        samples_per_micro_batch(10, 4, 1)
+    assert samples_per_micro_batch(32, 4, 2) == 4
 
 
 def test_fixed_batches_cover_everything_once() -> None:
-    assert fixed_batches(10, 4) == [(0, 4), (4, 8), (8, 10)]
-    assert fixed_batches(0, 4) == []
+    assert split_into_batches(10, 4) == [(0, 4), (4, 8), (8, 10)]
+    assert split_into_batches(0, 4) == []
 
 
 def test_seeds_are_told_apart_by_every_part() -> None:

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipelines.data.tars.headers import MemberKind, TarCorruption, TarMember, read_tar
-from tests.pipelines.data.tar_maker import data_of, header_of, link, samples, tar_bytes, zeroed
+from tests.pipelines.data.tar_maker import build_tar, data_of, header_of, link, samples, zeroed
 
 GNU_TAR = shutil.which("tar") and "GNU" in subprocess.run(["tar", "--version"], capture_output=True, text=True).stdout
 needs_gnu_tar = pytest.mark.skipif(not GNU_TAR, reason="there is no GNU tar on this machine")
@@ -32,7 +32,7 @@ def test_members_agree_with_tarfile(form, step):
     entries = [("a/1.jpg", b"x" * 700), ("a/1.json", b""), ("é.txt", b"y" * 512), ("a/" + "m" * 90 + "/2.jpg", b"z")]
     if form != tarfile.USTAR_FORMAT:
         entries.insert(1, (LONG, b"w" * 1025))
-    data = tar_bytes(entries, form)
+    data = build_tar(entries, form)
     members, breaks = read(data, step)
     with tarfile.open(fileobj=io.BytesIO(data)) as tar:
         expected = [(m.name, m.offset_data, m.size) for m in tar.getmembers()]
@@ -82,7 +82,7 @@ def test_base_256_size():
 def test_links_and_devices_have_no_data():
     links = [link("l.jpg", "/etc/passwd"), link("h.jpg", "0001.jpg", tarfile.LNKTYPE), link("p", "", tarfile.FIFOTYPE)]
     links[1].size = 4096  # some writers give a hard link the size of its target
-    data = tar_bytes([*samples([1]), *links, *samples([2])])
+    data = build_tar([*samples([1]), *links, *samples([2])])
     members, breaks = read(data)
     assert [m.kind for m in members] == [MemberKind.FILE] * 2 + [
         MemberKind.LINK,
@@ -92,7 +92,7 @@ def test_links_and_devices_have_no_data():
     assert breaks == []
 
 
-TAR = tar_bytes(samples(range(1, 6)))
+TAR = build_tar(samples(range(1, 6)))
 
 
 @pytest.mark.parametrize(
@@ -165,7 +165,7 @@ def test_flipped_byte_in_a_header_is_found(at, flip):
 
 
 def test_damaged_extended_headers_are_found():
-    data = tar_bytes([("a.txt", b"1"), (LONG, b"2"), ("c.txt", b"3")], tarfile.PAX_FORMAT)
+    data = build_tar([("a.txt", b"1"), (LONG, b"2"), ("c.txt", b"3")], tarfile.PAX_FORMAT)
     at = header_of(data, LONG)
     members, breaks = read(data[: at + 512] + b"garbage" + data[at + 519 :])
     assert members[0].name == "a.txt"

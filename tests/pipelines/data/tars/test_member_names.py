@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from pipelines.data.tars.member_names import is_hidden, is_hidden_path, leaves_folder, split_name
+from pipelines.data.tars.member_names import is_hidden, is_hidden_path, path_leaves_folder, split_name
 
 
 def test_split_name():
@@ -12,8 +12,8 @@ def test_split_name():
 
 
 def test_leaves_folder():
-    assert all(map(leaves_folder, ["/a.jpg", "../a.jpg", "a/../../b.jpg", "a\\..\\b.jpg", "C:\\a.jpg"]))
-    assert not any(map(leaves_folder, ["a..b.jpg", "a/b.jpg", "./a.jpg", "..a/b.jpg"]))
+    assert all(map(path_leaves_folder, ["/a.jpg", "../a.jpg", "a/../../b.jpg", "a\\..\\b.jpg", "C:\\a.jpg"]))
+    assert not any(map(path_leaves_folder, ["a..b.jpg", "a/b.jpg", "./a.jpg", "..a/b.jpg"]))
 
 
 def test_hidden_names_and_paths():

@@ -15,7 +15,7 @@ from pipelines.data.tars.reader import ShardReader
 from pipelines.data.tars.sample import parse_texts
 from pipelines.errors import DataError
 from pipelines.storage.folder import Folder, _merge_ranges
-from tests.pipelines.data.tar_maker import photo, samples, tar_bytes, texts, write_tar
+from tests.pipelines.data.tar_maker import build_tar, photo, samples, texts, write_tar
 
 pytestmark = pytest.mark.usefixtures("ray_local")
 
@@ -129,7 +129,7 @@ class FlakyFileSystem(MemoryFileSystem):
 def test_transient_errors_of_a_remote_store_lose_nothing(monkeypatch):
     fsspec.register_implementation("flaky", FlakyFileSystem, clobber=True)
     fs = fsspec.filesystem("flaky")
-    data = tar_bytes(samples([1]))
+    data = build_tar(samples([1]))
     fs.pipe_file("/store/a.tar", data)
     ranges = [(512, 10), (len(data) - 5, 5)]
     assert Folder("flaky://store").read_ranges("a.tar", ranges) == [data[512:522], data[-5:]]

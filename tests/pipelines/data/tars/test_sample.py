@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipelines.data.tars.errors import Reason, SampleError
+from pipelines.data.tars.errors import FaultReason, SampleError
 from pipelines.data.tars.sample import TextLimits, dump_texts, parse_metadata, parse_texts
 from vlmodel.sample import Question, Texts
 
@@ -53,7 +53,7 @@ def test_the_class_is_in_the_json_or_in_a_member_of_its_own() -> None:
     ):
         with pytest.raises(SampleError) as caught:
             parse_texts(json_bytes, None, cls_bytes=cls_bytes)
-        assert caught.value.reason == Reason.BAD_SCHEMA
+        assert caught.value.reason == FaultReason.BAD_SCHEMA
 
 
 def test_foreign_tars_are_read_as_they_are() -> None:
@@ -77,41 +77,46 @@ def test_a_sample_may_have_no_texts(json_bytes: bytes | None, txt_bytes: bytes |
 @pytest.mark.parametrize(
     ("json_bytes", "txt_bytes", "reason", "detail"),
     [
-        (b'{"captions": ["\xff"]}', None, Reason.BAD_UTF8, "byte 15"),
-        (None, b"caf\xe9", Reason.BAD_UTF8, ".txt: byte 3"),
-        (b'{"captions": ["a"', None, Reason.BAD_JSON, "EOF"),
-        (b"", None, Reason.BAD_JSON, "EOF"),
-        (b'{"captions": ["\\ud800"]}', None, Reason.BAD_JSON, "hex escape"),
-        (b"[" * 100_000, None, Reason.BAD_JSON, "recursion"),
-        (b'{"caption": "a", "similarity": NaN}', None, Reason.BAD_JSON, "NaN is no number of JSON"),
-        (b'{"captions": ["a"], "score": -Infinity}', None, Reason.BAD_JSON, "-Infinity is no number of JSON"),
-        (b'{"captions": ["a"], "score": 1e999}', None, Reason.BAD_JSON, "the number '1e999' is too large"),
-        (b'{"captions": ["a"], "n": ' + b"9" * 5000 + b"}", None, Reason.BAD_JSON, "digits"),
-        (b'{"captions": ["' + b"a" * 10_001 + b'"]}', None, Reason.TEXT_TOO_LONG, "10001 letters"),
-        (None, b"a" * 10_001, Reason.TEXT_TOO_LONG, "data.index.max_letters allows 10000"),
+        (b'{"captions": ["\xff"]}', None, FaultReason.BAD_UTF8, "byte 15"),
+        (None, b"caf\xe9", FaultReason.BAD_UTF8, ".txt: byte 3"),
+        (b'{"captions": ["a"', None, FaultReason.BAD_JSON, "EOF"),
+        (b"", None, FaultReason.BAD_JSON, "EOF"),
+        (b'{"captions": ["\\ud800"]}', None, FaultReason.BAD_JSON, "hex escape"),
+        (b"[" * 100_000, None, FaultReason.BAD_JSON, "recursion"),
+        (b'{"caption": "a", "similarity": NaN}', None, FaultReason.BAD_JSON, "NaN is no number of JSON"),
+        (b'{"captions": ["a"], "score": -Infinity}', None, FaultReason.BAD_JSON, "-Infinity is no number of JSON"),
+        (b'{"captions": ["a"], "score": 1e999}', None, FaultReason.BAD_JSON, "the number '1e999' is too large"),
+        (b'{"captions": ["a"], "n": ' + b"9" * 5000 + b"}", None, FaultReason.BAD_JSON, "digits"),
+        (b'{"captions": ["' + b"a" * 10_001 + b'"]}', None, FaultReason.TEXT_TOO_LONG, "10001 letters"),
+        (None, b"a" * 10_001, FaultReason.TEXT_TOO_LONG, "data.index.max_letters allows 10000"),
         (
             b'{"questions": [{"question": "q?", "answers": ["x", "' + b"y" * 10_001 + b'"]}]}',
             None,
-            Reason.TEXT_TOO_LONG,
+            FaultReason.TEXT_TOO_LONG,
             "10001 letters, 'yyy",
         ),
-        (b'{"captions": [' + b'"a",' * 1000 + b'"b"]}', None, Reason.TOO_MANY_TEXTS, "1001 captions and questions"),
+        (
+            b'{"captions": [' + b'"a",' * 1000 + b'"b"]}',
+            None,
+            FaultReason.TOO_MANY_TEXTS,
+            "1001 captions and questions",
+        ),
         (
             b'{"questions": [{"question": "q?", "answers": [' + b'"x",' * 1000 + b'"y"]}]}',
             None,
-            Reason.TOO_MANY_TEXTS,
+            FaultReason.TOO_MANY_TEXTS,
             "1001 answers to a question",
         ),
-        (b"[]", None, Reason.BAD_SCHEMA, "the document"),
-        (b'{"captions": "one"}', None, Reason.BAD_SCHEMA, "captions = 'one'"),
-        (b'{"captions": ["a", " "]}', None, Reason.BAD_SCHEMA, "captions.1"),
-        (b'{"questions": [{"answer": "a"}]}', None, Reason.BAD_SCHEMA, "questions.0.question"),
-        (b'{"questions": [{"question": "q?", "answer": 3}]}', None, Reason.BAD_SCHEMA, "questions.0.answer = 3"),
-        (b'{"questions": [{"question": "q?", "id": true}]}', None, Reason.BAD_SCHEMA, "questions.0.id"),
+        (b"[]", None, FaultReason.BAD_SCHEMA, "the document"),
+        (b'{"captions": "one"}', None, FaultReason.BAD_SCHEMA, "captions = 'one'"),
+        (b'{"captions": ["a", " "]}', None, FaultReason.BAD_SCHEMA, "captions.1"),
+        (b'{"questions": [{"answer": "a"}]}', None, FaultReason.BAD_SCHEMA, "questions.0.question"),
+        (b'{"questions": [{"question": "q?", "answer": 3}]}', None, FaultReason.BAD_SCHEMA, "questions.0.answer = 3"),
+        (b'{"questions": [{"question": "q?", "id": true}]}', None, FaultReason.BAD_SCHEMA, "questions.0.id"),
     ],
 )
 def test_bad_texts_name_reason_and_place(
-    json_bytes: bytes | None, txt_bytes: bytes | None, reason: Reason, detail: str
+    json_bytes: bytes | None, txt_bytes: bytes | None, reason: FaultReason, detail: str
 ) -> None:
     with pytest.raises(SampleError) as caught:
         parse_texts(json_bytes, txt_bytes)
@@ -122,7 +127,10 @@ def test_bad_texts_name_reason_and_place(
 def test_limits_are_those_that_are_given() -> None:
     data = b'{"captions": ["abc", "de"], "title": "NaN and 1e999 in a text are letters"}'
     assert parse_texts(data, None, TextLimits(3, 2)).captions == ("abc", "de")
-    for limits, reason in ((TextLimits(2, 2), Reason.TEXT_TOO_LONG), (TextLimits(3, 1), Reason.TOO_MANY_TEXTS)):
+    for limits, reason in (
+        (TextLimits(2, 2), FaultReason.TEXT_TOO_LONG),
+        (TextLimits(3, 1), FaultReason.TOO_MANY_TEXTS),
+    ):
         with pytest.raises(SampleError) as caught:
             parse_texts(data, None, limits)
         assert caught.value.reason is reason
@@ -148,18 +156,18 @@ def test_what_is_sound_can_be_written_again() -> None:
 @pytest.mark.parametrize(
     ("texts", "extra", "reason"),
     [
-        (Texts(("\ud800",), ()), None, Reason.BAD_UTF8),
-        (Texts(("a",), ()), {"captions": []}, Reason.BAD_SCHEMA),
-        (Texts(("a",), ()), {"score": float("nan")}, Reason.BAD_SCHEMA),
-        (Texts(("a",), ()), {"bytes": b""}, Reason.BAD_SCHEMA),
+        (Texts(("\ud800",), ()), None, FaultReason.BAD_UTF8),
+        (Texts(("a",), ()), {"captions": []}, FaultReason.BAD_SCHEMA),
+        (Texts(("a",), ()), {"score": float("nan")}, FaultReason.BAD_SCHEMA),
+        (Texts(("a",), ()), {"bytes": b""}, FaultReason.BAD_SCHEMA),
     ],
 )
-def test_unwritable_texts_are_refused(texts: Texts, extra: dict[str, object] | None, reason: Reason) -> None:
+def test_unwritable_texts_are_refused(texts: Texts, extra: dict[str, object] | None, reason: FaultReason) -> None:
     with pytest.raises(SampleError) as caught:
         dump_texts(texts, extra)
     assert caught.value.reason is reason
 
 
 def test_sample_errors_cross_process_borders() -> None:
-    error = pickle.loads(pickle.dumps(SampleError(Reason.BAD_JSON, "line 3")))  # noqa: S301
-    assert (error.reason, error.detail, str(error)) == (Reason.BAD_JSON, "line 3", "bad_json: line 3")
+    error = pickle.loads(pickle.dumps(SampleError(FaultReason.BAD_JSON, "line 3")))  # noqa: S301
+    assert (error.reason, error.detail, str(error)) == (FaultReason.BAD_JSON, "line 3", "bad_json: line 3")

@@ -7,17 +7,17 @@ from pathlib import Path
 import pytest
 
 from pipelines.data.index.scan import ShardScan, scan_tar
-from pipelines.data.tars.errors import Reason, SampleError
+from pipelines.data.tars.errors import FaultReason, SampleError
 from pipelines.data.tars.sample import dump_texts, parse_texts
 from pipelines.data.tars.shards import (
     ShardWriter,
     Split,
-    canonical_split,
-    sample_members,
+    assign_shard_splits,
+    build_tar,
+    make_sample_members,
+    parse_split_name,
     shard_split,
-    shard_splits,
-    stored_size,
-    tar_bytes,
+    size_in_tar,
 )
 from pipelines.errors import DataError
 from tests.pipelines.data.tar_maker import photo
@@ -60,10 +60,10 @@ def test_same_samples_give_same_bytes(tmp_path: Path) -> None:
 def test_a_tar_in_memory_is_that_of_the_writer(tmp_path: Path) -> None:
     (name,) = _write(tmp_path, 3)
     samples = [
-        sample_members(f"sample-{n}", {"image": (b"image %d" % n, ".JPG")}, TEXTS, {"number": n}) for n in range(3)
+        make_sample_members(f"sample-{n}", {"image": (b"image %d" % n, ".JPG")}, TEXTS, {"number": n}) for n in range(3)
     ]
-    assert tar_bytes(iter(samples)) == (tmp_path / name).read_bytes()
-    assert [stored_size(members) for members in samples] == [2048] * 3
+    assert build_tar(iter(samples)) == (tmp_path / name).read_bytes()
+    assert [size_in_tar(members) for members in samples] == [2048] * 3
 
 
 def test_size_limit_counts_headers_and_padding(tmp_path: Path) -> None:
@@ -86,18 +86,18 @@ def test_long_and_foreign_names(tmp_path: Path) -> None:
 def test_unfit_keys_are_refused(tmp_path: Path, key: str) -> None:
     with ShardWriter(tmp_path, "train") as writer, pytest.raises(SampleError) as caught:
         writer.add(key, {"image": (b"i", "jpg")}, TEXTS)
-    assert caught.value.reason is Reason.UNSAFE_MEMBER
+    assert caught.value.reason is FaultReason.UNSAFE_MEMBER
     assert not list(tmp_path.iterdir())
 
 
 def test_a_refused_sample_leaves_its_neighbours(tmp_path: Path) -> None:
     refused = [
-        (("a", {"image": (b"i", "jpg")}, TEXTS), Reason.DUPLICATE_KEY),
-        (("c", {"image": (b"", "jpg")}, TEXTS), Reason.EMPTY_MEMBER),
-        (("c", {"image": (b"i", "psd")}, TEXTS), Reason.UNKNOWN_MEMBER),
-        (("c", {"image": (b"i", "npy")}, TEXTS), Reason.UNKNOWN_MEMBER),
-        (("c", {"image": (b"i", "jpg")}, Texts((), ())), Reason.MISSING_TEXT),
-        (("c", {"image": (b"i", "jpg")}, Texts(("\ud800",), ())), Reason.BAD_UTF8),
+        (("a", {"image": (b"i", "jpg")}, TEXTS), FaultReason.DUPLICATE_KEY),
+        (("c", {"image": (b"", "jpg")}, TEXTS), FaultReason.EMPTY_MEMBER),
+        (("c", {"image": (b"i", "psd")}, TEXTS), FaultReason.UNKNOWN_MEMBER),
+        (("c", {"image": (b"i", "npy")}, TEXTS), FaultReason.UNKNOWN_MEMBER),
+        (("c", {"image": (b"i", "jpg")}, Texts((), ())), FaultReason.MISSING_TEXT),
+        (("c", {"image": (b"i", "jpg")}, Texts(("\ud800",), ())), FaultReason.BAD_UTF8),
     ]
     with ShardWriter(tmp_path, "train") as writer:
         writer.add("a", {"image": (b"i", "jpg")}, TEXTS)
@@ -120,7 +120,7 @@ def test_texts_alone(tmp_path: Path) -> None:
     with ShardWriter(tmp_path, "train", inputs=["text"]) as writer:
         writer.add("a", {}, TEXTS, {"number": 1})
         writer.add("b", {"image": (photo(1), "jpg")}, TEXTS)
-        for texts, reason in ((Texts(), Reason.MISSING_TEXT), (Texts(("\ud800",)), Reason.BAD_UTF8)):
+        for texts, reason in ((Texts(), FaultReason.MISSING_TEXT), (Texts(("\ud800",)), FaultReason.BAD_UTF8)):
             with pytest.raises(SampleError) as caught:
                 writer.add("c", {}, texts)
             assert caught.value.reason == reason
@@ -128,8 +128,8 @@ def test_texts_alone(tmp_path: Path) -> None:
         assert tar.getnames() == ["a.json", "b.json"]
     data = (tmp_path / "train-000000.tar").read_bytes()
     assert dump_texts(TEXTS, {"number": 1}) in data
-    assert data == tar_bytes(
-        sample_members(key, {}, TEXTS, extra, ["text"]) for key, extra in (("a", {"number": 1}), ("b", None))
+    assert data == build_tar(
+        make_sample_members(key, {}, TEXTS, extra, ["text"]) for key, extra in (("a", {"number": 1}), ("b", None))
     )
     found = _scan(tmp_path / "train-000000.tar", "text")
     assert found.faults == []
@@ -143,8 +143,8 @@ def test_images_alone(tmp_path: Path) -> None:
         writer.add("b", {"image": (photo(2), ".JPEG")}, TEXTS, {"number": 2})
         refused = [
             ({}, "missing_image"),
-            ({"image": (b"", "jpg")}, Reason.EMPTY_MEMBER),
-            ({"image": (b"i", "")}, Reason.UNKNOWN_MEMBER),
+            ({"image": (b"", "jpg")}, FaultReason.EMPTY_MEMBER),
+            ({"image": (b"i", "")}, FaultReason.UNKNOWN_MEMBER),
         ]
         for inputs, reason in refused:
             with pytest.raises(SampleError) as caught:
@@ -193,7 +193,7 @@ def test_unknown_split_is_refused(tmp_path: Path) -> None:
 
 
 def test_split_names() -> None:
-    named = {name: canonical_split(name) for name in ("train", "VAL", "validation", "valid", " dev ", "test", "extra")}
+    named = {name: parse_split_name(name) for name in ("train", "VAL", "validation", "valid", " dev ", "test", "extra")}
     assert list(named.values()) == ["train", "val", "val", "val", "val", "test", None]
 
 
@@ -223,20 +223,20 @@ def test_a_name_that_contradicts_itself_is_refused(name: str) -> None:
 def test_patterns_come_before_names() -> None:
     patterns: dict[Split, list[str]] = {"val": ["held-*", "val-1*.tar"], "train": ["val-0*"]}
     names = {"held-out-3.tar": "val", "val-000.tar": "train", "val-100.tar": "val", "test-1.tar": "test"}
-    assert shard_splits(names, patterns) == names
+    assert assign_shard_splits(names, patterns) == names
     with pytest.raises(DataError, match=r"'val-1\.tar' matches data\.index\.splits\.val and \.test"):
         shard_split("val-1.tar", {"val": ["val-*"], "test": ["*-1"]})
 
 
 def test_tars_that_say_no_split_beside_others() -> None:
     names = {"shard-000.tar": "train", "shard-001.tar": "train", "val.tar": "val", "test.tar": "test"}
-    assert shard_splits(names) == names
+    assert assign_shard_splits(names) == names
     more = [*names, "train-000.tar"]
     with pytest.raises(DataError, match=r"1 tars say train \('train-000\.tar', .*2 say no split \('shard-000\.tar'"):
-        shard_splits(more)
-    assert shard_splits(more, {"train": ["shard-*"]}) == names | {"train-000.tar": "train"}
+        assign_shard_splits(more)
+    assert assign_shard_splits(more, {"train": ["shard-*"]}) == names | {"train-000.tar": "train"}
     with pytest.raises(DataError, match=r"'cocotrain2017\.tar' and 'cocoval2017\.tar' seem to be of two splits"):
-        shard_splits(["cocotrain2017.tar", "cocoval2017.tar"])
+        assign_shard_splits(["cocotrain2017.tar", "cocoval2017.tar"])
 
 
 @pytest.mark.filterwarnings("ignore")

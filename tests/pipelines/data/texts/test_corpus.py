@@ -15,7 +15,7 @@ import pytest
 from pipelines.data.index.build import build_index
 from pipelines.data.index.config import IndexConfig
 from pipelines.data.index.index import Index
-from pipelines.data.texts.corpus import answer_vocabulary, count_labels, texts_of_split, train_tokenizer
+from pipelines.data.texts.corpus import count_labels, iterate_texts_of_split, most_frequent_answers, train_tokenizer
 from pipelines.errors import DataError
 from tests.pipelines.data.tar_maker import photo, write_tar
 from vlmodel.tasks import vqa
@@ -45,10 +45,10 @@ def index(ray_local, tmp_path_factory: pytest.TempPathFactory) -> Index:
 
 
 def test_corpus_is_the_texts_in_the_order_of_the_index(index):
-    assert list(texts_of_split(index)) == [t for n in (1, 2, 3, 4) for t in (f"c{n}", f"q{n}.0", f"q{n}.1")]
-    assert list(texts_of_split(index, "val")) == ["c6"]
+    assert list(iterate_texts_of_split(index)) == [t for n in (1, 2, 3, 4) for t in (f"c{n}", f"q{n}.0", f"q{n}.1")]
+    assert list(iterate_texts_of_split(index, "val")) == ["c6"]
     with pytest.raises(DataError, match=r"no samples of split 'dev' .*train: 4"):
-        list(texts_of_split(index, "dev"))
+        list(iterate_texts_of_split(index, "dev"))
 
 
 def test_answers_are_counted(index):
@@ -60,18 +60,18 @@ def test_answers_are_counted(index):
 
 def test_answer_vocabulary():
     counter = Counter({"b": 2, "a": 2, "z": 5, "rare": 1})
-    assert answer_vocabulary(counter) == ["z", "a", "b", "rare"]
-    assert answer_vocabulary(counter, 2) == ["z", "a"]
-    assert answer_vocabulary(counter, None, min_count=2) == ["z", "a", "b"]
+    assert most_frequent_answers(counter) == ["z", "a", "b", "rare"]
+    assert most_frequent_answers(counter, 2) == ["z", "a"]
+    assert most_frequent_answers(counter, None, min_count=2) == ["z", "a", "b"]
 
 
 def test_answers_that_mean_the_same_are_one_answer():
     spelled = Counter({"yes": 1, "Yes": 1, "YES": 1, "yes.": 1, "no": 3, "No": 1, "Two": 1})
-    assert answer_vocabulary(spelled) == ["no", "yes", "Two"]
-    assert answer_vocabulary(spelled, min_count=2) == ["no", "yes"]
-    assert answer_vocabulary(Counter({"Paris": 2, "paris": 1})) == ["Paris"]  # as most people wrote it
-    assert answer_vocabulary(Counter("ABCA")) == ["A", "B", "C"]  # choices, of which one is an article
-    assert answer_vocabulary(spelled, normalizer="none") == ["no", "No", "Two", "YES", "Yes", "yes", "yes."]
+    assert most_frequent_answers(spelled) == ["no", "yes", "Two"]
+    assert most_frequent_answers(spelled, min_count=2) == ["no", "yes"]
+    assert most_frequent_answers(Counter({"Paris": 2, "paris": 1})) == ["Paris"]  # as most people wrote it
+    assert most_frequent_answers(Counter("ABCA")) == ["A", "B", "C"]  # choices, of which one is an article
+    assert most_frequent_answers(spelled, normalizer="none") == ["no", "No", "Two", "YES", "Yes", "yes", "yes."]
 
 
 def test_tokenizer_knows_its_corpus():

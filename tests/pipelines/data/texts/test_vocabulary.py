@@ -13,7 +13,12 @@ from pipelines.data.index.build import build_index
 from pipelines.data.index.config import IndexConfig
 from pipelines.data.index.index import Index
 from pipelines.data.texts.corpus import train_tokenizer
-from pipelines.data.texts.vocabulary import VocabularyConfig, build_processor, known_answer_share, text_lengths
+from pipelines.data.texts.vocabulary import (
+    VocabularyConfig,
+    build_processor,
+    count_text_lengths,
+    share_of_answers_in_vocabulary,
+)
 from tests.pipelines.data.tar_maker import photo, write_tar
 from vlmodel.processor import ProcessorConfig, VLProcessor
 from vlmodel.task import Task
@@ -39,7 +44,10 @@ def tokenizer() -> PreTrainedTokenizerFast:
 def test_answers_count_as_often_as_they_occur(
     tokenizer: PreTrainedTokenizerFast, counted: dict[str, int], labels: list[str], share: float
 ) -> None:
-    assert known_answer_share(counted, VLProcessor(ProcessorConfig(), tokenizer, labels, normalizer="vqa")) == share
+    assert (
+        share_of_answers_in_vocabulary(counted, VLProcessor(ProcessorConfig(), tokenizer, labels, normalizer="vqa"))
+        == share
+    )
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +78,7 @@ def build(index: Index, tmp_path: Path) -> Callable[..., tuple[VLProcessor, str,
         made = build_processor(
             [index], VocabularyConfig(size=64), config, tasks, folder, lambda _: (most, None), lines.append
         )
-        return made, text_lengths([index], made, folder).describe(made.config, config), lines
+        return made, count_text_lengths([index], made, folder).describe(made.config, config), lines
 
     return make
 

@@ -67,7 +67,7 @@ def test_the_tables_hold_every_check_and_nothing_of_the_data_unescaped() -> None
 
 
 def test_the_decision_is_json_for_programs() -> None:
-    tree = json.loads(json.dumps(decision(WHOLE, WORSE, differences=DIFFERENCES).to_tree()))
+    tree = json.loads(json.dumps(decision(WHOLE, WORSE, differences=DIFFERENCES).to_json_tree()))
     assert (tree["promote"], tree["fit"], tree["candidate"]) == (False, True, "7")
     assert tree["checks"][1]["name"] == "no slice worse"
     assert tree["differences"][2]["worse"] is True
