@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vlmodel.images.preprocessing import Interpolation, Preprocessing
+from vlmodel.images.preprocessing import Preprocessing
+from vlmodel.images.resize import Interpolation
 from vlmodel.vision._cifar import PREFIX
 from vlmodel.weights import WeightsError
 

@@ -14,7 +14,8 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from vlmodel.config import ConfigError
-from vlmodel.images.preprocessing import Interpolation, Preprocessing
+from vlmodel.images.preprocessing import Preprocessing
+from vlmodel.images.resize import Interpolation
 from vlmodel.locations import Location
 from vlmodel.vision import _weights
 from vlmodel.vision._tower import Outputs, Tower, TowerConfig, grid_of

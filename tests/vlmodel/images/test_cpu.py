@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import simplejpeg
-import timm
 from PIL import Image
+from timm.data.transforms_factory import create_transform
 
 from vlmodel.images.decoders.cpu import decode
 from vlmodel.images.resize import Square
@@ -55,9 +55,7 @@ def test_the_center_by_the_bicubic_filter(width: int) -> None:
 def test_prepared_as_timm_does(mode: str) -> None:
     """timm resizes before it cuts, and cuts whole pixels: the same but for a part of a pixel."""
     cut = "squash" if mode == "squash" else "center"
-    transform = timm.data.create_transform(
-        (3, 112, 112), interpolation="bicubic", crop_pct=0.875, crop_mode=cut, normalize=False
-    )
+    transform = create_transform((3, 112, 112), interpolation="bicubic", crop_pct=0.875, crop_mode=cut, normalize=False)
     coarse = Image.fromarray(np.random.default_rng(0).integers(0, 256, (12, 12, 3), dtype=np.uint8))
     for size in ((333, 250), (250, 400)):
         smooth = coarse.resize(size, Image.Resampling.BICUBIC)
