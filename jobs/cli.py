@@ -24,12 +24,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not arguments or arguments[0] in ("-h", "--help"):
         print("usage: raylm JOB [--config FILE] [a.b=value ...]\n\njobs (raylm JOB --help lists the settings):")
         for name in JOBS:
-            print(f"  {name:<12} {_first_sentence(name)}")
+            print(f"  {name:<12} {_first_sentence_of_docstring(name)}")
         return 0
     if arguments[0] == "--version":
-        from jobs.job import version_line
+        from jobs.job import describe_version
 
-        print(version_line())
+        print(describe_version())
         return 0
     name = arguments[0].replace("-", "_")
     if name not in JOBS:
@@ -41,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return status
 
 
-def _first_sentence(name: str) -> str:
+def _first_sentence_of_docstring(name: str) -> str:
     """What a job does, from its docstring, without importing it."""
     source = Path(__file__).with_name(f"{name}.py").read_text(encoding="utf-8")
     doc = " ".join((ast.get_docstring(ast.parse(source)) or "").replace("``", "").split())

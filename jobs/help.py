@@ -27,11 +27,11 @@ def help_width() -> int:
     return min(_MAX_WIDTH, shutil.get_terminal_size().columns - 2)
 
 
-def setting_paragraphs(chosen: Mapping[str, str], sections: Sequence[str] = ()) -> Iterator[str]:
+def describe_settings_as_paragraphs(chosen: Mapping[str, str], sections: Sequence[str] = ()) -> Iterator[str]:
     """A paragraph for each setting: key, default, meaning.
 
     Args:
-        chosen: kinds of parts, by the dotted key of the part (``chosen_kinds``).
+        chosen: kinds of parts, by the dotted key of the part (``find_chosen_kinds``).
         sections: those that the job is about, whose settings come first.
     """
     width = help_width()
@@ -44,20 +44,20 @@ def setting_paragraphs(chosen: Mapping[str, str], sections: Sequence[str] = ()) 
         )
 
 
-def docstring_for_terminal(doc: str) -> str:
+def format_docstring_for_terminal(doc: str) -> str:
     """A docstring for a terminal: paragraphs as wide as it, without the marks of code."""
     paragraphs = (" ".join(paragraph.split()).replace("``", "") for paragraph in doc.split("\n\n"))
     return "\n\n".join(textwrap.fill(paragraph, help_width()) for paragraph in paragraphs)
 
 
-def chosen_kinds(config_file: str | None, overrides: Sequence[str]) -> dict[str, str]:
+def find_chosen_kinds(find_config_file: str | None, overrides: Sequence[str]) -> dict[str, str]:
     """The kinds of parts that a file of settings and overrides name, by the dotted key of the part."""
     import tomllib  # Python 3.11: see ``_python``
 
     kinds: dict[str, str] = {}
-    if config_file is not None:
+    if find_config_file is not None:
         with suppress(OSError, ValueError):  # The job itself says what is wrong with it; help is shown anyway.
-            _collect_kinds(tomllib.loads(Path(config_file).read_text(encoding="utf-8")), "", kinds)
+            _collect_kinds(tomllib.loads(Path(find_config_file).read_text(encoding="utf-8")), "", kinds)
     for override in overrides:
         key, _, value = override.partition("=")
         if key.endswith(".kind"):
@@ -87,10 +87,10 @@ def _explain_settings(
         for part in named or [key] if key.endswith(".NAME") else [key]:
             kind = chosen.get(part, setting["default"])
             yield f"{part}.kind", kind, f"{setting['doc']} One of {', '.join(kinds)}."
-            yield from _explain_settings(_settings_of_kind(package, kind), f"{part}.", chosen)
+            yield from _explain_settings(_describe_settings_of_kind(package, kind), f"{part}.", chosen)
 
 
-def _settings_of_kind(package: str, kind: str) -> Sequence[SettingDoc]:
+def _describe_settings_of_kind(package: str, kind: str) -> Sequence[SettingDoc]:
     stored: Sequence[SettingDoc] | None = _read_stored_settings()["packages"][package].get(kind)
     if stored is not None:
         return stored

@@ -73,7 +73,7 @@ def _run(
     if arguments.help:
         _print_help(arguments, sections)
         return 0
-    from pipelines.errors import expected_cause, message_of
+    from pipelines.errors import find_expected_cause, message_for_user
     from pipelines.workflows.config import JobConfig
     from pipelines.workflows.workspace import Workspace
     from vlmodel.config import ConfigError, dump, load
@@ -81,9 +81,9 @@ def _run(
     os.environ.setdefault("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     try:
-        file = config_file(arguments.config)
+        file = find_config_file(arguments.config)
         if file is not None and not Path(file).exists():
-            raise ConfigError(_missing_file(file))
+            raise ConfigError(_missing_file_message(file))
         config = load(JobConfig, file, [*arguments.flags, *arguments.override])
     except ConfigError as error:
         print(f"{name}: {error}\n(settings: python -m jobs.{name} --help)", file=sys.stderr)
@@ -94,14 +94,14 @@ def _run(
     try:
         (run or importlib.import_module(f"pipelines.workflows.{name}").run)(Workspace(config))
     except Exception as error:
-        if signals.last_received_signal() is not None or (known := expected_cause(error)) is None:
+        if signals.last_received_signal() is not None or (known := find_expected_cause(error)) is None:
             raise
-        print(f"{name}: {message_of(known)}", file=sys.stderr)
+        print(f"{name}: {message_for_user(known)}", file=sys.stderr)
         return 1
     return 0
 
 
-def config_file(named: str | None) -> str | None:
+def find_config_file(named: str | None) -> str | None:
     """The file of settings that ``--config`` names: a path, or the name of a file of ``configs/`` such as "demo"."""
     if named is None or Path(named).exists():
         return named
@@ -109,7 +109,7 @@ def config_file(named: str | None) -> str | None:
     return str(packaged) if Path(named).name == named and packaged.is_file() else named
 
 
-def _missing_file(named: str) -> str:
+def _missing_file_message(named: str) -> str:
     packaged = sorted(file.stem for file in CONFIGS.glob("*.toml"))
     close = difflib.get_close_matches(Path(named).stem, packaged, 1)
     meant = f"did you mean {close[0]}? " if close else ""
@@ -135,11 +135,11 @@ def render_settings(tree: dict[str, Any], prefix: str = "") -> str:
 
 
 def _print_help(arguments: argparse.Namespace, sections: Sequence[str]) -> None:
-    chosen = help.chosen_kinds(config_file(arguments.config), [*arguments.flags, *arguments.override])
+    chosen = help.find_chosen_kinds(find_config_file(arguments.config), [*arguments.flags, *arguments.override])
     try:
         print(arguments.usage_text)
         print("settings: key = default, meaning (KEY.kind=... before --help: another kind's)")
-        for paragraph in help.setting_paragraphs(chosen, sections):
+        for paragraph in help.describe_settings_as_paragraphs(chosen, sections):
             print(paragraph)
         sys.stdout.flush()
     except BrokenPipeError:  # The reader (head, a pager that was left) has what it wants.
@@ -149,20 +149,20 @@ def _print_help(arguments: argparse.Namespace, sections: Sequence[str]) -> None:
 def _argument_parser(name: str, doc: str, flags: Mapping[str, str]) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog=f"python -m jobs.{name}",
-        description=help.docstring_for_terminal(doc),
+        description=help.format_docstring_for_terminal(doc),
         formatter_class=argparse.RawDescriptionHelpFormatter,
         add_help=False,
     )
     # An option like the others: the kinds that the line chooses after it count too.
     parser.add_argument("-h", "--help", action="store_true", help="show this help with all settings, and exit")
-    parser.add_argument("--version", action="version", version=version_line(), help="show the version, and exit")
+    parser.add_argument("--version", action="version", version=describe_version(), help="show the version, and exit")
     parser.add_argument("--config", metavar="FILE", help="TOML file of settings, or the name of a packaged one: demo")
     parser.add_argument("--print", action="store_true", help="print the resolved settings, and exit")
     parser.set_defaults(flags=[])
     for flag, override in flags.items():
         kind: dict[str, Any] = {"action": "append_const", "const": override, "help": f"the same as {override}"}
         if override.endswith("="):
-            quoted = partial(_quoted_override, override)
+            quoted = partial(_quote_override, override)
             kind = {"action": "append", "metavar": "TEXT", "type": quoted, "help": f"the same as {override}TEXT"}
         parser.add_argument(flag, dest="flags", **kind)
     parser.add_argument("override", nargs="*", metavar="a.b=value", help="settings that override those of the file")
@@ -170,12 +170,12 @@ def _argument_parser(name: str, doc: str, flags: Mapping[str, str]) -> argparse.
     return parser
 
 
-def _quoted_override(override: str, text: str) -> str:
+def _quote_override(override: str, text: str) -> str:
     """``override`` with a text that is read as a text, whatever it looks like."""
     return f"{override}{json.dumps(text, ensure_ascii=False)}"
 
 
-def version_line() -> str:
+def describe_version() -> str:
     """The distribution and its version."""
     try:
         return f"raylm {version('raylm')}"

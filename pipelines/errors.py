@@ -13,7 +13,7 @@ class DataError(ExpectedError):
     """A data set that cannot be used; the message says what is wrong and what to do."""
 
 
-def expected_cause(error: BaseException | None) -> BaseException | None:
+def find_expected_cause(error: BaseException | None) -> BaseException | None:
     """The ``ExpectedError`` or the full disk behind an error, also inside those that Ray wraps around what its workers
     raise; None if there is none, and the traceback is needed.
     """
@@ -40,8 +40,8 @@ def _is_disk_full(error: BaseException) -> bool:
     return isinstance(error, OSError) and error.errno in _FULL
 
 
-def message_of(error: BaseException) -> str:
-    """The message for the user about an error that ``expected_cause`` gave."""
+def message_for_user(error: BaseException) -> str:
+    """The message for the user about an error that ``find_expected_cause`` gave."""
     remedy = "; make room and start the job again: it continues from the last whole checkpoint or shard"
     # Ray Data adds how often it tried, and how to have it try again.
     text = str(error).partition("\nFailed to apply UDF transform after")[0]

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from jobs.job import config_file
+from jobs.job import find_config_file
 from pipelines.workflows.config import JobConfig
 from vlmodel.config import load
 
@@ -140,7 +140,7 @@ def check_job(job: str, arguments: list[str]) -> None:
     file = None
     if "--config" in arguments:
         position = arguments.index("--config")
-        file = config_file(arguments[position + 1])
+        file = find_config_file(arguments[position + 1])
         assert (ROOT / str(file)).is_file(), f"there is no {file}"
         arguments = arguments[:position] + arguments[position + 2 :]
     overrides = [argument for argument in arguments if argument not in ("--help", "--print")]

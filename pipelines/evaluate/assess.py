@@ -34,7 +34,7 @@ class TaskAssessment:
     Attributes:
         task: its name; "" if the model has only one.
         answers: a row for each row of the task (predict.SCHEMA).
-        cards: for ``training_pictures.examples_page``.
+        cards: for ``training_pictures.render_examples_page``.
         example: an encoded image and the text of the request, "" if the task is given none.
         normalizer: rules by which answers in words are compared.
     """
@@ -144,7 +144,7 @@ def log_assessment(
     if history:
         by_name = {} if task else report.baselines
         accuracies = {n.replace("_", " "): m["accuracy"] for n, m in by_name.items() if "accuracy" in m}
-        tracker.log_figure(training_pictures.training_curves(history, accuracies), "pictures/curves.png")
+        tracker.log_figure(training_pictures.draw_training_curves(history, accuracies), "pictures/curves.png")
     if report.by_answer:
         targets, predicted = (assessment.answers[c].to_pylist() for c in ("target", "predicted"))
         pairs = [
@@ -152,10 +152,10 @@ def log_assessment(
             for target, answer in zip(targets, predicted, strict=True)
             if target
         ]
-        confusion = training_pictures.confusion_matrix([t for t, _ in pairs], [p for _, p in pairs])
+        confusion = training_pictures.draw_confusion_matrix([t for t, _ in pairs], [p for _, p in pairs])
         tracker.log_figure(confusion, f"pictures/{name}-confusion.png")
         rows = [{"answer": a, "questions": n, "accuracy": round(hit, 6)} for a, n, hit in report.by_answer]
         tracker.log_table(rows, f"tables/{name}-answers.csv")
     if assessment.cards:
-        tracker.log_figure(training_pictures.examples_page(assessment.cards), f"pictures/{name}-examples.png")
+        tracker.log_figure(training_pictures.render_examples_page(assessment.cards), f"pictures/{name}-examples.png")
     tracker.log_text(f"{report}\n", f"tables/{name}-report.txt")

@@ -18,12 +18,12 @@ from pipelines.knowledge.encoder import open_encoder
 from pipelines.knowledge.errors import KnowledgeError
 from pipelines.knowledge.sources._source import SourcePart
 from pipelines.knowledge.store import FactStore
-from pipelines.knowledge.triples import BadLine, Fault, fact_of, fault_of
+from pipelines.knowledge.triples import BadLine, Fault, find_triple_fault, triple_to_fact
 from vlmodel.facts import Fact
 
 
 @dataclass(frozen=True)
-class Built:
+class FactStoreBuildResult:
     """What a build did: facts that were new or changed, those that were there, and lines that are no facts."""
 
     version: int
@@ -37,7 +37,9 @@ class Built:
         return f"version {self.version}: {self.written} facts written, {self.kept} were there{lines}"
 
 
-def build(config: KnowledgeConfig, progress: Callable[[int, int], object] = lambda done, total: None) -> Built:
+def build(
+    config: KnowledgeConfig, progress: Callable[[int, int], object] = lambda done, total: None
+) -> FactStoreBuildResult:
     """Bring the facts of ``config.source`` into the store. Facts that it has, and those of other sources, stay.
 
     It continues where a build that was stopped ended: a fact that is there with the same text is not encoded again.
@@ -53,20 +55,20 @@ def build(config: KnowledgeConfig, progress: Callable[[int, int], object] = lamb
     store = FactStore.create(config.store, identity, width)
     known = store.ids()
     source: SourcePart = config.source
-    facts, splits, bad = _sorted_out(source)
+    facts, splits, bad = _separate_facts_from_bad_lines(source)
     missing_facts = [fact for fact in facts.values() if known.get(fact.id) != fact.text]
     if bad:
         store.put_bad_lines(bad, source.title())
     done = 0
-    for batch, vectors_MF in _encoded(missing_facts, config):
+    for batch, vectors_MF in _encode_facts_in_batches(missing_facts, config):
         store.put(batch, vectors_MF, [splits[fact.id] for fact in batch])
         done += len(batch)
         progress(done, len(missing_facts))
     faults = Counter(str(line.fault) for line in bad)
-    return Built(store.version, done, len(facts) - len(missing_facts), faults)
+    return FactStoreBuildResult(store.version, done, len(facts) - len(missing_facts), faults)
 
 
-def _sorted_out(source: SourcePart) -> tuple[dict[str, Fact], dict[str, str], list[BadLine]]:
+def _separate_facts_from_bad_lines(source: SourcePart) -> tuple[dict[str, Fact], dict[str, str], list[BadLine]]:
     """The facts of a source by their ids, their splits, and what is none."""
     facts: dict[str, Fact] = {}
     splits: dict[str, str] = {}
@@ -76,8 +78,8 @@ def _sorted_out(source: SourcePart) -> tuple[dict[str, Fact], dict[str, str], li
         if isinstance(triple, BadLine):
             bad.append(triple)
             continue
-        fact = fact_of(triple, title, source.phrases)
-        fault = fault_of(triple) or (Fault.DUPLICATE if fact.id in facts else None)
+        fact = triple_to_fact(triple, title, source.phrases)
+        fault = find_triple_fault(triple) or (Fault.DUPLICATE if fact.id in facts else None)
         if fault is not None:
             bad.append(BadLine(f"triple {number}", fault, "\t".join((triple.head, triple.relation, triple.tail))))
             continue
@@ -85,7 +87,7 @@ def _sorted_out(source: SourcePart) -> tuple[dict[str, Fact], dict[str, str], li
     return facts, splits, bad
 
 
-def _encoded(facts: list[Fact], config: KnowledgeConfig) -> Iterator[tuple[list[Fact], Any]]:
+def _encode_facts_in_batches(facts: list[Fact], config: KnowledgeConfig) -> Iterator[tuple[list[Fact], Any]]:
     """Batches of facts with their vectors, in order."""
     rest = iter(facts)
     if not config.encoder:
@@ -98,7 +100,7 @@ def _encoded(facts: list[Fact], config: KnowledgeConfig) -> Iterator[tuple[list[
     rows = [{"number": n, "texts": [f.text for f in facts[n * config.batch : (n + 1) * config.batch]]}
             for n in range(count)]  # fmt: skip
     encoded = ray.data.from_items(rows, override_num_blocks=count).map(
-        _Encode,  # type: ignore[arg-type]  # a class, of which each actor makes one
+        _EncodeFactsActor,  # type: ignore[arg-type]  # a class, of which each actor makes one
         fn_constructor_args=(config.encoder,),
         compute=ActorPoolStrategy(size=config.workers),
         num_cpus=1,
@@ -108,7 +110,7 @@ def _encoded(facts: list[Fact], config: KnowledgeConfig) -> Iterator[tuple[list[
         yield facts[number * config.batch : (number + 1) * config.batch], np.asarray(row["vectors_MF"], np.float32)
 
 
-class _Encode:
+class _EncodeFactsActor:
     """A copy of the encoder in an actor of Ray Data."""
 
     def __init__(self, folder: str) -> None:
@@ -118,7 +120,7 @@ class _Encode:
         return {"number": row["number"], "vectors_MF": self._encoder.encode(list(row["texts"]))}
 
 
-def content_hash(store: FactStore, version: int = 0) -> str:
+def hash_of_facts(store: FactStore, version: int = 0) -> str:
     """SHA-256 of the facts of a version, in the order of their ids: two stores of the same facts have the same."""
     table = store.table(version).to_table(columns=["id", "text"], filter="valid").sort_by("id")
     digest = hashlib.sha256(store.encoder.encode())

@@ -49,7 +49,7 @@ class SentenceEncoder:
     @cached_property
     def width(self) -> int:
         """F, numbers of a vector."""
-        return int(self._loaded[1].config.hidden_size)
+        return int(self._load_model_once[1].config.hidden_size)
 
     def encode(self, texts: Sequence[str]) -> NDArray[np.float32]:
         """The vectors (M, F) of texts, of length 1. A text's vector does not depend on the others' but for rounding."""
@@ -57,7 +57,7 @@ class SentenceEncoder:
 
         from vlmodel.layers import masked_mean
 
-        tokenizer, model = self._loaded
+        tokenizer, model = self._load_model_once
         vectors_MF = np.zeros((len(texts), self.width), np.float32)
         by_length = sorted(range(len(texts)), key=lambda n: len(texts[n]))
         for start in range(0, len(texts), _BATCH):
@@ -72,7 +72,7 @@ class SentenceEncoder:
         return vectors_MF
 
     @cached_property
-    def _loaded(self) -> tuple[Any, Any]:
+    def _load_model_once(self) -> tuple[Any, Any]:
         from transformers import AutoModel, AutoTokenizer
 
         options: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from pipelines.knowledge.errors import KnowledgeError
-from pipelines.knowledge.names import Mention, mentions
+from pipelines.knowledge.names import Mention, find_mentions
 from vlmodel.facts import FoundFacts, LinkConfig, LinkedFact
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 _REMEMBERED = 20_000
 
 
-class QueryVectors:
+class QueryVectorCache:
     """The vectors of texts, of which the last ones are remembered: an epoch asks the questions of the one before.
 
     Threads may share it.
@@ -47,14 +47,14 @@ class QueryVectors:
         return np.stack([known[text] for text in texts])
 
 
-class Linker:
+class FactLinker:
     """Finds facts of one version of a store (``vlmodel.facts.FactFinder``).
 
     Args:
         queries: of the store's encoder; None for a store without vectors.
     """
 
-    def __init__(self, snapshot: Snapshot, queries: QueryVectors | None) -> None:
+    def __init__(self, snapshot: Snapshot, queries: QueryVectorCache | None) -> None:
         self.snapshot, self._queries = snapshot, queries
 
     def find(self, texts: Sequence[str], link: LinkConfig) -> FoundFacts:
@@ -64,10 +64,10 @@ class Linker:
             KnowledgeError: facts are found by their vectors, and the store has none.
         """
         self.check(link)
-        named = [self._named(text) if link.by != "dense" else {} for text in texts]
+        named = [self._facts_named_in_text(text) if link.by != "dense" else {} for text in texts]
         found: list[tuple[LinkedFact, ...]] = [()] * len(texts)
         if link.by == "names":
-            return FoundFacts(self.snapshot.version, [self._by_length(text, rows, link.top) for text, rows in
+            return FoundFacts(self.snapshot.version, [self._sort_by_name_length(text, rows, link.top) for text, rows in
                                                       zip(texts, named, strict=True)])  # fmt: skip
         if not texts:
             return FoundFacts(self.snapshot.version, found)
@@ -78,10 +78,10 @@ class Linker:
             rows_NJ, cosines_NJ = self.snapshot.nearest(queries_NF[unnamed], link.top)
             for n, rows, cosines in zip(unnamed, rows_NJ.tolist(), cosines_NJ.tolist(), strict=True):
                 pairs = zip(rows, cosines, strict=True)
-                found[n] = tuple(self._linked(row, c, None) for row, c in pairs if c >= link.least_similarity)
+                found[n] = tuple(self._to_linked_fact(row, c, None) for row, c in pairs if c >= link.least_similarity)
         for n, rows in enumerate(named):
             if rows:
-                found[n] = self._nearest_of(queries_NF[n], rows, link.top)
+                found[n] = self._nearest_facts_of_texts(queries_NF[n], rows, link.top)
         return FoundFacts(self.snapshot.version, found)
 
     def check(self, link: LinkConfig) -> None:
@@ -96,24 +96,28 @@ class Linker:
                 "knowledge.encoder, or set link.by=names"
             )
 
-    def _named(self, text: str) -> dict[int, Mention]:
+    def _facts_named_in_text(self, text: str) -> dict[int, Mention]:
         """The facts whose head the text names, by their rows, each with the mention."""
-        found = mentions(text, self.snapshot, self.snapshot.longest_name)
+        found = find_mentions(text, self.snapshot, self.snapshot.longest_name)
         return {row: mention for mention in found for row in self.snapshot.rows_of(mention.name)}
 
-    def _by_length(self, text: str, rows: dict[int, Mention], top: int) -> tuple[LinkedFact, ...]:
+    def _sort_by_name_length(self, text: str, rows: dict[int, Mention], top: int) -> tuple[LinkedFact, ...]:
         """Those of the longest names first. Of one name, those of the least ids: rows differ between processes."""
         ids = {row: self.snapshot.fact(row).id for row in rows}
         order = sorted(rows, key=lambda row: (rows[row].start - rows[row].stop, rows[row].start, ids[row]))
         letters = max(1, len(text))
-        return tuple(self._linked(row, (rows[row].stop - rows[row].start) / letters, rows[row]) for row in order[:top])
+        return tuple(
+            self._to_linked_fact(row, (rows[row].stop - rows[row].start) / letters, rows[row]) for row in order[:top]
+        )
 
-    def _nearest_of(self, query_F: NDArray[np.float32], rows: dict[int, Mention], top: int) -> tuple[LinkedFact, ...]:
+    def _nearest_facts_of_texts(
+        self, query_F: NDArray[np.float32], rows: dict[int, Mention], top: int
+    ) -> tuple[LinkedFact, ...]:
         chosen = np.fromiter(rows, np.int64)
         cosines = self.snapshot.cosines(query_F, rows)
         order = np.lexsort((chosen, -cosines))[:top]
-        return tuple(self._linked(int(chosen[n]), float(cosines[n]), rows[int(chosen[n])]) for n in order)
+        return tuple(self._to_linked_fact(int(chosen[n]), float(cosines[n]), rows[int(chosen[n])]) for n in order)
 
-    def _linked(self, row: int, weight: float, mention: Mention | None) -> LinkedFact:
+    def _to_linked_fact(self, row: int, weight: float, mention: Mention | None) -> LinkedFact:
         span = None if mention is None else (mention.start, mention.stop)
         return LinkedFact(self.snapshot.fact(row), min(1.0, max(0.0, weight)), span)

@@ -21,26 +21,26 @@ class Mention(NamedTuple):
 
 
 @lru_cache(maxsize=1 << 18)  # of a store that is read again after each edit
-def normal_name(name: str) -> str:
+def normalize_entity_name(name: str) -> str:
     """A name as it is compared: its words in lower case, without articles before them.
 
-    >>> normal_name("The  Ice_cream")
+    >>> normalize_entity_name("The  Ice_cream")
     'ice cream'
     """
-    words = [word.group() for word in _WORD.finditer(_folded(name).replace("_", " "))]
+    words = [word.group() for word in _WORD.finditer(_fold_for_comparison(name).replace("_", " "))]
     while len(words) > 1 and words[0] in _ARTICLES:
         words = words[1:]
     return " ".join(words)
 
 
-def mentions(text: str, names: Container[str], longest: int) -> list[Mention]:
+def find_mentions(text: str, names: Container[str], longest: int) -> list[Mention]:
     """The names that occur in a text, the longest first at each place, none within another.
 
     Args:
         names: normal names; a plural finds its singular.
         longest: most words of a name.
     """
-    folded = _folded(text)
+    folded = _fold_for_comparison(text)
     if len(folded) != len(text):  # A letter that becomes two when it is folded moves all after it.
         folded = text.lower() if len(text.lower()) == len(text) else text
     words = [(match.group(), match.start(), match.end()) for match in _WORD.finditer(folded)]
@@ -48,7 +48,9 @@ def mentions(text: str, names: Container[str], longest: int) -> list[Mention]:
     while first < len(words):
         for count in range(min(longest, len(words) - first), 0, -1):
             chosen = words[first : first + count]
-            name = next((form for form in _forms([word for word, _, _ in chosen]) if form in names), None)
+            name = next(
+                (form for form in _singular_and_plural_forms([word for word, _, _ in chosen]) if form in names), None
+            )
             if name is not None:
                 found.append(Mention(name, chosen[0][1], chosen[-1][2]))
                 first += count
@@ -58,7 +60,7 @@ def mentions(text: str, names: Container[str], longest: int) -> list[Mention]:
     return found
 
 
-def _forms(words: list[str]) -> list[str]:
+def _singular_and_plural_forms(words: list[str]) -> list[str]:
     """The words as one name, and with the last one in the singular."""
     whole, last = " ".join(words), words[-1]
     singulars = []
@@ -71,5 +73,5 @@ def _forms(words: list[str]) -> list[str]:
     return [whole, *(" ".join([*words[:-1], one]) for one in singulars if one)]
 
 
-def _folded(text: str) -> str:
+def _fold_for_comparison(text: str) -> str:
     return unicodedata.normalize("NFKC", text).casefold()

@@ -9,7 +9,7 @@ from pipelines.knowledge import snapshot
 from pipelines.knowledge.config import KnowledgeConfig
 from pipelines.knowledge.encoder import open_encoder
 from pipelines.knowledge.errors import KnowledgeError
-from pipelines.knowledge.linking import Linker, QueryVectors
+from pipelines.knowledge.linking import FactLinker, QueryVectorCache
 from pipelines.knowledge.store import FactStore
 
 
@@ -49,17 +49,19 @@ class FactSource:
 
 
 @lru_cache(maxsize=4)
-def open_linker(source: FactSource) -> Linker:
+def open_fact_linker(source: FactSource) -> FactLinker:
     """The facts of a store, opened once in a process.
 
     Raises:
         KnowledgeError: the version does not exist, or the store has vectors of another encoder.
     """
     store = FactStore(source.store)
-    return Linker(snapshot.read(store, source.version, source.exact), query_vectors(store, source.encoder))
+    return FactLinker(
+        snapshot.read(store, source.version, source.exact), open_query_vector_cache(store, source.encoder)
+    )
 
 
-def query_vectors(store: FactStore, encoder: str) -> QueryVectors | None:
+def open_query_vector_cache(store: FactStore, encoder: str) -> QueryVectorCache | None:
     """The vectors of texts by the encoder of a store; None for a store without vectors, or without its encoder.
 
     Raises:
@@ -69,4 +71,4 @@ def query_vectors(store: FactStore, encoder: str) -> QueryVectors | None:
         return None
     opened = open_encoder(encoder)
     store.check_encoder(opened.identity)
-    return QueryVectors(opened)
+    return QueryVectorCache(opened)

@@ -15,7 +15,7 @@ EXACT = 1_000_000
 """Up to so many facts the search is exact: 100,000 of 384 numbers take milliseconds."""
 
 
-class Search(Protocol):
+class VectorSearch(Protocol):
     """The ``top`` nearest of M vectors to N queries, all of length 1."""
 
     def nearest(
@@ -28,7 +28,7 @@ class Search(Protocol):
         """
 
 
-class ExactSearch:
+class ExactVectorSearch:
     """All cosines by one product, then the greatest."""
 
     def __init__(self, vectors_MF: NDArray[np.float32]) -> None:
@@ -51,7 +51,7 @@ class ExactSearch:
         return np.take_along_axis(some_NJ, order_NJ, 1), np.take_along_axis(values_NJ, order_NJ, 1)
 
 
-class ApproximateSearch:
+class ApproximateVectorSearch:
     """usearch's graph (HNSW, Malkov and Yashunin 2016) over one version's vectors; it is thrown away with the version.
 
     Raises:
@@ -83,6 +83,6 @@ class ApproximateSearch:
         return np.array(rows_NJ, np.int64).reshape(shape), np.array(cosines_NJ, np.float32).reshape(shape)
 
 
-def search_over(vectors_MF: NDArray[np.float32], exact: int = EXACT) -> Search:
+def build_vector_search(vectors_MF: NDArray[np.float32], exact: int = EXACT) -> VectorSearch:
     """The search for so many vectors."""
-    return ExactSearch(vectors_MF) if len(vectors_MF) <= exact else ApproximateSearch(vectors_MF)
+    return ExactVectorSearch(vectors_MF) if len(vectors_MF) <= exact else ApproximateVectorSearch(vectors_MF)

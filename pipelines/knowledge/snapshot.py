@@ -11,8 +11,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipelines.knowledge.names import normal_name
-from pipelines.knowledge.search import EXACT, Search, search_over
+from pipelines.knowledge.names import normalize_entity_name
+from pipelines.knowledge.search import EXACT, VectorSearch, build_vector_search
 from pipelines.knowledge.store import CHANGED, TEXTS, FactStore
 from vlmodel.facts import Fact
 
@@ -45,7 +45,7 @@ class Rows:
         """The rows of the facts of each head, by its normal name."""
         found: dict[str, list[int]] = {}
         for row, head in enumerate(self.texts["head"].to_pylist()):
-            found.setdefault(normal_name(head), []).append(row)
+            found.setdefault(normalize_entity_name(head), []).append(row)
         return found
 
     @cached_property
@@ -54,9 +54,9 @@ class Rows:
         return max((name.count(" ") + 1 for name in self.by_head), default=0)
 
     @cached_property
-    def search(self) -> Search:
+    def search(self) -> VectorSearch:
         """Of the nearest vectors."""
-        return search_over(self.vectors_MF, self.exact)
+        return build_vector_search(self.vectors_MF, self.exact)
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ import numpy as np
 import pyarrow as pa
 
 from pipelines.knowledge.errors import KnowledgeError, UnknownFactError
-from pipelines.knowledge.triples import BadLine, id_of
+from pipelines.knowledge.triples import BadLine, derive_fact_id
 from pipelines.storage.folder import Folder
 from pipelines.storage.lock import hold_lock
 from vlmodel.facts import Fact
@@ -40,7 +40,7 @@ _LOCK_S = 60.0
 _CONFLICTS = 20
 
 
-def schema_of(encoder: str, width: int) -> pa.Schema:
+def arrow_schema_of_facts(encoder: str, width: int) -> pa.Schema:
     """The columns of a store.
 
     Args:
@@ -84,10 +84,10 @@ class FactStore:
         """
         lance = import_lance()
         if not cls.exists(uri):
-            with _writing(uri):
+            with _serialize_writers(uri):
                 if not cls.exists(uri):
-                    table = schema_of(encoder, width).empty_table()
-                    lance.write_dataset(table, _address(uri), enable_stable_row_ids=True)
+                    table = arrow_schema_of_facts(encoder, width).empty_table()
+                    lance.write_dataset(table, _table_address(uri), enable_stable_row_ids=True)
         store = cls(uri)
         store.check_encoder(encoder)
         return store
@@ -143,11 +143,11 @@ class FactStore:
 
     def put_bad_lines(self, lines: Sequence[BadLine], source: str) -> int:
         """Add what is no fact, each with its reason. Returns the new version."""
-        rows = {f"bad-{id_of(source, line.where, line.line)}": line for line in lines}
+        rows = {f"bad-{derive_fact_id(source, line.where, line.line)}": line for line in lines}
         columns: dict[str, Any] = {name: [""] * len(rows) for name in TEXTS}
         columns |= {
             "id": list(rows),
-            "text": [f"{line.where}: {_shown(line.line)}" for line in rows.values()],
+            "text": [f"{line.where}: {_shorten_for_message(line.line)}" for line in rows.values()],
             "source": [source] * len(rows),
             "valid": [False] * len(rows),
             "fault": [str(line.fault) for line in rows.values()],
@@ -164,9 +164,9 @@ class FactStore:
             UnknownFactError: one does not exist; nothing was removed.
         """
         chosen = sorted(set(ids))
-        with _writing(self.uri):
+        with _serialize_writers(self.uri):
             table = self._open()
-            where = f"id in ({', '.join(map(_quoted, chosen))})"
+            where = f"id in ({', '.join(map(_quote_sql_literal, chosen))})"
             there = set(table.to_table(columns=["id"], filter=where)["id"].to_pylist())
             if missing := [one for one in chosen if one not in there]:
                 raise UnknownFactError(f"{self.uri} has no fact {missing[0][:80]!r}; ask for those of an entity first")
@@ -175,7 +175,7 @@ class FactStore:
 
     def of_entity(self, name: str, limit: int, version: int = 0) -> list[Fact]:
         """The facts whose head or tail has a name, letter case aside, in the order of their ids."""
-        quoted = _quoted(name.strip().lower())
+        quoted = _quote_sql_literal(name.strip().lower())
         where = f"valid and (lower(head) = {quoted} or lower(tail) = {quoted})"
         table = self._open(version).to_table(columns=list(TEXTS), filter=where).sort_by("id")
         return [Fact(**row) for row in table.slice(0, limit).to_pylist()]
@@ -193,8 +193,8 @@ class FactStore:
             self._open().cleanup_old_versions(retain_versions=keep, delete_unverified=False)
 
     def _merge(self, columns: dict[str, Any]) -> int:
-        rows = pa.table(columns, schema_of(self.encoder, self.width).remove_metadata())
-        with _writing(self.uri):
+        rows = pa.table(columns, arrow_schema_of_facts(self.encoder, self.width).remove_metadata())
+        with _serialize_writers(self.uri):
             table = self._open()
             merge = table.merge_insert("id").when_matched_update_all().when_not_matched_insert_all()
             merge.conflict_retries(_CONFLICTS).execute(rows)
@@ -203,7 +203,7 @@ class FactStore:
     def _open(self, version: int = 0) -> lance.LanceDataset:
         lance = import_lance()
         try:
-            return lance.dataset(_address(self.uri), version=version or None)
+            return lance.dataset(_table_address(self.uri), version=version or None)
         except (ValueError, OSError) as error:
             if version and self.exists(self.uri):
                 raise KnowledgeError(
@@ -231,7 +231,7 @@ def import_lance() -> Any:
 
 
 @contextmanager
-def _writing(uri: str) -> Iterator[None]:
+def _serialize_writers(uri: str) -> Iterator[None]:
     """Writers of a local store take turns; those of an object store are reconciled by Lance."""
     folder = Folder(uri)
     if not folder.is_local:
@@ -242,15 +242,15 @@ def _writing(uri: str) -> Iterator[None]:
         yield
 
 
-def _address(uri: str) -> str:
+def _table_address(uri: str) -> str:
     folder = Folder(uri.rstrip("/"))
     return f"{folder.uri.rstrip('/')}/{TABLE}"
 
 
-def _quoted(text: str) -> str:
+def _quote_sql_literal(text: str) -> str:
     """A literal of Lance's filters, which are SQL."""
     return "'" + text.replace("'", "''") + "'"
 
 
-def _shown(line: str) -> str:
+def _shorten_for_message(line: str) -> str:
     return line[:1000].encode("unicode_escape", "surrogatepass").decode("ascii")

@@ -68,27 +68,27 @@ class BadLine:
     line: str
 
 
-def fault_of(triple: Triple) -> Fault | None:
+def find_triple_fault(triple: Triple) -> Fault | None:
     """Why a triple is no fact; None if it is one."""
     parts = (triple.head, triple.relation, triple.tail)
     if not all(part.strip() for part in parts):
         return Fault.EMPTY_PART
-    if has_unseen("".join((*parts, triple.text))):
+    if has_invisible_characters("".join((*parts, triple.text))):
         return Fault.UNSEEN_CHARACTERS
     if not triple.key and triple.head.strip().casefold() == triple.tail.strip().casefold():
         return Fault.REPEATED_PART
     return Fault.TOO_LONG if len(triple.text or " ".join(parts)) > MAX_LETTERS else None
 
 
-def has_unseen(text: str) -> bool:
+def has_invisible_characters(text: str) -> bool:
     """Whether a text has characters that are not shown, or change how others are shown."""
     return any(unicodedata.category(c) in _UNSEEN and c not in _JOINERS for c in text)
 
 
-def phrase_of(relation: str, phrases: Mapping[str, str] | None = None) -> str:
+def relation_to_phrase(relation: str, phrases: Mapping[str, str] | None = None) -> str:
     """A relation in words.
 
-    >>> phrase_of("HasProperty"), phrase_of("_member_of_domain_usage")
+    >>> relation_to_phrase("HasProperty"), relation_to_phrase("_member_of_domain_usage")
     ('has property', 'member of domain usage')
     """
     if phrases and relation in phrases:
@@ -96,14 +96,14 @@ def phrase_of(relation: str, phrases: Mapping[str, str] | None = None) -> str:
     return " ".join(word.lower() for word in _WORD_STARTS.split(relation) if word)
 
 
-def fact_of(triple: Triple, source: str, phrases: Mapping[str, str] | None = None, fact_id: str = "") -> Fact:
+def triple_to_fact(triple: Triple, source: str, phrases: Mapping[str, str] | None = None, fact_id: str = "") -> Fact:
     """The fact that a sound triple is."""
     head, relation, tail = (part.strip() for part in (triple.head, triple.relation, triple.tail))
-    text = triple.text.strip() or f"{head} {phrase_of(relation, phrases)} {tail}"
-    own_id = id_of(triple.key) if triple.key else id_of(head, relation, tail)
+    text = triple.text.strip() or f"{head} {relation_to_phrase(relation, phrases)} {tail}"
+    own_id = derive_fact_id(triple.key) if triple.key else derive_fact_id(head, relation, tail)
     return Fact(fact_id or own_id, head, relation, tail, text, source)
 
 
-def id_of(*parts: str) -> str:
+def derive_fact_id(*parts: str) -> str:
     """The id of a fact that was given none: the same triple has the same id in every store."""
     return hashlib.sha256("\0".join(parts).encode("utf-8", "surrogatepass")).hexdigest()[:16]

@@ -60,7 +60,7 @@ class Correction(BaseModel):
     time_ns: int
 
     @model_validator(mode="after")
-    def _one_thing(self) -> Correction:
+    def _check_one_of_answer_and_caption(self) -> Correction:
         if (self.question is None) != (self.answer is None) or (self.answer is None) == (self.caption is None):
             raise ValueError("give a question and its answer, or a caption")
         return self

@@ -127,11 +127,11 @@ def _scores_differ(answers: Answers, others: Answers, tolerance: float, exact: b
     """Whether the score of an answer differs from its score in ``others``. If it is missing there, its score is at most
     the last one.
     """
-    score_of = dict(others)
-    lowest = min(score_of.values())
+    version_score_of_report = dict(others)
+    lowest = min(version_score_of_report.values())
     for answer, score in answers:
-        if answer in score_of:
-            if not abs(score - score_of[answer]) <= tolerance:  # also true of NaN
+        if answer in version_score_of_report:
+            if not abs(score - version_score_of_report[answer]) <= tolerance:  # also true of NaN
                 return True
         elif exact or not score <= lowest + tolerance:
             return True

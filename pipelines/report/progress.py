@@ -48,14 +48,14 @@ class Progress:
             left_s = seconds / (done - self._first) * (total - done)
         parts = [f"{self._name}  {self._unit} {done}/{total}"]
         if done == total:
-            parts.append(f"took {clock(seconds)}")
+            parts.append(f"took {format_duration(seconds)}")
         elif left_s is not None:
-            parts.append(f"left {clock(left_s)}")
+            parts.append(f"left {format_duration(left_s)}")
         if self._is_terminal:
             self._show_bar(done, total, [*parts, *facts])
         elif done == total or self._start + seconds - self._last_line >= _LINE_EVERY_S:
             self._last_line = self._start + seconds
-            print(fitting([*parts, *facts], _LOG_COLUMNS), file=self._out, flush=True)
+            print(join_parts_that_fit([*parts, *facts], _LOG_COLUMNS), file=self._out, flush=True)
 
     def _show_bar(self, done: int, total: int, parts: Sequence[str]) -> None:
         columns = shutil.get_terminal_size().columns - 1
@@ -69,7 +69,7 @@ class Progress:
                 if stream.isatty():
                     self._stack.enter_context(redirect(cast(TextIO, _AboveBar(stream, self._bar))))
         self._bar.ncols = columns
-        self._bar.set_description_str(fitting(parts, columns - _BAR_COLUMNS), refresh=False)
+        self._bar.set_description_str(join_parts_that_fit(parts, columns - _BAR_COLUMNS), refresh=False)
         self._bar.n = done
         self._bar.refresh()
 
@@ -103,7 +103,7 @@ class _AboveBar:
         return getattr(self._stream, name)
 
 
-def fitting(parts: Sequence[str], columns: int) -> str:
+def join_parts_that_fit(parts: Sequence[str], columns: int) -> str:
     """The first part and those after it for which there is room in a line."""
     line = parts[0]
     for part in parts[1:]:
@@ -112,7 +112,7 @@ def fitting(parts: Sequence[str], columns: int) -> str:
     return line
 
 
-def clock(seconds: float) -> str:
+def format_duration(seconds: float) -> str:
     """As 1:02:03, or 2:03 below an hour."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)

@@ -29,7 +29,9 @@ _CARD_PIXELS = 256
 _BLUES = LinearSegmentedColormap.from_list("counts", ["#FFFFFF", "#9ECAE1", BLUE, "#08306B"])
 
 
-def training_curves(history: Sequence[Mapping[str, float]], baselines: Mapping[str, float] | None = None) -> Figure:
+def draw_training_curves(
+    history: Sequence[Mapping[str, float]], baselines: Mapping[str, float] | None = None
+) -> Figure:
     """Loss, accuracy and learning rate against the step, side by side.
 
     Args:
@@ -59,7 +61,7 @@ def training_curves(history: Sequence[Mapping[str, float]], baselines: Mapping[s
     return figure
 
 
-def confusion_matrix(true: Sequence[str], predicted: Sequence[str], max_classes: int = 20) -> Figure:
+def draw_confusion_matrix(true: Sequence[str], predicted: Sequence[str], max_classes: int = 20) -> Figure:
     """Confusion matrix: right answers (rows) against given answers (columns).
 
     Shades are shares of the row, numbers are counts. The ``max_classes`` most frequent right answers have a row each,
@@ -89,7 +91,7 @@ def confusion_matrix(true: Sequence[str], predicted: Sequence[str], max_classes:
     image = axes.imshow(shares, cmap=_BLUES, vmin=0, vmax=1)
     for row, column in zip(*np.nonzero(counts), strict=True):
         colour = "white" if shares[row, column] > 0.55 else "black"
-        number = _short_count(int(counts[row, column]))
+        number = _abbreviate_count(int(counts[row, column]))
         axes.text(column, row, number, ha="center", va="center", color=colour, fontsize=8)
     names = [textwrap.shorten(label, 22, placeholder="…") or "…" for label in labels]
     axes.set_xticks(range(len(labels)), names, rotation=90, parse_math=False)
@@ -129,7 +131,7 @@ class ExampleCard:
     attention_HW: NDArray[np.floating[Any]] | None = None
 
 
-def examples_page(cards: Sequence[ExampleCard]) -> Figure:
+def render_examples_page(cards: Sequence[ExampleCard]) -> Figure:
     """A page of pictures with the model's answers, wrong ones first.
 
     With attention, the picture is shown twice: as it is, and in grey with the attention over it, from purple (some) to
@@ -149,7 +151,7 @@ def examples_page(cards: Sequence[ExampleCard]) -> Figure:
     return figure
 
 
-def attention_over(attention_HW: NDArray[np.floating[Any]], height: int, width: int) -> NDArray[np.float32]:
+def upsample_attention(attention_HW: NDArray[np.floating[Any]], height: int, width: int) -> NDArray[np.float32]:
     """The weights upsampled to (``height``, ``width``) and scaled to [0, 1]; all 0 if the weights are equal."""
     grid = np.asarray(attention_HW, dtype=np.float32)
     low, high = float(grid.min()), float(grid.max())
@@ -214,7 +216,7 @@ def _draw_card(axes: Axes, card: ExampleCard) -> None:
     image = image.repeat(factor, axis=0).repeat(factor, axis=1)
     if card.attention_HW is not None:
         gap = np.full((image.shape[0], max(1, image.shape[1] // 64), 3), 160, dtype=np.uint8)
-        image = np.hstack([image, gap, _under_attention(image, card.attention_HW)])
+        image = np.hstack([image, gap, _darken_by_attention(image, card.attention_HW)])
     height, width = image.shape[:2]
     axes.imshow(image, interpolation="antialiased")
     colour = GREY if card.right is None else RIGHT if card.right else WRONG
@@ -232,8 +234,8 @@ def _wrap_label(text: str) -> list[str]:
     return textwrap.wrap(text, 48, max_lines=2, placeholder=" …")
 
 
-def _under_attention(image: NDArray[np.uint8], attention_HW: NDArray[np.floating[Any]]) -> NDArray[np.uint8]:
-    heat = attention_over(attention_HW, *image.shape[:2])
+def _darken_by_attention(image: NDArray[np.uint8], attention_HW: NDArray[np.floating[Any]]) -> NDArray[np.uint8]:
+    heat = upsample_attention(attention_HW, *image.shape[:2])
     grey = np.asarray(Image.fromarray(image).convert("L"), dtype=np.float32)[..., None].repeat(3, axis=2)
     glow = colormaps["plasma"](heat)[..., :3] * 255
     share = 0.75 * np.sqrt(heat)[..., None]
@@ -241,5 +243,5 @@ def _under_attention(image: NDArray[np.uint8], attention_HW: NDArray[np.floating
     return mixed
 
 
-def _short_count(count: int) -> str:
+def _abbreviate_count(count: int) -> str:
     return str(count) if count < 10_000 else f"{count / 1000:.0f}k"

@@ -99,7 +99,7 @@ def result_of_run(run: str, epochs: int, tracker: NullTracker) -> TrainingResult
     Raises:
         CheckpointError: there is no usable checkpoint.
     """
-    newest = checkpoint.newest_state(run)
+    newest = checkpoint.state_of_newest_checkpoint(run)
     trained = int(newest["epochs_done"]) if newest is not None else 0
     rates = [row["speed/images_per_s"] for row in tracker.history() if "speed/images_per_s" in row]
     with checkpoint.open_best_checkpoint(run, f"{checkpoint.MODEL}/config.json") as (best, local):

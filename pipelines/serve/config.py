@@ -175,7 +175,7 @@ class ServeConfig(Section):
         return self.examples == "on" or (self.examples == "auto" and not self.expose)
 
     @model_validator(mode="after")
-    def _one_model(self) -> ServeConfig:
+    def _check_one_model_source(self) -> ServeConfig:
         if self.version and self.model:
             raise ValueError(f"version={self.version!r} and model={self.model!r} name two models; keep one")
         if self.model and self.challenger.mode != "off":
@@ -210,11 +210,11 @@ def model_threads(config: ServeConfig) -> int:
     return config.model_threads or max(1, len(os.sched_getaffinity(0)) // config.replicas)
 
 
-def decode_threads(config: ServeConfig) -> int:
+def threads_for_decoding(config: ServeConfig) -> int:
     """Threads of one replica that decode images: one for each CPU that it reserves, and at least two."""
     return max(2, int(config.num_cpus))
 
 
-def forward_passes(config: ServeConfig) -> int:
+def concurrent_forward_passes(config: ServeConfig) -> int:
     """Forward passes of one replica at one time: one on a GPU, and on CPU one a thread, up to 4."""
     return 1 if config.num_gpus > 0 else min(model_threads(config), 4)

@@ -37,7 +37,7 @@ def not_ready_error() -> ApiError:
     return ApiError(503, "not_ready", "the model is still loading; try again shortly", {"retry-after": "1"})
 
 
-def no_such_task_error(task: str, model: str, tasks: Sequence[str]) -> ApiError:
+def unknown_task_error(task: str, model: str, tasks: Sequence[str]) -> ApiError:
     """404, as the task's address has nothing behind it with this model."""
     routes = ", ".join(f"/v1/{name}" for name in tasks)
     return ApiError(404, "no_such_task", f"the model {model!r} cannot do {task!r}; it answers at {routes}")

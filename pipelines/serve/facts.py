@@ -9,10 +9,10 @@ from collections.abc import Sequence
 
 from pipelines.knowledge import snapshot
 from pipelines.knowledge.errors import FactRefusedError, KnowledgeError
-from pipelines.knowledge.linking import Linker
-from pipelines.knowledge.opened import query_vectors
+from pipelines.knowledge.linking import FactLinker
+from pipelines.knowledge.opened import open_query_vector_cache
 from pipelines.knowledge.store import FactStore
-from pipelines.knowledge.triples import Triple, fact_of, fault_of
+from pipelines.knowledge.triples import Triple, find_triple_fault, triple_to_fact
 from pipelines.serve.config import KnowledgeServingConfig
 from vlmodel.facts import Fact, FoundFacts, LinkConfig
 
@@ -21,7 +21,7 @@ _log = logging.getLogger(__name__)
 _STEP_S = 0.05
 
 
-class LiveFacts:
+class UpdatableFactStore:
     """A store that is read and edited while a service runs (``vlmodel.facts.FactFinder``). Threads may share it.
 
     A thread looks for newer versions, and prepares one beside that in use: a request gets all its facts from one
@@ -33,10 +33,10 @@ class LiveFacts:
 
     def __init__(self, config: KnowledgeServingConfig) -> None:
         self._config, self._store = config, FactStore(config.store)
-        self._queries = query_vectors(self._store, config.encoder)
-        self._linker = self._prepared(snapshot.read(self._store, exact=config.exact))
+        self._queries = open_query_vector_cache(self._store, config.encoder)
+        self._linker = self._prepare_for_first_request(snapshot.read(self._store, exact=config.exact))
         self._refreshing, self._closed = threading.Lock(), threading.Event()
-        threading.Thread(target=self._follow, name="facts", daemon=True).start()
+        threading.Thread(target=self._poll_for_newer_versions, name="facts", daemon=True).start()
 
     @property
     def version(self) -> int:
@@ -67,11 +67,11 @@ class LiveFacts:
             FactRefusedError: it is no fact; ``fault`` says why.
             KnowledgeError: the store has vectors, and this service no encoder for them.
         """
-        if (fault := fault_of(triple)) is not None:
+        if (fault := find_triple_fault(triple)) is not None:
             raise FactRefusedError(str(fault), f"this is no fact ({fault}); correct its head, relation, tail or text")
         if self._store.encoder and self._queries is None:
             raise KnowledgeError("facts of this store have vectors; name its encoder in knowledge.encoder to add some")
-        fact = fact_of(triple, source, fact_id=fact_id)
+        fact = triple_to_fact(triple, source, fact_id=fact_id)
         vectors_MF = self._queries.of([fact.text]) if self._queries is not None else None
         version = self._store.put([fact], vectors_MF)
         self.refresh()
@@ -91,7 +91,7 @@ class LiveFacts:
         """Use the newest version from now on; requests that run keep theirs."""
         with self._refreshing:
             if self._store.version != self.version:
-                self._linker = self._prepared(snapshot.refresh(self._store, self._linker.snapshot))
+                self._linker = self._prepare_for_first_request(snapshot.refresh(self._store, self._linker.snapshot))
 
     def has_version(self, least: int, timeout_s: float) -> bool:
         """Whether this version, or a newer one, is in use; waits for it."""
@@ -105,12 +105,12 @@ class LiveFacts:
         """End the thread that looks for newer versions."""
         self._closed.set()
 
-    def _prepared(self, facts: snapshot.Snapshot) -> Linker:
+    def _prepare_for_first_request(self, facts: snapshot.Snapshot) -> FactLinker:
         """What the first request would otherwise wait for."""
         facts.prepare()
-        return Linker(facts, self._queries)
+        return FactLinker(facts, self._queries)
 
-    def _follow(self) -> None:
+    def _poll_for_newer_versions(self) -> None:
         while not self._closed.wait(self._config.refresh_s):
             try:
                 self.refresh()

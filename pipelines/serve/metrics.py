@@ -73,14 +73,14 @@ class RayChallengerMetrics(ChallengerMetrics):
             tag_keys=("reason",),
         )
 
-    def called(self, task: str, outcome: str, version: str) -> None:
+    def count_challenger_call(self, task: str, outcome: str, version: str) -> None:
         self._requests.inc(tags={"task": task, "outcome": outcome, "model_version": version})
 
-    def compared(self, task: str, agreement: float, version: str) -> None:
+    def count_comparison(self, task: str, agreement: float, version: str) -> None:
         self._agreement.observe(agreement, tags={"task": task, "model_version": version})
 
-    def fell_back(self, task: str, reason: str) -> None:
+    def count_fallback_to_champion(self, task: str, reason: str) -> None:
         self._fallbacks.inc(tags={"task": task, "reason": reason})
 
-    def dropped(self, reason: str) -> None:
+    def count_dropped_comparison(self, reason: str) -> None:
         self._dropped.inc(tags={"reason": reason})

@@ -119,14 +119,14 @@ class ServiceMetrics:
 class ChallengerMetrics:
     """Counts what became of requests to the challenger. This base counts nothing."""
 
-    def called(self, task: str, outcome: str, version: str) -> None:
+    def count_challenger_call(self, task: str, outcome: str, version: str) -> None:
         """One request to the challenger; ``outcome`` is "ok" or why it has no result."""
 
-    def compared(self, task: str, agreement: float, version: str) -> None:
+    def count_comparison(self, task: str, agreement: float, version: str) -> None:
         """Two results of one request."""
 
-    def fell_back(self, task: str, reason: str) -> None:
+    def count_fallback_to_champion(self, task: str, reason: str) -> None:
         """The champion answered in the challenger's place."""
 
-    def dropped(self, reason: str) -> None:
+    def count_dropped_comparison(self, reason: str) -> None:
         """A request that was not compared ("busy", "paused"), or a comparison that was not written ("record")."""

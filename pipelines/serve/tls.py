@@ -56,7 +56,7 @@ def check_tls_files(config: TLSConfig) -> None:
     if not config.active:
         return
     certificate, key = config.files
-    own = _own_certificate(certificate)
+    own = _load_own_certificate(certificate)
     now = datetime.now(UTC)
     if now >= own.not_valid_after_utc:
         raise ServeError(f"the certificate in '{certificate}' expired at {own.not_valid_after_utc}; renew it")
@@ -67,14 +67,14 @@ def check_tls_files(config: TLSConfig) -> None:
         )
     _read_file(key, "serve.tls.key")
 
-    def no_passphrase() -> NoReturn:
+    def refuse_encrypted_key() -> NoReturn:
         raise ServeError(
             f"the key in '{key}' needs a passphrase, which a service cannot type; write it without one, readable "
             "by the service alone: openssl pkey -in KEY -out PLAIN"
         )
 
     try:
-        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(certificate, key, password=no_passphrase)
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(certificate, key, password=refuse_encrypted_key)
     except ssl.SSLError as error:
         if error.reason == "KEY_VALUES_MISMATCH":
             raise ServeError(
@@ -91,7 +91,7 @@ def check_tls_files(config: TLSConfig) -> None:
         )
 
 
-def pinned_context(config: TLSConfig) -> ssl.SSLContext | None:
+def ssl_context_for_own_certificate(config: TLSConfig) -> ssl.SSLContext | None:
     """For this machine's own requests: accept exactly the service's certificate, whatever its names and authority.
 
     None without a certificate.
@@ -102,7 +102,7 @@ def pinned_context(config: TLSConfig) -> ssl.SSLContext | None:
     if not config.active:
         return None
     # Only the first of the file: its chain would also vouch for other certificates of the same authority.
-    own = _own_certificate(config.files[0])
+    own = _load_own_certificate(config.files[0])
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname = False
     context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
@@ -110,7 +110,7 @@ def pinned_context(config: TLSConfig) -> ssl.SSLContext | None:
     return context
 
 
-def unverified_context() -> ssl.SSLContext:
+def ssl_context_without_verification() -> ssl.SSLContext:
     """Accept any certificate: for requests without a secret whose answer is not relied on."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname = False
@@ -118,7 +118,7 @@ def unverified_context() -> ssl.SSLContext:
     return context
 
 
-def _own_certificate(file: Path) -> x509.Certificate:
+def _load_own_certificate(file: Path) -> x509.Certificate:
     data = _read_file(file, "serve.tls.certificate")
     try:
         return x509.load_pem_x509_certificates(data)[0]

@@ -15,7 +15,7 @@ from torch import nn
 
 from pipelines.storage import stored
 from pipelines.storage.folder import Folder
-from pipelines.storage.manifest import FileFacts, ManifestError
+from pipelines.storage.manifest import FileSizeAndHash, ManifestError
 from vlmodel import bases
 from vlmodel.bases import Bases, BaseWeights, BaseWeightsError
 
@@ -58,7 +58,7 @@ def download_bases(named: Bases, storage: Folder, cache: Path) -> None:
     """
     for base in named.values():
         file = cache / base.name
-        if not _is_whole(file, base):
+        if not _is_complete_copy(file, base):
             _copy_verified(storage.child(bases.FOLDER), base, file)
 
 
@@ -100,7 +100,7 @@ def _upload_unless_present(file: Path, base: BaseWeights, folder: Folder) -> Non
         folder.put(file, base.name)
 
 
-def _is_whole(file: Path, base: BaseWeights) -> bool:
+def _is_complete_copy(file: Path, base: BaseWeights) -> bool:
     try:
         bases.verify_base_file(file, base)
     except (BaseWeightsError, FileNotFoundError):
@@ -125,7 +125,7 @@ def _copy_verified(folder: Folder, base: BaseWeights, file: Path) -> None:
                 copy.hardlink_to(source)
         if not copy.exists():
             try:
-                stored.download_file(folder, base.name, FileFacts(base.bytes, base.sha256), copy)
+                stored.download_file(folder, base.name, FileSizeAndHash(base.bytes, base.sha256), copy)
             except ManifestError as error:
                 raise BaseWeightsError(f"{error}; a model is built on it: restore it from a backup") from error
         copy.replace(file)

@@ -86,7 +86,7 @@ class Folder:
     def is_local(self) -> bool:
         return isinstance(self._filesystem_and_path[0], LocalFileSystem)
 
-    def _retrying(self, operation: Callable[[], T]) -> T:
+    def _retry_on_error(self, operation: Callable[[], T]) -> T:
         try:
             return call_with_retries(operation)
         except PermissionError as error:
@@ -106,10 +106,10 @@ class Folder:
         fs, folder = self._filesystem_and_path[0], self.path(subfolder)
 
         def list_files() -> list[dict[str, Any]]:
-            return [self._checked_info(entry) for entry in fs.ls(folder, detail=True) if entry["type"] != "directory"]
+            return [self._get_file_info(entry) for entry in fs.ls(folder, detail=True) if entry["type"] != "directory"]
 
         try:
-            entries = self._retrying(list_files)
+            entries = self._retry_on_error(list_files)
         except (FileNotFoundError, NotADirectoryError):
             return []
         return sorted(map(_file_stamp, entries), key=lambda stamp: stamp.name)
@@ -121,13 +121,13 @@ class Folder:
             OSError: it does not exist, or the file system failed after several attempts.
         """
         fs, path = self._filesystem_and_path[0], self.path(name)
-        return _file_stamp(self._retrying(lambda: self._checked_info(fs.info(path))))
+        return _file_stamp(self._retry_on_error(lambda: self._get_file_info(fs.info(path))))
 
     def subfolders(self) -> list[str]:
         """Names of the folders directly in it, sorted; [] where it does not exist."""
         fs, folder = self._filesystem_and_path
         try:
-            entries = self._retrying(lambda: fs.ls(folder, detail=True))
+            entries = self._retry_on_error(lambda: fs.ls(folder, detail=True))
         except (FileNotFoundError, NotADirectoryError):
             return []
         names = (str(e["name"]).rstrip("/").rsplit("/", 1)[-1] for e in entries if e["type"] == "directory")
@@ -146,7 +146,7 @@ class Folder:
         """Paths of all files in it and its subfolders, sorted; [] where it does not exist."""
         fs, folder = self._filesystem_and_path
         try:
-            found = self._retrying(lambda: fs.find(folder, detail=True))
+            found = self._retry_on_error(lambda: fs.find(folder, detail=True))
         except (FileNotFoundError, NotADirectoryError):
             return []
         paths = (str(path) for path, entry in found.items() if entry["type"] != "directory")
@@ -154,7 +154,7 @@ class Folder:
 
     def exists(self, name: str) -> bool:
         fs, path = self._filesystem_and_path[0], self.path(name)
-        return self._retrying(lambda: bool(fs.exists(path)))
+        return self._retry_on_error(lambda: bool(fs.exists(path)))
 
     def read(self, name: str) -> bytes:
         """The whole file.
@@ -163,7 +163,7 @@ class Folder:
             OSError: it does not exist, or could not be read after several attempts.
         """
         fs, path = self._filesystem_and_path[0], self.path(name)
-        return self._retrying(lambda: bytes(fs.cat_file(path)))
+        return self._retry_on_error(lambda: bytes(fs.cat_file(path)))
 
     def read_ranges(self, name: str, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
         """The bytes of each (offset, size). Neighbouring ranges are read together; a retry reads only failed ones.
@@ -190,7 +190,7 @@ class Folder:
             if failures:
                 raise failures[0]
 
-        self._retrying(read_missing)
+        self._retry_on_error(read_missing)
         out: list[bytes] = [b""] * len(ranges)
         for start, stop, members in merged:
             piece = pieces[start, stop]
@@ -224,7 +224,7 @@ class Folder:
                 raise RefusedError(f"{name!r} is no file, but a {_file_kind(os.stat(path).st_mode)}")
             return fs.open(path, "rb", block_size=CHUNK)
 
-        return ResumingStream(open_file, name, size, self._retrying)
+        return ResumingStream(open_file, name, size, self._retry_on_error)
 
     def write(self, name: str, data: bytes) -> None:
         """Write a file as a whole or not at all. A put is atomic on an object store; a local file is written under
@@ -235,13 +235,13 @@ class Folder:
                 file.write(data)
             return
         fs, path = self._filesystem_and_path[0], self.path(name)
-        self._retrying(lambda: fs.pipe_file(path, data))
+        self._retry_on_error(lambda: fs.pipe_file(path, data))
 
     def put(self, local: Path, name: str) -> None:
         """Copy a local file into the folder, as a whole or not at all; it is not read into memory."""
         fs, path = self._filesystem_and_path[0], self.path(name)
         if not self.is_local:
-            self._retrying(lambda: fs.put_file(str(local), path))
+            self._retry_on_error(lambda: fs.put_file(str(local), path))
             return
         with local.open("rb") as source, _replace_when_complete(Path(path)) as copy:
             _copy_file(source, copy)
@@ -256,7 +256,7 @@ class Folder:
             with tempfile.NamedTemporaryFile(prefix="upload-") as staged:
                 yield staged
                 staged.flush()
-                self._retrying(lambda: fs.put_file(staged.name, path))
+                self._retry_on_error(lambda: fs.put_file(staged.name, path))
             return
         with _replace_when_complete(Path(path)) as file:
             yield file
@@ -272,9 +272,9 @@ class Folder:
         """
         fs, path, target = self._filesystem_and_path[0], self.path(name), self.path(second)
         if not self.is_local:
-            self._retrying(lambda: fs.cp_file(path, target))
+            self._retry_on_error(lambda: fs.cp_file(path, target))
             return
-        with open(path, "rb") as source, _replace_when_complete(Path(target), _open_private) as copy:
+        with open(path, "rb") as source, _replace_when_complete(Path(target), _open_file_for_owner_only) as copy:
             _copy_file(source, copy)
             os.fchmod(copy.fileno(), stat.S_IMODE(os.fstat(source.fileno()).st_mode))
 
@@ -282,15 +282,15 @@ class Folder:
         """Delete a file, if it exists."""
         fs, path = self._filesystem_and_path[0], self.path(name)
         with suppress(FileNotFoundError):
-            self._retrying(lambda: fs.rm_file(path))
+            self._retry_on_error(lambda: fs.rm_file(path))
 
     def remove_folder(self, name: str) -> None:
         """Delete a folder and its contents, if it exists."""
         fs, path = self._filesystem_and_path[0], self.path(name)
         with suppress(FileNotFoundError):
-            self._retrying(lambda: fs.rm(path, recursive=True))
+            self._retry_on_error(lambda: fs.rm(path, recursive=True))
 
-    def _checked_info(self, entry: dict[str, Any]) -> dict[str, Any]:
+    def _get_file_info(self, entry: dict[str, Any]) -> dict[str, Any]:
         # A listing describes a symbolic link itself, and an HTTP listing has no sizes.
         fs: AbstractFileSystem = self._filesystem_and_path[0]
         try:
@@ -371,7 +371,7 @@ def _replace_when_complete(target: Path, opener: Callable[[str, int], int] | Non
         temporary.unlink(missing_ok=True)
 
 
-def _open_private(path: str, flags: int) -> int:
+def _open_file_for_owner_only(path: str, flags: int) -> int:
     return os.open(path, flags, 0o600)
 
 

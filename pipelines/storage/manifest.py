@@ -31,7 +31,7 @@ class ManifestError(ExpectedError, RuntimeError):
 
 
 @dataclass(frozen=True)
-class FileFacts:
+class FileSizeAndHash:
     """Identifies the contents of a file.
 
     Attributes:
@@ -43,15 +43,15 @@ class FileFacts:
     sha256: str
 
 
-Manifest = Mapping[str, FileFacts]
+Manifest = Mapping[str, FileSizeAndHash]
 """The facts of each file of a folder by its path within it, without the manifest itself."""
 
 
-def measurements_file(file: Path) -> FileFacts:
+def measurements_file(file: Path) -> FileSizeAndHash:
     """Size and hash of a local file, which is read once, piece by piece."""
     with file.open("rb") as opened:
         digest = hashlib.file_digest(opened, "sha256").hexdigest()
-        return FileFacts(opened.tell(), digest)
+        return FileSizeAndHash(opened.tell(), digest)
 
 
 def list_files_of_folder(folder: Path) -> list[str]:
@@ -73,7 +73,7 @@ def list_files_of_folder(folder: Path) -> list[str]:
     return names
 
 
-def manifest_of_folder(folder: Path) -> dict[str, FileFacts]:
+def manifest_of_folder(folder: Path) -> dict[str, FileSizeAndHash]:
     """The manifest of a local folder as it is now.
 
     Raises:
@@ -87,7 +87,7 @@ def manifest_to_bytes(manifest: Manifest) -> bytes:
     return json.dumps({name: asdict(manifest[name]) for name in sorted(manifest)}, indent=1).encode()
 
 
-def manifest_from_bytes(text: bytes, where: str) -> dict[str, FileFacts]:
+def manifest_from_bytes(text: bytes, where: str) -> dict[str, FileSizeAndHash]:
     """The inverse of ``manifest_to_bytes``.
 
     Args:
@@ -105,9 +105,9 @@ def manifest_from_bytes(text: bytes, where: str) -> dict[str, FileFacts]:
     for name, facts in listed.items():
         if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
             raise ManifestError(f"{where} names {name!r}, outside of it")
-        if not _are_facts(facts):
+        if not _is_size_and_hash(facts):
             raise ManifestError(f"{where} is damaged, or of another version of this program ({name!r}: {facts!r})")
-    return {name: FileFacts(**facts) for name, facts in listed.items()}
+    return {name: FileSizeAndHash(**facts) for name, facts in listed.items()}
 
 
 def write_manifest(folder: Path) -> str:
@@ -149,7 +149,7 @@ def verify_folder(folder: Path, expected: str | None = None) -> None:
         )
 
 
-def _are_facts(facts: object) -> bool:
+def _is_size_and_hash(facts: object) -> bool:
     return (
         isinstance(facts, dict)
         and facts.keys() == {"bytes", "sha256"}

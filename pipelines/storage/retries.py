@@ -35,7 +35,7 @@ def call_with_retries(operation: Callable[[], T]) -> T:
         OSError: the last error, when every attempt failed, or the first that is not transient.
     """
 
-    def call_once() -> T:
+    def call_and_convert_errors() -> T:
         try:
             return operation()
         except Exception as error:
@@ -50,7 +50,7 @@ def call_with_retries(operation: Callable[[], T]) -> T:
         wait=wait_exponential(FIRST_DELAY_S),
         reraise=True,
     )
-    return retry(call_once)
+    return retry(call_and_convert_errors)
 
 
 def to_os_error(error: Exception) -> OSError | None:

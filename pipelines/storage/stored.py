@@ -14,7 +14,7 @@ from typing import IO
 
 from pipelines.storage import manifest
 from pipelines.storage.folder import CHUNK, Folder
-from pipelines.storage.manifest import MANIFEST, FileFacts, Manifest, ManifestError
+from pipelines.storage.manifest import MANIFEST, FileSizeAndHash, Manifest, ManifestError
 
 
 def store_folder(local: Path, folder: Folder, without: str = "") -> Manifest:
@@ -65,8 +65,10 @@ def read_verified_file(folder: Folder, listed: Manifest, name: str) -> bytes:
     try:
         data = folder.read(name)
     except FileNotFoundError:
-        raise _missing_file_error(folder, name) from None
-    _require_equal_facts(folder, name, FileFacts(len(data), hashlib.sha256(data).hexdigest()), listed[name])
+        raise _file_missing_error(folder, name) from None
+    _require_equal_size_and_hash(
+        folder, name, FileSizeAndHash(len(data), hashlib.sha256(data).hexdigest()), listed[name]
+    )
     return data
 
 
@@ -89,9 +91,9 @@ def local_copy_of(folder: Folder, listed: Manifest, part: str = "") -> Iterator[
         local = Path(folder.path(""))
         for name in wanted:
             try:
-                _require_equal_facts(folder, name, manifest.measurements_file(local / name), listed[name])
+                _require_equal_size_and_hash(folder, name, manifest.measurements_file(local / name), listed[name])
             except FileNotFoundError:
-                raise _missing_file_error(folder, name) from None
+                raise _file_missing_error(folder, name) from None
         yield local
         return
     with TemporaryDirectory(prefix="stored-") as scratch:
@@ -101,7 +103,7 @@ def local_copy_of(folder: Folder, listed: Manifest, part: str = "") -> Iterator[
         yield local
 
 
-def download_file(folder: Folder, name: str, facts: FileFacts, target: Path) -> None:
+def download_file(folder: Folder, name: str, facts: FileSizeAndHash, target: Path) -> None:
     """Copy a file from storage to a local file, and hash it on the way.
 
     Raises:
@@ -111,19 +113,19 @@ def download_file(folder: Folder, name: str, facts: FileFacts, target: Path) -> 
     target.parent.mkdir(parents=True, exist_ok=True)
     try:
         with target.open("wb") as copy:
-            _require_equal_facts(folder, name, _copy_and_hash(folder, name, facts.bytes, copy), facts)
+            _require_equal_size_and_hash(folder, name, _copy_and_hash(folder, name, facts.bytes, copy), facts)
     except FileNotFoundError:
-        raise _missing_file_error(folder, name) from None
+        raise _file_missing_error(folder, name) from None
 
 
-def _copy_and_hash(folder: Folder, name: str, size: int, copy: IO[bytes]) -> FileFacts:
+def _copy_and_hash(folder: Folder, name: str, size: int, copy: IO[bytes]) -> FileSizeAndHash:
     hashed, count = hashlib.sha256(), 0
     with folder.stream(name, folder.stamp(name).size or size) as stream:
         while chunk := stream.read(CHUNK):
             hashed.update(chunk)
             count += len(chunk)
             copy.write(chunk)
-    return FileFacts(count, hashed.hexdigest())
+    return FileSizeAndHash(count, hashed.hexdigest())
 
 
 def _list_file_names(folder: Folder) -> list[str]:
@@ -132,10 +134,10 @@ def _list_file_names(folder: Folder) -> list[str]:
     return [name for name in folder.walk() if name != MANIFEST]
 
 
-def _require_equal_facts(folder: Folder, name: str, found: FileFacts, expected: FileFacts) -> None:
+def _require_equal_size_and_hash(folder: Folder, name: str, found: FileSizeAndHash, expected: FileSizeAndHash) -> None:
     if found != expected:
         raise ManifestError(f"{folder.uri}/{name} was altered after it was written")
 
 
-def _missing_file_error(folder: Folder, name: str) -> ManifestError:
+def _file_missing_error(folder: Folder, name: str) -> ManifestError:
     return ManifestError(f"{folder.uri}/{name} is missing")

@@ -43,7 +43,7 @@ class TrackingConfig(Section):
 
     @field_validator("uri")
     @classmethod
-    def _without_password(cls, uri: str) -> str:
+    def _check_no_password(cls, uri: str) -> str:
         if redact_secrets(uri) != uri:
             raise ValueError(
                 f"{redact_secrets(uri)!r} holds credentials; give the address in MLFLOW_TRACKING_URI, or the "
@@ -86,7 +86,7 @@ def sqlite_file(uri: str) -> Path | None:
     return Path(path) if uri.startswith("sqlite:///") and path and path != ":memory:" else None
 
 
-def page_command(uri: str, port: int = 5000) -> list[str]:
+def mlflow_server_command(uri: str, port: int = 5000) -> list[str]:
     """Command line of a server that shows the runs in the database ``uri`` at http://127.0.0.1:``port``."""
     # Job execution is off: it starts seven processes for features of language models, which take minutes of two cores
     # and outlive a server that is killed.

@@ -20,6 +20,6 @@ TAGS = {
 """Tags of a new experiment."""
 
 
-def experiment_address(server: str, experiment_id: str) -> str:
+def experiment_page_address(server: str, experiment_id: str) -> str:
     """The address of an experiment's page on a server, with the columns of ``TAGS``."""
     return f"{server.rstrip('/')}/#/experiments/{experiment_id}/runs?viewStateShareKey={_VIEW}"

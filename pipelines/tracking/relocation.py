@@ -37,7 +37,7 @@ def relocate_artifacts(database: Path) -> None:
     current = (database.parent / FILES).as_uri()
     with contextlib.closing(sqlite3.connect(database, timeout=60, isolation_level=None)) as connection:
         roots = _artifact_roots(connection)
-        moved = [root for root in roots if root != current and _was_moved(database, root, roots[root])]
+        moved = [root for root in roots if root != current and _was_folder_moved(database, root, roots[root])]
         if not moved:
             return
         connection.execute("BEGIN IMMEDIATE")
@@ -67,7 +67,7 @@ def _artifact_roots(connection: sqlite3.Connection) -> dict[str, set[str]]:
     return roots
 
 
-def _was_moved(database: Path, root: str, paths: set[str]) -> bool:
+def _was_folder_moved(database: Path, root: str, paths: set[str]) -> bool:
     """Whether files of another root are beside the database now."""
     files, old = database.parent / FILES, Path(unquote(urlsplit(root).path))
     with contextlib.suppress(OSError):

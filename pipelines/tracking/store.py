@@ -86,7 +86,7 @@ def wait_reachable(uri: str, limit_s: float = _WAIT_S) -> None:
         TrackingError: it does not within ``limit_s`` seconds.
     """
 
-    def announce_waiting(state: RetryCallState) -> None:
+    def print_waiting_message(state: RetryCallState) -> None:
         if state.attempt_number == 1 and state.outcome is not None:
             print(f"tracking  waits up to {limit_s:.0f} s: {state.outcome.exception()}", flush=True)
 
@@ -94,7 +94,7 @@ def wait_reachable(uri: str, limit_s: float = _WAIT_S) -> None:
         retry=retry_if_exception_type(TrackingError),
         stop=stop_after_delay(limit_s),
         wait=wait_fixed(min(_POLL_S, limit_s)),
-        before_sleep=announce_waiting,
+        before_sleep=print_waiting_message,
         reraise=True,
     )
     retry(check_reachable, uri)
@@ -114,7 +114,7 @@ def mlflow_errors(action: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def redacted_stdout() -> Iterator[None]:
+def hide_passwords_in_stdout() -> Iterator[None]:
     """Print what MLflow prints, without the password that a run's address may contain."""
     printed = io.StringIO()
     try:
@@ -132,12 +132,14 @@ def _database_lock(uri: str) -> Iterator[None]:
         yield
         return
 
-    def busy_error(holder: str) -> TrackingError:
+    def locked_database_error(holder: str) -> TrackingError:
         return TrackingError(f"{holder} has been opening {database} for {_OPENING_S} s; end it, and try again")
 
     with contextlib.ExitStack() as stack:
         try:
-            stack.enter_context(hold_lock(database.with_name(f".{database.name}.lock"), busy_error, _OPENING_S))
+            stack.enter_context(
+                hold_lock(database.with_name(f".{database.name}.lock"), locked_database_error, _OPENING_S)
+            )
         except OSError as error:
             raise TrackingError(
                 f"the tracking store {redact_secrets(uri)} cannot be reached: {error}; choose a storage folder that "

@@ -30,7 +30,7 @@ from pipelines.tracking.provenance import (
     truncate_with_hash,
     without_secrets,
 )
-from pipelines.tracking.store import connect_to_store, mlflow_errors, open_store, redacted_stdout
+from pipelines.tracking.store import connect_to_store, hide_passwords_in_stdout, mlflow_errors, open_store
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -155,7 +155,7 @@ class Tracker(NullTracker):
             run_id = _find_run(client, experiment, run_name)
             is_new = run_id is None
             if run_id is None:
-                origin = {RUN_TAG: run_name, **git_state(Path(__file__).parent), **_program_tags()}
+                origin = {RUN_TAG: run_name, **git_state(Path(__file__).parent), **_mlflow_tags_of_program()}
                 run_id = client.create_run(experiment, run_name=run_name, tags=origin).info.run_id
             else:
                 client.update_run(run_id, status="RUNNING")
@@ -213,7 +213,7 @@ class Tracker(NullTracker):
 
         with mlflow_errors(f"log the parameters of run {self.run_id}"):
             recorded = self._client.get_run(self.run_id).data.params
-            _refuse_changes({key: (recorded[key], params[key]) for key in params.keys() & recorded})
+            _refuse_changed_settings({key: (recorded[key], params[key]) for key in params.keys() & recorded})
             new = [Param(key, value) for key, value in sorted(params.items()) if key not in recorded]
             for start in range(0, len(new), MAX_PARAMS_AT_ONCE):
                 self._client.log_batch(self.run_id, params=new[start : start + MAX_PARAMS_AT_ONCE], synchronous=True)
@@ -244,7 +244,7 @@ class Tracker(NullTracker):
         )
         with mlflow_errors(f"log the data of run {self.run_id}"):
             recorded = self._client.get_run(self.run_id).data.tags.get(tag, digest)
-            _refuse_changes({f"{context} data (hash of the index)": (recorded, digest)})
+            _refuse_changed_settings({f"{context} data (hash of the index)": (recorded, digest)})
             context_tag = InputTag("mlflow.data.context", context)
             self._client.log_inputs(self.run_id, datasets=[DatasetInput(dataset, [context_tag])])
             self._client.set_tag(self.run_id, tag, digest)
@@ -342,7 +342,7 @@ class Tracker(NullTracker):
         finally:
             if self._ends_run:
                 check_reachable(self.handle.uri)
-                with mlflow_errors(f"end run {self.run_id}"), redacted_stdout():
+                with mlflow_errors(f"end run {self.run_id}"), hide_passwords_in_stdout():
                     self._client.set_terminated(self.run_id, status)
 
     def _start_monitor(self) -> None:
@@ -365,7 +365,7 @@ def to_csv(rows: Sequence[Mapping[str, Any]]) -> str:
     return table.getvalue()
 
 
-def _refuse_changes(values: Mapping[str, tuple[str, str]]) -> None:
+def _refuse_changed_settings(values: Mapping[str, tuple[str, str]]) -> None:
     changes = [f"{key}: {old} -> {new}" for key, (old, new) in sorted(values.items()) if old != new]
     if changes:
         raise TrackingError(
@@ -404,7 +404,7 @@ def _find_run(client: MlflowClient, experiment: str, run_name: str) -> str | Non
     return runs[0].info.run_id if runs else None
 
 
-def _program_tags() -> dict[str, str]:
+def _mlflow_tags_of_program() -> dict[str, str]:
     """MLflow's tags of the program and its user. Its git tags are left out: they would describe the interpreter."""
     from mlflow.tracking.context.registry import resolve_tags
 

@@ -77,7 +77,7 @@ class SyncBatchNorm2d(nn.BatchNorm2d):
         if not self.training or self.group is None:
             return super().forward(x_BCHW)
         moments = self._global_moments(x_BCHW.detach())
-        self._update_running(moments.mean_C, moments.var_C * moments.n / (moments.n - 1).clamp_min(1))
+        self._update_running_statistics(moments.mean_C, moments.var_C * moments.n / (moments.n - 1).clamp_min(1))
         normalized_BCHW: Tensor = _NormalizeOverWorkers.apply(
             x_BCHW, self.weight, self.bias, moments, self.eps, self.group
         )
@@ -85,7 +85,7 @@ class SyncBatchNorm2d(nn.BatchNorm2d):
 
     def _global_moments(self, x_BCHW: Tensor) -> _ChannelMoments:
         if not x_BCHW.numel():
-            return self._moments_of_others(x_BCHW)
+            return self._moments_on_other_workers(x_BCHW)
         var_C, mean_C = torch.var_mean(x_BCHW.float(), dim=(0, 2, 3), correction=0)
         local_n = mean_C.new_full((1,), x_BCHW.numel() / x_BCHW.shape[1])
         sums = torch.cat([mean_C * local_n, (var_C + mean_C.square()) * local_n, local_n])
@@ -94,7 +94,7 @@ class SyncBatchNorm2d(nn.BatchNorm2d):
         mean_C, square_C = (sums[:-1] / n).chunk(2)
         return _ChannelMoments(mean_C, (square_C - mean_C.square()).clamp_min(0), n)
 
-    def _moments_of_others(self, x_BCHW: Tensor) -> _ChannelMoments:
+    def _moments_on_other_workers(self, x_BCHW: Tensor) -> _ChannelMoments:
         sums = torch.zeros(2 * x_BCHW.shape[1] + 1, device=x_BCHW.device)
         dist.all_reduce(sums, group=self.group)
         any_image, n = sums[-1] > 0, sums[-1].clamp_min(1)
@@ -106,7 +106,7 @@ class SyncBatchNorm2d(nn.BatchNorm2d):
         mean_C = torch.where(any_image, mean_C, self.running_mean)
         return _ChannelMoments(mean_C, torch.where(any_image, var_C, self.running_var), n)
 
-    def _update_running(self, mean_C: Tensor, var_C: Tensor) -> None:
+    def _update_running_statistics(self, mean_C: Tensor, var_C: Tensor) -> None:
         if self.running_mean is None or self.running_var is None or self.num_batches_tracked is None:
             return
         self.num_batches_tracked.add_(1)

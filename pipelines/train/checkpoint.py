@@ -79,14 +79,14 @@ class StoredCheckpoint:
             BaseWeightsError: what its model is built on is missing or altered.
         """
         with ExitStack() as stack:
-            with _as_checkpoint_errors():
+            with _convert_to_checkpoint_errors():
                 local = stack.enter_context(stored.local_copy_of(self.folder, self.manifest, part))
             if not self.folder.is_local and part in ("", MODEL):
                 bases.link_downloaded_bases(local / MODEL, self.folder.parent.parent)
             yield local
 
 
-def folder_name(step: int) -> str:
+def checkpoint_folder_name(step: int) -> str:
     """Folder name of the checkpoint after ``step`` global steps."""
     return f"{_PREFIX}{step:08d}"
 
@@ -112,7 +112,7 @@ def upload_checkpoint(folder: Path, target: Folder) -> None:
         ) from error
 
 
-def valid_checkpoints(run: str) -> Iterator[StoredCheckpoint]:
+def find_valid_checkpoints(run: str) -> Iterator[StoredCheckpoint]:
     """The checkpoints of a run, newest first, of each only the manifest and the state compared; those in which they are
     wrong are skipped with a warning.
 
@@ -135,7 +135,7 @@ def find_checkpoint(folder: Folder) -> StoredCheckpoint:
         CheckpointError: there is no complete one.
         OldCheckpointError: it is of another version of this program.
     """
-    with _as_checkpoint_errors():
+    with _convert_to_checkpoint_errors():
         manifest = stored.read_manifest(folder)
         state: dict[str, Any] = json.loads(stored.read_verified_file(folder, manifest, _STATE))
     if state.get("format") != _FORMAT:
@@ -146,7 +146,7 @@ def find_checkpoint(folder: Folder) -> StoredCheckpoint:
     return StoredCheckpoint(folder, manifest, int(state["step"]), state)
 
 
-def newest_state(run: str) -> dict[str, Any] | None:
+def state_of_newest_checkpoint(run: str) -> dict[str, Any] | None:
     """The state of the newest checkpoint of a run that has a valid one, else None. Its other files are not read.
 
     Raises:
@@ -163,7 +163,7 @@ def newest_state(run: str) -> dict[str, Any] | None:
 
 
 @contextmanager
-def open_first_usable(
+def open_first_usable_checkpoint(
     candidates: Iterable[StoredCheckpoint], part: str = ""
 ) -> Iterator[tuple[StoredCheckpoint, Path] | None]:
     """The first of some checkpoints whose files are right, and its local folder (``StoredCheckpoint.as_local``); None
@@ -183,20 +183,21 @@ def open_first_usable(
 
 @contextmanager
 def open_newest_checkpoint(run: str, part: str = "") -> Iterator[tuple[StoredCheckpoint, Path] | None]:
-    """The newest usable checkpoint of a run (``open_first_usable``)."""
-    with open_first_usable(valid_checkpoints(run), part) as found:
+    """The newest usable checkpoint of a run (``open_first_usable_checkpoint``)."""
+    with open_first_usable_checkpoint(find_valid_checkpoints(run), part) as found:
         yield found
 
 
 @contextmanager
 def open_best_checkpoint(run: str, part: str = "") -> Iterator[tuple[StoredCheckpoint, Path]]:
-    """The usable checkpoint of a run with the best ``selection``, and of equals the later one (``open_first_usable``).
+    """The usable checkpoint of a run with the best ``selection``, and of equals the later one
+    (``open_first_usable_checkpoint``).
 
     Raises:
         CheckpointError: the run has none.
     """
-    ranked = sorted(valid_checkpoints(run), key=lambda each: (each.state["selection"], each.step), reverse=True)
-    with open_first_usable(ranked, part) as found:
+    ranked = sorted(find_valid_checkpoints(run), key=lambda each: (each.state["selection"], each.step), reverse=True)
+    with open_first_usable_checkpoint(ranked, part) as found:
         if found is None:
             raise CheckpointError(f"no usable checkpoint under {run}; run the train job first")
         yield found
@@ -213,7 +214,7 @@ def check_bases(run: str) -> None:
             bases.check_bases(recorded_bases(found[1] / MODEL), Folder(run).parent)
 
 
-def read_trainer(folder: Path, device: torch.device) -> dict[str, Any]:
+def read_trainer_tensors(folder: Path, device: torch.device) -> dict[str, Any]:
     """The tensors of ``trainer.pt``, without unpickling code."""
     trainer: dict[str, Any] = torch.load(folder / TRAINER, map_location=device, weights_only=True)
     return trainer
@@ -230,7 +231,7 @@ def _warn_skipped(error: CheckpointError) -> None:
 
 
 @contextmanager
-def _as_checkpoint_errors() -> Iterator[None]:
+def _convert_to_checkpoint_errors() -> Iterator[None]:
     try:
         yield
     except ManifestError as error:

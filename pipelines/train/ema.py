@@ -26,15 +26,15 @@ class EMA(nn.Module):
     def __init__(self, model: nn.Module, decay: float, frozen: Collection[str] = ()) -> None:
         super().__init__()
         self.decay, self.updates = decay, 0
-        shared = [tensor for name, tensor in _averaged_tensors(model).items() if name in frozen]
+        shared = [tensor for name, tensor in _tensors_to_average(model).items() if name in frozen]
         self.module = copy.deepcopy(model, {id(tensor): tensor for tensor in shared})
-        self._names = [name for name in _averaged_tensors(model) if name not in frozen]
+        self._names = [name for name in _tensors_to_average(model) if name not in frozen]
 
     @torch.no_grad()
     def update_parameters(self, model: nn.Module) -> None:
         """Update the average with the weights of ``model``; the first call copies them."""
         weight = 1.0 if self.updates == 0 else 1.0 - self.decay
-        averages, values = _averaged_tensors(self.module), _averaged_tensors(model)
+        averages, values = _tensors_to_average(self.module), _tensors_to_average(model)
         averaged, current = [], []
         for name in self._names:
             if averages[name].is_floating_point():
@@ -54,10 +54,10 @@ class EMA(nn.Module):
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Restore what ``state`` returned for the same model."""
         self.updates = int(state["updates"])
-        averages = _averaged_tensors(self.module)
+        averages = _tensors_to_average(self.module)
         for name, value in state["weights"].items():
             averages[name].copy_(value)
 
 
-def _averaged_tensors(model: nn.Module) -> dict[str, Tensor]:
+def _tensors_to_average(model: nn.Module) -> dict[str, Tensor]:
     return dict(model.named_parameters()) | dict(model.named_buffers())

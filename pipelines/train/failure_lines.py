@@ -8,7 +8,7 @@ from typing import Any
 from ray.actor import ActorHandle
 from ray.train import UserCallback
 
-from pipelines.errors import escape_unprintable, expected_cause, message_of
+from pipelines.errors import escape_unprintable, find_expected_cause, message_for_user
 
 _LONGEST_REASON = 300
 
@@ -21,12 +21,12 @@ class FailureLines(UserCallback):
 
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
         # Not waited for: the actor may have been on the node that was lost.
-        self._progress_actor.say.remote(failure_line(worker_exceptions))
+        self._progress_actor.post_line.remote(describe_worker_failure(worker_exceptions))
 
 
-def failure_line(errors: Mapping[int, Exception]) -> str:
+def describe_worker_failure(errors: Mapping[int, Exception]) -> str:
     """What a user is told of the errors of workers, by rank. Most of them follow from one: their collectives failed."""
-    known = {rank: cause for rank, error in errors.items() if (cause := expected_cause(error)) is not None}
+    known = {rank: cause for rank, error in errors.items() if (cause := find_expected_cause(error)) is not None}
     rank, error = min((known or errors).items())
-    reason = message_of(error) if known else f"{type(error).__name__}: {error}"
+    reason = message_for_user(error) if known else f"{type(error).__name__}: {error}"
     return f"rank {rank} failed: {escape_unprintable(reason.strip().partition(chr(10))[0])[:_LONGEST_REASON]}"

@@ -34,7 +34,7 @@ def launch_training(spec: RunSpec, *, label: str = "train") -> None:
     """
     storage, _, name = spec.folder.rpartition("/")
     gpus = spec.train.gpus_per_worker
-    ray_private.set_aside_unusable_list(spec.folder, _CHECKPOINTS)
+    ray_private.rename_unreadable_checkpoint_list(spec.folder, _CHECKPOINTS)
     ray_private.set_health_checks()
     trainer = ray_private.Trainer(
         train_loop_per_worker,

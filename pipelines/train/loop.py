@@ -22,7 +22,7 @@ from pipelines.data.stream.shuffle_quality import shuffle_quality
 from pipelines.train.optim import OptimizerConfig
 from pipelines.train.prefetcher import DevicePrefetcher
 from pipelines.train.step import StepConfig, StepResult, TrainStep
-from pipelines.train.validation import ValidationResult, mean_or_zero
+from pipelines.train.validation import ValidationResult, divide_or_zero
 from vlmodel.config import MAY_CHANGE, Section
 
 log = logging.getLogger(__name__)
@@ -81,7 +81,7 @@ class TrainConfig(Section):
     answers better where an input is missing. Which these are depends on seed, epoch and sample alone."""
 
     @model_validator(mode="after")
-    def _division_over_workers(self) -> Self:
+    def _check_division_over_workers(self) -> Self:
         samples_per_micro_batch(self.batch, self.workers, self.accumulation)
         if self.workers > 1 and 0 < self.gpus_per_worker < 1:
             raise ValueError(
@@ -183,15 +183,15 @@ def _end_epoch(
     entry = {
         "step": float(progress.step),
         "epoch": float(epoch),
-        "train/loss": mean_or_zero(loss, count),
-        "train/accuracy": mean_or_zero(correct, count),
+        "train/loss": divide_or_zero(loss, count),
+        "train/accuracy": divide_or_zero(correct, count),
     }
     if score is not None:
         entry |= score.metrics("val")
         hooks.log(score.metrics("val"), progress.step)
     progress.history.append(entry)
     # Without a validation split, the newest checkpoint counts as the best.
-    return float(epoch) if score is None else _selection_value(entry, selection_metric)
+    return float(epoch) if score is None else _compute_selection_value(entry, selection_metric)
 
 
 def patience_is_exhausted(history: Sequence[Mapping[str, float]], patience: int, selection_metric: str) -> bool:
@@ -199,11 +199,11 @@ def patience_is_exhausted(history: Sequence[Mapping[str, float]], patience: int,
 
     It depends only on the history, which is the same on all ranks and in each checkpoint.
     """
-    values = [_selection_value(entry, selection_metric) for entry in history if "val/loss" in entry]
+    values = [_compute_selection_value(entry, selection_metric) for entry in history if "val/loss" in entry]
     return 0 < patience < len(values) and max(values[-patience:]) <= max(values[:-patience])
 
 
-def _selection_value(entry: Mapping[str, float], selection_metric: str) -> float:
+def _compute_selection_value(entry: Mapping[str, float], selection_metric: str) -> float:
     """The value that ranks the checkpoint after an epoch; higher is better."""
     return math.exp(-entry["val/loss"]) if selection_metric == "loss" else entry["val/accuracy"]
 
@@ -264,8 +264,8 @@ class ThroughputMeter:
         waited, self._waited = self._prefetcher.waited_s - self._waited, self._prefetcher.waited_s
         steps = len(self._results)
         metrics = {
-            "train/loss": mean_or_zero(loss, count),
-            "train/accuracy": mean_or_zero(correct, count),
+            "train/loss": divide_or_zero(loss, count),
+            "train/accuracy": divide_or_zero(correct, count),
             "train/grad_norm": float(self._results[-1].grad_norm),
             "train/lr": self._results[-1].lr,
             "train/epoch": samples / self._schedule.plan.size,

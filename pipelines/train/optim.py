@@ -45,7 +45,7 @@ def build_optimizer(model: VLModel, config: OptimizerConfig) -> torch.optim.Adam
     return torch.optim.AdamW(groups, betas=(config.betas[0], config.betas[1]), fused=True)
 
 
-def lr_factor(step: int, steps: int, config: OptimizerConfig) -> float:
+def learning_rate_factor(step: int, steps: int, config: OptimizerConfig) -> float:
     """Share of the peak rate for the update after ``step`` finished ones. A pure function: it has no state to store."""
     warmup = round(config.warmup * steps)
     if step < warmup:

@@ -49,10 +49,10 @@ class DevicePrefetcher:
         start = time.perf_counter()
         arrays = next(self._batches, None)
         self.waited_s += time.perf_counter() - start
-        return None if arrays is None else (arrays, to_tensors(arrays, self._device))
+        return None if arrays is None else (arrays, arrays_to_tensors(arrays, self._device))
 
 
-def to_tensors(arrays: Mapping[str, np.ndarray], device: torch.device) -> dict[str, Any]:
+def arrays_to_tensors(arrays: Mapping[str, np.ndarray], device: torch.device) -> dict[str, Any]:
     """The model's inputs on ``device``, except arrays that stay on the host as numbers (``stays_on_host``).
 
     Read-only arrays are copied: they are views of the object store, which torch must not write to.

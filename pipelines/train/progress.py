@@ -17,7 +17,7 @@ _POLL_S = 0.5
 _MIN_DATA_WAIT = 0.1
 
 
-class Posted(NamedTuple):
+class PostedProgress(NamedTuple):
     """What the workers have posted: the newest metrics, and lines for the user."""
 
     metrics: dict[str, float]
@@ -35,12 +35,12 @@ class ProgressActor:
     def post(self, metrics: dict[str, float]) -> None:
         self._latest |= metrics
 
-    def say(self, line: str) -> None:
+    def post_line(self, line: str) -> None:
         self._lines.append(line)
 
-    def read(self, seen: int = 0) -> Posted:
+    def read(self, seen: int = 0) -> PostedProgress:
         """The newest metrics, and the lines after the first ``seen``."""
-        return Posted(self._latest, self._lines[seen:])
+        return PostedProgress(self._latest, self._lines[seen:])
 
     def fail(self, message: str) -> None:
         self._failure = message
@@ -67,7 +67,7 @@ class ProgressDisplay:
         self._progress = Progress(label, "step")
         self._seen_lines, self._shown_step = 0, 0.0
         self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._follow, daemon=True)
+        self._thread = threading.Thread(target=self._follow_progress, daemon=True)
 
     def __enter__(self) -> ProgressDisplay:
         self._thread.start()
@@ -80,13 +80,13 @@ class ProgressDisplay:
             self._show()
         self._progress.__exit__(None, None, None)
 
-    def _follow(self) -> None:
+    def _follow_progress(self) -> None:
         while not self._stop.wait(_POLL_S):
             self._show()
 
     def _show(self) -> None:
         try:
-            posted = cast(Posted, ray.get(self._progress_actor.read.remote(self._seen_lines), timeout=5))
+            posted = cast(PostedProgress, ray.get(self._progress_actor.read.remote(self._seen_lines), timeout=5))
         except (ray.exceptions.RayError, TimeoutError):
             return  # a training does not fail because its progress cannot be shown
         for line in posted.lines:
@@ -95,10 +95,12 @@ class ProgressDisplay:
         step = posted.metrics.get("step", 0.0)
         if step != self._shown_step:
             self._shown_step = step
-            self._progress(int(step), self._steps, facts(posted.metrics), posted.metrics.get("speed/left_s"))
+            self._progress(
+                int(step), self._steps, choose_metrics_to_show(posted.metrics), posted.metrics.get("speed/left_s")
+            )
 
 
-def facts(metrics: Mapping[str, float]) -> list[str]:
+def choose_metrics_to_show(metrics: Mapping[str, float]) -> list[str]:
     """The metrics that a person watches, the most important first."""
     shown = [f"loss {metrics.get('train/loss', float('nan')):.4f}"]
     if "val/accuracy" in metrics:

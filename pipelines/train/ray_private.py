@@ -49,7 +49,7 @@ def set_health_checks() -> None:
     os.environ.setdefault(WORKER_HEALTH_CHECK_TIMEOUT_S_ENV_VAR, _ANSWER_TIMEOUT_S)
 
 
-def set_aside_unusable_list(run: str, config: CheckpointConfig) -> None:
+def rename_unreadable_checkpoint_list(run: str, config: CheckpointConfig) -> None:
     """Rename Ray's list of a run's checkpoints if Ray cannot read it and would refuse the run.
 
     A crash can leave it half written, or naming a checkpoint that is gone. Only Ray uses it, to delete old checkpoints.

@@ -77,7 +77,7 @@ _RUN_START, _LEASE_FILE = TypeAdapter(RunStart), TypeAdapter(_RunLease)
 
 
 @contextmanager
-def locked_run_folder(folder: str, times: LeaseTimes = LeaseTimes()) -> Iterator[None]:
+def lock_run_folder(folder: str, times: LeaseTimes = LeaseTimes()) -> Iterator[None]:
     """Hold the lock of the only job that may write into a run's folder while the block runs.
 
     On a file system this is a lock, which ends with this process. An object store has no locks: there it is a lease,
@@ -103,23 +103,25 @@ def locked_run_folder(folder: str, times: LeaseTimes = LeaseTimes()) -> Iterator
         yield
 
 
-def read_start(folder: str) -> RunStart | None:
+def read_run_start(folder: str) -> RunStart | None:
     """What the run in a folder was started with; None if there is no run. Taken from the newest checkpoint; before the
     first one, from a file.
     """
-    state = checkpoint.newest_state(folder)
+    state = checkpoint.state_of_newest_checkpoint(folder)
     if state is not None:
         return RunStart(state.get("config", {}), state.get("data", ""))
     return _read_json(Folder(folder), _START, _RUN_START)
 
 
-def write_start(folder: str, start: RunStart) -> None:
+def write_run_start(folder: str, start: RunStart) -> None:
     """Record what a run is started with, before anything else is written."""
     tree = {"config": without_secrets(start.config), "data": start.data}
     Folder(folder).write(_START, json.dumps(tree, indent=1, sort_keys=True).encode())
 
 
-def setting_differences(old: Mapping[str, Any], new: Mapping[str, Any], may_change: Callable[[str], bool]) -> list[str]:
+def describe_setting_differences(
+    old: Mapping[str, Any], new: Mapping[str, Any], may_change: Callable[[str], bool]
+) -> list[str]:
     """Settings of two configuration trees that differ, each as ``a.b.c: old -> new``.
 
     Args:
@@ -142,7 +144,7 @@ def _hold_lease(run: Folder, times: LeaseTimes) -> Iterator[None]:
         run.write(_LEASE, _LEASE_FILE.dump_json(lease))
 
     current = _read_json(run, _LEASE, _LEASE_FILE)
-    if current is not None and not _is_dead(current, times):
+    if current is not None and not _has_lease_holder_ended(current, times):
         raise _run_in_use_error(run.uri, current.holder)
     renew_lease()
     time.sleep(times.settle_s)
@@ -151,7 +153,7 @@ def _hold_lease(run: Folder, times: LeaseTimes) -> Iterator[None]:
         raise _run_in_use_error(run.uri, current.holder if current else "another process")
     ended = threading.Event()
 
-    def keep_renewing() -> None:
+    def renew_lease_until_stopped() -> None:
         while not ended.wait(times.beat_s):
             try:
                 current = _read_json(run, _LEASE, _LEASE_FILE)
@@ -162,7 +164,7 @@ def _hold_lease(run: Folder, times: LeaseTimes) -> Iterator[None]:
             except OSError as error:  # it is tried again after the next beat
                 log.warning("the lease of run %s could not be renewed: %s", run.uri, error)
 
-    thread = threading.Thread(target=keep_renewing, name="run-lease", daemon=True)
+    thread = threading.Thread(target=renew_lease_until_stopped, name="run-lease", daemon=True)
     thread.start()
     try:
         yield
@@ -174,7 +176,7 @@ def _hold_lease(run: Folder, times: LeaseTimes) -> Iterator[None]:
             run.remove(_LEASE)
 
 
-def _is_dead(lease: _RunLease, times: LeaseTimes) -> bool:
+def _has_lease_holder_ended(lease: _RunLease, times: LeaseTimes) -> bool:
     """Whether the holder of a lease has ended. Assumes that the machines' clocks agree within ``times.dead_s``."""
     if abs(time.time() - lease.beat) > times.dead_s:
         return True

@@ -21,7 +21,7 @@ from torch.nn.parallel import DistributedDataParallel
 from pipelines.data.stream.plan import derive_seed
 from pipelines.train.batchnorm import synchronize_batchnorm
 from pipelines.train.ema import EMA
-from pipelines.train.optim import OptimizerConfig, build_optimizer, lr_factor
+from pipelines.train.optim import OptimizerConfig, build_optimizer, learning_rate_factor
 from vlmodel import bases
 from vlmodel.config import Section
 from vlmodel.errors import ExpectedError
@@ -95,7 +95,7 @@ class TrainStep:
         self._failed = torch.zeros((), device=self.device)
 
     @property
-    def evaluated(self) -> VLModel:
+    def evaluated_model(self) -> VLModel:
         """The weights that are evaluated, stored and served: the EMA if there is one."""
         return cast(VLModel, self.average.module) if self.average is not None else self.model
 
@@ -121,7 +121,7 @@ class TrainStep:
             totals += torch.stack(sums)
         if self.distributed:
             dist.all_reduce(totals)
-        factor = lr_factor(step, self.steps, self.schedule)
+        factor = learning_rate_factor(step, self.steps, self.schedule)
         for group in self.optimizer.param_groups:
             group["lr"] = group["peak_lr"] * factor
         grad_norm = self._update_weights(totals)
@@ -138,7 +138,7 @@ class TrainStep:
     def broadcast_buffers(self) -> None:
         """Broadcast rank 0's BatchNorm statistics, which are those in a checkpoint, to all workers."""
         if self.distributed:
-            for buffer in self.evaluated.buffers():
+            for buffer in self.evaluated_model.buffers():
                 dist.broadcast(buffer, 0)
 
     def autocast(self) -> AbstractContextManager[object]:

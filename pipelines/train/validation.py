@@ -11,7 +11,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from pipelines.data.stream.dataset import Arrays
-from pipelines.train.prefetcher import to_tensors
+from pipelines.train.prefetcher import arrays_to_tensors
 from vlmodel.model import VLModel, VLOutput
 
 
@@ -54,7 +54,7 @@ def evaluate(model: VLModel, batches: Iterable[Arrays], autocast: AbstractContex
     model.eval()
     with autocast:
         for arrays in batches:
-            out = model(**to_tensors(arrays, device))
+            out = model(**arrays_to_tensors(arrays, device))
             sums += torch.stack([_loss_sums(out), *(out.tasks or {}).values()])
             images += len(arrays["row_B"])
     model.train(training)
@@ -62,7 +62,7 @@ def evaluate(model: VLModel, batches: Iterable[Arrays], autocast: AbstractContex
         dist.all_reduce(sums)
         dist.all_reduce(images)
     (loss, accuracy, units), *by_task = (
-        (mean_or_zero(loss, count), mean_or_zero(correct, total), total)
+        (divide_or_zero(loss, count), divide_or_zero(correct, total), total)
         for loss, count, correct, total in sums.tolist()
     )
     task_metrics = {task: values[:2] for task, values in zip(tasks, by_task, strict=False)}
@@ -73,6 +73,6 @@ def _loss_sums(out: VLOutput) -> Tensor:
     return torch.stack([getattr(out, name).double() for name in ("loss_sum", "count", "correct", "total")])
 
 
-def mean_or_zero(total: float, count: float) -> float:
+def divide_or_zero(total: float, count: float) -> float:
     """``total / count``; 0 if nothing was counted. The count may be a sum of small weights."""
     return total / count if count else 0.0

@@ -25,13 +25,13 @@ from vlmodel.weights import WeightsError
 _FOLDER = "init"
 
 
-def find_model(run: str) -> str:
+def find_initial_model(run: str) -> str:
     """The folder of a run's initial model in storage; "" if there is none."""
     folder = Folder(run).child(_FOLDER)
     return folder.uri if folder.exists(MANIFEST) else ""
 
 
-def store_model(model: Path, run: str) -> str:
+def store_initial_model(model: Path, run: str) -> str:
     """Copy a model's folder into that of a run, and its bases to the storage above. Returns the copy's folder.
 
     Raises:
@@ -45,7 +45,7 @@ def store_model(model: Path, run: str) -> str:
 
 @contextmanager
 def as_local(folder: str) -> Iterator[Path]:
-    """A folder that ``store_model`` returned, locally: in place if storage is local, else a temporary download.
+    """A folder that ``store_initial_model`` returned, locally: in place if storage is local, else a temporary download.
 
     Raises:
         WeightsError: a file or a base is missing, or was altered since.
@@ -73,7 +73,9 @@ def load_matching_processor(model: Path, config: ModelConfig, processor: Process
     resolved = config.resolve(vocabulary_of(loaded), as_pair(loaded.config.image_size))
     changes = [
         *_setting_differences("model", dump(resolved), dump(parse(ModelConfig, saved))),
-        *_setting_differences("processor", dump(with_inferred_limits(processor, loaded.config)), dump(loaded.config)),
+        *_setting_differences(
+            "processor", dump(fill_in_inferred_limits(processor, loaded.config)), dump(loaded.config)
+        ),
     ]
     if changes:
         raise ConfigError(
@@ -83,7 +85,7 @@ def load_matching_processor(model: Path, config: ModelConfig, processor: Process
     return loaded
 
 
-def with_inferred_limits(configured: ProcessorConfig, existing: ProcessorConfig) -> ProcessorConfig:
+def fill_in_inferred_limits(configured: ProcessorConfig, existing: ProcessorConfig) -> ProcessorConfig:
     """The configured settings; those that follow the data or the weights (0, null) are taken from ``existing``."""
     follows = ("max_tokens", "max_target_tokens", "image_size", "resize", "crop", "interpolation")
     names = [name for name in follows if not getattr(configured, name)]

@@ -98,7 +98,7 @@ def train_worker(spec: RunSpec) -> None:
     with _newest_checkpoint(spec, rank) as found:
         # A checkpoint names the frozen weights with which its other weights were trained.
         model: VLModel = (
-            new_model(spec.model, processor, spec.seed, spec.init)
+            create_initial_model(spec.model, processor, spec.seed, spec.init)
             if found is None
             else VLModel.from_pretrained(found[1] / checkpoint.MODEL, local_files_only=True)
         )
@@ -108,11 +108,11 @@ def train_worker(spec: RunSpec) -> None:
         )
         stored: Bases = {}
         if found is not None:
-            trainer.load_state(checkpoint.read_trainer(found[1], device))
+            trainer.load_state(checkpoint.read_trainer_tensors(found[1], device))
             stored = recorded_bases(found[1] / checkpoint.MODEL)
     progress = restore_progress(found[0].state if found is not None else None)
     if rank == 0 and found is not None:
-        _say(spec, f"continues from {found[0].path} (step {progress.step} of {spec.schedule.step_count})")
+        _show_line(spec, f"continues from {found[0].path} (step {progress.step} of {spec.schedule.step_count})")
     elif rank == 0:
         stored = bases.store_bases(model, Folder(spec.folder).parent)
     check_features_match_backbones(model, spec.train_source.features)
@@ -143,7 +143,7 @@ def train_worker(spec: RunSpec) -> None:
                 and progress.step < spec.schedule.step_count
                 and patience_is_exhausted(progress.history, patience, selection_metric)
             ):
-                _say(spec, _patience_message(progress, patience, selection_metric))
+                _show_line(spec, _patience_message(progress, patience, selection_metric))
             prefetcher.close()
     except NonFiniteLossError as error:
         # All workers are here together. They return, as Ray would retry after an exception.
@@ -151,10 +151,10 @@ def train_worker(spec: RunSpec) -> None:
             ray.get(spec.progress_actor.fail.remote(str(error)))
 
 
-def _say(spec: RunSpec, line: str) -> None:
+def _show_line(spec: RunSpec, line: str) -> None:
     """Have the job show a line. What a worker prints itself, Ray shows with the name of its process."""
     with suppress(ray.exceptions.RayError):  # A training does not fail because a line cannot be shown.
-        ray.get(spec.progress_actor.say.remote(line), timeout=5)
+        ray.get(spec.progress_actor.post_line.remote(line), timeout=5)
 
 
 def _patience_message(progress: TrainingProgress, patience: int, selection_metric: str) -> str:
@@ -167,7 +167,7 @@ def _patience_message(progress: TrainingProgress, patience: int, selection_metri
     )
 
 
-def new_model(config: ModelConfig, processor: VLProcessor, seed: int, init: str = "") -> VLModel:
+def create_initial_model(config: ModelConfig, processor: VLProcessor, seed: int, init: str = "") -> VLModel:
     """The initial model of a training, the same in every process. Seeds torch.
 
     Args:
@@ -214,16 +214,16 @@ class _WorkerHooks:
     ) -> None:
         self._spec, self._trainer, self._processor, self._tracker = spec, trainer, processor, tracker
         self._stored, self._rank = stored, rank
-        self._validation: _CachedBatches | None = None
+        self._validation: _CachedValidationBatches | None = None
         if spec.val_source is not None:
             batches = EvaluationBatches(spec.val_source, spec.train.evaluation_batch, rank, world)
-            self._validation = _CachedBatches(batches, spec)
+            self._validation = _CachedValidationBatches(batches, spec)
 
     def evaluate(self) -> ValidationResult | None:
         if self._validation is None:
             return None
         self._trainer.broadcast_buffers()
-        return evaluate(self._trainer.evaluated, self._validation, self._trainer.autocast())
+        return evaluate(self._trainer.evaluated_model, self._validation, self._trainer.autocast())
 
     def log(self, metrics: Mapping[str, float], step: int) -> None:
         if self._rank:
@@ -232,7 +232,7 @@ class _WorkerHooks:
         self._spec.progress_actor.post.remote({**metrics, "step": float(step)})
 
     def checkpoint(self, progress: TrainingProgress, selection: float) -> None:
-        name = checkpoint.folder_name(progress.step)
+        name = checkpoint.checkpoint_folder_name(progress.step)
         metrics = {"selection": selection, "step": progress.step, **(progress.history[-1] if selection >= 0 else {})}
         if self._rank:
             ray.train.report(metrics, checkpoint_dir_name=name)
@@ -263,7 +263,7 @@ class _WorkerHooks:
         return bool(broadcast_from_rank_zero(answer))
 
     def _write_checkpoint(self, folder: Path, progress: TrainingProgress, selection: float) -> None:
-        self._trainer.evaluated.save_pretrained(folder / checkpoint.MODEL, stored=self._stored)
+        self._trainer.evaluated_model.save_pretrained(folder / checkpoint.MODEL, stored=self._stored)
         self._processor.save_pretrained(folder / checkpoint.MODEL)
         for file in self._spec.beside_model:
             shutil.copy(file, folder / checkpoint.MODEL)
@@ -291,7 +291,7 @@ def _upload_checkpoint(run: Folder, local: Checkpoint, name: str) -> Checkpoint:
 _MAX_CACHED_BYTES = 256 << 20
 
 
-class _CachedBatches(Iterable[Arrays]):
+class _CachedValidationBatches(Iterable[Arrays]):
     """The validation batches: made once and cached if they fit, else made again each time."""
 
     def __init__(self, batches: EvaluationBatches, spec: RunSpec) -> None:

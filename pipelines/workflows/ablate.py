@@ -16,12 +16,12 @@ from pipelines.workflows.cluster import connected_to_cluster
 from pipelines.workflows.config import JobConfig
 from pipelines.workflows.trials import (
     SearchContext,
+    base_config_of_trials,
+    common_metric_of_cells,
     index_with_validation,
     metric_name,
-    publish_results,
-    shared_metric,
-    shared_trial_config,
-    train_one,
+    print_and_track_results,
+    train_and_record_result,
 )
 from pipelines.workflows.workspace import Workspace
 from vlmodel.config import dump
@@ -36,8 +36,8 @@ def run(work: Workspace) -> list[Row]:
         SearchError: cells failed; the others are finished and in the table.
     """
     grid, seeds = work.config.ablate.grid, work.config.ablate.seeds
-    cells = grid_cells(shared_trial_config(work), grid, "ablate.grid")
-    metric = shared_metric(cells, "ablate.grid")
+    cells = grid_cells(base_config_of_trials(work), grid, "ablate.grid")
+    metric = common_metric_of_cells(cells, "ablate.grid")
     index = index_with_validation(work)
     records: Records = {
         (cell.slug, seed): TrainingResult("refused", cell.refused)
@@ -49,7 +49,7 @@ def run(work: Workspace) -> list[Row]:
         if cell.config is None:
             print(f"ablate  refused {cell.slug}: {cell.refused}", flush=True)
     with (
-        run_folder.locked_run_folder(work.run_folder),
+        run_folder.lock_run_folder(work.run_folder),
         connected_to_cluster(work.config.cluster),
         work.track() as tracker,
     ):
@@ -58,7 +58,7 @@ def run(work: Workspace) -> list[Row]:
         context = SearchContext(work.run_folder, tracker.run_id, work.index_versions())
         records |= _train_all_cells(work, cells, context)
         rows = ablation_table_rows(cells, seeds, records, metric)
-        publish_results(work, tracker, "ablation", rows, draw_ablation(grid, cells, seeds, records, metric))
+        print_and_track_results(work, tracker, "ablation", rows, draw_ablation(grid, cells, seeds, records, metric))
     if failed := [f"{slug} seed {seed}: {r.reason}" for (slug, seed), r in records.items() if r.status == "failed"]:
         raise SearchError(
             f"{len(failed)} of {len(records)} trainings failed; the same command tries them again:\n"
@@ -80,7 +80,7 @@ def _train_all_cells(work: Workspace, cells: list[GridCell[JobConfig]], context:
         if cell.config is not None
     ]
     print(f"ablate {work.config.name}: {len(items)} trainings, {work.config.ablate.concurrent} at one time", flush=True)
-    function = functools.partial(train_one, context=context)
+    function = functools.partial(train_and_record_result, context=context)
     records: Records = {}
     for item, result in run_parallel(function, items, work.config.ablate.concurrent):
         record = result if isinstance(result, TrainingResult) else TrainingResult("failed", str(result))

@@ -111,7 +111,7 @@ def _start_cluster(config: ClusterConfig) -> None:
     """A cluster that listens on loopback only, asks for a token that this process alone knows, and whose sockets, logs
     and spilled objects no other user of the machine can reach.
     """
-    folder = _private_folder()
+    folder = _make_private_session_folder()
     # Ray would write a token into the home folder, readable by all, and keep the address of a network card.
     if "RAY_AUTH_TOKEN_PATH" not in os.environ:
         os.environ.setdefault("RAY_AUTH_TOKEN", _TOKEN)
@@ -142,7 +142,7 @@ def _start_cluster(config: ClusterConfig) -> None:
         ) from None
 
 
-def _private_folder() -> Path:
+def _make_private_session_folder() -> Path:
     """Where Ray keeps its sessions: one folder a user, which nobody else can enter. Below it, each worker that starts
     opens Ray's folders to all.
 
@@ -164,7 +164,7 @@ def _private_folder() -> Path:
 
 
 def _join_cluster(address: str) -> None:
-    _require_answer(address)
+    _require_reachable_head(address)
     # A submitted job has its working directory already; a second one would hide it.
     submitted = "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
     variables = {name: os.environ[name] for name in (*_ENVIRONMENT, PARTS) if name in os.environ}
@@ -177,7 +177,7 @@ def _join_cluster(address: str) -> None:
         raise ClusterError(_UNREACHED.format(address=address, reason=error)) from None
 
 
-def _require_answer(address: str) -> None:
+def _require_reachable_head(address: str) -> None:
     """Ask the head's port first: ``ray.init`` tries a head that is gone for a quarter of an hour.
 
     Raises:

@@ -44,7 +44,7 @@ class DataConfig(Section):
 
     @field_validator("mix")
     @classmethod
-    def _possible_mix(cls, mix: dict[str, MixedSource]) -> dict[str, MixedSource]:
+    def _check_mix(cls, mix: dict[str, MixedSource]) -> dict[str, MixedSource]:
         for name in mix:
             if not re.fullmatch(r"[A-Za-z0-9_\-]+", name):
                 raise ValueError(f"{name!r}: a source's name has letters, digits, _ and - only")
@@ -55,13 +55,13 @@ class DataConfig(Section):
 
     @field_validator("mix_temperature")
     @classmethod
-    def _possible_temperatures(cls, temperatures: list[float]) -> list[float]:
+    def _check_temperatures(cls, temperatures: list[float]) -> list[float]:
         if not temperatures or not all(0 < temperature < math.inf for temperature in temperatures):
             raise ValueError(f"{temperatures!r}: name at least one temperature, all above 0")
         return temperatures
 
     @model_validator(mode="after")
-    def _one_kind_each(self) -> DataConfig:
+    def _check_one_kind_for_each(self) -> DataConfig:
         known = {self.tars: ("data.index.inputs", self.index.inputs)}
         for name, source in self.mix.items():
             other, inputs = known.setdefault(source.tars, (f"data.mix.{name}.inputs", source.inputs))
@@ -127,7 +127,7 @@ class JobConfig(Section):
 
     @model_validator(mode="before")
     @classmethod
-    def _named_after_its_data(cls, tree: Any) -> Any:
+    def _check_run_name(cls, tree: Any) -> Any:
         data, tracking = (tree.get(section, {}) for section in ("data", "tracking"))
         if not isinstance(data, dict) or not isinstance(tracking, dict):
             return tree
@@ -139,14 +139,14 @@ class JobConfig(Section):
         return {**named, **tree, "tracking": {"model_name": folder, **tracking}}
 
     @model_validator(mode="after")
-    def _parts_fit(self) -> JobConfig:
+    def _check_parts_fit(self) -> JobConfig:
         self.model.check_processor(self.processor)
         if reason := self.model.vision.unused_setting():
             raise ValueError(f"model.vision.{reason}")
         return self
 
     @model_validator(mode="after")
-    def _drops_what_is_read(self) -> JobConfig:
+    def _check_dropped_inputs_are_read(self) -> JobConfig:
         read = [encoding.input for encoding in self.model.encoders().values() if encoding.input != TEXT]
         if unknown := sorted(self.train.drop_streams.keys() - set(read)):
             raise ValueError(
@@ -155,7 +155,7 @@ class JobConfig(Section):
         return self
 
     @model_validator(mode="after")
-    def _can_write(self) -> JobConfig:
+    def _check_texts_can_be_written(self) -> JobConfig:
         predict = self.predict
         try:
             # A limit that follows the data is known only when these are read; it is at most what the decoder can write.
@@ -171,7 +171,7 @@ class JobConfig(Section):
         return self
 
     @model_validator(mode="after")
-    def _compiles_once(self) -> JobConfig:
+    def _check_compilation_settings(self) -> JobConfig:
         groups = self.processor.length_groups
         if self.train.step.compile and groups > 1:
             raise ValueError(
@@ -181,9 +181,9 @@ class JobConfig(Section):
         return self
 
     @model_validator(mode="after")
-    def _features_stay(self) -> JobConfig:
-        if self.train.feature_cache != "off" and not self.kept_streams():
-            raise ValueError(self._why_nothing_is_kept())
+    def _check_features_can_be_cached(self) -> JobConfig:
+        if self.train.feature_cache != "off" and not self.streams_with_cacheable_features():
+            raise ValueError(self._explain_why_nothing_is_cacheable())
         return self
 
     def volatile(self) -> tuple[str, ...]:
@@ -192,13 +192,13 @@ class JobConfig(Section):
         """
         return (*changeable_keys(JobConfig), *(f"data.mix.{name}.tars" for name in self.data.mix))
 
-    def kept_streams(self) -> tuple[str, ...]:
+    def streams_with_cacheable_features(self) -> tuple[str, ...]:
         """Streams of the model whose features can be kept: their encoder rests, and what it is given stays the same."""
         augment = self.train.augment
         changed = {"vision": augment.active, "language": augment.changes_texts}
         return tuple(stream for stream in self.model.frozen_streams() if not changed.get(stream))
 
-    def _why_nothing_is_kept(self) -> str:
+    def _explain_why_nothing_is_cacheable(self) -> str:
         kept = f"train.feature_cache={self.train.feature_cache!r} keeps what frozen encoders give"
         augment = self.train.augment
         if not self.model.frozen_streams():

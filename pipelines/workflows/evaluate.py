@@ -38,7 +38,7 @@ def run(work: Workspace) -> list[TaskReport]:
         print(f"{name}, {assessment.report}\nanswers: {file}", flush=True)
     _write_json(out.with_suffix(".json"), metrics | {"model": f"{chosen.name}/{chosen.version}"})
     if chosen.run_id:
-        with work.track_again(chosen.run_id) as tracker:
+        with work.open_tracked_run(chosen.run_id) as tracker:
             tracker.log_metrics(metrics, 0)
             for assessment in assessments:
                 log_assessment(assessment, tracker)

@@ -17,7 +17,7 @@ from pipelines.data.stream.plan import SampleOrder, StepSchedule
 from pipelines.data.texts.corpus import read_texts
 from pipelines.data.texts.vocabulary import build_processor, count_text_lengths, save_processor
 from pipelines.evaluate.baselines import FILE, Baselines
-from pipelines.knowledge.opened import open_linker
+from pipelines.knowledge.opened import open_fact_linker
 from pipelines.tracking.address import TrackingError
 from pipelines.tracking.store import wait_reachable
 from pipelines.tracking.tracker import Tracker
@@ -25,7 +25,7 @@ from pipelines.tracking.unsent_metrics import UnsentMetrics
 from pipelines.train import checkpoint, run_folder, warm_start
 from pipelines.train.launch import launch_training
 from pipelines.train.progress import create_progress_actor
-from pipelines.train.worker import RunSpec, new_model
+from pipelines.train.worker import RunSpec, create_initial_model
 from pipelines.workflows import feature_cache, training_data
 from pipelines.workflows.models import choose_model
 from pipelines.workflows.workspace import Workspace
@@ -55,7 +55,7 @@ def fit(
     folder = work.local_folder / "processor"
     indexes = training_data.open_indexes(work, index)
     training = list(indexes.values())
-    _warn_of_mirrored_sides(work, training)
+    _warn_of_left_and_right_in_mirrored_images(work, training)
     init = _initial_model(work)
     processor = _get_processor(work, training, folder, init, label)
     _check_processor(work, processor, folder)
@@ -64,20 +64,20 @@ def fit(
     if not (folder / FILE).is_file():
         Baselines.learn_from_training_split(index, training, processor.tasks, processor.normalizer).save(folder)
     checkpoint.check_bases(work.run_folder)
-    _restore_record(work, tracker)
+    _restore_tracked_run(work, tracker)
     tracker.log_params(dump(work.config), volatile=work.config.volatile())
     training_data.record_data(work, index, tracker)
-    features = _cached_features(work, [index, *training], processor, init, label)
+    features = _compute_missing_features(work, [index, *training], processor, init, label)
     source, order = training_data.training_samples_and_order(work, indexes, folder, features)
     launch_training(_make_run_spec(work, index, source, order, features, tracker, init, trial_controller), label=label)
-    with explain_tracking_errors():
+    with add_remedy_to_tracking_errors():
         # Training itself never waits: its metrics are saved in the run's folder meanwhile.
         wait_reachable(tracker.handle.uri)
         tracker.log_unsent(UnsentMetrics(work.run_folder))
 
 
 @contextmanager
-def explain_tracking_errors() -> Iterator[None]:
+def add_remedy_to_tracking_errors() -> Iterator[None]:
     """Add to a TrackingError raised after the training that its result is kept, and how to record it."""
     try:
         yield
@@ -89,20 +89,20 @@ def explain_tracking_errors() -> Iterator[None]:
 
 def _check_processor(work: Workspace, processor: VLProcessor, folder: Path) -> None:
     work.config.model.check_processor(processor.config)
-    configured = warm_start.with_inferred_limits(work.config.processor, processor.config)
+    configured = warm_start.fill_in_inferred_limits(work.config.processor, processor.config)
     if processor.config != configured:
-        changes = run_folder.setting_differences(dump(processor.config), dump(configured), lambda _: False)
+        changes = run_folder.describe_setting_differences(dump(processor.config), dump(configured), lambda _: False)
         raise ConfigError(
             f"the processor in {folder} was made with other settings; choose another name, or restore: "
             + "; ".join(f"processor.{change}" for change in changes)
         )
 
 
-def _restore_record(work: Workspace, tracker: Tracker) -> None:
+def _restore_tracked_run(work: Workspace, tracker: Tracker) -> None:
     """If a run with checkpoints has no record in MLflow, as it was deleted, lost or is kept elsewhere: begin one with
     the metrics of the epochs that the checkpoints hold.
     """
-    state = checkpoint.newest_state(work.run_folder)
+    state = checkpoint.state_of_newest_checkpoint(work.run_folder)
     if state is None or not tracker.is_new:
         return
     for entry in state["history"]:
@@ -116,7 +116,7 @@ def _restore_record(work: Workspace, tracker: Tracker) -> None:
     )
 
 
-def _warn_of_mirrored_sides(work: Workspace, indexes: list[Index]) -> None:
+def _warn_of_left_and_right_in_mirrored_images(work: Workspace, indexes: list[Index]) -> None:
     """Print a line if images are mirrored and texts that say left or right are not changed with them."""
     augment = work.config.train.augment
     if not augment.flip or augment.swap:
@@ -141,12 +141,14 @@ def _initial_model(work: Workspace) -> str:
     config = work.config
     if not config.train.init:
         return ""
-    if copy := warm_start.find_model(work.run_folder):
+    if copy := warm_start.find_initial_model(work.run_folder):
         return copy
-    chosen = choose_model(work.changed(evaluate=config.evaluate.model_copy(update={"model": config.train.init})))
+    chosen = choose_model(
+        work.with_changed_settings(evaluate=config.evaluate.model_copy(update={"model": config.train.init}))
+    )
     warm_start.load_matching_processor(chosen.folder, config.model, config.processor)
     print(f"train {config.name}: begins with {chosen.name} version {chosen.version}", flush=True)
-    return warm_start.store_model(chosen.folder, work.run_folder)
+    return warm_start.store_initial_model(chosen.folder, work.run_folder)
 
 
 def _get_processor(work: Workspace, indexes: list[Index], folder: Path, init: str, label: str) -> VLProcessor:
@@ -168,25 +170,25 @@ def _get_processor(work: Workspace, indexes: list[Index], folder: Path, init: st
         indexes, config.vocabulary, images, config.model.task.tasks(), str(folder),
         config.model.text_limits, lambda line: print(f"{label}  {line}", flush=True),
         inputs=config.model.inputs, reads_images=config.model.reads_images(), knowledge=config.model.knowledge,
-        fact_texts=lambda: open_linker(source).snapshot.whole.texts["text"].to_pylist() if source else [],
+        fact_texts=lambda: open_fact_linker(source).snapshot.whole.texts["text"].to_pylist() if source else [],
     )  # fmt: skip
 
 
-def _cached_features(
+def _compute_missing_features(
     work: Workspace, indexes: list[Index], processor: VLProcessor, init: str, label: str
 ) -> tuple[FeatureCache, ...]:
     """The cached features of the frozen encoders; none if ``train.feature_cache`` is off."""
     config = work.config
     if config.train.feature_cache == "off":
         return ()
-    streams = config.kept_streams()
+    streams = config.streams_with_cacheable_features()
     if uncached := [stream for stream in config.model.frozen_streams() if stream not in streams]:
         print(
             f"train {config.name}: train.augment changes the inputs of the frozen {' and '.join(uncached)} encoder, "
             f"which therefore runs in every epoch; cached are the features of {' and '.join(streams)}",
             flush=True,
         )
-    model = new_model(config.model, processor, config.seed, init)
+    model = create_initial_model(config.model, processor, config.seed, init)
     return feature_cache.cache_features(work, indexes, streams, model, processor, label)
 
 

@@ -20,10 +20,10 @@ def run(work: Workspace) -> ImportSummary:
         numbers += [f"{count} with {name}" for name, count in sorted(counts.inputs.items())]
         print(f"import {split}: {', '.join(numbers)}")
         if counts.unanswered:
-            remedy = _answer_remedy(work.config.source)
+            remedy = _missing_answers_remedy(work.config.source)
             print(f"import {split}: {counts.unanswered} of these questions have no answer{remedy}")
     questions, captions = (sum(getattr(c, name) for c in summary.splits.values()) for name in ("questions", "captions"))
-    if hint := training_data.task_hint(work, questions, captions):
+    if hint := training_data.suggest_task_setting(work, questions, captions):
         print(f"import: {hint}")
     if summary.test_fraction:
         print(
@@ -43,5 +43,5 @@ def run(work: Workspace) -> ImportSummary:
     return summary
 
 
-def _answer_remedy(source: Part) -> str:
+def _missing_answers_remedy(source: Part) -> str:
     return "; source.answer names their column" if "answer" in type(source).model_fields else ""

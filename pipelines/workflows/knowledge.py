@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from contextlib import nullcontext
 
-from pipelines.knowledge.build import Built, build
+from pipelines.knowledge.build import FactStoreBuildResult, build
 from pipelines.report.progress import Progress
 from pipelines.workflows.cluster import connected_to_cluster
 from pipelines.workflows.workspace import Workspace
 
 
-def run(work: Workspace) -> Built:
+def run(work: Workspace) -> FactStoreBuildResult:
     """Bring the facts of ``knowledge.source`` into the store of ``knowledge.store``."""
     config = work.config.knowledge
     # Ray encodes; names alone need none.

@@ -42,17 +42,17 @@ def choose_model(work: Workspace) -> ChosenModel:
             raise CheckpointError(f"{name!r} holds no model; name the `model` folder of a checkpoint")
         return ChosenModel(Path(name).absolute(), work.config.tracking.model_name, "0", "")
     if name == CHAMPION:
-        return _as_chosen_model(work.registry.champion())
+        return _to_chosen_model(work.registry.champion())
     version = work.registry.version(name) if name else work.registry.newest_version_of_run(work.config.name)
     if version is None:
         raise CheckpointError(
             f"run {work.config.name!r} has registered no model; run the train job first, or set evaluate.model to "
             '"champion", a version number or a model folder'
         )
-    return _as_chosen_model(work.registry.download(version))
+    return _to_chosen_model(work.registry.download(version))
 
 
-def score_of(report: TaskReport, index: Index) -> VersionScore:
+def version_score_of_report(report: TaskReport, index: Index) -> VersionScore:
     """The score by which the gate compares models."""
     low, high = report.interval or (None, None)
     return VersionScore(
@@ -61,5 +61,5 @@ def score_of(report: TaskReport, index: Index) -> VersionScore:
     )  # fmt: skip
 
 
-def _as_chosen_model(model: LocalModel) -> ChosenModel:
+def _to_chosen_model(model: LocalModel) -> ChosenModel:
     return ChosenModel(model.folder, model.name, model.version, model.run_id)

@@ -16,8 +16,8 @@ from pipelines.registry.gate.check import GateDecision
 from pipelines.serve import tls
 from pipelines.serve.client import Client
 from pipelines.serve.deployment.address import check_port_free
-from pipelines.tracking.address import TrackingError, page_command, tracking_uri
-from pipelines.tracking.page import experiment_address
+from pipelines.tracking.address import TrackingError, mlflow_server_command, tracking_uri
+from pipelines.tracking.page import experiment_page_address
 from pipelines.tracking.store import open_store
 from pipelines.train import run_folder
 from pipelines.workflows import evaluate, import_data, index, promote, serve, train, training_data
@@ -37,22 +37,22 @@ def run(work: Workspace) -> None:
     if not _is_server(tracking_uri(work.config.tracking, work.storage)):
         check_port_free(_PAGE_HOST, work.config.tracking.page_port, "tracking.page_port")
     tls.check_tls_files(work.config.serve.tls)
-    with run_folder.locked_run_folder(work.run_folder):
+    with run_folder.lock_run_folder(work.run_folder):
         pass  # Who else trains this run is told before the import, and not after it.
     begun = time.perf_counter()
     with connected_to_cluster(work.config.cluster), contextlib.ExitStack() as services:
         import_data.run(work)
         index.run(work)
-        training_data.check_judged(work, work.newest_index())
+        training_data.check_data_for_evaluation_and_gate(work, work.newest_index())
         train.run(work)
         evaluate.run(work)
         decision = promote.run(work)
-        address = services.enter_context(serve.service_running(_with_version_to_show(work, decision)))
-        _ask_one(work, address)
+        address = services.enter_context(serve.run_service(_serve_champion_or_trained_version(work, decision)))
+        _ask_example_question(work, address)
         print(f"from nothing to this answer: {time.perf_counter() - begun:.0f} s", flush=True)
         page = _experiment_page(work, services.enter_context(mlflow_page(work)))
         print(f"\nservice       {address}  (ask it; API at {address}/docs)\nMLflow        {page}", flush=True)
-        if note := _another_model_note(decision):
+        if note := _note_about_other_champion(decision):
             print(f"\n{note}", flush=True)
         if sys.stdin.isatty():
             print("Ctrl-C stops both", flush=True)
@@ -62,18 +62,18 @@ def run(work: Workspace) -> None:
 def _experiment_page(work: Workspace, server: str) -> str:
     """Where the experiment's runs are shown on an MLflow server."""
     experiment = open_store(work.config.tracking, work.storage).get_experiment_by_name(work.config.tracking.experiment)
-    return server if experiment is None else experiment_address(server, experiment.experiment_id)
+    return server if experiment is None else experiment_page_address(server, experiment.experiment_id)
 
 
-def _with_version_to_show(work: Workspace, decision: GateDecision | None) -> Workspace:
+def _serve_champion_or_trained_version(work: Workspace, decision: GateDecision | None) -> Workspace:
     """What to serve: the champion or, where there is none, the version that was trained."""
     serving = work.config.serve
     if decision is None or decision.promote or decision.champion is not None or serving.version or serving.model:
         return work
-    return work.changed(serve=serving.model_copy(update={"version": decision.candidate}))
+    return work.with_changed_settings(serve=serving.model_copy(update={"version": decision.candidate}))
 
 
-def _another_model_note(decision: GateDecision | None) -> str:
+def _note_about_other_champion(decision: GateDecision | None) -> str:
     """What a user must not miss if the version that was trained is not the champion now; "" if it is."""
     if decision is None or decision.promote:
         return ""
@@ -83,7 +83,7 @@ def _another_model_note(decision: GateDecision | None) -> str:
     return f"version {decision.champion} answers: {trained} ({decision.reason})"
 
 
-def _ask_one(work: Workspace, address: str) -> None:
+def _ask_example_question(work: Workspace, address: str) -> None:
     """Ask the service about the first image of the evaluated split, and print its answers beside the right ones; of a
     model that answers no questions, only say where it is asked.
     """
@@ -98,7 +98,7 @@ def _ask_one(work: Workspace, address: str) -> None:
             if table["split"][row].as_py() == work.config.evaluate.split and table["questions"][row].as_py():
                 (record,) = ShardReader(samples).read(shard.name, [row])
                 questions = record.texts.questions[: work.config.serve.max_texts]
-                with Client(address, ssl_context=tls.pinned_context(work.config.serve.tls)) as service:
+                with Client(address, ssl_context=tls.ssl_context_for_own_certificate(work.config.serve.tls)) as service:
                     response = service.ask(record.inputs["image"], [q.question for q in questions])
                 print(f"\nHTTP answers about {record.key} (model {response.model.name} {response.model.version}):")
                 for question, got in zip(questions, response.answers, strict=True):
@@ -122,10 +122,10 @@ def mlflow_page(work: Workspace) -> Iterator[str]:
         return
     port = work.config.tracking.page_port
     check_port_free(_PAGE_HOST, port, "tracking.page_port")
-    server = subprocess.Popen(page_command(uri, port), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    server = subprocess.Popen(mlflow_server_command(uri, port), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         address = f"http://{_PAGE_HOST}:{port}"
-        _wait_for(address, server)
+        _wait_for_server(address, server)
         yield address
     finally:
         server.terminate()
@@ -139,7 +139,7 @@ def _is_server(uri: str) -> bool:
     return uri.startswith(("http://", "https://"))
 
 
-def _wait_for(address: str, server: subprocess.Popen[bytes]) -> None:
+def _wait_for_server(address: str, server: subprocess.Popen[bytes]) -> None:
     deadline = time.monotonic() + _PAGE_START_S
     while time.monotonic() < deadline:
         if server.poll() is not None:

@@ -62,4 +62,4 @@ def run(work: Workspace, new: Index | None = None) -> GateDecision | None:
 
 
 def _track_version(work: Workspace, version: ModelVersion) -> Tracker:
-    return work.track_again(version.run_id)
+    return work.open_tracked_run(version.run_id)

@@ -29,13 +29,13 @@ def run(work: Workspace) -> WindowOutcome | None:
     ledger = retrain_steps.open_ledger(work)
     with contextlib.ExitStack() as cluster:
 
-        def on_cluster(step: Step, cycle: RetrainCycle) -> Facts:
+        def run_retraining_on_cluster(step: Step, cycle: RetrainCycle) -> Facts:
             # Only now: most starts find nothing to do.
             cluster.enter_context(connected_to_cluster(work.config.cluster))
             return step(cycle)
 
         steps = {
-            name: functools.partial(on_cluster, functools.partial(step, work))
+            name: functools.partial(run_retraining_on_cluster, functools.partial(step, work))
             for name, step in retrain_steps.STEP_FUNCTIONS.items()
         }
         try:

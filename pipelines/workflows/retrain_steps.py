@@ -69,7 +69,7 @@ def delete_copied_tars(work: Workspace, cycle: RetrainCycle) -> None:
     _incoming_folder(work).remove_folder(_copied_tars_subfolder(work, cycle))
 
 
-def check_not_worse_on_new_data(work: Workspace, cycle: RetrainCycle) -> Facts:
+def take_and_check_new_data(work: Workspace, cycle: RetrainCycle) -> Facts:
     """Take and index the new tars, compare them with those of the cycle before, choose what to train on and from.
 
     Raises:
@@ -146,7 +146,7 @@ def evaluate_both_models(work: Workspace, cycle: RetrainCycle) -> Facts:
             continue
         scores = {
             "hold_out": _holdout_scores(work, registry, version, evaluation_index),
-            "new": _new_scores(work, registry, version, new),
+            "new": _scores_on_new_data(work, registry, version, new),
         }
         results[role] = {"version": version.version, **scores}
         for where, tasks in scores.items():
@@ -165,7 +165,7 @@ def run_gate(work: Workspace, cycle: RetrainCycle) -> Facts:
     version = cycle.records["trained"]["version"]
     candidate = work.config.evaluate.model_copy(update={"model": version})
     new = Index.open(cycle.records["checked"]["tars"])
-    decision = promote.run(_training_workspace(work, cycle).changed(evaluate=candidate), new)
+    decision = promote.run(_training_workspace(work, cycle).with_changed_settings(evaluate=candidate), new)
     champion = work.registry.find()
     promoted = champion is not None and champion.version == version
     assert decision is not None  # which only a rollback is
@@ -183,7 +183,7 @@ def update_service(work: Workspace, cycle: RetrainCycle) -> Facts:
     # The challenger may be what has just become the champion, and the next one is not there yet.
     if work.registry.find(CHALLENGER) is None:
         changes["challenger"] = work.config.serve.challenger.model_copy(update={"mode": "off"})
-    work = work.changed(serve=work.config.serve.model_copy(update=changes))
+    work = work.with_changed_settings(serve=work.config.serve.model_copy(update=changes))
     return {"swapped": True, "reason": f"serving at {serve.start(work)}"}
 
 
@@ -197,7 +197,7 @@ def record_cycle(work: Workspace, cycle: RetrainCycle) -> Facts:
         for task, score in ((records["evaluated"][role] or {}).get(where) or {}).items()
     }
     verdict = f"{'promoted' if records['gated']['promoted'] else 'not promoted'}: {records['gated']['reason']}"
-    with work.track_again(run_id) as tracker:
+    with work.open_tracked_run(run_id) as tracker:
         tracker.log_metrics(scores, 0)
         tracker.set_tags({"retrain.cycle": cycle.id, "retrain.verdict": verdict})
         tracker.log_text(json.dumps(dict(records), indent=1, sort_keys=True), "retrain/audit.json")
@@ -205,7 +205,7 @@ def record_cycle(work: Workspace, cycle: RetrainCycle) -> Facts:
 
 
 STEP_FUNCTIONS: dict[str, Callable[[Workspace, RetrainCycle], Facts]] = {
-    "checked": check_not_worse_on_new_data,
+    "checked": take_and_check_new_data,
     "trained": train_candidate,
     "evaluated": evaluate_both_models,
     "gated": run_gate,
@@ -294,14 +294,14 @@ def _training_workspace(work: Workspace, cycle: RetrainCycle) -> Workspace:
     facts = cycle.records["checked"]
     mix = {name: MixedSource(**source) for name, source in facts["mix"].items()}
     epochs = work.config.retrain.epochs or work.config.train.epochs
-    return work.changed(
+    return work.with_changed_settings(
         name=f"{work.config.name}-{cycle.id}",
         data=work.config.data.model_copy(update={"mix": mix, "mix_temperature": [1.0]}),
         train=work.config.train.model_copy(update={"init": facts["init"], "epochs": epochs}),
     )
 
 
-def _new_scores(
+def _scores_on_new_data(
     work: Workspace, registry: Registry, version: ModelVersion, new: Index
 ) -> Mapping[str, Mapping[str, Any]]:
     """As ``_holdout_scores``; {} if too few samples of the new tars are held out, which does not end the cycle."""

@@ -23,7 +23,7 @@ def run(work: Workspace) -> None:
         if not own:
             print(f"serving at {start(work)}", flush=True)
             return
-        with service_running(work) as address:
+        with run_service(work) as address:
             print(f"serving at {address} (page /, API /docs); Ctrl-C stops it", flush=True)
             threading.Event().wait()
 
@@ -36,19 +36,19 @@ def start(work: Workspace) -> str:
         RegistryError: there is no such version or no challenger, or the challenger is of another kind than the version.
         ServeError: the folder holds no model.
     """
-    config = _with_facts(work)
+    config = _add_fact_store_to_settings(work)
     if config.model:
         folder = absolute_path(config.model)
         return deploy.start(config, folder, Path(folder).name, "0", "", _print_line)
-    model = chosen_version(work)
+    model = find_version_to_serve(work)
     return deploy.start(
         config, model.folder, model.name, model.version, model.digest, _print_line,
         golden=_golden_answers_file(model),
-        challenger=None if config.challenger.mode == "off" else _compatible_challenger(work.registry, model),
+        challenger=None if config.challenger.mode == "off" else _find_compatible_challenger(work.registry, model),
     )  # fmt: skip
 
 
-def _with_facts(work: Workspace) -> ServeConfig:
+def _add_fact_store_to_settings(work: Workspace) -> ServeConfig:
     """The settings of the service, with the store of facts of ``knowledge`` where it has none of its own."""
     serve, source = work.config.serve, work.config.knowledge
     if serve.knowledge.store or not source.store:
@@ -57,7 +57,7 @@ def _with_facts(work: Workspace) -> ServeConfig:
     return serve.model_copy(update={"knowledge": serve.knowledge.model_copy(update=facts)})
 
 
-def chosen_version(work: Workspace) -> LocalModel:
+def find_version_to_serve(work: Workspace) -> LocalModel:
     """The version that ``serve.version`` names, or the champion; downloaded and verified.
 
     Raises:
@@ -73,7 +73,7 @@ def _print_line(line: str) -> None:
     print(line, flush=True)
 
 
-def _compatible_challenger(registry: Registry, champion: LocalModel) -> Mapping[str, str]:
+def _find_compatible_challenger(registry: Registry, champion: LocalModel) -> Mapping[str, str]:
     """The challenger, that can be asked what the champion is asked."""
     model = registry.challenger()
     schema = check_same_schema(model, champion)
@@ -83,7 +83,9 @@ def _compatible_challenger(registry: Registry, champion: LocalModel) -> Mapping[
             f"be asked the same: {schema.measured}; register another kind of model under another name, or set "
             "serve.challenger.mode=off"
         )
-    return application.model_spec(model.folder, model.name, model.version, model.digest, _golden_answers_file(model))
+    return application.describe_model_for_replicas(
+        model.folder, model.name, model.version, model.digest, _golden_answers_file(model)
+    )
 
 
 def _golden_answers_file(model: LocalModel) -> str:
@@ -91,7 +93,7 @@ def _golden_answers_file(model: LocalModel) -> str:
 
 
 @contextmanager
-def service_running(work: Workspace) -> Iterator[str]:
+def run_service(work: Workspace) -> Iterator[str]:
     """Serve while the block runs."""
     address = start(work)
     try:

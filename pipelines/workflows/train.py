@@ -15,7 +15,7 @@ from pipelines.train import checkpoint, run_folder
 from pipelines.workflows import feature_cache, models, own_examples, training_data
 from pipelines.workflows.cluster import connected_to_cluster
 from pipelines.workflows.config import JobConfig
-from pipelines.workflows.fit import explain_tracking_errors, fit
+from pipelines.workflows.fit import add_remedy_to_tracking_errors, fit
 from pipelines.workflows.workspace import Workspace
 from vlmodel.config import ConfigError, dump, parse
 from vlmodel.processor import VLProcessor
@@ -25,7 +25,7 @@ def run(work: Workspace) -> ModelVersion:
     """Train, evaluate on the validation split, register. Returns the registered version."""
     with locked_run(work) as index, connected_to_cluster(work.config.cluster), work.track() as tracker:
         fit(work, index, tracker)
-        with explain_tracking_errors():
+        with add_remedy_to_tracking_errors():
             return _evaluate_and_register(work, index, tracker)
 
 
@@ -41,7 +41,7 @@ def locked_run(work: Workspace) -> Iterator[Index]:
         RunInUseError: another job trains it.
     """
     index = open_checked_index(work)
-    with run_folder.locked_run_folder(work.run_folder):
+    with run_folder.lock_run_folder(work.run_folder):
         _check_same_settings(work, index)
         yield index
 
@@ -56,7 +56,7 @@ def open_checked_index(work: Workspace) -> Index:
     indexes = training_data.open_indexes(work, index)
     training_data.check_inputs(work, indexes)
     training_data.check_knowledge(work)
-    training_data.check_baselines_are_learnable(work, indexes)
+    training_data.check_tasks_have_training_samples(work, indexes)
     check_data_is_evaluable(index, work.config.model.task.tasks(), _evaluation_split(index))
     return index
 
@@ -82,9 +82,9 @@ def open_index(work: Workspace) -> Index:
 def _check_same_settings(work: Workspace, index: Index) -> None:
     """Record what a new run begins with; compare a run that exists with what it began with."""
     settings, data = dump(work.config), str(training_data.describe_data(work, index)["hash"])
-    beginning = run_folder.read_start(work.run_folder)
+    beginning = run_folder.read_run_start(work.run_folder)
     if beginning is None:
-        run_folder.write_start(work.run_folder, run_folder.RunStart(settings, data))
+        run_folder.write_run_start(work.run_folder, run_folder.RunStart(settings, data))
         return
     volatile = ("name", *work.config.volatile())
     earlier = beginning.config
@@ -95,7 +95,7 @@ def _check_same_settings(work: Workspace, index: Index) -> None:
         known |= set(flatten_settings(earlier)) | set(flatten_settings(settings))
     except ConfigError:
         pass  # it was begun by another version of this program: compare the settings that both versions have
-    changes = run_folder.setting_differences(
+    changes = run_folder.describe_setting_differences(
         earlier, settings, lambda key: key not in known or has_dotted_prefix(key, volatile)
     )
     if beginning.data and beginning.data != data:
@@ -127,7 +127,7 @@ def _evaluate_and_register(work: Workspace, index: Index, tracker: Tracker) -> M
             log_assessment(assessment, tracker, tracker.history())
         # The first of several tasks is the one by which models are compared.
         first = assessments[0]
-        score = models.score_of(first.report, index)
+        score = models.version_score_of_report(first.report, index)
         examples = {assessment.task: assessment.example for assessment in assessments}
         print("registering: the model is packed, and loaded by a fresh process to try it", flush=True)
         reports = {assessment.task: assessment.report for assessment in assessments}

@@ -16,9 +16,9 @@ from pipelines.data.stream.plan import SampleOrder
 from pipelines.data.tars.inputs import input_requirements
 from pipelines.errors import DataError
 from pipelines.evaluate.assess import check_data_is_evaluable
-from pipelines.knowledge.build import content_hash
+from pipelines.knowledge.build import hash_of_facts
 from pipelines.knowledge.errors import KnowledgeError
-from pipelines.knowledge.opened import open_linker
+from pipelines.knowledge.opened import open_fact_linker
 from pipelines.knowledge.store import FactStore
 from pipelines.tracking.tracker import Tracker
 from pipelines.workflows.workspace import Workspace, absolute_path
@@ -102,10 +102,10 @@ def check_knowledge(work: Workspace) -> None:
             f"model.knowledge.kind={knowledge.kind!r} reads facts, and knowledge.store is not set; name the store (the "
             "knowledge job builds one), or set model.knowledge.kind=none"
         )
-    open_linker(work.fact_source).check(knowledge.link)
+    open_fact_linker(work.fact_source).check(knowledge.link)
 
 
-def check_baselines_are_learnable(work: Workspace, training_indexes: Mapping[str, Index]) -> None:
+def check_tasks_have_training_samples(work: Workspace, training_indexes: Mapping[str, Index]) -> None:
     """Refuse data of which a task learns nothing.
 
     Args:
@@ -138,11 +138,11 @@ def _kinds_that_learn(indexes: Collection[Index]) -> list[str]:
     return found
 
 
-def _have(texts: str, present: frozenset[str]) -> bool:
+def _describe_what_data_have(texts: str, present: frozenset[str]) -> bool:
     return texts in present
 
 
-def task_hint(work: Workspace, questions: int, captions: int) -> str:
+def suggest_task_setting(work: Workspace, questions: int, captions: int) -> str:
     """The setting that is missing where data have questions alone or captions alone, and the task learns from the
     other; "" if nothing is.
     """
@@ -158,7 +158,7 @@ def task_hint(work: Workspace, questions: int, captions: int) -> str:
     return ""
 
 
-def check_judged(work: Workspace, evaluation_index: Index) -> None:
+def check_data_for_evaluation_and_gate(work: Workspace, evaluation_index: Index) -> None:
     """Refuse data on which the steps after a training, the evaluation and the gate, would fail.
 
     Raises:
@@ -171,8 +171,10 @@ def check_judged(work: Workspace, evaluation_index: Index) -> None:
         try:
             check_data_is_evaluable(evaluation_index, work.config.model.task.tasks(), split)
         except DataError as error:
-            questions, captions = (evaluation_index.count(partial(_have, name)) for name in ("questions", "captions"))
-            if hint := task_hint(work, questions, captions):
+            questions, captions = (
+                evaluation_index.count(partial(_describe_what_data_have, name)) for name in ("questions", "captions")
+            )
+            if hint := suggest_task_setting(work, questions, captions):
                 raise DataError(hint) from None
             counts = ", ".join(f"{name} {count}" for name, count in evaluation_index.counts().items())
             raise DataError(
@@ -184,10 +186,13 @@ def check_judged(work: Workspace, evaluation_index: Index) -> None:
 
 def describe_data(work: Workspace, evaluation_index: Index) -> dict[str, object]:
     """The data as tracking records them: what is judged on and, where sources are mixed, each of these."""
-    by_name = _with_knowledge(work, index_facts(evaluation_index, work.tars))
+    by_name = _add_fact_store(work, describe_index_for_tracking(evaluation_index, work.tars))
     if not work.config.data.mix:
         return by_name
-    mix = {name: index_facts(index, index.tars) for name, index in open_indexes(work, evaluation_index).items()}
+    mix = {
+        name: describe_index_for_tracking(index, index.tars)
+        for name, index in open_indexes(work, evaluation_index).items()
+    }
     hashes = [str(by_name["hash"]), *(f"{name} {of_source['hash']}" for name, of_source in mix.items())]
     return by_name | {"hash": hashlib.sha256("\n".join(hashes).encode()).hexdigest(), "mix": mix}
 
@@ -238,18 +243,18 @@ def training_samples_and_order(
     return SourceMixture(tuple(sources.values())), order
 
 
-def _with_knowledge(work: Workspace, by_name: dict[str, object]) -> dict[str, object]:
+def _add_fact_store(work: Workspace, by_name: dict[str, object]) -> dict[str, object]:
     """The data with the store of facts, of which a model that reads facts learns too."""
     source = work.fact_source
     if source is None or not work.config.model.knowledge.reads_facts:
         return by_name
-    content = content_hash(FactStore(source.store), source.version)
+    content = hash_of_facts(FactStore(source.store), source.version)
     both = hashlib.sha256(f"{by_name['hash']}\n{content}".encode()).hexdigest()
     store = {"source": source.store, "version": source.version, "hash": content}
     return by_name | {"hash": both, "knowledge": store}
 
 
-def index_facts(index: Index, source_folder: str) -> dict[str, object]:
+def describe_index_for_tracking(index: Index, source_folder: str) -> dict[str, object]:
     """The data as tracking records it."""
     return {
         "hash": index.hash,

@@ -11,7 +11,7 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from pipelines.data.index.index import Index
-from pipelines.errors import DataError, expected_cause
+from pipelines.errors import DataError, find_expected_cause
 from pipelines.search.config import AblateConfig, TuneConfig
 from pipelines.search.grid import GridCell
 from pipelines.search.results import TrainingResult, TrainingResults, result_of_run
@@ -39,7 +39,7 @@ class SearchContext:
     versions: Mapping[str, str] = field(default_factory=dict)
 
 
-def shared_trial_config(work: Workspace) -> JobConfig:
+def base_config_of_trials(work: Workspace) -> JobConfig:
     """The configuration that the trainings of a search vary: without the search itself, and with absolute paths, as
     they run in other processes.
     """
@@ -72,7 +72,7 @@ def metric_name(config: JobConfig) -> str:
     return "val accuracy" if config.model.task.selection_metric() == "accuracy" else "exp(-val loss)"
 
 
-def shared_metric(cells: Iterable[GridCell[JobConfig]], setting: str) -> str:
+def common_metric_of_cells(cells: Iterable[GridCell[JobConfig]], setting: str) -> str:
     """The ``metric_name`` that all accepted cells share; there must be at least one.
 
     Args:
@@ -95,7 +95,7 @@ def shared_metric(cells: Iterable[GridCell[JobConfig]], setting: str) -> str:
     return metric
 
 
-def train_one(config: JobConfig, context: SearchContext, trial_controller: Any = None) -> TrainingResult:
+def train_and_record_result(config: JobConfig, context: SearchContext, trial_controller: Any = None) -> TrainingResult:
     """Train to the end and record the result, unless a result is recorded already. An error is recorded too."""
     results = TrainingResults(context.folder)
     if (earlier := results.read(config.name)) is not None and earlier.is_done:
@@ -117,7 +117,7 @@ def train_one(config: JobConfig, context: SearchContext, trial_controller: Any =
             result = result_of_run(work.run_folder, config.train.epochs, tracker)
             tracker.set_tags({"search.status": result.status})
     except Exception as error:
-        known = expected_cause(error)
+        known = find_expected_cause(error)
         refused = isinstance(known, ConfigError)
         reason = str(known) if known is not None else f"{type(error).__name__}: {error}"
         return record(TrainingResult("refused" if refused else "failed", reason))
@@ -127,7 +127,7 @@ def train_one(config: JobConfig, context: SearchContext, trial_controller: Any =
     return record(result)
 
 
-def publish_results(work: Workspace, tracker: Tracker, name: str, rows: list[Row], picture: Figure) -> Path:
+def print_and_track_results(work: Workspace, tracker: Tracker, name: str, rows: list[Row], picture: Figure) -> Path:
     """Table and picture: on the terminal, in the search's folder and in its tracked run. Returns the picture's file."""
     folder = work.local_folder
     folder.mkdir(parents=True, exist_ok=True)

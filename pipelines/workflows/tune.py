@@ -19,11 +19,11 @@ from pipelines.workflows.cluster import connected_to_cluster
 from pipelines.workflows.config import JobConfig
 from pipelines.workflows.trials import (
     SearchContext,
+    base_config_of_trials,
+    common_metric_of_cells,
     index_with_validation,
-    publish_results,
-    shared_metric,
-    shared_trial_config,
-    train_one,
+    print_and_track_results,
+    train_and_record_result,
 )
 from pipelines.workflows.workspace import Workspace
 from vlmodel.config import ConfigError, dump
@@ -35,14 +35,14 @@ def run(work: Workspace) -> list[Row]:
     Raises:
         SearchError: trials failed; the others are finished and in the table.
     """
-    shared = shared_trial_config(work)
+    shared = base_config_of_trials(work)
     # Whole choices and the ends of ranges: what these accept is left to the trials.
     ends = {key: values for key, d in work.config.tune.space.items() for values in d.values()}
     check_grid(shared, ends, "tune.space")
-    metric = shared_metric(first_valid_cells(shared, ends, "tune.space", "model.task"), "tune.space")
+    metric = common_metric_of_cells(first_valid_cells(shared, ends, "tune.space", "model.task"), "tune.space")
     index, folder = index_with_validation(work), work.run_folder
     with (
-        run_folder.locked_run_folder(work.run_folder),
+        run_folder.lock_run_folder(work.run_folder),
         connected_to_cluster(work.config.cluster),
         work.track() as tracker,
     ):
@@ -59,14 +59,15 @@ def run(work: Workspace) -> list[Row]:
             for trial in completed
         }
         rows = tuning_table_rows(completed, records, metric)
-        publish_results(work, tracker, "tuning", rows, picture(work.config.tune, completed, records, metric))
+        print_and_track_results(work, tracker, "tuning", rows, picture(work.config.tune, completed, records, metric))
         best = max(completed, key=lambda trial: records[trial.number].score or -1.0)
         if (score := records[best.number].score) is not None:
             print(
-                f"\nbest: trial {best.number + 1}, {metric} {score:.4f}\n{command_line_overrides(best.settings)}",
+                f"\nbest: trial {best.number + 1}, {metric} {score:.4f}\n"
+                f"{format_as_command_line_overrides(best.settings)}",
                 flush=True,
             )
-            tracker.log_text(command_line_overrides(best.settings) + "\n", "best.txt")
+            tracker.log_text(format_as_command_line_overrides(best.settings) + "\n", "best.txt")
     if failed := [f"trial {n + 1}: {r.reason}" for n, r in records.items() if r.status == "failed"]:
         raise SearchError(
             f"{len(failed)} of {len(records)} trials failed; the same command tries them again:\n" + "\n".join(failed)
@@ -88,7 +89,7 @@ def train_trial(
         config = override_settings(shared, settings)
     except ConfigError as error:
         return TrainingResults(context.folder).add(name, TrainingResult("refused", str(error)))
-    return train_one(config.model_copy(update={"name": name}), context, trial_controller)
+    return train_and_record_result(config.model_copy(update={"name": name}), context, trial_controller)
 
 
 def trial_name(config: JobConfig, number: int) -> str:
@@ -96,6 +97,6 @@ def trial_name(config: JobConfig, number: int) -> str:
     return f"{config.name}-t{number + 1:03d}"
 
 
-def command_line_overrides(settings: Mapping[str, Any]) -> str:
+def format_as_command_line_overrides(settings: Mapping[str, Any]) -> str:
     """The settings as arguments for the command line of any job."""
     return " ".join(shlex.quote(f"{key}={format_value(value)}") for key, value in settings.items())

@@ -41,11 +41,11 @@ class Workspace:
 
     def __init__(self, config: JobConfig) -> None:
         self.config = config
-        self.storage = _checked_storage(absolute_path(config.storage))
+        self.storage = _check_storage_setting(absolute_path(config.storage))
         self.run_folder = f"{self.storage}/{config.name}"
         self.tars = absolute_path(config.data.tars)
 
-    def changed(self, **settings: Any) -> Workspace:
+    def with_changed_settings(self, **settings: Any) -> Workspace:
         """The workspace of the same configuration with other values of top-level settings; the registry is shared."""
         other = Workspace(self.config.model_copy(update=settings))
         same = ("storage", "tracking", "registry")
@@ -76,7 +76,7 @@ class Workspace:
         """
         return Tracker.open(self.config.tracking, self.storage, self.config.name, parent=parent)
 
-    def track_again(self, run_id: str) -> Tracker:
+    def open_tracked_run(self, run_id: str) -> Tracker:
         """The tracked run with this id."""
         return Tracker.of_run(self.config.tracking, self.storage, run_id)
 
@@ -155,7 +155,7 @@ def absolute_path(folder: str) -> str:
     return folder if "://" in folder else str(Path(folder).absolute())
 
 
-def _checked_storage(storage: str) -> str:
+def _check_storage_setting(storage: str) -> str:
     if letters := "".join(letter for letter in "%?#" if "://" not in storage and letter in storage):
         raise ConfigError(
             f"storage {storage!r}: {' and '.join(letters)} mean something else in the addresses that MLflow "

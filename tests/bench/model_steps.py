@@ -39,7 +39,7 @@ def batch_of(images: int, size: int, texts: float, longest: int, labels: int) ->
     }
 
 
-def new_model(tree: ModelConfig, labels: int) -> VLModel:
+def create_initial_model(tree: ModelConfig, labels: int) -> VLModel:
     """A model for so many answers, ready to train."""
     names = {i: str(i) for i in range(labels)}
     config = VLConfig(vocab_size=WORDS, id2label=names, label2id={name: i for i, name in names.items()})

@@ -27,7 +27,7 @@ from pipelines.data.importing.importer import SourceSample
 from pipelines.data.stream.augment import AugmentConfig, augment_image
 from pipelines.data.texts.corpus import train_tokenizer
 from pipelines.train.optim import OptimizerConfig
-from pipelines.train.prefetcher import to_tensors
+from pipelines.train.prefetcher import arrays_to_tensors
 from pipelines.train.step import StepConfig, TrainStep
 from tests.bench.conftest import Figure
 from vlmodel.config import parse
@@ -77,7 +77,7 @@ def batch_of(
     processor: VLProcessor, pixels: Pixels, records: Sequence[SourceSample], device: torch.device
 ) -> dict[str, Any]:
     rows = {"": [Example({}, record.texts.captions) for record in records]}
-    return to_tensors(processor.collate_tasks(pixels, rows), device)
+    return arrays_to_tensors(processor.collate_tasks(pixels, rows), device)
 
 
 def trained(processor: VLProcessor, pixels: Pixels, records: Sequence[SourceSample], seed: int) -> VLModel:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from tests.bench.conftest import Figure
-from tests.bench.model_steps import batch_of, loss_of, new_model, stepper, taking_turns
+from tests.bench.model_steps import batch_of, create_initial_model, loss_of, stepper, taking_turns
 from vlmodel.config import parse
 from vlmodel.model_config import ModelConfig
 
@@ -17,7 +17,7 @@ def test_a_frozen_backbone_once(figure: Figure) -> None:
         "language": {"width": 256, "depth": 2, "heads": 4, "dropout": 0.0},
         "fusion": {"width": 256, "heads": 4, "rounds": 2, "dropout": 0.0},
     }
-    model = new_model(parse(ModelConfig, tree), 13)
+    model = create_initial_model(parse(ModelConfig, tree), 13)
     images = batch_of(16, 128, 5, 16, 13)
     features = {**images, "image.features_BF": model.vision.features(images["image.pixels_BHWC"])}
     del features["image.pixels_BHWC"]

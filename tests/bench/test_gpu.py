@@ -26,7 +26,7 @@ from pipelines.train.optim import OptimizerConfig
 from pipelines.train.prefetcher import DevicePrefetcher
 from pipelines.train.step import StepConfig, TrainStep
 from tests.bench.conftest import Figure
-from tests.bench.model_steps import Batch, Direct, batch_of, new_model
+from tests.bench.model_steps import Batch, Direct, batch_of, create_initial_model
 from tests.bench.photographs import Data, photograph, write
 from tests.bench.test_stream import by_ours, dataloader
 from vlmodel.config import parse
@@ -90,7 +90,7 @@ def test_training_step(figure: Figure) -> None:
     kinds: dict[str, Callable[[], object]] = {}
     bert: Any = None
     for name, config in settings.items():
-        model = new_model(parse(ModelConfig, TREE), LABELS)
+        model = create_initial_model(parse(ModelConfig, TREE), LABELS)
         model.to(torch.device("cuda"))  # type: ignore[arg-type]
         assert model.language is not None
         language: Any = model.language.encoder
@@ -130,7 +130,7 @@ def contiguous(model: VLModel) -> VLModel:
 def step_of(tree: dict[str, Any], batch: Batch, compiled: bool = False) -> tuple[Callable[[], object], VLModel]:
     """A step in bf16, and its model."""
     torch.manual_seed(0)
-    model = new_model(parse(ModelConfig, tree), LABELS)
+    model = create_initial_model(parse(ModelConfig, tree), LABELS)
     model.to(torch.device(DEVICE))  # type: ignore[arg-type]
     step = TrainStep(model, OptimizerConfig(), StepConfig(precision="bf16", compile=compiled), steps=10_000, seed=0)
     return partial(step, 0, [batch], 1), model

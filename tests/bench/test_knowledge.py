@@ -23,10 +23,10 @@ from sklearn.metrics import roc_auc_score
 from pipelines.data.texts.corpus import train_tokenizer
 from pipelines.knowledge import snapshot
 from pipelines.knowledge.encoder import open_encoder
-from pipelines.knowledge.linking import Linker, QueryVectors
+from pipelines.knowledge.linking import FactLinker, QueryVectorCache
 from pipelines.knowledge.snapshot import Snapshot
 from pipelines.knowledge.store import FactStore
-from pipelines.knowledge.triples import Triple, fact_of
+from pipelines.knowledge.triples import Triple, triple_to_fact
 from tests.bench.colour_facts import COLOURS, RELATION, UNKNOWN, Asked, Colours, conceptnet, make
 from tests.real_weights import minilm
 from vlmodel.config import parse
@@ -61,7 +61,7 @@ class Editable:
     and cost a version each.
     """
 
-    linker: Linker
+    linker: FactLinker
     changed: Callable[[Fact], Fact | None] = lambda fact: fact
 
     def find(self, texts: Sequence[str], link: LinkConfig) -> FoundFacts:
@@ -78,7 +78,7 @@ def colour_store(folder: Path, made: Colours, data: Path) -> FactStore:
     encoder = open_encoder(str(minilm()))
     store = FactStore.create(str(folder), encoder.identity, encoder.width)
     facts = [
-        fact_of(Triple(*triple), "conceptnet")
+        triple_to_fact(Triple(*triple), "conceptnet")
         for triple in conceptnet(data)
         if triple[1] == RELATION and not (triple[0] in made.without and triple[2] in COLOURS)
     ]
@@ -222,7 +222,7 @@ def measure(
     say: Callable[[str], object] = lambda line: None,
 ) -> dict[str, float]:  # fmt: skip
     """Train one model and judge it."""
-    linker = Linker(snapshot.read(store), QueryVectors(open_encoder(str(minilm()))))
+    linker = FactLinker(snapshot.read(store), QueryVectorCache(open_encoder(str(minilm()))))
     model, processor = model_of(kind, linker.snapshot, made, seed)
     finder = Editable(linker)
     processor.finder = finder

@@ -38,7 +38,7 @@ from pipelines.data.stream.loader import MicroBatches
 from pipelines.data.stream.pixel_cache import PixelCacheConfig
 from pipelines.data.stream.plan import StepSchedule
 from pipelines.data.stream.stream import StreamConfig, stream_batches
-from pipelines.train.prefetcher import to_tensors
+from pipelines.train.prefetcher import arrays_to_tensors
 from tests.bench.conftest import Figure
 from tests.bench.photographs import Data, write
 from vlmodel.processor import Example, VLProcessor
@@ -94,7 +94,7 @@ def batches(
     parts = MicroBatches(source, StepSchedule(source.plan_order(shuffle=True), BATCH, 1), 0, 1, 1, AugmentConfig())
     normalise = Normalise()
     for arrays in stream_batches(parts, config, start=start):
-        tensors = to_tensors(arrays, torch.device("cpu"))
+        tensors = arrays_to_tensors(arrays, torch.device("cpu"))
         tensors["image.pixels_BHWC"] = normalise(tensors["image.pixels_BHWC"])
         yield tensors
 

@@ -16,9 +16,9 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
-from pipelines.train.prefetcher import to_tensors
+from pipelines.train.prefetcher import arrays_to_tensors
 from tests.bench.conftest import Figure
-from tests.bench.model_steps import WORDS, new_model
+from tests.bench.model_steps import WORDS, create_initial_model
 from vlmodel.config import parse
 from vlmodel.lengths import group_by_length
 from vlmodel.model import VLModel
@@ -66,7 +66,7 @@ def batch_of(groups: int, texts: list[str], per_image: int) -> dict[str, Any]:
         "sample_N": np.arange(len(texts)) // per_image,
         "labels_N": rng.integers(0, LABELS, len(texts)),
     }
-    return to_tensors(arrays, torch.device("cpu"))
+    return arrays_to_tensors(arrays, torch.device("cpu"))
 
 
 def model_of(language: dict[str, Any]) -> VLModel:
@@ -77,7 +77,7 @@ def model_of(language: dict[str, Any]) -> VLModel:
         "language": language,
         "fusion": {"kind": "concat", "width": 64, "dropout": 0.0},
     }
-    return new_model(parse(ModelConfig, tree), LABELS)
+    return create_initial_model(parse(ModelConfig, tree), LABELS)
 
 
 def step_times(model: VLModel, batches: Mapping[int, dict[str, Any]], rounds: int) -> dict[int, float]:

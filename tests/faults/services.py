@@ -17,7 +17,7 @@ from pipelines.registry.version_score import VersionScore
 from pipelines.registry.versions import LocalModel
 from pipelines.serve.client import Client
 from pipelines.serve.deployment import deploy
-from pipelines.serve.deployment.address import address_of
+from pipelines.serve.deployment.address import service_address_of
 from pipelines.tracking.tracker import Tracker
 from pipelines.workflows import promote, serve
 from pipelines.workflows.config import JobConfig
@@ -60,7 +60,7 @@ class Service:
             "serve": {**small, **settings},
         }
         self.config = parse(JobConfig, tree)
-        self.address = address_of(self.config.serve)
+        self.address = service_address_of(self.config.serve)
         self._folder = folder
         (folder / "runs").mkdir()
 

@@ -57,18 +57,18 @@ def test_what_is_torn_altered_or_gone_is_passed_over(uninterrupted: Path) -> Non
     snapshot = run / "checkpoint_manager_snapshot.json"
     snapshot.write_bytes(snapshot.read_bytes()[:100])
     *_, before, newest = whole_steps(run)
-    flip_a_byte(run / checkpoint.folder_name(newest) / "trainer.pt")
+    flip_a_byte(run / checkpoint.checkpoint_folder_name(newest) / "trainer.pt")
 
     training = start(name, folder)
     worker_at(training, ledger, 0, 33, seen=[first])  # the first may have come further before it was stopped
     stop(training)
     printed = said(folder, name)
     assert f"{snapshot} cannot be used and was set aside" in printed
-    assert f"{run / checkpoint.folder_name(newest)}/trainer.pt was altered after it was written" in printed
-    assert f"continues from {run / checkpoint.folder_name(before)} " in printed
+    assert f"{run / checkpoint.checkpoint_folder_name(newest)}/trainer.pt was altered after it was written" in printed
+    assert f"continues from {run / checkpoint.checkpoint_folder_name(before)} " in printed
 
     *_, before, newest = whole_steps(run)
-    shutil.rmtree(run / checkpoint.folder_name(newest))
+    shutil.rmtree(run / checkpoint.checkpoint_folder_name(newest))
     finish(start(name, folder), folder, name)
-    assert f"continues from {run / checkpoint.folder_name(before)} " in said(folder, name)
+    assert f"continues from {run / checkpoint.checkpoint_folder_name(before)} " in said(folder, name)
     assert_as_calm(folder, name)

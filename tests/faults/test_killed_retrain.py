@@ -155,7 +155,7 @@ def test_a_retraining_that_is_killed_at_every_boundary_happens_once(retraining: 
         return (retraining.ledger.path / MONDAY / f"{STEPS.index(step)}-{step}.json").exists
 
     def in_training() -> bool:
-        return run.is_dir() and checkpoint.newest_state(str(run)) is not None
+        return run.is_dir() and checkpoint.state_of_newest_checkpoint(str(run)) is not None
 
     for step, following in BOUNDARIES:
         retraining.kill_when(written(step), window)

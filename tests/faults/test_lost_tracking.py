@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.tracking.address import page_command
+from pipelines.tracking.address import mlflow_server_command
 from tests.faults.ledger import audit
 from tests.faults.test_full_disk import Disk, disk, fill  # noqa: F401 - a fixture
 from tests.faults.trainings import (
@@ -50,7 +50,7 @@ class Server:
     def __init__(self, folder: Path) -> None:
         (port,) = free_ports(1)
         self.address, self.database = f"http://127.0.0.1:{port}", f"sqlite:///{folder}/server.db"
-        self._command = [*page_command(self.database, port), "--artifacts-destination", str(folder / "files")]
+        self._command = [*mlflow_server_command(self.database, port), "--artifacts-destination", str(folder / "files")]
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:

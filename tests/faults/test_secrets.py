@@ -18,7 +18,7 @@ import pytest
 
 from pipelines.serve.client import Client
 from pipelines.serve.errors import ServeError
-from pipelines.tracking.address import page_command
+from pipelines.tracking.address import mlflow_server_command
 from tests.faults.clusters import Cluster, cluster, free_port
 from tests.faults.services import seconds_until
 from tests.jobs.conftest import SMALL, coloured_pictures
@@ -38,7 +38,7 @@ def mlflow_server(folder: Path, port: int) -> Iterator[None]:
     """An MLflow server while the block runs. It lets everybody in, and sees the credentials that it is given."""
     folder.mkdir()
     command = [
-        *page_command(f"sqlite:///{folder / 'mlflow.db'}", port),
+        *mlflow_server_command(f"sqlite:///{folder / 'mlflow.db'}", port),
         "--artifacts-destination",
         str(folder / "files"),
     ]

@@ -102,7 +102,7 @@ def ledger_of(folder: Path, name: str) -> Path:
 def whole(run: Path) -> list[checkpoint.StoredCheckpoint]:
     """A run's usable checkpoints, oldest first."""
     found = []
-    for stored in checkpoint.valid_checkpoints(str(run)):
+    for stored in checkpoint.find_valid_checkpoints(str(run)):
         with suppress(checkpoint.CheckpointError), stored.as_local():
             found.append(stored)
     return found[::-1]

@@ -25,7 +25,7 @@ KEPT = "train.feature_cache=float32"
 
 
 def history(small: list[str], name: str) -> list[dict[str, float]]:
-    state = checkpoint.newest_state(f"{setting(small, 'storage')}/{name}")
+    state = checkpoint.state_of_newest_checkpoint(f"{setting(small, 'storage')}/{name}")
     assert state is not None
     found: list[dict[str, float]] = state["history"]
     return found

@@ -13,7 +13,7 @@ import pytest
 from jobs.job import main
 from pipelines.knowledge.snapshot import read
 from pipelines.knowledge.store import FactStore
-from pipelines.knowledge.triples import Triple, fact_of
+from pipelines.knowledge.triples import Triple, triple_to_fact
 from tests.jobs.conftest import SMALL
 from tests.pipelines.data.tar_maker import build_tar, photo
 
@@ -64,7 +64,7 @@ def test_a_model_learns_to_read_facts_and_keeps_to_a_version(
         job(name, "--config", "jobs/configs/demo.toml", *settings)
     started = json.loads(next((tmp_path / "runs").rglob("data.json")).read_text())
     assert started["(knowledge)"] == str(version)
-    store.put([fact_of(Triple("sky", "Is", "green"), "later")], None)
+    store.put([triple_to_fact(Triple("sky", "Is", "green"), "later")], None)
     job("train", "--config", "jobs/configs/demo.toml", *settings)
     assert len(read(store, version)) == len(THINGS)
     answers = tmp_path / "answers.parquet"

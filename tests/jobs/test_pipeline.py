@@ -89,7 +89,7 @@ def test_one_finished_run_holds_settings_data_curves_and_pictures(run: mlflow.en
 
 def test_best_and_last_checkpoints_are_kept(run: mlflow.entities.Run, small: list[str]) -> None:
     folder = f"{setting(small, 'storage')}/demo"
-    kept = list(checkpoint.valid_checkpoints(folder))
+    kept = list(checkpoint.find_valid_checkpoints(folder))
     assert kept[0].step == 12
     assert len(kept) <= 2
     scores = [entry["val/accuracy"] for entry in kept[0].state["history"]]

@@ -101,7 +101,7 @@ def test_any_version_and_any_folder_can_be_looked_at(tmp_path: Path, deployed: l
     serve.start(Workspace(service.config).changed(serve=by_alias))
     assert deployed[2]["version"] == "1"
     with pytest.raises(RegistryError, match="has no version '7'; it has: 1"):
-        serve.chosen_version(
+        serve.find_version_to_serve(
             Workspace(service.config).changed(serve=service.config.serve.model_copy(update={"version": "7"}))
         )
 

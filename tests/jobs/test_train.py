@@ -40,7 +40,7 @@ def store_checkpoint(of: Workspace, tmp_path: Path, step: int, **state: Any) -> 
     checkpoint.write_checkpoint_state(
         local, {}, {"step": step, "history": history, "config": dump(of.config), "data": "abc", **state}
     )
-    checkpoint.upload_checkpoint(local, Folder(of.run_folder).child(checkpoint.folder_name(step)))
+    checkpoint.upload_checkpoint(local, Folder(of.run_folder).child(checkpoint.checkpoint_folder_name(step)))
 
 
 def claim(work: Workspace) -> None:
@@ -130,7 +130,7 @@ def test_runs_of_one_name_in_two_buckets_share_no_local_folder(config: Begun) ->
 def test_what_comes_after_training_can_be_repeated() -> None:
     with (
         pytest.raises(TrackingError, match=r"gone\. The training is done .* the same command"),
-        fit.explain_tracking_errors(),
+        fit.add_remedy_to_tracking_errors(),
     ):
         raise TrackingError("gone.")
 
@@ -146,9 +146,9 @@ def test_a_run_without_its_record_is_recorded_anew(
     store_checkpoint(config(), tmp_path, 8)
     kept = config("tracking.system_metrics=false")
     with kept.track() as tracker:
-        fit._restore_record(kept, tracker)
+        fit._restore_tracked_run(kept, tracker)
         assert tracker.history() == [{"step": 4, "train/loss": 0.5, "val/accuracy": 0.75}]
     assert "checkpoints up to step 8, and no record in experiment 'vlmodel'; a new record" in capsys.readouterr().out
     with kept.track() as tracker:
-        fit._restore_record(kept, tracker)
+        fit._restore_tracked_run(kept, tracker)
     assert capsys.readouterr().out == ""

@@ -40,12 +40,12 @@ def workspace(index: Index, **of_train: Any) -> Workspace:
 
 
 def test_mirrored_images_whose_texts_say_a_side_are_told(index: Index, capsys: pytest.CaptureFixture[str]) -> None:
-    fit._warn_of_mirrored_sides(workspace(index, augment={"flip": 0.5}), [index])
+    fit._warn_of_left_and_right_in_mirrored_images(workspace(index, augment={"flip": 0.5}), [index])
     says = "train.augment.flip=0.5 mirrors images, and 2 of the first 6 texts of"
     assert says in (shown := capsys.readouterr().out)
     assert 'train.augment.swap={left = "right"}' in shown
     for augment in ({"flip": 0.5, "swap": {"left": "right"}}, {"min_area": 0.5}):
-        fit._warn_of_mirrored_sides(workspace(index, augment=augment), [index])
+        fit._warn_of_left_and_right_in_mirrored_images(workspace(index, augment=augment), [index])
     assert not capsys.readouterr().out
 
 

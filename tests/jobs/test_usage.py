@@ -219,12 +219,12 @@ def test_features_of_texts_are_kept_while_images_change() -> None:
         "model": {"vision": {"frozen": True}, "language": {"frozen": True}},
         "train": {"feature_cache": "float16", "augment": {"flip": 0.5}},
     }
-    assert parse(JobConfig, tree).kept_streams() == ("language",)
+    assert parse(JobConfig, tree).streams_with_cacheable_features() == ("language",)
     tree["train"]["augment"]["min_area"], tree["train"]["augment"]["flip"] = 1.0, 0.0  # type: ignore[index]
-    assert parse(JobConfig, tree).kept_streams() == ("vision", "language")
+    assert parse(JobConfig, tree).streams_with_cacheable_features() == ("vision", "language")
     # A topology that encodes the text takes its embeddings alone.
     tree["model"]["topology"] = {"kind": "single"}
-    assert parse(JobConfig, tree).kept_streams() == ("vision",)
+    assert parse(JobConfig, tree).streams_with_cacheable_features() == ("vision",)
 
 
 def test_a_missing_config_names_those_that_there_are(capsys: pytest.CaptureFixture[str]) -> None:
@@ -349,7 +349,7 @@ def test_a_run_that_another_job_trains_is_refused_before_the_work(
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     arguments = [f"serve.port={port}", f"storage={tmp_path}", "name=mine", f"data.tars={tmp_path / 'tars'}"]
-    with run_folder.locked_run_folder(f"{tmp_path}/mine"):
+    with run_folder.lock_run_folder(f"{tmp_path}/mine"):
         assert main("pipeline", arguments) == 1
     shown = capsys.readouterr().err
     assert re.search(rf"mine is under way: process {os.getpid()} on \S+ since .* writes there; wait until", shown)

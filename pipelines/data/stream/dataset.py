@@ -27,7 +27,7 @@ from pipelines.data.stream.plan import Ints, Plan, SampleIndices
 from pipelines.data.tars.reader import ShardReader
 from pipelines.errors import DataError
 from pipelines.knowledge.errors import KnowledgeError
-from pipelines.knowledge.opened import FactSource, open_linker
+from pipelines.knowledge.opened import FactSource, open_fact_linker
 from vlmodel.array_names import prefix_array_names, select_task_arrays
 from vlmodel.encoder_parts import IMAGE, TEXT, stream_of
 from vlmodel.media.base import MediumError
@@ -426,7 +426,7 @@ def connect_fact_lookup(processor: VLProcessor, facts: FactSource | None) -> Non
         raise KnowledgeError(
             f"the model reads facts (knowledge.kind={processor.knowledge.kind!r}); name their store in knowledge.store"
         )
-    linker = open_linker(facts)
+    linker = open_fact_linker(facts)
     linker.check(processor.knowledge.link)
     processor.finder = linker
 

@@ -34,7 +34,7 @@ class SourcePart(Part):
         raise NotImplementedError
 
 
-def lines_of(file: Path) -> Iterator[tuple[str, str | BadLine]]:
+def iterate_lines_of_file(file: Path) -> Iterator[tuple[str, str | BadLine]]:
     """(where, line) of a text file in UTF-8, without blank lines.
 
     Raises:
@@ -56,6 +56,6 @@ def lines_of(file: Path) -> Iterator[tuple[str, str | BadLine]]:
         raise KnowledgeError(f"{file} cannot be read ({reason}); name another file in knowledge.source") from None
 
 
-def split_of(file: Path) -> str:
+def split_in_file_name(file: Path) -> str:
     """The split that a file's name says, "" if it says none."""
     return SPLITS.get(file.stem.lower(), "")

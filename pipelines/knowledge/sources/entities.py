@@ -11,8 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from pipelines.knowledge.errors import KnowledgeError
-from pipelines.knowledge.sources._source import SourcePart, lines_of, split_of
-from pipelines.knowledge.triples import BadLine, Fault, Triple, phrase_of
+from pipelines.knowledge.sources._source import SourcePart, iterate_lines_of_file, split_in_file_name
+from pipelines.knowledge.triples import BadLine, Fault, Triple, relation_to_phrase
 from vlmodel.locations import Location
 
 _TEXTS, _RELATIONS = "entity2text.txt", "relation2text.txt"
@@ -37,11 +37,15 @@ class Config(SourcePart):
         files = sorted(folder.glob("*.tsv"))
         if not files:
             raise KnowledgeError(f"{folder} has no .tsv files of triples; name a folder that has, in knowledge.source")
-        texts = dict(_pairs(folder / _TEXTS))
-        words = dict(_pairs(folder / _RELATIONS)) if (folder / _RELATIONS).is_file() else {}
+        texts = dict(_read_id_and_text_pairs(folder / _TEXTS))
+        words = dict(_read_id_and_text_pairs(folder / _RELATIONS)) if (folder / _RELATIONS).is_file() else {}
         for file in files:
-            for where, line in lines_of(file):
-                yield line if isinstance(line, BadLine) else self._parse(where, line, split_of(file), texts, words)
+            for where, line in iterate_lines_of_file(file):
+                yield (
+                    line
+                    if isinstance(line, BadLine)
+                    else self._parse(where, line, split_in_file_name(file), texts, words)
+                )
 
     def _parse(
         self, where: str, line: str, split: str, texts: dict[str, str], words: dict[str, str]
@@ -53,14 +57,14 @@ class Config(SourcePart):
         if head not in texts or tail not in texts:
             return BadLine(where, Fault.UNKNOWN_NAME, line)
         (name, _, described), (other, _, _) = (texts[entity].partition(",") for entity in (head, tail))
-        phrase = self.phrases.get(relation) or words.get(relation) or phrase_of(relation)
+        phrase = self.phrases.get(relation) or words.get(relation) or relation_to_phrase(relation)
         about = f" ({described.strip()})" if self.descriptions and described.strip() else ""
         key = "\t".join(cells) if head != tail else ""
         return Triple(name, relation, other, split, f"{name}{about} {phrase} {other}", key)
 
 
-def _pairs(file: Path) -> Iterator[tuple[str, str]]:
-    for _, line in lines_of(file):
+def _read_id_and_text_pairs(file: Path) -> Iterator[tuple[str, str]]:
+    for _, line in iterate_lines_of_file(file):
         if not isinstance(line, BadLine):
             key, _, text = line.partition("\t")
             yield key, text

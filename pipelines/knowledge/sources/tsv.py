@@ -9,7 +9,7 @@ from typing import Literal
 from pydantic import field_validator
 
 from pipelines.knowledge.errors import KnowledgeError
-from pipelines.knowledge.sources._source import SPLITS, SourcePart, lines_of, split_of
+from pipelines.knowledge.sources._source import SPLITS, SourcePart, iterate_lines_of_file, split_in_file_name
 from pipelines.knowledge.triples import BadLine, Fault, Triple
 from vlmodel.locations import Location
 
@@ -27,7 +27,7 @@ class Config(SourcePart):
 
     @field_validator("columns")
     @classmethod
-    def _has_a_triple(cls, columns: list[Column]) -> list[Column]:
+    def _check_names_triple_files(cls, columns: list[Column]) -> list[Column]:
         named = [column for column in columns if column != "-"]
         if missing := [part for part in ("head", "relation", "tail") if part not in named]:
             raise ValueError(f"{columns} names no {' and no '.join(missing)}; say which columns they are")
@@ -42,8 +42,8 @@ class Config(SourcePart):
         if not self.files:
             raise KnowledgeError("knowledge.source.files is empty; name the files of triples")
         for file in map(Path, self.files):
-            for where, line in lines_of(file):
-                yield line if isinstance(line, BadLine) else self._parse(where, line, split_of(file))
+            for where, line in iterate_lines_of_file(file):
+                yield line if isinstance(line, BadLine) else self._parse(where, line, split_in_file_name(file))
 
     def _parse(self, where: str, line: str, split: str) -> Triple | BadLine:
         cells = line.split("\t")

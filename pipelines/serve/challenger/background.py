@@ -20,7 +20,7 @@ class BackgroundTasks:
         """Run ``work`` as a task."""
         task = asyncio.create_task(work)
         self._tasks.add(task)
-        task.add_done_callback(self._forget_task)
+        task.add_done_callback(self._remove_finished_task)
         return task
 
     async def drain(self, timeout_s: float) -> None:
@@ -30,7 +30,7 @@ class BackgroundTasks:
             for task in late:
                 task.cancel()
 
-    def _forget_task(self, task: asyncio.Task[None]) -> None:
+    def _remove_finished_task(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
             log.error("a comparison with the challenger failed", exc_info=error)

@@ -61,7 +61,7 @@ class CallOutcome:
         return self.answer
 
 
-async def outcome_of(call: Awaitable[ServiceResult], timeout_s: float | None = None) -> CallOutcome:
+async def await_outcome(call: Awaitable[ServiceResult], timeout_s: float | None = None) -> CallOutcome:
     """Await a call; one that takes longer than ``timeout_s`` is "late"."""
     try:
         async with asyncio.timeout(timeout_s) as limit:
@@ -97,23 +97,23 @@ class ChallengerCaller:
             return "busy"
         return "paused" if self._clock() < self._paused_until else ""
 
-    def count_until(self, ended: asyncio.Future[Any]) -> None:
+    def count_request_until_done(self, ended: asyncio.Future[Any]) -> None:
         """Count one more waiting request until ``ended`` is done."""
 
-        def count_down(_: object) -> None:
+        def _decrement_waiting_requests(_: object) -> None:
             self._waiting -= 1
 
         self._waiting += 1
-        ended.add_done_callback(count_down)
+        ended.add_done_callback(_decrement_waiting_requests)
 
-    def version_of(self, outcome: CallOutcome) -> str:
+    def version_of_outcome(self, outcome: CallOutcome) -> str:
         """The version that gave the outcome; that of the deployment where there is no result."""
         return outcome.answer.model.version if outcome.answer else self._client.version
 
     async def call(self, request: ServiceRequest) -> CallOutcome:
         """The challenger's result, or why there is none."""
-        outcome = await outcome_of(self._client.run(request), self._config.timeout_s)
-        self._metrics.called(request.task, outcome.error or "ok", self.version_of(outcome))
+        outcome = await await_outcome(self._client.run(request), self._config.timeout_s)
+        self._metrics.count_challenger_call(request.task, outcome.error or "ok", self.version_of_outcome(outcome))
         if outcome.answer is not None or outcome.is_client_error:
             self._failures = 0
         else:

@@ -47,11 +47,11 @@ class Challenger:
 
     def _build(self) -> InferenceService:
         # Importing the model's libraries takes seconds of a core.
-        from pipelines.serve.facts import LiveFacts
+        from pipelines.serve.facts import UpdatableFactStore
         from pipelines.serve.inference.service import InferenceService
 
         knowledge = self._config.knowledge
-        return InferenceService(self._config, RayMetrics(), LiveFacts(knowledge) if knowledge.store else None)
+        return InferenceService(self._config, RayMetrics(), UpdatableFactStore(knowledge) if knowledge.store else None)
 
     async def reconfigure(self, model: Mapping[str, str]) -> None:
         await self._service.load(model["folder"], model["name"], model["version"], model["digest"], model["golden"])

@@ -58,7 +58,7 @@ class ComparisonRecorder:
         task, both = request.task, champion.answer is not None and challenger.answer is not None
         score = operation.agreement(champion.result, challenger.result) if both else None
         if score is not None:
-            self._metrics.compared(task, score, challenger_version)
+            self._metrics.count_comparison(task, score, challenger_version)
         if self._writer is None:
             return
         comparison = Comparison(
@@ -72,10 +72,10 @@ class ComparisonRecorder:
             fallback=fallback,
             agreement=score,
             difference=operation.difference(champion.result, challenger.result) if both else None,
-            texts=_text_pairs(operation, request, champion.result, challenger.result) if both else (),
+            texts=_hash_question_answer_pairs(operation, request, champion.result, challenger.result) if both else (),
         )
         if not self._writer.add(comparison):
-            self._metrics.dropped("record")
+            self._metrics.count_dropped_comparison("record")
         if self._flush_timer is None:
             self._flush_timer = asyncio.get_running_loop().call_later(FLUSH_S, self._start_flush)
 
@@ -96,7 +96,7 @@ class ComparisonRecorder:
         try:
             await asyncio.to_thread(self._writer.flush)
         except Exception as error:  # a failing disk or store must not concern callers
-            self._metrics.dropped("record")
+            self._metrics.count_dropped_comparison("record")
             log.warning("comparisons with the challenger are not written: %s", error)
 
 
@@ -110,7 +110,9 @@ def _model_result(operation: Operation, outcome: CallOutcome, version: str) -> M
     )
 
 
-def _text_pairs(operation: Operation, request: ServiceRequest, champion: Any, challenger: Any) -> tuple[TextPair, ...]:
+def _hash_question_answer_pairs(
+    operation: Operation, request: ServiceRequest, champion: Any, challenger: Any
+) -> tuple[TextPair, ...]:
     best = (operation.best_answers(request.texts, result) for result in (champion, challenger))
     pairs = zip(*best, strict=True)
     return tuple(

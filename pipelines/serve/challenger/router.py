@@ -20,7 +20,7 @@ from dataclasses import replace
 from pipelines.records.comparisons import ComparisonWriter
 from pipelines.registry.own_examples import OwnExample
 from pipelines.serve.challenger.background import BackgroundTasks
-from pipelines.serve.challenger.calls import CallOutcome, ChallengerCaller, ChallengerClient, outcome_of
+from pipelines.serve.challenger.calls import CallOutcome, ChallengerCaller, ChallengerClient, await_outcome
 from pipelines.serve.challenger.recorder import ComparisonRecorder
 from pipelines.serve.config import ServeConfig
 from pipelines.serve.service import AnswerStream, ChallengerMetrics, ModelInfo, Service, ServiceRequest, ServiceResult
@@ -68,24 +68,24 @@ class ChallengerRouter:
 
     async def run(self, request: ServiceRequest) -> ServiceResult:
         """See ``Service``."""
-        if not self.is_chosen(request):
+        if not self.is_sent_to_challenger(request):
             return await self._champion.run(request)
         if self._is_canary and all_operations()[request.task].may_mix_models:
-            return await self._run_canary(request)
-        champion = await outcome_of(self._champion.run(request))
-        self._run_shadow(request, champion)
+            return await self._answer_with_challenger(request)
+        champion = await await_outcome(self._champion.run(request))
+        self._call_challenger_in_background(request, champion)
         return champion.result_or_raise()
 
     async def stream(self, request: ServiceRequest) -> AnswerStream:
         """See ``Service``. It is the champion's: pieces that were sent cannot be taken back."""
         pieces = await self._champion.stream(request)
-        return self._stream_and_shadow(request, pieces) if self.is_chosen(request) else pieces
+        return self._stream_and_call_challenger(request, pieces) if self.is_sent_to_challenger(request) else pieces
 
     async def check_image(self, image: bytes) -> ServiceResult:
         """See ``Service``."""
         return await self._champion.check_image(image)
 
-    def is_chosen(self, request: ServiceRequest) -> bool:
+    def is_sent_to_challenger(self, request: ServiceRequest) -> bool:
         """Whether the challenger is called too: the same for all requests about the same inputs (about the same texts
         without any), and for each challenger version another share of them.
         """
@@ -100,50 +100,50 @@ class ChallengerRouter:
         """See ``ComparisonRecorder``."""
         await self._recorder.close()
 
-    async def _run_canary(self, request: ServiceRequest) -> ServiceResult:
+    async def _answer_with_challenger(self, request: ServiceRequest) -> ServiceResult:
         if reason := self._caller.skip_reason():
-            self._metrics.dropped(reason)
-            self._metrics.fell_back(request.task, reason)
+            self._metrics.count_dropped_comparison(reason)
+            self._metrics.count_fallback_to_champion(request.task, reason)
             return await self._champion.run(request)
-        champion_task = asyncio.create_task(outcome_of(self._champion.run(request)))
+        champion_task = asyncio.create_task(await_outcome(self._champion.run(request)))
         challenger_task = asyncio.create_task(self._caller.call(request))
-        self._caller.count_until(asyncio.gather(champion_task, challenger_task, return_exceptions=True))
+        self._caller.count_request_until_done(asyncio.gather(champion_task, challenger_task, return_exceptions=True))
         try:
             challenger = await challenger_task
         except asyncio.CancelledError:
             champion_task.cancel()
             raise
         if challenger.answer is not None:
-            self._background.spawn(self._compare_when_ready(request, champion_task, challenger))
+            self._background.spawn(self._record_comparison_when_ready(request, champion_task, challenger))
             return replace(challenger.answer, alias="challenger")
         champion = await champion_task
         # A request that both refuse is no failure of the challenger.
         if not champion.is_client_error:
-            self._metrics.fell_back(request.task, challenger.error)
-            self._background.spawn(self._compare_outcomes(request, champion, challenger, fallback=True))
+            self._metrics.count_fallback_to_champion(request.task, challenger.error)
+            self._background.spawn(self._record_comparison(request, champion, challenger, fallback=True))
         return champion.result_or_raise()
 
-    async def _stream_and_shadow(self, request: ServiceRequest, pieces: AnswerStream) -> AnswerStream:
+    async def _stream_and_call_challenger(self, request: ServiceRequest, pieces: AnswerStream) -> AnswerStream:
         async with aclosing(pieces):
             async for piece in pieces:
                 if isinstance(piece, ServiceResult):
-                    self._run_shadow(request, CallOutcome(piece))
+                    self._call_challenger_in_background(request, CallOutcome(piece))
                 yield piece
 
-    def _run_shadow(self, request: ServiceRequest, champion: CallOutcome) -> None:
+    def _call_challenger_in_background(self, request: ServiceRequest, champion: CallOutcome) -> None:
         """Call the challenger in the background, and compare."""
         if champion.is_client_error:
             return
         if reason := self._caller.skip_reason():
-            self._metrics.dropped(reason)
+            self._metrics.count_dropped_comparison(reason)
             return
 
-        async def call_and_compare() -> None:
-            await self._compare_outcomes(request, champion, await self._caller.call(request))
+        async def call_challenger_and_record_comparison() -> None:
+            await self._record_comparison(request, champion, await self._caller.call(request))
 
-        self._caller.count_until(self._background.spawn(call_and_compare()))
+        self._caller.count_request_until_done(self._background.spawn(call_challenger_and_record_comparison()))
 
-    async def _compare_when_ready(
+    async def _record_comparison_when_ready(
         self, request: ServiceRequest, champion_task: asyncio.Task[CallOutcome], challenger: CallOutcome
     ) -> None:
         try:
@@ -152,10 +152,10 @@ class ChallengerRouter:
         except TimeoutError:
             champion = CallOutcome(error="late")
         if not champion.is_client_error:
-            await self._compare_outcomes(request, champion, challenger)
+            await self._record_comparison(request, champion, challenger)
 
-    async def _compare_outcomes(
+    async def _record_comparison(
         self, request: ServiceRequest, champion: CallOutcome, challenger: CallOutcome, fallback: bool = False
     ) -> None:
-        version = self._caller.version_of(challenger)
+        version = self._caller.version_of_outcome(challenger)
         await self._recorder.record(request, self.model, champion, challenger, version, fallback)

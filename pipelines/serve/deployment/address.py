@@ -12,13 +12,13 @@ from pipelines.serve.config import ServeConfig
 from pipelines.serve.errors import ServeError
 
 
-def address_of(config: ServeConfig) -> str:
+def service_address_of(config: ServeConfig) -> str:
     """The URL under which this machine reaches the service."""
     host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(config.host, config.host)
-    return f"{'https' if config.tls.active else 'http'}://{host_and_port(host, config.port)}"
+    return f"{'https' if config.tls.active else 'http'}://{format_host_and_port(host, config.port)}"
 
 
-def host_and_port(host: str, port: int) -> str:
+def format_host_and_port(host: str, port: int) -> str:
     """``HOST:PORT``, with an IPv6 address in brackets."""
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 

@@ -33,7 +33,9 @@ _COMMON: dict[str, Any] = {
 }
 
 
-def model_spec(folder: str | Path, name: str, version: str, digest: str = "", golden: str = "") -> dict[str, str]:
+def describe_model_for_replicas(
+    folder: str | Path, name: str, version: str, digest: str = "", golden: str = ""
+) -> dict[str, str]:
     """A model as replicas get it.
 
     Args:
@@ -56,7 +58,9 @@ def model_spec(folder: str | Path, name: str, version: str, digest: str = "", go
     return {"folder": str(path), "name": name, "version": str(version), "digest": digest, "golden": golden}
 
 
-def service_spec(config: ServeConfig, model: Mapping[str, str], challenger: Mapping[str, str] | None) -> ServiceSpec:
+def build_service_spec(
+    config: ServeConfig, model: Mapping[str, str], challenger: Mapping[str, str] | None
+) -> ServiceSpec:
     """Settings, API keys (from the environment) and models.
 
     Raises:
@@ -80,7 +84,7 @@ def service_spec(config: ServeConfig, model: Mapping[str, str], challenger: Mapp
     return ServiceSpec(dump(config), key_hashes, model, named, fact_key_hashes)
 
 
-def champion_application(spec: ServiceSpec, machine: str = "") -> serve.Application:
+def build_champion_application(spec: ServiceSpec, machine: str = "") -> serve.Application:
     """The application that answers HTTP.
 
     Args:
@@ -93,7 +97,7 @@ def champion_application(spec: ServiceSpec, machine: str = "") -> serve.Applicat
             "num_cpus": config.num_cpus,
             "num_gpus": config.num_gpus,
             "resources": {f"node:{machine}": 0.001} if machine else {},
-            "runtime_env": _runtime_env(HIGH),
+            "runtime_env": _make_runtime_env(HIGH),
         },
         user_config=dict(spec.model),
         # The application itself refuses what exceeds ``max_in_flight``, with a measured Retry-After; these limits are
@@ -107,7 +111,7 @@ def champion_application(spec: ServiceSpec, machine: str = "") -> serve.Applicat
     return deployment.bind(spec.config, spec.key_hashes, spec.challenger, spec.fact_key_hashes)
 
 
-def challenger_application(spec: ServiceSpec) -> serve.Application:
+def build_challenger_application(spec: ServiceSpec) -> serve.Application:
     """The application that only the champion's replicas call."""
     config = parse(ServeConfig, spec.config)
     settings = config.challenger
@@ -118,7 +122,7 @@ def challenger_application(spec: ServiceSpec) -> serve.Application:
             "num_cpus": settings.num_cpus,
             "num_gpus": settings.num_gpus,
             # Nobody waits for a shadow.
-            "runtime_env": _runtime_env(HIGH if settings.mode == "canary" else NORMAL),
+            "runtime_env": _make_runtime_env(HIGH if settings.mode == "canary" else NORMAL),
         },
         user_config=dict(spec.challenger),
         max_ongoing_requests=config.replicas * MAX_WAITING,
@@ -127,7 +131,7 @@ def challenger_application(spec: ServiceSpec) -> serve.Application:
     return deployment.bind(spec.config)
 
 
-def _runtime_env(variables: Mapping[str, str]) -> dict[str, Any]:
+def _make_runtime_env(variables: Mapping[str, str]) -> dict[str, Any]:
     """This job's, with additional environment variables."""
     environment = dict(ray.get_runtime_context().runtime_env) if ray.is_initialized() else {}
     return environment | {"env_vars": {**environment.get("env_vars", {}), **variables}}

@@ -19,12 +19,12 @@ from pipelines.serve.challenger.deployment import APP_NAME as CHALLENGER_APP
 from pipelines.serve.client import is_reachable
 from pipelines.serve.config import ServeConfig, is_loopback
 from pipelines.serve.deployment import ingress
-from pipelines.serve.deployment.address import address_of, check_port_free, host_and_port
+from pipelines.serve.deployment.address import check_port_free, format_host_and_port, service_address_of
 from pipelines.serve.deployment.application import (
-    challenger_application,
-    champion_application,
-    model_spec,
-    service_spec,
+    build_challenger_application,
+    build_champion_application,
+    build_service_spec,
+    describe_model_for_replicas,
 )
 from pipelines.serve.deployment.ingress import Ingress
 from pipelines.serve.deployment.locks import cluster_lock, port_lock
@@ -57,14 +57,14 @@ def app(args: Mapping[str, Any]) -> serve.Application:
     """Application builder for ``serve run pipelines.serve.deployment.deploy:app model_folder=...`` and for Serve
     config files.
 
-    ``args`` holds ``model_folder``, optionally ``name``, ``version``, ``digest`` and ``golden`` (see ``model_spec``),
-    and ``serve``: a tree of ``ServeConfig``. The address, encryption and proxy are then settings of that command or
-    file (``http_options``, ``ssl_certfile``, ``ssl_keyfile``) and of Ray's environment (``RAY_SERVE_ENABLE_HA_PROXY``,
-    see ``haproxy.py``). Whatever they are, replicas without API keys refuse requests from other machines, and with
-    ``serve.tls`` they refuse requests that came without encryption.
+    ``args`` holds ``model_folder``, optionally ``name``, ``version``, ``digest`` and ``golden`` (see
+    ``describe_model_for_replicas``), and ``serve``: a tree of ``ServeConfig``. The address, encryption and proxy are
+    then settings of that command or file (``http_options``, ``ssl_certfile``, ``ssl_keyfile``) and of Ray's environment
+    (``RAY_SERVE_ENABLE_HA_PROXY``, see ``haproxy.py``). Whatever they are, replicas without API keys refuse requests
+    from other machines, and with ``serve.tls`` they refuse requests that came without encryption.
 
     Raises:
-        ServeError: an argument is missing or unknown; or see ``model_spec`` and ``service_spec``.
+        ServeError: an argument is missing or unknown; or see ``build_service_spec``.
     """
     if "model_folder" not in args:
         raise ServeError("model_folder is missing; name the folder of a trained model: model_folder=...")
@@ -73,7 +73,9 @@ def app(args: Mapping[str, Any]) -> serve.Application:
         raise ServeError(f"unknown argument {unknown[0]!r}; there are {known}")
     config = parse(ServeConfig, args.get("serve", {}))
     values = {key: str(args.get(key, default)) for key, default in _MODEL_DEFAULTS.items()}
-    return champion_application(service_spec(config, model_spec(args["model_folder"], **values), None))
+    return build_champion_application(
+        build_service_spec(config, describe_model_for_replicas(args["model_folder"], **values), None)
+    )
 
 
 def start(
@@ -92,9 +94,9 @@ def start(
     If Serve runs already, the application is updated without an interruption.
 
     Args:
-        model_folder, name, version, digest, golden: see ``model_spec``.
+        model_folder, name, version, digest, golden: see ``describe_model_for_replicas``.
         report: gets each change of the service's status.
-        challenger: its ``model_spec``, if ``config.challenger.mode`` wants one.
+        challenger: its ``describe_model_for_replicas``, if ``config.challenger.mode`` wants one.
 
     Returns:
         The address, such as ``http://127.0.0.1:8000``.
@@ -105,7 +107,9 @@ def start(
     """
     if not ray.is_initialized():
         raise ServeError("not connected to a Ray cluster; call ray.init() first")
-    spec = service_spec(config, model_spec(model_folder, name, version, digest, golden), challenger)
+    spec = build_service_spec(
+        config, describe_model_for_replicas(model_folder, name, version, digest, golden), challenger
+    )
     with cluster_lock(2 * config.start_timeout_s, report):
         if serve.status().proxies:
             return _update_service(config, spec, report)
@@ -131,7 +135,7 @@ def _start_service(config: ServeConfig, spec: ServiceSpec, report: Callable[[str
     """Start Serve, then deploy; on failure stop both."""
     global _ingress
     check_port_free(config.host, config.port)
-    chosen, reason = ingress.choose_ingress(config, host_and_port(config.host, config.port))
+    chosen, reason = ingress.choose_ingress(config, format_host_and_port(config.host, config.port))
     if reason:
         report(f"service: behind Serve's Python proxy, as {reason}")
     head_only = chosen.is_haproxy or is_loopback(config.host)
@@ -158,20 +162,20 @@ def _start_service(config: ServeConfig, spec: ServiceSpec, report: Callable[[str
             )
         _ingress = chosen
         _deploy_challenger(config, spec, report)
-        return _deploy_champion(config, spec, tls.pinned_context(config.tls), report)
+        return _deploy_champion(config, spec, tls.ssl_context_for_own_certificate(config.tls), report)
     except BaseException:
         with contextlib.suppress(Exception), _hide_serve_lines():
-            _remove_applications()
+            _remove_started_applications()
             ingress.remove_haproxy_files(chosen)
         raise
 
 
 def _update_service(config: ServeConfig, spec: ServiceSpec, report: Callable[[str], None]) -> str:
     """Deploy where Serve runs; on failure deploy the previous specification again."""
-    address, ssl_context = address_of(config), tls.pinned_context(config.tls)
+    address, ssl_context = service_address_of(config), tls.ssl_context_for_own_certificate(config.tls)
     previous = _running_spec() if is_running() else None
     if not is_reachable(address, ssl_context):
-        ssl_context = _context_for_other_certificate(config, address)
+        ssl_context = _trust_certificate_of_running_service(config, address)
     champion_changed = False
     try:
         _deploy_challenger(config, spec, report)
@@ -183,8 +187,10 @@ def _update_service(config: ServeConfig, spec: ServiceSpec, report: Callable[[st
                 _run_challenger(previous)
                 # Else Serve would keep the failed model as its target, and never replace a dead replica.
                 if champion_changed:
-                    _run_application(champion_application(previous, ingress.replica_machine_address()), APP_NAME, "/")
-            _remove_unused_challenger(previous.challenger if previous else {})
+                    _run_application(
+                        build_champion_application(previous, ingress.replica_machine_address()), APP_NAME, "/"
+                    )
+            _remove_unconfigured_challenger(previous.challenger if previous else {})
         raise
 
 
@@ -199,13 +205,13 @@ def _deploy_challenger(config: ServeConfig, spec: ServiceSpec, report: Callable[
 def _deploy_champion(
     config: ServeConfig, spec: ServiceSpec, ssl_context: ssl.SSLContext | None, report: Callable[[str], None]
 ) -> str:
-    address, machine = address_of(config), ingress.replica_machine_address()
+    address, machine = service_address_of(config), ingress.replica_machine_address()
     with _hide_serve_lines():
-        _run_application(champion_application(spec, machine), APP_NAME, "/")
+        _run_application(build_champion_application(spec, machine), APP_NAME, "/")
     wait_until_running(APP_NAME, config, report, address, ssl_context)
     if machine:
         wait_until_replaced(APP_NAME, config.start_timeout_s)
-    _remove_unused_challenger(spec.challenger)
+    _remove_unconfigured_challenger(spec.challenger)
     return address
 
 
@@ -216,16 +222,16 @@ def _run_application(application: serve.Application, name: str, route_prefix: st
 
 def _run_challenger(spec: ServiceSpec) -> None:
     if spec.challenger:
-        _run_application(challenger_application(spec), CHALLENGER_APP, None)  # no HTTP request reaches it
+        _run_application(build_challenger_application(spec), CHALLENGER_APP, None)  # no HTTP request reaches it
 
 
-def _remove_unused_challenger(challenger: Mapping[str, str]) -> None:
+def _remove_unconfigured_challenger(challenger: Mapping[str, str]) -> None:
     if not challenger and CHALLENGER_APP in serve.status().applications:
         with _hide_serve_lines():
             ray_private.delete_in_background(CHALLENGER_APP)
 
 
-def _remove_applications() -> None:
+def _remove_started_applications() -> None:
     """Remove what was started here; Serve too, unless it has other applications."""
     for name in (APP_NAME, CHALLENGER_APP):
         if name in serve.status().applications:
@@ -245,13 +251,13 @@ def _running_spec() -> ServiceSpec | None:
     return spec
 
 
-def _context_for_other_certificate(config: ServeConfig, address: str) -> ssl.SSLContext:
+def _trust_certificate_of_running_service(config: ServeConfig, address: str) -> ssl.SSLContext:
     """For a service that runs with another certificate, which it keeps; its model can be updated.
 
     Raises:
         ServeError: the service is elsewhere, or encrypted where it should not be, or not where it should be.
     """
-    ssl_context = tls.unverified_context()
+    ssl_context = tls.ssl_context_without_verification()
     if config.tls.active and is_reachable(address, ssl_context):
         log.warning(
             "the service shows another certificate than that in '%s'; HAProxy takes a renewed one at this update if it "

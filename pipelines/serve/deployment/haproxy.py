@@ -89,10 +89,10 @@ def harden_configuration(text: str, options: HAProxyOptions, folder: Path) -> st
     )
     encryption = f" ssl crt {options.certificate} alpn http/1.1 ssl-min-ver TLSv1.2" if options.certificate else ""
 
-    def rewrite_frontend(match: re.Match[str]) -> str:
+    def harden_frontend(match: re.Match[str]) -> str:
         return f"{match[1]} {options.bind or match[2]} proto h1{encryption}\n{dropped}{forwarded}"
 
-    return _replace_once(r"^(frontend http_frontend\n +bind) (\S+)\n", rewrite_frontend, text)
+    return _replace_once(r"^(frontend http_frontend\n +bind) (\S+)\n", harden_frontend, text)
 
 
 def write_error_files(folder: Path) -> None:

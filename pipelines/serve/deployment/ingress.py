@@ -149,7 +149,7 @@ def _haproxy_environment(config: ServeConfig, folder: Path) -> dict[str, str]:
         "RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S": max_request_s,
         "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": _DRAINING_S,
         # Of the Python proxy, where requests wait while no replica can be reached.
-        "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": _free_port(),
+        "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": _find_free_port(),
     }
     return {name: str(value) for name, value in variables.items()}
 
@@ -163,7 +163,7 @@ def _link_certificate(config: ServeConfig, folder: Path) -> Path:
     return link
 
 
-def _free_port() -> int:
+def _find_free_port() -> int:
     with socket.socket() as listener:
         listener.bind((LOOPBACK, 0))
         return int(listener.getsockname()[1])

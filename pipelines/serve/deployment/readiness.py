@@ -10,7 +10,7 @@ from typing import Any
 import ray
 from ray import serve
 
-from pipelines.report.progress import clock
+from pipelines.report.progress import format_duration
 from pipelines.serve.client import is_ready
 from pipelines.serve.config import ServeConfig
 from pipelines.serve.errors import ServeError
@@ -46,17 +46,17 @@ def wait_until_running(
             reported, last = status, time.monotonic()
         now = time.monotonic()
         if now - last >= _REPORT_EVERY_S:
-            shown = f"{clock(now - begun)}, of at most {clock(config.start_timeout_s)}"
+            shown = f"{format_duration(now - begun)}, of at most {format_duration(config.start_timeout_s)}"
             report(f"{label}: {status.lower().replace('_', ' ')} for {shown}")
             last = now
         if app is not None and status in ("DEPLOY_FAILED", "UNHEALTHY"):
-            raise ServeError(f"the {label} did not start: {_replica_failure(app)}")
+            raise ServeError(f"the {label} did not start: {_extract_replica_error(app)}")
         if status == "RUNNING" and (not address or is_ready(address, ssl_context)):
             return
         if now - begun > config.start_timeout_s:
             raise ServeError(
                 f"the {label} did not answer{f' at {address}' if address else ''} within {config.start_timeout_s:g} s "
-                f"(status {status}); {_describe_delay(app, config if address else config.challenger, section)}"
+                f"(status {status}); {_explain_delay(app, config if address else config.challenger, section)}"
             )
         time.sleep(_POLL_S)
 
@@ -71,7 +71,7 @@ def wait_until_replaced(app_name: str, timeout_s: float) -> None:
         time.sleep(_POLL_S)
 
 
-def _replica_failure(app: Any) -> str:
+def _extract_replica_error(app: Any) -> str:
     """The line of a replica's traceback with the error, else Serve's message."""
     messages = [deployment.message for deployment in app.deployments.values() if deployment.message]
     lines = [line.strip() for line in ("\n".join(messages) or app.message).splitlines() if line.strip()]
@@ -79,7 +79,7 @@ def _replica_failure(app: Any) -> str:
     return errors[-1] if errors else (lines[-1] if lines else "Serve gives no reason; see the replica's log")
 
 
-def _describe_delay(app: Any, resources: Any, section: str) -> str:
+def _explain_delay(app: Any, resources: Any, section: str) -> str:
     """``resources`` has the settings ``replicas``, ``num_cpus`` and ``num_gpus``."""
     messages = " ".join(deployment.message for deployment in app.deployments.values()) if app else ""
     if "resource" in messages.lower():

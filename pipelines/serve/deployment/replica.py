@@ -67,13 +67,13 @@ class Replica:
         from pipelines.records.comparisons import ComparisonWriter
         from pipelines.serve.challenger.deployment import RayChallengerClient
         from pipelines.serve.challenger.router import ChallengerRouter
-        from pipelines.serve.facts import LiveFacts
+        from pipelines.serve.facts import UpdatableFactStore
         from pipelines.serve.http.app import create_app
         from pipelines.serve.inference.service import InferenceService
         from pipelines.serve.metrics import RayChallengerMetrics, RayMetrics
 
         metrics, settings = RayMetrics(), self._config.challenger
-        facts = LiveFacts(self._config.knowledge) if self._config.knowledge.store else None
+        facts = UpdatableFactStore(self._config.knowledge) if self._config.knowledge.store else None
         self._service = InferenceService(self._config, metrics, facts)
         if self._challenger:
             writer = ComparisonWriter(settings.folder, int(settings.max_gb * 1e9)) if settings.folder else None

@@ -15,7 +15,7 @@ from starlette.requests import ClientDisconnect
 
 from pipelines.serve.config import ServeConfig
 from pipelines.serve.errors import ApiError, internal_error
-from pipelines.serve.facts import LiveFacts
+from pipelines.serve.facts import UpdatableFactStore
 from pipelines.serve.http.middleware import (
     ERROR_CODE,
     Authentication,
@@ -23,10 +23,10 @@ from pipelines.serve.http.middleware import (
     ConcurrencyLimit,
     RateLimit,
     RequestMetrics,
-    RequestRefused,
+    RequestRefusedError,
     error_body,
 )
-from pipelines.serve.http.openapi import with_own_examples
+from pipelines.serve.http.openapi import add_own_examples_to_openapi
 from pipelines.serve.http.routes import about, chat, feedback, operations, page
 from pipelines.serve.http.routes import facts as facts_routes
 from pipelines.serve.http.token_bucket import TokenBuckets
@@ -43,7 +43,7 @@ def create_app(
     config: ServeConfig,
     key_hashes: Sequence[str] = (),
     metrics: ServiceMetrics | None = None,
-    facts: LiveFacts | None = None,
+    facts: UpdatableFactStore | None = None,
     fact_key_hashes: Sequence[str] = (),
 ) -> FastAPI:
     """The ASGI application over ``service``.
@@ -74,7 +74,9 @@ def create_app(
     documented = app.openapi
 
     def openapi() -> dict[str, Any]:
-        return with_own_examples(documented(), service.model, service.examples if config.shows_examples else ())
+        return add_own_examples_to_openapi(
+            documented(), service.model, service.examples if config.shows_examples else ()
+        )
 
     app.openapi = openapi  # type: ignore[method-assign]
 
@@ -108,7 +110,7 @@ def _add_error_handlers(app: FastAPI) -> None:
         return Response(error_body(error), error.status, dict(error.headers), "application/json")
 
     @app.exception_handler(ApiError)
-    async def api_error(request: Request, error: ApiError) -> Response:
+    async def handle_api_error(request: Request, error: ApiError) -> Response:
         return respond_with_error(request, error)
 
     @app.exception_handler(RequestValidationError)
@@ -118,22 +120,24 @@ def _add_error_handlers(app: FastAPI) -> None:
         return respond_with_error(request, ApiError(422, "invalid_request", "; ".join(lines)))
 
     @app.exception_handler(HTTPException)
-    async def http_error(request: Request, error: HTTPException) -> Response:
-        if isinstance(error, RequestRefused):
+    async def handle_http_error(request: Request, error: HTTPException) -> Response:
+        if isinstance(error, RequestRefusedError):
             return respond_with_error(request, error.error)
         messages = {
             404: f"there is nothing at {request.url.path[:200]!r}; see /docs for what there is",
             405: f"{request.method} is not possible at {request.url.path[:200]!r}; see /docs",
         }
-        code = _HTTP_CODES.get(error.status_code, "http_error")
+        code = _HTTP_CODES.get(error.status_code, "handle_http_error")
         message = messages.get(error.status_code, str(error.detail))
         return respond_with_error(request, ApiError(error.status_code, code, message, dict(error.headers or {})))
 
     @app.exception_handler(ClientDisconnect)
-    async def client_gone(request: Request, error: ClientDisconnect) -> Response:
+    async def handle_client_disconnect(request: Request, error: ClientDisconnect) -> Response:
         # Nobody reads this; it keeps a disconnect from being logged as a fault. 499 is nginx's status for it.
-        return respond_with_error(request, ApiError(499, "client_gone", "the client closed the connection"))
+        return respond_with_error(
+            request, ApiError(499, "handle_client_disconnect", "the client closed the connection")
+        )
 
     @app.exception_handler(Exception)
-    async def unexpected_error(request: Request, error: Exception) -> Response:
+    async def handle_unexpected_error(request: Request, error: Exception) -> Response:
         return respond_with_error(request, internal_error())

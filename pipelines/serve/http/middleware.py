@@ -43,7 +43,7 @@ _SECURITY_HEADERS = {
 }
 
 
-class RequestRefused(HTTPException):
+class RequestRefusedError(HTTPException):
     """Raised out of ``receive``, for a request that is refused while its body arrives. Frameworks let exceptions of
     this class through while they parse a body.
     """
@@ -72,14 +72,14 @@ async def _send_error(error: ApiError, scope: Scope, send: Send) -> None:
     await send({"type": "http.response.body", "body": error_body(error)})
 
 
-def _is_versioned(scope: Scope) -> bool:
+def _is_api_path(scope: Scope) -> bool:
     path: str = scope["path"]
     return path.removeprefix(scope.get("root_path", "")).startswith("/v1/")
 
 
-def _may_need_model(scope: Scope) -> bool:
+def _is_model_request(scope: Scope) -> bool:
     """Whether it is a POST under /v1, and not a page, a health check or a description."""
-    return scope["type"] == "http" and scope["method"] == "POST" and _is_versioned(scope)
+    return scope["type"] == "http" and scope["method"] == "POST" and _is_api_path(scope)
 
 
 class RequestMetrics:
@@ -145,7 +145,7 @@ class Authentication:
         return ApiError(403, "not_encrypted", "this service answers over https alone; begin its address with https://")
 
     def _check_key(self, scope: Scope, headers: Mapping[bytes, str]) -> ApiError | None:
-        if not _is_versioned(scope):
+        if not _is_api_path(scope):
             return None
         scheme, _, token = headers.get(b"authorization", "").partition(" ")
         key = (token if scheme.lower() == "bearer" else headers.get(b"x-api-key", "")).strip()
@@ -240,7 +240,7 @@ class RateLimit:
         self.app, self.limit = app, limit
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if _may_need_model(scope) and (wait_s := self.limit.take(sender_of(scope))):
+        if _is_model_request(scope) and (wait_s := self.limit.take_token_or_wait_time(sender_of(scope))):
             seconds = math.ceil(wait_s)
             message = f"you send more requests than you are granted; try again in {seconds} s"
             return await _send_error(ApiError(429, "rate_limited", message, {"retry-after": str(seconds)}), scope, send)
@@ -262,7 +262,7 @@ class ConcurrencyLimit:
         self._last_end = time.perf_counter()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if not _may_need_model(scope):
+        if not _is_model_request(scope):
             return await self.app(scope, receive, send)
         if self.in_flight >= self.max_in_flight:
             return await _send_error(self._overload_error(), scope, send)
@@ -273,7 +273,7 @@ class ConcurrencyLimit:
             message = await receive()
             if not is_counted and message["type"] == "http.request" and not message.get("more_body", False):
                 if self.in_flight >= self.max_in_flight:
-                    raise RequestRefused(self._overload_error())
+                    raise RequestRefusedError(self._overload_error())
                 if self.in_flight == 0:
                     self._last_end = time.perf_counter()
                 self.in_flight += 1
@@ -319,16 +319,16 @@ class _RequestBody:
         try:
             data = self._gzip.decompress(data, limit + 1)
         except zlib.error as error:
-            raise RequestRefused(
+            raise RequestRefusedError(
                 ApiError(400, "bad_encoding", f"the body is not in gzip ({error}); send it whole")
             ) from None
         # A file may have several members, but many small ones make much work of few bytes.
         if self._gzip.unused_data:
-            raise RequestRefused(
+            raise RequestRefusedError(
                 ApiError(400, "bad_encoding", "bytes follow the end of the gzip body; send one member alone")
             )
         if is_last and not self._gzip.eof and len(data) <= limit:
-            raise RequestRefused(ApiError(400, "bad_encoding", "the gzip body ends early; send it whole"))
+            raise RequestRefusedError(ApiError(400, "bad_encoding", "the gzip body ends early; send it whole"))
         return data
 
 
@@ -369,7 +369,7 @@ class BodyLimit:
             body.received += len(data)
             data = body.decompress(data, is_last, self.max_bytes - body.held)
             if max(body.received, body.held + len(data)) > self.max_bytes:
-                raise RequestRefused(self._too_large())
+                raise RequestRefusedError(self._too_large())
             if data:
                 self._account_body(body, len(data))
             if is_last:
@@ -395,7 +395,7 @@ class BodyLimit:
         if body.is_dropped:
             text = "others need the room in which this request was arriving; send it faster, or try again"
             headers = {"connection": "close", "retry-after": "1"}
-            raise RequestRefused(ApiError(408, "slow_request", text, headers)) from None
+            raise RequestRefusedError(ApiError(408, "slow_request", text, headers)) from None
         return message
 
     def _account_body(self, body: _RequestBody, size: int) -> None:
@@ -406,7 +406,9 @@ class BodyLimit:
             oldest = next(iter(self._arriving))
             if oldest is body:
                 text = f"the requests that are here have {self.held} bytes; try again in 1 s"
-                raise RequestRefused(ApiError(429, "overloaded", text, {"retry-after": "1", "connection": "close"}))
+                raise RequestRefusedError(
+                    ApiError(429, "overloaded", text, {"retry-after": "1", "connection": "close"})
+                )
             self._drop_body(oldest)
 
     def _drop_body(self, body: _RequestBody) -> None:

@@ -85,7 +85,9 @@ def _request_body(request_type: type[TaskRequest]) -> dict[str, Any]:
     }
 
 
-def with_own_examples(spec: dict[str, Any], model: ModelInfo | None, examples: Sequence[OwnExample]) -> dict[str, Any]:
+def add_own_examples_to_openapi(
+    spec: dict[str, Any], model: ModelInfo | None, examples: Sequence[OwnExample]
+) -> dict[str, Any]:
     """The OpenAPI description with requests about the model's own data in the place of those of the schemas.
 
     Args:

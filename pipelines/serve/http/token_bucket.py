@@ -20,7 +20,7 @@ class TokenBuckets:
         self._seconds_each, self._burst, self._clock = 60 / per_minute, burst, clock
         self._full_at: dict[str, float] = {}
 
-    def take(self, sender: str) -> float:
+    def take_token_or_wait_time(self, sender: str) -> float:
         """Take a token and return 0, or, where there is none, return the seconds until there will be one."""
         now = self._clock()
         refill_s = max(0.0, self._full_at.get(sender, now) - now)

@@ -228,7 +228,7 @@ class ThreadChoice:
         if threads != self._best:
             # Old times of a number that is seldom used say nothing about the present.
             self._seconds[threads].clear()
-            self._retry_later(threads, now)
+            self._schedule_retry(threads, now)
         self._seconds[threads].append(seconds)
         if len(self._seconds) == 1 or not all(self._seconds.values()):
             return
@@ -239,9 +239,9 @@ class ThreadChoice:
             previous, self._best = self._best, other
             self._seconds[previous] = deque([seconds if far_slower else best_s], _REMEMBERED)
             self._wait_s[previous] = _FIRST_RETRY_S
-            self._retry_later(previous, now)
+            self._schedule_retry(previous, now)
 
-    def _retry_later(self, threads: int, now: float) -> None:
+    def _schedule_retry(self, threads: int, now: float) -> None:
         self._retry_at[threads] = now + self._wait_s[threads]
         self._wait_s[threads] = min(self._wait_s[threads] * _RETRY_GROWTH, _LAST_RETRY_S)
 

@@ -36,7 +36,7 @@ _ERRORS: dict[str, _Error] = {
 }
 
 
-def pixel_limit(config: ServeConfig, image_size: int) -> int:
+def decoding_pixel_limit(config: ServeConfig, image_size: int) -> int:
     """The setting, or 64 times the pixels of the model's input, and at least 16 million."""
     return config.max_image_pixels or max(_MIN_LIMIT, _TIMES_INPUT * image_size**2)
 
@@ -58,7 +58,7 @@ class ImageDecoder:
             ApiError: it cannot be decoded, or has too many pixels.
         """
         loop = asyncio.get_running_loop()
-        decoded = await loop.run_in_executor(self._pool, _decode_if_small, processor, image, limit)
+        decoded = await loop.run_in_executor(self._pool, _decode_if_few_pixels, processor, image, limit)
         if isinstance(decoded, int):
             pixels = decoded
             await self._budget.acquire(pixels, limit)
@@ -112,7 +112,7 @@ class PixelBudget:
         self._released.set()
 
 
-def _decode_if_small(processor: VLProcessor, image: bytes, limit: int) -> NDArray[np.uint8] | _Error | int:
+def _decode_if_few_pixels(processor: VLProcessor, image: bytes, limit: int) -> NDArray[np.uint8] | _Error | int:
     """A small image, decoded; of a larger one, how many pixels decoding takes."""
     try:
         pixels = decoded_pixels(image, processor.config.square, WEB_FORMATS)

@@ -8,7 +8,7 @@ from pathlib import Path
 from pipelines.registry import golden, own_examples
 from pipelines.registry.errors import ArtifactError
 from pipelines.serve.errors import ServeError
-from pipelines.serve.inference.predecoded import PredecodedProcessor, blank_example
+from pipelines.serve.inference.predecoded import PredecodedProcessor, make_blank_example
 from pipelines.storage import manifest
 from vlmodel.inference import Predictor
 from vlmodel.operations.base import BatchedRequest, Operation
@@ -48,7 +48,7 @@ def warm_up(predictor: Predictor, operations: Iterable[tuple[str, Operation]], m
     Args:
         operations: each with the name of the task that does it.
     """
-    example = blank_example(predictor.processor)
+    example = make_blank_example(predictor.processor)
     for task, operation in operations:
         for top_k, attention in operation.warm_up(predictor.processor.tasks[task]):
             for batch_size in {1, max_batch_size}:

@@ -41,6 +41,6 @@ class PredecodedProcessor(VLProcessor):
         return example.decoded if isinstance(example, DecodedExample) else super().decode_inputs(example)
 
 
-def blank_example(processor: VLProcessor) -> DecodedExample:
+def make_blank_example(processor: VLProcessor) -> DecodedExample:
     """An image without anything on it, if images are read, and a text."""
     return DecodedExample({}, ("what is this?",), decoded=processor.blank_inputs())

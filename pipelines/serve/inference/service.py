@@ -18,12 +18,17 @@ from transformers import AsyncTextIteratorStreamer
 from pipelines.knowledge.errors import KnowledgeError
 from pipelines.registry.errors import ArtifactError
 from pipelines.registry.own_examples import OwnExample
-from pipelines.serve.config import ServeConfig, decode_threads, forward_passes, model_threads
-from pipelines.serve.errors import ApiError, ServeError, no_such_task_error, not_ready_error
-from pipelines.serve.facts import LiveFacts
+from pipelines.serve.config import (
+    ServeConfig,
+    concurrent_forward_passes,
+    model_threads,
+    threads_for_decoding,
+)
+from pipelines.serve.errors import ApiError, ServeError, not_ready_error, unknown_task_error
+from pipelines.serve.facts import UpdatableFactStore
 from pipelines.serve.inference import loading
 from pipelines.serve.inference.batching import Batcher, InferenceThreadPool, TimedResult
-from pipelines.serve.inference.decoding import ImageDecoder, pixel_limit
+from pipelines.serve.inference.decoding import ImageDecoder, decoding_pixel_limit
 from pipelines.serve.inference.predecoded import DecodedExample
 from pipelines.serve.inference.priority import run_at_low_priority
 from pipelines.serve.service import AnswerStream, ModelInfo, ServiceMetrics, ServiceRequest, ServiceResult
@@ -77,12 +82,12 @@ class InferenceService:
     """
 
     def __init__(
-        self, config: ServeConfig, metrics: ServiceMetrics | None = None, facts: LiveFacts | None = None
+        self, config: ServeConfig, metrics: ServiceMetrics | None = None, facts: UpdatableFactStore | None = None
     ) -> None:
         self._facts = facts
         self._config, self._metrics = config, metrics or ServiceMetrics()
-        self._passes = forward_passes(config)
-        self._decoder = ImageDecoder(decode_threads(config))
+        self._passes = concurrent_forward_passes(config)
+        self._decoder = ImageDecoder(threads_for_decoding(config))
         self._threads = InferenceThreadPool(self._passes, model_threads(config))
         self._loaded: _LoadedModel | None = None
 
@@ -130,7 +135,7 @@ class InferenceService:
         processor = predictor.processor
         if processor.knowledge.reads_facts:
             # Not before: golden answers are those without facts, which edits do not change.
-            processor.finder = self._checked_facts(model, processor.knowledge.link)
+            processor.finder = self._require_facts_version(model, processor.knowledge.link)
         info = ModelInfo(
             name=name,
             version=version,
@@ -159,7 +164,7 @@ class InferenceService:
         loaded = self._get_loaded(request.task)
         await self._wait_for_facts(request.least_version)
         decoded = await self._decode_request(loaded, request.inputs, request.texts)
-        return self._stream(
+        return self._stream_generated_text(
             loaded, request.task, BatchedRequest(decoded.example, 1, request.attention, request.settings), decoded
         )
 
@@ -200,7 +205,7 @@ class InferenceService:
 
         return Batcher(run, self._config.max_batch_size, self._passes)
 
-    def _checked_facts(self, model: str, link: LinkConfig) -> LiveFacts:
+    def _require_facts_version(self, model: str, link: LinkConfig) -> UpdatableFactStore:
         if self._facts is None:
             raise ServeError(f"{model} reads facts; name their store in knowledge.store, or in serve.knowledge.store")
         try:
@@ -224,7 +229,7 @@ class InferenceService:
         if self._loaded is None:
             raise not_ready_error()
         if task not in self._loaded.operations:
-            raise no_such_task_error(task, self._loaded.info.name, self._loaded.info.tasks)
+            raise unknown_task_error(task, self._loaded.info.name, self._loaded.info.tasks)
         return self._loaded
 
     async def _decode_request(
@@ -240,17 +245,17 @@ class InferenceService:
         decoded: dict[str, Mapping[str, Any]] = {}
         for name, data in inputs.items():
             if name == IMAGE:
-                limit = pixel_limit(self._config, processor.config.image_size)
+                limit = decoding_pixel_limit(self._config, processor.config.image_size)
                 decoded[IMAGE] = {"pixels_HWC": await self._decoder.decode(processor, data, limit)}
             else:
                 decoded[name] = await self._decoder.decode_input(processor, name, data)
         seen: tuple[tuple[bool, ...], tuple[str, ...]] = (), ()
         if any(texts):
-            seen = await asyncio.to_thread(_look_at, processor, texts)
+            seen = await asyncio.to_thread(_find_truncated_and_unknown_words, processor, texts)
         example = DecodedExample({}, tuple(texts), decoded=decoded)
         return _DecodedRequest(example, started, time.perf_counter(), *seen)
 
-    async def _stream(
+    async def _stream_generated_text(
         self, loaded: _LoadedModel, name: str, item: BatchedRequest, decoded: _DecodedRequest
     ) -> AnswerStream:
         task, operation = loaded.operations[name]
@@ -286,7 +291,9 @@ def _service_result(loaded: _LoadedModel, decoded: _DecodedRequest, timed: Timed
     )
 
 
-def _look_at(processor: VLProcessor, texts: Sequence[str]) -> tuple[tuple[bool, ...], tuple[str, ...]]:
+def _find_truncated_and_unknown_words(
+    processor: VLProcessor, texts: Sequence[str]
+) -> tuple[tuple[bool, ...], tuple[str, ...]]:
     """For each text whether it is truncated, and the unknown words of all."""
     return tuple(processor.truncated(texts)), tuple(processor.unknown_words(texts))
 

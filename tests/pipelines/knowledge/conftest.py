@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from pipelines.knowledge.store import FactStore
-from pipelines.knowledge.triples import Triple, fact_of
+from pipelines.knowledge.triples import Triple, triple_to_fact
 from vlmodel.facts import Fact
 
 WIDTH = 16
@@ -35,7 +35,7 @@ class WordEncoder:
 
 
 def facts_of(*triples: tuple[str, str, str]) -> list[Fact]:
-    return [fact_of(Triple(*triple), "test") for triple in triples]
+    return [triple_to_fact(Triple(*triple), "test") for triple in triples]
 
 
 def put(store: FactStore, *triples: tuple[str, str, str]) -> list[Fact]:

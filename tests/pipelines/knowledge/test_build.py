@@ -10,11 +10,11 @@ import pytest
 
 from pipelines.knowledge import build as building
 from pipelines.knowledge import snapshot
-from pipelines.knowledge.build import build, content_hash
+from pipelines.knowledge.build import build, hash_of_facts
 from pipelines.knowledge.config import KnowledgeConfig
 from pipelines.knowledge.encoder import SentenceEncoder
 from pipelines.knowledge.errors import KnowledgeError
-from pipelines.knowledge.linking import Linker, QueryVectors
+from pipelines.knowledge.linking import FactLinker, QueryVectorCache
 from pipelines.knowledge.store import FactStore
 from tests.pipelines.knowledge.conftest import WordEncoder, vectors_of
 from tests.real_weights import minilm
@@ -70,11 +70,11 @@ def test_a_build_that_was_stopped_continues(config: KnowledgeConfig) -> None:
 
 def test_only_changed_facts_are_encoded_again(config: KnowledgeConfig) -> None:
     build(config)
-    before = content_hash(FactStore(config.store))
+    before = hash_of_facts(FactStore(config.store))
     source = config.source.model_copy(update={"phrases": {"Is": "has"}})
     built = build(config.model_copy(update={"source": source}))
     assert built.written == 50
-    assert content_hash(FactStore(config.store)) != before
+    assert hash_of_facts(FactStore(config.store)) != before
 
 
 def test_a_build_without_a_store_says_what_to_set() -> None:
@@ -106,6 +106,6 @@ def test_the_job_encodes_on_ray(tmp_path: Path, capsys: pytest.CaptureFixture[st
     arguments = [f"knowledge.store={store}", f"knowledge.encoder={minilm()}", f"knowledge.source.files={files}"]
     assert knowledge.main(arguments) == 0
     assert "2 facts written" in capsys.readouterr().out
-    linker = Linker(snapshot.read(FactStore(store)), QueryVectors(SentenceEncoder(str(minilm()))))
+    linker = FactLinker(snapshot.read(FactStore(store)), QueryVectorCache(SentenceEncoder(str(minilm()))))
     ((best, *_),) = linker.find(["What colour is the sky?"], LinkConfig(by="dense")).by_text
     assert best.fact.tail == "blue"

@@ -7,9 +7,9 @@ import pytest
 
 from pipelines.knowledge import snapshot
 from pipelines.knowledge.errors import KnowledgeError
-from pipelines.knowledge.linking import Linker, QueryVectors
-from pipelines.knowledge.names import mentions, normal_name
-from pipelines.knowledge.search import ApproximateSearch, ExactSearch
+from pipelines.knowledge.linking import FactLinker, QueryVectorCache
+from pipelines.knowledge.names import find_mentions, normalize_entity_name
+from pipelines.knowledge.search import ApproximateVectorSearch, ExactVectorSearch
 from pipelines.knowledge.store import FactStore
 from tests.pipelines.knowledge.conftest import WordEncoder, put
 from vlmodel.facts import LinkConfig
@@ -24,12 +24,12 @@ TRIPLES = (
 
 
 @pytest.fixture
-def linker(store: FactStore) -> Linker:
+def linker(store: FactStore) -> FactLinker:
     put(store, *TRIPLES)
-    return Linker(snapshot.read(store), QueryVectors(WordEncoder()))  # type: ignore[arg-type]
+    return FactLinker(snapshot.read(store), QueryVectorCache(WordEncoder()))  # type: ignore[arg-type]
 
 
-def tails(linker: Linker, text: str, **settings: object) -> list[str]:
+def tails(linker: FactLinker, text: str, **settings: object) -> list[str]:
     (found,) = linker.find([text], LinkConfig(**settings)).by_text
     return [linked.fact.tail for linked in found]
 
@@ -44,22 +44,22 @@ def tails(linker: Linker, text: str, **settings: object) -> list[str]:
         ("", []),
     ],
 )
-def test_names_find_the_facts_of_the_longest_name(linker: Linker, text: str, expected: list[str]) -> None:
+def test_names_find_the_facts_of_the_longest_name(linker: FactLinker, text: str, expected: list[str]) -> None:
     assert sorted(tails(linker, text, by="names")) == expected
 
 
-def test_both_takes_the_nearest_of_the_named(linker: Linker) -> None:
+def test_both_takes_the_nearest_of_the_named(linker: FactLinker) -> None:
     assert tails(linker, "is strawberry red", by="both", top=1) == ["red"]
     assert tails(linker, "strawberry grows in garden", by="both", top=1) == ["garden"]
     assert tails(linker, "cold cream", by="both", top=1) == ["cold"], "where no head is named, the nearest of all"
 
 
-def test_the_least_similarity_holds_for_what_is_not_named(linker: Linker) -> None:
+def test_the_least_similarity_holds_for_what_is_not_named(linker: FactLinker) -> None:
     assert tails(linker, "cold cream", by="dense", least_similarity=0.99) == []
     assert tails(linker, "sky", by="both", least_similarity=0.99) == ["blue"]
 
 
-def test_a_mention_is_a_place_in_the_text(linker: Linker) -> None:
+def test_a_mention_is_a_place_in_the_text(linker: FactLinker) -> None:
     text = "Are Strawberries red?"
     (found,) = linker.find([text], LinkConfig(by="names")).by_text
     start, stop = found[0].mention or (0, 0)
@@ -67,7 +67,7 @@ def test_a_mention_is_a_place_in_the_text(linker: Linker) -> None:
     assert all(0 <= linked.weight <= 1 for linked in found)
 
 
-def test_texts_do_not_change_each_others_facts(linker: Linker) -> None:
+def test_texts_do_not_change_each_others_facts(linker: FactLinker) -> None:
     texts = ["Is ice cream cold?", "cold", "Is a strawberry red?"]
     together = linker.find(texts, LinkConfig()).by_text
     assert [linker.find([text], LinkConfig()).by_text[0] for text in texts] == together
@@ -76,24 +76,24 @@ def test_texts_do_not_change_each_others_facts(linker: Linker) -> None:
 
 def test_vectors_that_are_not_there_are_asked_for(store: FactStore) -> None:
     put(store, *TRIPLES)
-    linker = Linker(snapshot.read(store), None)
+    linker = FactLinker(snapshot.read(store), None)
     assert tails(linker, "ice", by="names") == ["slippery"]
     with pytest.raises(KnowledgeError, match=r"link\.by"):
         linker.find(["ice"], LinkConfig(by="both"))
 
 
 def test_an_empty_store_finds_nothing(store: FactStore) -> None:
-    linker = Linker(snapshot.read(store), QueryVectors(WordEncoder()))  # type: ignore[arg-type]
+    linker = FactLinker(snapshot.read(store), QueryVectorCache(WordEncoder()))  # type: ignore[arg-type]
     for by in ("names", "dense", "both"):
         assert tails(linker, "ice", by=by) == []
 
 
 def test_names_are_compared_by_their_words() -> None:
-    assert normal_name("  The Ice_Cream! ") == "ice cream"
-    assert normal_name("The The") == "the", "an article alone is a name"
-    assert [m.name for m in mentions("new york city", {"new york", "york city"}, 3)] == ["new york"]
+    assert normalize_entity_name("  The Ice_Cream! ") == "ice cream"
+    assert normalize_entity_name("The The") == "the", "an article alone is a name"
+    assert [m.name for m in find_mentions("new york city", {"new york", "york city"}, 3)] == ["new york"]
     # "İ" becomes two letters when it is folded; places stay those of the text.
-    (mention,) = mentions("İ dog", {"dog"}, 1)
+    (mention,) = find_mentions("İ dog", {"dog"}, 1)
     assert "İ dog"[mention.start : mention.stop] == "dog"
 
 
@@ -102,16 +102,16 @@ def test_the_searches_agree_on_the_nearest() -> None:
     vectors_MF = rng.standard_normal((2000, 32)).astype(np.float32)
     vectors_MF /= np.linalg.norm(vectors_MF, axis=1, keepdims=True)
     queries_NF = vectors_MF[:50]
-    exact, cosines = ExactSearch(vectors_MF).nearest(queries_NF, 5)
+    exact, cosines = ExactVectorSearch(vectors_MF).nearest(queries_NF, 5)
     assert exact[:, 0].tolist() == list(range(50))
     assert np.all(np.diff(cosines, axis=1) <= 0)
     pytest.importorskip("usearch")
-    near, values = ApproximateSearch(vectors_MF).nearest(queries_NF, 5)
+    near, values = ApproximateVectorSearch(vectors_MF).nearest(queries_NF, 5)
     assert (near[:, 0] == exact[:, 0]).mean() >= 0.95
     assert np.allclose(values[:, 0], 1, atol=1e-3)
 
 
 def test_of_equal_facts_the_first_is_found() -> None:
     same_MF = np.ones((6, 4), np.float32) / 2
-    rows_NJ, _ = ExactSearch(same_MF).nearest(same_MF[:1], 6)
+    rows_NJ, _ = ExactVectorSearch(same_MF).nearest(same_MF[:1], 6)
     assert rows_NJ[0].tolist() == list(range(6))

@@ -14,7 +14,7 @@ import pytest
 from pipelines.knowledge import snapshot
 from pipelines.knowledge.errors import KnowledgeError, UnknownFactError
 from pipelines.knowledge.store import FactStore
-from pipelines.knowledge.triples import BadLine, Fault, Triple, fact_of
+from pipelines.knowledge.triples import BadLine, Fault, Triple, triple_to_fact
 from tests.pipelines.knowledge.conftest import WIDTH, facts_of, put, vectors_of
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -23,7 +23,7 @@ ROOT = Path(__file__).resolve().parents[3]
 def test_edits_are_versions(store: FactStore) -> None:
     first = put(store, ("strawberry", "Is", "red"), ("sky", "Is", "blue"))
     version = store.version
-    edited = fact_of(Triple("strawberry", "Is", "green"), "test", fact_id=first[0].id)
+    edited = triple_to_fact(Triple("strawberry", "Is", "green"), "test", fact_id=first[0].id)
     store.put([edited], vectors_of([edited.text]))
     store.delete([first[1].id])
     assert [fact.tail for fact in store.of_entity("Strawberry", 10)] == ["green"]
@@ -99,7 +99,7 @@ def test_a_refreshed_snapshot_is_the_one_that_is_read_anew(store: FactStore) -> 
     facts = put(store, *((f"thing {n}", "Is", "old") for n in range(20)))
     before = snapshot.read(store)
     assert snapshot.refresh(store, before) is before
-    edited = [fact_of(Triple(f"thing {n}", "Is", "edited"), "test", fact_id=facts[n].id) for n in (3, 4)]
+    edited = [triple_to_fact(Triple(f"thing {n}", "Is", "edited"), "test", fact_id=facts[n].id) for n in (3, 4)]
     store.put(edited, vectors_of([fact.text for fact in edited]))
     store.delete([facts[7].id, facts[8].id])
     put(store, ("another", "Is", "added"))

@@ -4,7 +4,15 @@ from __future__ import annotations
 
 import pytest
 
-from pipelines.knowledge.triples import MAX_LETTERS, Fault, Triple, fact_of, fault_of, id_of, phrase_of
+from pipelines.knowledge.triples import (
+    MAX_LETTERS,
+    Fault,
+    Triple,
+    derive_fact_id,
+    find_triple_fault,
+    relation_to_phrase,
+    triple_to_fact,
+)
 
 SOUND = Triple("strawberry", "HasProperty", "red")
 
@@ -26,25 +34,25 @@ SOUND = Triple("strawberry", "HasProperty", "red")
     ],
 )
 def test_what_is_no_fact_has_a_typed_reason(triple: Triple, fault: Fault | None) -> None:
-    assert fault_of(triple) is fault
+    assert find_triple_fault(triple) is fault
 
 
 def test_a_fact_is_the_triple_in_words() -> None:
-    fact = fact_of(SOUND, "here")
+    fact = triple_to_fact(SOUND, "here")
     assert (fact.text, fact.source, fact.id) == (
         "strawberry has property red",
         "here",
-        id_of("strawberry", "HasProperty", "red"),
+        derive_fact_id("strawberry", "HasProperty", "red"),
     )
-    assert fact_of(SOUND, "here", {"HasProperty": "is"}).text == "strawberry is red"
-    assert fact_of(Triple("a", "b", "c", text="A sentence."), "", fact_id="mine").text == "A sentence."
+    assert triple_to_fact(SOUND, "here", {"HasProperty": "is"}).text == "strawberry is red"
+    assert triple_to_fact(Triple("a", "b", "c", text="A sentence."), "", fact_id="mine").text == "A sentence."
 
 
 def test_ids_depend_on_where_the_parts_end() -> None:
-    assert id_of("ab", "c", "d") != id_of("a", "bc", "d")
+    assert derive_fact_id("ab", "c", "d") != derive_fact_id("a", "bc", "d")
 
 
 def test_relations_are_split_into_words() -> None:
-    assert phrase_of("_member_of_domain_usage") == "member of domain usage"
-    assert phrase_of("AtLocation") == "at location"
-    assert phrase_of("is a kind of") == "is a kind of"
+    assert relation_to_phrase("_member_of_domain_usage") == "member of domain usage"
+    assert relation_to_phrase("AtLocation") == "at location"
+    assert relation_to_phrase("is a kind of") == "is a kind of"

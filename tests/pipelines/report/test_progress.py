@@ -12,7 +12,7 @@ import termios
 
 import pytest
 
-from pipelines.report.progress import Progress, clock, fitting
+from pipelines.report.progress import Progress, format_duration, join_parts_that_fit
 from tests.jobs.conftest import ROOT
 
 
@@ -43,11 +43,11 @@ def test_what_was_done_before_this_start_says_nothing_of_the_speed() -> None:
 
 
 def test_parts_that_do_not_fit_are_left_out() -> None:
-    assert fitting(["ab", "cdefgh", "ij"], 8) == "ab  ij"
+    assert join_parts_that_fit(["ab", "cdefgh", "ij"], 8) == "ab  ij"
 
 
 def test_clock() -> None:
-    assert [clock(seconds) for seconds in (0, 61.4, 3599.6)] == ["0:00", "1:01", "1:00:00"]
+    assert [format_duration(seconds) for seconds in (0, 61.4, 3599.6)] == ["0:00", "1:01", "1:00:00"]
 
 
 _BAR = """

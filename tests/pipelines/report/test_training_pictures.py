@@ -18,11 +18,11 @@ from pipelines.report.training_pictures import (
     RIGHT,
     WRONG,
     ExampleCard,
-    attention_over,
-    confusion_matrix,
-    examples_page,
+    draw_confusion_matrix,
+    draw_training_curves,
     moving_average,
-    training_curves,
+    render_examples_page,
+    upsample_attention,
 )
 
 
@@ -55,7 +55,7 @@ def history(steps: int) -> list[dict[str, float]]:
 
 
 def test_curves_show_each_metric_at_its_steps_and_the_baselines() -> None:
-    figure = training_curves(history(40), {"majority": 0.373, "question only": 0.67})
+    figure = draw_training_curves(history(40), {"majority": 0.373, "question only": 0.67})
     loss, accuracy, rate = figure.axes
     assert [axes.get_title(loc="left") for axes in figure.axes] == ["Loss", "Accuracy", "Learning rate"]
     assert legend(loss) == ["training", "validation"]
@@ -75,8 +75,8 @@ def test_curves_show_each_metric_at_its_steps_and_the_baselines() -> None:
 
 def test_curves_leave_out_what_is_not_finite_and_survive_an_empty_history() -> None:
     rows = [{"step": 1, "train/loss": 1.0}, {"step": 2, "train/loss": math.nan}, {"step": 3, "train/loss": 0.5}]
-    assert values(training_curves(rows).axes[0].lines[0]) == ([1, 3], [1.0, 0.5])
-    render(training_curves([]))
+    assert values(draw_training_curves(rows).axes[0].lines[0]) == ([1, 3], [1.0, 0.5])
+    render(draw_training_curves([]))
 
 
 def test_smoothing_keeps_a_constant_and_starts_at_the_first_value() -> None:
@@ -90,7 +90,7 @@ def test_smoothing_keeps_a_constant_and_starts_at_the_first_value() -> None:
 def test_confusion_counts_by_right_and_given_answer() -> None:
     true = ["yes"] * 6 + ["no"] * 3 + ["red"] * 2 + ["$a$", "b"]
     predicted = ["yes"] * 5 + ["no"] + ["no"] * 3 + ["blue", "red"] + ["b", "b"]
-    figure = confusion_matrix(true, predicted, max_classes=3)
+    figure = draw_confusion_matrix(true, predicted, max_classes=3)
     axes = figure.axes[0]
     names = [label.get_text() for label in axes.get_yticklabels()]
     assert names == ["yes", "no", "red", "3 others"]
@@ -105,10 +105,10 @@ def test_confusion_counts_by_right_and_given_answer() -> None:
 
 
 def test_confusion_of_few_answers_has_no_row_for_others() -> None:
-    axes = confusion_matrix(["$x^$", "no"], ["no", "no"]).axes[0]
+    axes = draw_confusion_matrix(["$x^$", "no"], ["no", "no"]).axes[0]
     assert sorted(label.get_text() for label in axes.get_yticklabels()) == ["$x^$", "no"]
-    render(confusion_matrix(["$x^$", "no"], ["no", "no"]))
-    assert [text.get_text() for text in confusion_matrix([], []).texts] == ["no answers"]
+    render(draw_confusion_matrix(["$x^$", "no"], ["no", "no"]))
+    assert [text.get_text() for text in draw_confusion_matrix([], []).texts] == ["no answers"]
 
 
 def example(answer: str, predicted: str, attention: np.ndarray | None = None) -> ExampleCard:
@@ -118,7 +118,9 @@ def example(answer: str, predicted: str, attention: np.ndarray | None = None) ->
 
 
 def test_examples_put_wrong_answers_first_and_say_which_is_right() -> None:
-    figure = examples_page([example("red", "red"), example("blue", "red"), example("no", "no"), example("a", "a")])
+    figure = render_examples_page(
+        [example("red", "red"), example("blue", "red"), example("no", "no"), example("a", "a")]
+    )
     cards = figure.axes[:4]
     assert figure.get_suptitle() == "1 wrong and 3 right answers"
     assert cards[0].texts[0].get_text() == "✗ red (75%)\nright: blue"
@@ -131,7 +133,7 @@ def test_examples_put_wrong_answers_first_and_say_which_is_right() -> None:
 
 
 def test_cards_without_a_right_answer_show_what_people_wrote() -> None:
-    page = examples_page([replace(example("a dog", "a cat"), title="", right=None)])
+    page = render_examples_page([replace(example("a dog", "a cat"), title="", right=None)])
     assert page.axes[0].texts[0].get_text() == "a cat (75%)\npeople: a dog"
     assert page.get_suptitle() == ""
     render(page)
@@ -139,24 +141,24 @@ def test_cards_without_a_right_answer_show_what_people_wrote() -> None:
 
 def test_attention_is_laid_over_a_second_copy_of_the_image() -> None:
     attention = np.array([[0.7, 0.1], [0.1, 0.1]], dtype=np.float32)
-    page = examples_page([example("red", "red", attention)])
+    page = render_examples_page([example("red", "red", attention)])
     shown = np.asarray(page.axes[0].images[0].get_array())
     side = shown.shape[0]
     original, overlaid = shown[:, :side], shown[:, -side:]
     assert (original[0, 0] == (255, 0, 0)).all()
     assert np.ptp(overlaid[-1, -1]) == 0, "grey where there is no attention"
     assert np.ptp(overlaid[0, 0]) > 80, "coloured where there is"
-    plain = np.asarray(examples_page([example("red", "red")]).axes[0].images[0].get_array())
+    plain = np.asarray(render_examples_page([example("red", "red")]).axes[0].images[0].get_array())
     assert plain.shape == (side, side, 3)
 
 
 def test_attention_is_upsampled_and_zero_where_uniform() -> None:
-    heat = attention_over(np.array([[0.0, 0.0], [0.0, 1.0]]), 40, 60)
+    heat = upsample_attention(np.array([[0.0, 0.0], [0.0, 1.0]]), 40, 60)
     assert heat.shape == (40, 60)
     assert heat[30:, 45:].min() == 1
     assert heat[:10, :15].max() == 0
     assert (heat.min(), heat.max()) == (0, 1)
-    assert attention_over(np.full((4, 4), 1 / 16), 8, 8).max() == 0
+    assert upsample_attention(np.full((4, 4), 1 / 16), 8, 8).max() == 0
 
 
 def test_pyplot_and_its_global_state_are_not_used() -> None:

@@ -65,7 +65,7 @@ def kept(run: Path, tiny_model, step: int, selection: float, epochs: int) -> Non
     checkpoint.write_checkpoint_state(
         folder, {}, {"step": step, "selection": selection, "epochs_done": epochs, "history": []}
     )
-    checkpoint.upload_checkpoint(folder, Folder(run / checkpoint.folder_name(step)))
+    checkpoint.upload_checkpoint(folder, Folder(run / checkpoint.checkpoint_folder_name(step)))
 
 
 def test_the_outcome_is_that_of_the_best_checkpoint(tmp_path: Path, tiny_model) -> None:

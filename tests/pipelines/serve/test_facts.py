@@ -12,10 +12,10 @@ import httpx
 import pytest
 
 from pipelines.knowledge.store import FactStore
-from pipelines.knowledge.triples import Triple, fact_of
+from pipelines.knowledge.triples import Triple, triple_to_fact
 from pipelines.serve.config import KnowledgeServingConfig, ServeConfig
 from pipelines.serve.errors import ServeError
-from pipelines.serve.facts import LiveFacts
+from pipelines.serve.facts import UpdatableFactStore
 from pipelines.serve.http.app import create_app
 from pipelines.serve.inference.service import InferenceService
 from tests.pipelines.serve.conftest import LABELS, picture
@@ -73,7 +73,10 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def store(tmp_path: Path) -> FactStore:
     store = FactStore.create(str(tmp_path / "store"), "", 0)
-    store.put([fact_of(Triple("circle", "Is", "red"), "test"), fact_of(Triple("square", "Is", "blue"), "test")], None)
+    store.put(
+        [triple_to_fact(Triple("circle", "Is", "red"), "test"), triple_to_fact(Triple("square", "Is", "blue"), "test")],
+        None,
+    )
     return store
 
 
@@ -86,7 +89,7 @@ class Replica:
     """A service on a store of its own opening."""
 
     def __init__(self, config: ServeConfig, keys: list[str]) -> None:
-        self.facts = LiveFacts(config.knowledge)
+        self.facts = UpdatableFactStore(config.knowledge)
         self.service = InferenceService(config, facts=self.facts)
         app = create_app(self.service, config, facts=self.facts, fact_key_hashes=keys)
         transport = httpx.ASGITransport(app, client=("127.0.0.1", 1))
@@ -147,7 +150,7 @@ async def test_an_edit_is_seen_by_all_replicas(replicas: list[Replica], model: P
 
 
 async def test_replicas_follow_by_themselves(replicas: list[Replica], store: FactStore) -> None:
-    version = store.put([fact_of(Triple("circle", "Is", "round"), "test")], None)
+    version = store.put([triple_to_fact(Triple("circle", "Is", "round"), "test")], None)
     deadline = time.monotonic() + 60
     while any(replica.facts.version < version for replica in replicas):
         assert time.monotonic() < deadline

@@ -16,7 +16,7 @@ from pipelines.serve.client import Client, is_reachable, is_ready
 from pipelines.serve.config import ServeConfig
 from pipelines.serve.errors import ServeError
 from pipelines.serve.http.app import create_app
-from pipelines.serve.tls import TLSConfig, check_tls_files, pinned_context
+from pipelines.serve.tls import TLSConfig, check_tls_files, ssl_context_for_own_certificate
 from tests.pipelines.serve.conftest import FakeService
 from tests.pipelines.serve.http_client import IMAGE, error_code, http
 from tests.pipelines.serve.server import self_signed, served
@@ -91,7 +91,7 @@ def test_files_that_cannot_be_used_are_named(
 
 def test_without_a_certificate_there_is_nothing_to_check_or_to_trust() -> None:
     check_tls_files(TLSConfig())
-    assert pinned_context(TLSConfig()) is None
+    assert ssl_context_for_own_certificate(TLSConfig()) is None
     for half in ("certificate", "key"):
         with pytest.raises(ConfigError, match="certificate and key belong together"):
             load(ServeConfig, overrides=[f"tls.{half}=x.pem"])
@@ -107,8 +107,8 @@ def test_this_machine_trusts_the_certificate_itself_and_others_trust_names(
         return ssl.create_default_context(cafile=config.certificate)
 
     for files, ssl_context, reached in (
-        (own, pinned_context(own), True),
-        (own, pinned_context(other), False),
+        (own, ssl_context_for_own_certificate(own), True),
+        (own, ssl_context_for_own_certificate(other), False),
         (own, None, False),
         (own, vouched(own), False),  # its name is another
         (authority, vouched(authority), True),
@@ -135,8 +135,8 @@ def test_the_chain_in_the_file_is_not_what_is_trusted(tmp_path: Path, service: F
     check_tls_files(own)
     certificate, key = authority.files
     with served(create_app(service, ServeConfig()), ssl_certfile=certificate, ssl_keyfile=key) as at:
-        assert is_reachable(f"https://{at}", pinned_context(authority))
-        assert not is_reachable(f"https://{at}", pinned_context(own))
+        assert is_reachable(f"https://{at}", ssl_context_for_own_certificate(authority))
+        assert not is_reachable(f"https://{at}", ssl_context_for_own_certificate(own))
 
 
 def test_with_a_certificate_plain_http_is_refused_whoever_started_the_server(

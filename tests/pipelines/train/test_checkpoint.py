@@ -38,10 +38,10 @@ def store(
         trainer = TrainStep(tiny_model(), OptimizerConfig(), StepConfig(), steps=10, seed=0)
         trainer(0, [images_and_texts(2, [1, 2])], 1)
         local = tmp_path / f"local-{step}"
-        trainer.evaluated.save_pretrained(local / checkpoint.MODEL)
+        trainer.evaluated_model.save_pretrained(local / checkpoint.MODEL)
         tiny_processor.save_pretrained(local / checkpoint.MODEL)
         checkpoint.write_checkpoint_state(local, trainer.state(), {"step": step, "selection": selection, "history": []})
-        target = tmp_path / "run" / checkpoint.folder_name(step)
+        target = tmp_path / "run" / checkpoint.checkpoint_folder_name(step)
         checkpoint.upload_checkpoint(local, Folder(target))
         return target
 
@@ -71,7 +71,7 @@ def test_the_inference_part_loads_alone_and_the_state_without_code(store: Callab
     folder = store(10, 0.5)
     predictor = Predictor.from_pretrained(folder / checkpoint.MODEL)
     assert predictor.processor.labels == ["red", "green", "blue"]
-    state = checkpoint.read_trainer(folder, torch.device("cpu"))
+    state = checkpoint.read_trainer_tensors(folder, torch.device("cpu"))
     for name, value in predictor.model.state_dict().items():
         assert torch.equal(state["model"][name], value)
 
@@ -163,10 +163,10 @@ def new_trainer(processor: VLProcessor, seed: int) -> TrainStep:
 
 def store_frozen(trainer: TrainStep, processor: VLProcessor, run: str, step: int) -> Folder:
     """A checkpoint as a worker makes it."""
-    folder = Folder(run).child(checkpoint.folder_name(step))
+    folder = Folder(run).child(checkpoint.checkpoint_folder_name(step))
     with TemporaryDirectory() as scratch:
         stored = bases.store_bases(trainer.model, Folder(run).parent)
-        trainer.evaluated.save_pretrained(Path(scratch) / checkpoint.MODEL, stored=stored)
+        trainer.evaluated_model.save_pretrained(Path(scratch) / checkpoint.MODEL, stored=stored)
         processor.save_pretrained(Path(scratch) / checkpoint.MODEL)
         checkpoint.write_checkpoint_state(
             Path(scratch), trainer.state(), {"step": step, "selection": 0.5, "history": []}
@@ -213,10 +213,10 @@ def test_a_training_on_frozen_weights_continues_bit_for_bit(run: str, tiny_proce
         assert found is not None
         model = VLModel.from_pretrained(found[1] / checkpoint.MODEL)
         again = TrainStep(model, OptimizerConfig(), StepConfig(ema=0.5), steps=10, seed=0)
-        again.load_state(checkpoint.read_trainer(found[1], torch.device("cpu")))
+        again.load_state(checkpoint.read_trainer_tensors(found[1], torch.device("cpu")))
     for step in range(3, 6):
         again(step, [batches[step]], 1)
-    for one, other in ((whole.model, again.model), (whole.evaluated, again.evaluated)):
+    for one, other in ((whole.model, again.model), (whole.evaluated_model, again.evaluated_model)):
         state = other.state_dict()
         assert [name for name, value in one.state_dict().items() if not torch.equal(value, state[name])] == []
 
@@ -256,7 +256,7 @@ def test_a_checkpoint_of_another_version_is_not_passed_over(store: Callable[[int
     with pytest.raises(CheckpointError, match=says):
         best_step(run)
     with pytest.raises(CheckpointError, match=says):
-        checkpoint.newest_state(run)
+        checkpoint.state_of_newest_checkpoint(run)
 
 
 @pytest.mark.parametrize("place", ["file", "memory"])
@@ -264,11 +264,11 @@ def test_storage_may_be_anywhere(store: Callable[[int, float], Path], tmp_path: 
     local = store(10, 0.5)
     (local / "manifest.json").unlink()
     run = f"file://{tmp_path}/elsewhere" if place == "file" else f"memory://{tmp_path.name}/run"
-    checkpoint.upload_checkpoint(local, Folder(run).child(checkpoint.folder_name(10)))
+    checkpoint.upload_checkpoint(local, Folder(run).child(checkpoint.checkpoint_folder_name(10)))
     with checkpoint.open_newest_checkpoint(run) as found:
         assert found is not None
         stored, folder = found
-        assert checkpoint.read_trainer(folder, torch.device("cpu")).keys() == {"model", "optimizer", "average"}
+        assert checkpoint.read_trainer_tensors(folder, torch.device("cpu")).keys() == {"model", "optimizer", "average"}
     with checkpoint.open_best_checkpoint(run, checkpoint.MODEL) as (_, folder):
         Predictor.from_pretrained(folder / checkpoint.MODEL)
         assert (folder / "trainer.pt").exists() == (place == "file"), "only the part is downloaded"
@@ -284,14 +284,14 @@ def test_the_newest_state_is_read_without_the_weights(store: Callable[[int, floa
     newest = store(20, 0.9)
     (newest / "trainer.pt").unlink()
     run = str(tmp_path / "run")
-    state = checkpoint.newest_state(run)
+    state = checkpoint.state_of_newest_checkpoint(run)
     assert state is not None
     assert state["step"] == 20
     _flip(newest / "state.json")
-    state = checkpoint.newest_state(run)
+    state = checkpoint.state_of_newest_checkpoint(run)
     assert state is not None
     assert state["step"] == 10
-    assert checkpoint.newest_state(str(tmp_path / "none")) is None
+    assert checkpoint.state_of_newest_checkpoint(str(tmp_path / "none")) is None
 
 
 def test_a_file_within_that_is_called_as_the_manifest_is_kept(tmp_path: Path) -> None:

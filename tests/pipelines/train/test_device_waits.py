@@ -18,7 +18,7 @@ from transformers import PreTrainedTokenizerFast
 
 from pipelines.train.ema import EMA
 from pipelines.train.optim import OptimizerConfig
-from pipelines.train.prefetcher import to_tensors
+from pipelines.train.prefetcher import arrays_to_tensors
 from pipelines.train.step import StepConfig, TrainStep
 from tests.vlmodel.tiny import as_rows, for_tasks, tiny_tree
 from vlmodel import lengths
@@ -109,7 +109,7 @@ def batch_on(device: torch.device, processor: VLProcessor, model: VLModel) -> di
     tasks = model.tasks
     made = for_tasks(processor, tasks)
     rows = {task: [as_rows(example, fields) for example in examples] for task, fields in tasks.items()}
-    return to_tensors(made.collate_tasks([made.decode_inputs(example) for example in examples], rows), device)
+    return arrays_to_tensors(made.collate_tasks([made.decode_inputs(example) for example in examples], rows), device)
 
 
 @pytest.mark.parametrize("ema", [0.0, 0.9])

@@ -48,11 +48,11 @@ class Hooks:
     """Scores as written above; keeps what a checkpoint would."""
 
     def __init__(self) -> None:
-        self.evaluated: list[int] = []
+        self.evaluated_model: list[int] = []
         self.state: dict[str, Any] = {}
 
     def evaluate(self) -> ValidationResult:
-        self.evaluated.append(len(self.evaluated))
+        self.evaluated_model.append(len(self.evaluated_model))
         return ValidationResult(1.0, ACCURACY[self.epochs], 1.0, 1)
 
     def log(self, metrics: Mapping[str, float], step: int) -> None: ...
@@ -123,5 +123,5 @@ def test_a_training_ends_where_it_would_have_without_an_interruption(before: int
     # What has ended stays so, and with more patience goes on.
     again = Hooks()
     assert run(hooks.state, again, patience=2).step == 4
-    assert not again.evaluated
+    assert not again.evaluated_model
     assert run(hooks.state, again, patience=4).step == len(ACCURACY)

@@ -11,7 +11,7 @@ import ray
 from ray.train.v2._internal.constants import CHECKPOINT_MANAGER_SNAPSHOT_FILENAME
 
 from pipelines.train.launch import _CHECKPOINTS
-from pipelines.train.ray_private import set_aside_unusable_list
+from pipelines.train.ray_private import rename_unreadable_checkpoint_list
 
 CHECKPOINT = {"version": 0, "checkpoint_dir_name": "step-00000004", "metrics": {"selection": -1.0, "step": 4}}
 VALID = json.dumps(
@@ -40,9 +40,9 @@ def run(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("uri", ["", "file://"])
 def test_a_valid_list_and_none_are_left_alone(run: Path, uri: str) -> None:
-    set_aside_unusable_list(f"{uri}{run}", _CHECKPOINTS)
+    rename_unreadable_checkpoint_list(f"{uri}{run}", _CHECKPOINTS)
     (run / CHECKPOINT_MANAGER_SNAPSHOT_FILENAME).write_text(VALID)
-    set_aside_unusable_list(f"{uri}{run}", _CHECKPOINTS)
+    rename_unreadable_checkpoint_list(f"{uri}{run}", _CHECKPOINTS)
     assert {file.name for file in run.iterdir()} == {"step-00000004", CHECKPOINT_MANAGER_SNAPSHOT_FILENAME}
 
 
@@ -56,13 +56,13 @@ def test_an_unusable_list_is_set_aside(contents: bytes, run: Path, caplog: pytes
     snapshot = run / CHECKPOINT_MANAGER_SNAPSHOT_FILENAME
     snapshot.write_bytes(contents)
     with caplog.at_level(logging.WARNING):
-        set_aside_unusable_list(str(run), _CHECKPOINTS)
+        rename_unreadable_checkpoint_list(str(run), _CHECKPOINTS)
     assert not snapshot.exists()
     assert snapshot.with_name(f"{snapshot.name}.unusable").read_bytes() == contents
     assert f"{snapshot} cannot be used and was set aside" in caplog.text
-    set_aside_unusable_list(str(run), _CHECKPOINTS)
+    rename_unreadable_checkpoint_list(str(run), _CHECKPOINTS)
 
 
 def test_a_new_run_has_no_list(tmp_path: Path) -> None:
-    set_aside_unusable_list(str(tmp_path / "none" / "yet"), _CHECKPOINTS)
+    rename_unreadable_checkpoint_list(str(tmp_path / "none" / "yet"), _CHECKPOINTS)
     assert list(tmp_path.iterdir()) == []

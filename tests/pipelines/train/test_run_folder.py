@@ -22,7 +22,7 @@ from pipelines.train.run_folder import LeaseTimes, RunStart
 
 ROOT = Path(__file__).resolve().parents[3]
 QUICK = LeaseTimes(beat_s=0.5, dead_s=60.0, settle_s=0.0)
-HOLD = "import sys, time; from pipelines.train import run_folder\nwith run_folder.locked_run_folder(sys.argv[1]):\n"
+HOLD = "import sys, time; from pipelines.train import run_folder\nwith run_folder.lock_run_folder(sys.argv[1]):\n"
 HOLD += "    print('held', flush=True)\n    time.sleep(600)\n"
 
 
@@ -39,14 +39,14 @@ def test_a_second_job_is_told_who_the_first_is_and_a_killed_one_holds_nothing(tm
         assert first.stdout is not None
         assert first.stdout.readline() == "held\n"
         holder = rf"process {first.pid} on {socket.gethostname()} since 20.* UTC writes there"
-        with pytest.raises(RunInUseError, match=holder), run_folder.locked_run_folder(folder):
+        with pytest.raises(RunInUseError, match=holder), run_folder.lock_run_folder(folder):
             pass
-        with run_folder.locked_run_folder(str(tmp_path / "other")):
+        with run_folder.lock_run_folder(str(tmp_path / "other")):
             pass
     finally:
         first.kill()
         first.wait()
-    with run_folder.locked_run_folder(folder):
+    with run_folder.lock_run_folder(folder):
         assert str(os.getpid()) in (tmp_path / "run" / ".lock").read_text()
     assert (tmp_path / "run" / ".lock").read_text() == ""
 
@@ -55,16 +55,16 @@ def test_a_folder_that_cannot_be_made_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with (
         pytest.raises(CheckpointError, match="choose a storage folder"),
-        run_folder.locked_run_folder(f"{tmp_path}/file/run"),
+        run_folder.lock_run_folder(f"{tmp_path}/file/run"),
     ):
         pass
 
 
 def test_on_an_object_store_a_lease_is_renewed_and_given_back(remote: Folder) -> None:
-    with run_folder.locked_run_folder(remote.uri, QUICK):
+    with run_folder.lock_run_folder(remote.uri, QUICK):
         first = json.loads(remote.read("lease.json"))
         assert str(os.getpid()) in first["holder"]
-        with pytest.raises(RunInUseError, match=f"process {os.getpid()} on"), run_folder.locked_run_folder(remote.uri):
+        with pytest.raises(RunInUseError, match=f"process {os.getpid()} on"), run_folder.lock_run_folder(remote.uri):
             pass
         for _ in range(600):
             if json.loads(remote.read("lease.json"))["beat"] > first["beat"]:
@@ -89,10 +89,10 @@ def test_a_lease_of_a_dead_holder_does_not_block(remote: Folder, change: dict[st
     lease = {"token": "a", "holder": "process 1 on far", "host": "far", "pid": 1, "beat": time.time(), **change}
     remote.write("lease.json", json.dumps(lease).encode())
     if blocks:
-        with pytest.raises(RunInUseError, match="process 1 on far"), run_folder.locked_run_folder(remote.uri, QUICK):
+        with pytest.raises(RunInUseError, match="process 1 on far"), run_folder.lock_run_folder(remote.uri, QUICK):
             pass
     else:
-        with run_folder.locked_run_folder(remote.uri, QUICK):
+        with run_folder.lock_run_folder(remote.uri, QUICK):
             pass
 
 
@@ -102,33 +102,33 @@ def test_of_two_that_write_a_lease_at_once_the_last_has_it(remote: Folder, monke
         remote.write("lease.json", json.dumps(lease).encode())
 
     monkeypatch.setattr(time, "sleep", other)
-    with pytest.raises(RunInUseError, match="the faster writes there"), run_folder.locked_run_folder(remote.uri, QUICK):
+    with pytest.raises(RunInUseError, match="the faster writes there"), run_folder.lock_run_folder(remote.uri, QUICK):
         pass
     assert json.loads(remote.read("lease.json"))["token"] == "b"
 
 
 def test_a_run_says_what_it_was_begun_with(tmp_path: Path) -> None:
     folder = str(tmp_path / "run")
-    assert run_folder.read_start(folder) is None
-    run_folder.write_start(folder, RunStart({"seed": 1, "data": {"tars": "http://me:pw@host/x"}}, "ab"))
-    assert run_folder.read_start(folder) == RunStart({"seed": 1, "data": {"tars": "http://***@host/x"}}, "ab")
+    assert run_folder.read_run_start(folder) is None
+    run_folder.write_run_start(folder, RunStart({"seed": 1, "data": {"tars": "http://me:pw@host/x"}}, "ab"))
+    assert run_folder.read_run_start(folder) == RunStart({"seed": 1, "data": {"tars": "http://***@host/x"}}, "ab")
     # A checkpoint is the weights themselves, so what it says counts.
     step = tmp_path / "local"
     step.mkdir()
     checkpoint.write_checkpoint_state(step, {}, {"step": 4, "config": {"seed": 2}, "data": "cd"})
-    checkpoint.upload_checkpoint(step, Folder(folder).child(checkpoint.folder_name(4)))
-    assert run_folder.read_start(folder) == RunStart({"seed": 2}, "cd")
+    checkpoint.upload_checkpoint(step, Folder(folder).child(checkpoint.checkpoint_folder_name(4)))
+    assert run_folder.read_run_start(folder) == RunStart({"seed": 2}, "cd")
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"config": 1}'])
 def test_a_damaged_note_is_none(tmp_path: Path, text: str) -> None:
     (tmp_path / "run.json").write_text(text)
-    assert run_folder.read_start(str(tmp_path)) is None
+    assert run_folder.read_run_start(str(tmp_path)) is None
 
 
 def test_differences_are_named_with_both_values() -> None:
     old = {"seed": 0, "train": {"batch": 16, "threads": 1}, "mix": {}, "key": {"secret": "a"}}
     new = {"seed": 7, "train": {"batch": 16, "threads": 2}, "mix": {"a": {"weight": 1.0}}, "key": {"secret": "b"}}
-    assert run_folder.setting_differences(old, new, lambda key: key == "train.threads") == [
+    assert run_folder.describe_setting_differences(old, new, lambda key: key == "train.threads") == [
         "mix: {} -> nothing", "mix.a.weight: nothing -> 1.0", "seed: 0 -> 7",
     ]  # fmt: skip

@@ -14,7 +14,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import Tensor
 
-from pipelines.train.optim import OptimizerConfig, build_optimizer, lr_factor
+from pipelines.train.optim import OptimizerConfig, build_optimizer, learning_rate_factor
 from pipelines.train.step import NonFiniteLossError, StepConfig, TrainStep
 from tests.pipelines.train.conftest import TINY, images_and_texts
 from vlmodel import bases
@@ -130,7 +130,7 @@ def test_what_is_frozen_is_neither_averaged_nor_in_the_state(tiny_processor: VLP
         trainer(number, [images_and_texts(4, TEXTS, seed=number)], 1)
     frozen = bases.frozen_names(trainer.model)
     assert {name.split(".")[0] for name in frozen} == {"vision", "language"}
-    now, evaluated = trainer.model.state_dict(), trainer.evaluated.state_dict()
+    now, evaluated = trainer.model.state_dict(), trainer.evaluated_model.state_dict()
     for name in frozen:
         assert torch.equal(now[name], before[name]), name
         assert evaluated[name].data_ptr() == now[name].data_ptr(), "one copy for both"
@@ -283,7 +283,7 @@ def test_a_step_continues_from_its_state_bit_for_bit(tiny_model: Callable[[], VL
     second.load_state(first.state())
     for step in (2, 3):
         second(step, [batches[step]], 1)
-    for one, other in ((straight.model, second.model), (straight.evaluated, second.evaluated)):
+    for one, other in ((straight.model, second.model), (straight.evaluated_model, second.evaluated_model)):
         for name, value in one.state_dict().items():
             assert torch.equal(other.state_dict()[name], value), name
 
@@ -297,7 +297,7 @@ def test_the_model_learns(tiny_model: Callable[[], VLModel]) -> None:
 
 def test_schedule_warms_up_and_ends_low() -> None:
     config = OptimizerConfig(warmup=0.25, final=0.1)
-    factors = [lr_factor(step, 100, config) for step in range(100)]
+    factors = [learning_rate_factor(step, 100, config) for step in range(100)]
     assert factors[0] == pytest.approx(1 / 25)
     assert factors[24] == pytest.approx(1.0)
     assert factors[25:] == sorted(factors[25:], reverse=True)

@@ -10,7 +10,7 @@ import torch
 
 from pipelines.storage.folder import Folder
 from pipelines.train import warm_start
-from pipelines.train.worker import new_model
+from pipelines.train.worker import create_initial_model
 from tests.pipelines.train.conftest import TINY
 from vlmodel.config import ConfigError, load
 from vlmodel.model import VLModel
@@ -34,37 +34,37 @@ def saved(tmp_path: Path, tiny_model: Callable[[], VLModel], tiny_processor: VLP
 
 def test_the_weights_are_those_of_the_model(saved: Path, tmp_path: Path, tiny_processor: VLProcessor) -> None:
     run = str(tmp_path / "runs" / "one")
-    assert warm_start.find_model(run) == ""
-    init = warm_start.store_model(saved, run)
-    assert warm_start.find_model(run) == init
+    assert warm_start.find_initial_model(run) == ""
+    init = warm_start.store_initial_model(saved, run)
+    assert warm_start.find_initial_model(run) == init
     config = load(ModelConfig, None, TINY)
     expected = VLModel.from_pretrained(str(saved)).state_dict()
-    made = new_model(config, tiny_processor, 3, init)
+    made = create_initial_model(config, tiny_processor, 3, init)
     assert all(torch.equal(expected[name], tensor) for name, tensor in made.state_dict().items())
     assert {n for n, p in made.named_parameters() if p.requires_grad} == {
-        n for n, p in new_model(config, tiny_processor, 3).named_parameters() if p.requires_grad
+        n for n, p in create_initial_model(config, tiny_processor, 3).named_parameters() if p.requires_grad
     }
-    drawn = new_model(config, tiny_processor, 3).state_dict()
+    drawn = create_initial_model(config, tiny_processor, 3).state_dict()
     assert not torch.equal(drawn["vision.projection.weight"], expected["vision.projection.weight"])
 
 
 def test_a_copy_that_was_cut_off_is_made_again(saved: Path, tmp_path: Path) -> None:
     run = tmp_path / "runs" / "one"
-    warm_start.store_model(saved, str(run))
+    warm_start.store_initial_model(saved, str(run))
     (run / "init" / "manifest.json").unlink()
     (run / "init" / "model.safetensors").write_bytes(b"half")
-    assert warm_start.find_model(str(run)) == ""
-    warm_start.store_model(saved, str(run))
+    assert warm_start.find_initial_model(str(run)) == ""
+    warm_start.store_initial_model(saved, str(run))
     assert (run / "init" / "model.safetensors").read_bytes() == (saved / "model.safetensors").read_bytes()
 
 
 def test_a_copy_that_was_altered_is_refused(saved: Path, tmp_path: Path, tiny_processor: VLProcessor) -> None:
-    init = warm_start.store_model(saved, f"memory://{tmp_path.name}/run")
+    init = warm_start.store_initial_model(saved, f"memory://{tmp_path.name}/run")
     config = load(ModelConfig, None, TINY)
-    new_model(config, tiny_processor, 3, init)
+    create_initial_model(config, tiny_processor, 3, init)
     Folder(init).write("model.safetensors", b"other")
     with pytest.raises(WeightsError, match=r"init/model\.safetensors was altered .*delete memory://"):
-        new_model(config, tiny_processor, 3, init)
+        create_initial_model(config, tiny_processor, 3, init)
 
 
 def test_the_same_settings_are_accepted(saved: Path, tiny_processor: VLProcessor) -> None:
@@ -86,8 +86,8 @@ def test_the_same_settings_are_accepted(saved: Path, tiny_processor: VLProcessor
 def test_other_settings_are_refused_by_name(
     saved: Path, tiny_processor: VLProcessor, model: list[str], processor: dict[str, int], says: str
 ) -> None:
-    find_model = [s for s in TINY if not (model and s.startswith("fusion.") and "kind" in model[0])]
-    config = load(ModelConfig, None, [*find_model, *model])
+    find_initial_model = [s for s in TINY if not (model and s.startswith("fusion.") and "kind" in model[0])]
+    config = load(ModelConfig, None, [*find_initial_model, *model])
     settings = ProcessorConfig(**{"image_size": 32, "max_tokens": 8, **processor})
     with pytest.raises(ConfigError, match=r"train\.init names a model of other settings") as refused:
         warm_start.load_matching_processor(saved, config, settings)

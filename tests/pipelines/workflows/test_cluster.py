@@ -44,9 +44,9 @@ with connected_to_cluster(ClusterConfig(num_cpus=2, object_store_mb=100)) as own
     try:
         ray.data.range(2).map_batches(fail).take_all()
     except Exception as error:
-        from pipelines.errors import expected_cause, message_of
-        known = expected_cause(error)
-        print("cause", type(known).__name__, message_of(known))
+        from pipelines.errors import find_expected_cause, message_for_user
+        known = find_expected_cause(error)
+        print("cause", type(known).__name__, message_for_user(known))
 """
 
 
@@ -85,7 +85,7 @@ def test_a_head_that_is_gone_is_told_at_once() -> None:
         address = f"127.0.0.1:{free.getsockname()[1]}"
     says = rf"no Ray cluster answers at cluster\.address='{address}'.*cluster\.sh"
     with pytest.raises(ClusterError, match=says):
-        cluster._require_answer(address)
+        cluster._require_reachable_head(address)
 
 
 @pytest.mark.parametrize(
@@ -116,7 +116,7 @@ def test_a_folder_of_another_user_is_not_used(tmp_path: Path, monkeypatch: pytes
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     (tmp_path / f"ray-{os.getuid()}").symlink_to(elsewhere)
-    folder = cluster._private_folder()
+    folder = cluster._make_private_session_folder()
     assert folder.parent.parent == tmp_path
     assert folder.parent.name != f"ray-{os.getuid()}"
     assert folder.parent.stat().st_mode & 0o777 == 0o700

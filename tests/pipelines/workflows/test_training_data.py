@@ -119,7 +119,7 @@ def test_without_a_mix_data_tars_is_trained_on(data: Path) -> None:
     work = workspace(data, "data.mix={}")
     judged = work.newest_index()
     assert training_data.open_indexes(work, judged) == {"": judged}
-    assert training_data.describe_data(work, judged) == training_data.index_facts(judged, work.tars)
+    assert training_data.describe_data(work, judged) == training_data.describe_index_for_tracking(judged, work.tars)
 
 
 def test_the_record_changes_with_every_source(data: Path) -> None:
@@ -183,7 +183,7 @@ def test_a_task_that_would_learn_of_the_data_is_named(tmp_path: Path) -> None:
     asks = Workspace(load(JobConfig, None, ["model.task.kind=vqa", f"storage={tmp_path}"]))
     says = r"no train sample of photos has questions.*; choose data that has some, or .* model\.task\.kind=caption and"
     with pytest.raises(DataError, match=says):
-        training_data.check_baselines_are_learnable(asks, {"": index})
+        training_data.check_tasks_have_training_samples(asks, {"": index})
 
 
 @pytest.mark.parametrize(
@@ -213,15 +213,17 @@ def test_each_task_needs_its_texts(data: Path, more: list[str], says: str) -> No
 def test_splits_that_are_read_after_a_training_are_checked_before_it(data: Path) -> None:
     asked = Index.open(str(data / "asked"))
     with pytest.raises(DataError, match=r"no test sample .* \(evaluate\.split='test'\); .* val 8.* raise that"):
-        training_data.check_judged(workspace(data), asked)
-    training_data.check_judged(workspace(data, "evaluate.split=val"), asked)
+        training_data.check_data_for_evaluation_and_gate(workspace(data), asked)
+    training_data.check_data_for_evaluation_and_gate(workspace(data, "evaluate.split=val"), asked)
     named = Index.open(str(data / "named"))
     with pytest.raises(DataError, match=r"captions and no questions, .*=vqa learns from .*; set model\.task\.kind=cap"):
-        training_data.check_judged(workspace(data), named)
+        training_data.check_data_for_evaluation_and_gate(workspace(data), named)
     with pytest.raises(DataError, match=r"questions and no captions, .*=caption learns from .*; set .*kind=vqa"):
-        training_data.check_judged(workspace(data, "model.task.kind=caption"), asked)
+        training_data.check_data_for_evaluation_and_gate(workspace(data, "model.task.kind=caption"), asked)
     with pytest.raises(DataError, match=r"no test sample .* \(registry\.gate\.split='test'\)"):
-        training_data.check_judged(workspace(data, "evaluate.split=val", "registry.gate.split=test"), asked)
+        training_data.check_data_for_evaluation_and_gate(
+            workspace(data, "evaluate.split=val", "registry.gate.split=test"), asked
+        )
 
 
 def test_what_is_judged_on_has_texts_to_learn_floors_from(data: Path) -> None:
@@ -281,7 +283,7 @@ def seen(work: Workspace) -> dict[tuple[int, int], list[tuple[int, ...]]]:
 def fit(work: Workspace, trial_controller: Any = None) -> checkpoint.StoredCheckpoint:
     with work.track() as tracker:
         fit_model(work, train.open_index(work), tracker, trial_controller=trial_controller)
-    newest = next(checkpoint.valid_checkpoints(work.run_folder), None)
+    newest = next(checkpoint.find_valid_checkpoints(work.run_folder), None)
     assert newest is not None
     return newest
 

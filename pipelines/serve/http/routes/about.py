@@ -37,7 +37,7 @@ class ModelDescription(BaseModel):
     limits: RequestLimits
 
 
-class OfferedExample(BaseModel):
+class ExampleForPage(BaseModel):
     """A picture of the data that the model was evaluated on, and texts that it can be asked about it."""
 
     task: str = Field(description="The route that answers, POST /v1/TASK.")
@@ -46,10 +46,10 @@ class OfferedExample(BaseModel):
     texts: list[str] = Field(description="Questions, or texts to match; empty texts where the route takes none.")
 
 
-class OfferedExamples(BaseModel):
+class ExamplesForPage(BaseModel):
     """Requests in the words that the model has learned, which it answered right where there are such."""
 
-    examples: list[OfferedExample]
+    examples: list[ExampleForPage]
 
 
 class Health(BaseModel):
@@ -78,7 +78,7 @@ def router(service: Service, config: ServeConfig) -> APIRouter:
         return Health()
 
     @routes.get("/v1/model", summary="The model in use", responses=unready)
-    async def describe() -> ModelDescription:
+    async def describe_model() -> ModelDescription:
         info = model()
         return ModelDescription(
             name=info.name,
@@ -99,12 +99,12 @@ def router(service: Service, config: ServeConfig) -> APIRouter:
         )
 
     @routes.get("/v1/examples", summary="Examples of the model's own data", responses=unready)
-    async def offer() -> OfferedExamples:
+    async def list_examples() -> ExamplesForPage:
         model()
         offered = service.examples if config.shows_examples else ()
-        return OfferedExamples(
+        return ExamplesForPage(
             examples=[
-                OfferedExample(
+                ExampleForPage(
                     task=one.task,
                     media_type=one.media_type,
                     image=one.image,

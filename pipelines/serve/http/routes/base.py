@@ -16,7 +16,7 @@ from starlette.datastructures import Headers, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 
 from pipelines.serve.config import ServeConfig
-from pipelines.serve.errors import ApiError, no_such_task_error, not_ready_error
+from pipelines.serve.errors import ApiError, not_ready_error, unknown_task_error
 from pipelines.serve.http.middleware import STARTED, VERSION
 from pipelines.serve.service import Service, ServiceResult
 from vlmodel.operations.base import ModelVersion, TaskRequest, TaskResponse
@@ -45,7 +45,7 @@ class RequestHandler:
         if service.model is None:
             raise not_ready_error()
         if operation is not None and operation not in service.model.tasks:
-            raise no_such_task_error(operation, service.model.name, service.model.tasks)
+            raise unknown_task_error(operation, service.model.name, service.model.tasks)
         self._request, self._config = request, config
         self._deadline = asyncio.get_running_loop().time() + config.request_timeout_s
 
@@ -63,7 +63,7 @@ class RequestHandler:
             message = f"the request did not arrive within {limit_s:g} s; send a smaller image"
             raise ApiError(408, "slow_request", message, {"connection": "close"}) from None
 
-    async def within_time(self, work: Awaitable[T]) -> T:
+    async def run_within_time_limit(self, work: Awaitable[T]) -> T:
         """The result of ``work``.
 
         Raises:
@@ -84,7 +84,7 @@ class RequestHandler:
         latency_ms = round(self._elapsed_s() * 1000, 2)
         return response_type(**fields, model=model, latency_ms=latency_ms, unknown_words=list(result.unknown_words))
 
-    def respond(self, response_type: type[ResponseT], result: ServiceResult, **fields: Any) -> Response:
+    def send_response(self, response_type: type[ResponseT], result: ServiceResult, **fields: Any) -> Response:
         """The response, with the seconds of each stage (https://www.w3.org/TR/server-timing/) in a header."""
         stages_s = {**result.stages_s, "total": self._elapsed_s()}
         return Response(
@@ -102,7 +102,7 @@ class RequestHandler:
         return time.perf_counter() - started
 
 
-def check_lengths(texts: Sequence[str], name: str, config: ServeConfig) -> None:
+def check_text_lengths(texts: Sequence[str], name: str, config: ServeConfig) -> None:
     """Refuse texts longer than ``config.max_question_chars``; ``name`` is what they are called, in the singular."""
     longest = max(map(len, texts), default=0)
     if longest > config.max_question_chars:
@@ -110,7 +110,7 @@ def check_lengths(texts: Sequence[str], name: str, config: ServeConfig) -> None:
         raise ApiError(422, f"{name}_too_long", message)
 
 
-def truncated_flags(result: ServiceResult, texts: Sequence[str]) -> list[bool]:
+def which_texts_are_truncated(result: ServiceResult, texts: Sequence[str]) -> list[bool]:
     """For each text, whether it was truncated."""
     return list(result.truncated or [False] * len(texts))
 

@@ -48,18 +48,18 @@ def router(service: Service, config: ServeConfig) -> APIRouter:
         description=Chat.description,
         **document_route(Chat.request, Chat.response),
     )
-    async def complete(request: Request) -> Response:
+    async def complete_chat(request: Request) -> Response:
         try:
-            return await _complete(request, service, config, operation)
+            return await _complete_chat(request, service, config, operation)
         except ApiError as error:
-            return _refusal(request, error)
+            return _to_error_response(request, error)
         except ConversationError as error:
-            return _refusal(request, _bad_conversation(error))
+            return _to_error_response(request, _invalid_conversation_error(error))
 
     return routes
 
 
-async def _complete(request: Request, service: Service, config: ServeConfig, operation: Chat) -> Response:
+async def _complete_chat(request: Request, service: Service, config: ServeConfig, operation: Chat) -> Response:
     handler = base.RequestHandler(request, service, config, operation.name)
     body = await handler.read(ChatRequest)
     assert service.model is not None
@@ -70,25 +70,25 @@ async def _complete(request: Request, service: Service, config: ServeConfig, ope
     asked = ServiceRequest(operation.name, query.inputs, query.texts, query.top_k, settings=query.settings)
     identity = f"chatcmpl-{uuid.uuid4().hex}", int(time.time())
     if body.stream:
-        stream = await handler.within_time(service.stream(asked))
+        stream = await handler.run_within_time_limit(service.stream(asked))
         usage = body.stream_options is not None and body.stream_options.include_usage
         return StreamingResponse(
-            _events(handler, request, operation, query, stream, identity, usage),
+            _stream_chunks(handler, request, operation, query, stream, identity, usage),
             media_type="text/event-stream",
             headers={"cache-control": "no-store"},
         )
-    result = await handler.within_time(service.run(asked))
+    result = await handler.run_within_time_limit(service.run(asked))
     request.scope[VERSION] = result.model.version
     fields = operation.fields(query, result.result, ())
     choices = [{**choice.model_dump(), "logprobs": None} for choice in fields["choices"]]
-    answer = {**_head(identity, result.model, "chat.completion"), "choices": choices}
+    answer = {**_first_response_fields(identity, result.model, "chat.completion"), "choices": choices}
     return JSONResponse(
         {**answer, "usage": fields["usage"].model_dump()},
         headers={"cache-control": "no-store", "x-model-alias": result.alias},
     )
 
 
-async def _events(
+async def _stream_chunks(
     handler: base.RequestHandler,
     request: Request,
     operation: Chat,
@@ -101,21 +101,21 @@ async def _events(
     stop, text, sent = query.settings.get("stop_strings", ()), "", 0
     model: ModelInfo | None = None
 
-    def chunk(delta: dict[str, str], reason: str | None = None) -> bytes:
+    def make_chunk(delta: dict[str, str], reason: str | None = None) -> bytes:
         choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": reason}
-        return _event({**_head(identity, model, "chat.completion.chunk"), "choices": [choice]})
+        return _format_event({**_first_response_fields(identity, model, "chat.completion.chunk"), "choices": [choice]})
 
     try:
         # Closed also if the client leaves, so that an answer that nobody awaits is not generated.
         async with aclosing(stream):
-            yield chunk({"role": "assistant", "content": ""})
-            while isinstance(piece := await handler.within_time(anext(stream)), str):
+            yield make_chunk({"role": "assistant", "content": ""})
+            while isinstance(piece := await handler.run_within_time_limit(anext(stream)), str):
                 text += piece
                 # What may be the beginning of a text that ends the answer waits for what follows.
                 end = stopped_at(text, stop)
                 end = len(text) - held_back(text, stop) if end is None else end
                 if end > sent:
-                    yield chunk({"content": text[sent:end]})
+                    yield make_chunk({"content": text[sent:end]})
                     sent = end
             assert isinstance(piece, ServiceResult)
             model = piece.model
@@ -124,23 +124,23 @@ async def _events(
             [choice] = fields["choices"]
             end = stopped_at(text, stop)
             if (rest := text[sent:end]) and end != sent:
-                yield chunk({"content": rest})
-            yield chunk({}, choice.finish_reason)
+                yield make_chunk({"content": rest})
+            yield make_chunk({}, choice.finish_reason)
             if usage:
-                whole = {**_head(identity, model, "chat.completion.chunk"), "choices": []}
-                yield _event({**whole, "usage": fields["usage"].model_dump()})
+                whole = {**_first_response_fields(identity, model, "chat.completion.chunk"), "choices": []}
+                yield _format_event({**whole, "usage": fields["usage"].model_dump()})
             yield b"data: [DONE]\n\n"
     except (ApiError, ConversationError) as error:
-        known = error if isinstance(error, ApiError) else _bad_conversation(error)
+        known = error if isinstance(error, ApiError) else _invalid_conversation_error(error)
         request.scope[ERROR_CODE] = known.code
-        yield _event(_error_body(known))
+        yield _format_event(_openai_error_body(known))
     except Exception:
         _log.exception("a streamed answer failed")
         request.scope[ERROR_CODE] = internal_error().code
-        yield _event(_error_body(internal_error()))
+        yield _format_event(_openai_error_body(internal_error()))
 
 
-def _head(identity: tuple[str, int], model: ModelInfo | None, kind: str) -> dict[str, Any]:
+def _first_response_fields(identity: tuple[str, int], model: ModelInfo | None, kind: str) -> dict[str, Any]:
     """The first fields of an answer. The fingerprint is the version that gave it."""
     named = {} if model is None else {"model": model.name, "system_fingerprint": f"version {model.version}"}
     return {"id": identity[0], "object": kind, "created": identity[1], "model": "", **named}
@@ -152,21 +152,21 @@ def _check_model(asked: str, model: ModelInfo) -> None:
         raise ApiError(404, "model_not_found", message)
 
 
-def _bad_conversation(error: ConversationError) -> ApiError:
+def _invalid_conversation_error(error: ConversationError) -> ApiError:
     return ApiError(400, "invalid_conversation", str(error))
 
 
-def _refusal(request: Request, error: ApiError) -> Response:
+def _to_error_response(request: Request, error: ApiError) -> Response:
     request.scope[ERROR_CODE] = error.code
     # OpenAI's clients take 400 for what no retry mends.
     status = 400 if error.status in (415, 422) else error.status
-    return JSONResponse(_error_body(error), status, headers=dict(error.headers))
+    return JSONResponse(_openai_error_body(error), status, headers=dict(error.headers))
 
 
-def _error_body(error: ApiError) -> dict[str, Any]:
+def _openai_error_body(error: ApiError) -> dict[str, Any]:
     kind = _TYPES.get(error.status, "server_error" if error.status >= 500 else "invalid_request_error")
     return {"error": {"message": error.message, "type": kind, "param": None, "code": error.code}}
 
 
-def _event(data: dict[str, Any]) -> bytes:
+def _format_event(data: dict[str, Any]) -> bytes:
     return b"data: " + json.dumps(data, ensure_ascii=False).encode() + b"\n\n"

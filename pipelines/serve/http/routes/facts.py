@@ -17,10 +17,10 @@ from fastapi import APIRouter, Body, Header, Path, Query
 from pydantic import BaseModel, ConfigDict, Field
 
 from pipelines.knowledge.errors import FactRefusedError, KnowledgeError, UnknownFactError
-from pipelines.knowledge.triples import MAX_LETTERS, Triple, has_unseen
+from pipelines.knowledge.triples import MAX_LETTERS, Triple, has_invisible_characters
 from pipelines.serve.config import ServeConfig
 from pipelines.serve.errors import ApiError
-from pipelines.serve.facts import LiveFacts
+from pipelines.serve.facts import UpdatableFactStore
 from pipelines.serve.http.api_keys import FACT_KEY_HASHES_VARIABLE
 from pipelines.serve.http.openapi import ErrorBody
 from vlmodel.facts import Fact
@@ -80,7 +80,7 @@ class FactsResponse(BaseModel):
     knowledge_version: int
 
 
-def router(facts: LiveFacts | None, config: ServeConfig, key_hashes: Sequence[str]) -> APIRouter:
+def router(facts: UpdatableFactStore | None, config: ServeConfig, key_hashes: Sequence[str]) -> APIRouter:
     """Without a store the routes answer that there is none.
 
     Args:
@@ -90,13 +90,13 @@ def router(facts: LiveFacts | None, config: ServeConfig, key_hashes: Sequence[st
     routes = APIRouter(tags=["facts"], responses=problems)
     hashes = [bytes.fromhex(entry) for entry in key_hashes]
 
-    def live() -> LiveFacts:
+    def require_fact_store() -> UpdatableFactStore:
         if facts is None:
             raise ApiError(404, "no_facts", "this service has no store of facts; its operator can name one")
         return facts
 
-    def editable(key: str) -> LiveFacts:
-        store = live()
+    def require_editable_fact_store(key: str) -> UpdatableFactStore:
+        store = require_fact_store()
         if not hashes:
             message = f"facts cannot be edited here; the service's operator can set {FACT_KEY_HASHES_VARIABLE}"
             raise ApiError(403, "facts_read_only", message)
@@ -107,7 +107,7 @@ def router(facts: LiveFacts | None, config: ServeConfig, key_hashes: Sequence[st
             raise ApiError(401, "unauthorized", "the key for editing facts is missing or wrong; send it as X-Fact-Key")
         return store
 
-    async def changed(work: Awaitable[T]) -> T:
+    async def apply_change(work: Awaitable[T]) -> T:
         try:
             async with asyncio.timeout(config.request_timeout_s):
                 return await work
@@ -126,17 +126,17 @@ def router(facts: LiveFacts | None, config: ServeConfig, key_hashes: Sequence[st
         """Every later answer of this replica uses it, those of the others within two seconds; a request can wait for
         `knowledge_version`.
         """
-        store = editable(x_fact_key)
-        if has_unseen(request.source):
+        store = require_editable_fact_store(x_fact_key)
+        if has_invisible_characters(request.source):
             raise ApiError(422, "unseen_characters", "the source has characters that are not shown; leave them out")
         triple = Triple(request.head, request.relation, request.tail, text=request.text)
-        version, fact = await changed(asyncio.to_thread(store.put, triple, request.id, request.source))
-        return FactResponse(fact=_stored(fact), knowledge_version=version)
+        version, fact = await apply_change(asyncio.to_thread(store.put, triple, request.id, request.source))
+        return FactResponse(fact=_to_stored_fact(fact), knowledge_version=version)
 
     @routes.delete("/v1/facts/{fact_id}", summary="Remove a fact")
     async def delete(fact_id: Annotated[str, Path(pattern=_ID)], x_fact_key: _Key = "") -> DeletedResponse:
         """No later answer of this replica uses it, and none of the others after two seconds."""
-        version = await changed(asyncio.to_thread(editable(x_fact_key).delete, fact_id))
+        version = await apply_change(asyncio.to_thread(require_editable_fact_store(x_fact_key).delete, fact_id))
         return DeletedResponse(id=fact_id, knowledge_version=version)
 
     @routes.get("/v1/facts", summary="The facts of an entity")
@@ -145,11 +145,11 @@ def router(facts: LiveFacts | None, config: ServeConfig, key_hashes: Sequence[st
         limit: Annotated[int, Query(ge=1, le=1000)] = 100,
     ) -> FactsResponse:
         """By its name, letter case aside; an empty list where nothing is known of it."""
-        version, found = await changed(asyncio.to_thread(live().of_entity, entity, limit))
-        return FactsResponse(entity=entity, facts=[_stored(fact) for fact in found], knowledge_version=version)
+        version, found = await apply_change(asyncio.to_thread(require_fact_store().of_entity, entity, limit))
+        return FactsResponse(entity=entity, facts=[_to_stored_fact(fact) for fact in found], knowledge_version=version)
 
     return routes
 
 
-def _stored(fact: Fact) -> StoredFact:
+def _to_stored_fact(fact: Fact) -> StoredFact:
     return StoredFact(**{name: getattr(fact, name) for name in StoredFact.model_fields})

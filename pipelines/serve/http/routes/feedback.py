@@ -76,14 +76,14 @@ def router(service: Service, config: ServeConfig) -> APIRouter:
         """Send a picture with what is right of it, as JSON with the image in base64 or as a multipart form."""
         sender = sender_of(request.scope)
         handler = base.RequestHandler(request, service, config)
-        if wait_s := rate.take(sender):
+        if wait_s := rate.take_token_or_wait_time(sender):
             seconds = math.ceil(wait_s)
             message = f"more than {config.feedback.per_minute} corrections in a minute; try again in {seconds} s"
             raise ApiError(429, "too_much_feedback", message, {"retry-after": str(seconds)})
         body = await handler.read(FeedbackRequest)
         texts = [text for text in (body.question, body.answer, body.caption) if text is not None]
-        base.check_lengths(texts, "text", config)
-        checked = await handler.within_time(service.check_image(body.image))
+        base.check_text_lengths(texts, "text", config)
+        checked = await handler.run_within_time_limit(service.check_image(body.image))
         try:
             correction_id = await asyncio.to_thread(
                 spool.add, body.image, sender=sender, question=body.question, answer=body.answer,
@@ -93,6 +93,6 @@ def router(service: Service, config: ServeConfig) -> APIRouter:
             _log.warning("a correction was refused: %s", error)
             message = "no more corrections are taken for now; try again later"
             raise ApiError(503, "feedback_unavailable", message) from None
-        return handler.respond(FeedbackResponse, checked, id=correction_id)
+        return handler.send_response(FeedbackResponse, checked, id=correction_id)
 
     return routes

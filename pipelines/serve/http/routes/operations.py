@@ -65,14 +65,14 @@ def _add_route(routes: APIRouter, operation: Operation, service: Service, config
     async def answer(request: Request) -> Response:
         handler = base.RequestHandler(request, service, config, operation.name)
         query = operation.query(await handler.read(operation.request))
-        base.check_lengths(query.texts, operation.text_name, config)
+        base.check_text_lengths(query.texts, operation.text_name, config)
         asked = ServiceRequest(
             operation.name, query.inputs, query.texts, query.top_k, query.attention, query.least_version
         )
         if not query.stream:
-            result = await handler.within_time(service.run(asked))
-            return handler.respond(operation.response, result, **_response_fields(operation, query, result))
-        stream = await handler.within_time(service.stream(asked))
+            result = await handler.run_within_time_limit(service.run(asked))
+            return handler.send_response(operation.response, result, **_response_fields(operation, query, result))
+        stream = await handler.run_within_time_limit(service.stream(asked))
         return StreamingResponse(
             _stream_events(handler, request, operation, query, stream),
             media_type="text/event-stream",
@@ -81,7 +81,7 @@ def _add_route(routes: APIRouter, operation: Operation, service: Service, config
 
 
 def _response_fields(operation: Operation, query: Query, result: ServiceResult) -> dict[str, Any]:
-    return operation.fields(query, result.result, base.truncated_flags(result, query.texts))
+    return operation.fields(query, result.result, base.which_texts_are_truncated(result, query.texts))
 
 
 async def _stream_events(
@@ -91,7 +91,7 @@ async def _stream_events(
     try:
         # Closed also if the client leaves, so that an answer that nobody awaits is not generated.
         async with aclosing(stream):
-            while isinstance(piece := await handler.within_time(anext(stream)), str):
+            while isinstance(piece := await handler.run_within_time_limit(anext(stream)), str):
                 yield _server_sent_event("piece", StreamedPiece(text=piece).model_dump_json().encode())
             whole = handler.body(operation.response, piece, **_response_fields(operation, query, piece))
             yield _server_sent_event("done", whole.model_dump_json().encode())

@@ -39,7 +39,7 @@ from pipelines.data.tars.reader import ShardReader
 from pipelines.data.tars.shards import ShardWriter
 from pipelines.data.texts.corpus import train_tokenizer
 from pipelines.errors import DataError
-from pipelines.train.prefetcher import to_tensors
+from pipelines.train.prefetcher import arrays_to_tensors
 from vlmodel.config import parse
 from vlmodel.inference import Predictor
 from vlmodel.model import VLModel
@@ -66,7 +66,7 @@ ALONE = EncoderResources(threads=1, batch=3)
 Build = Callable[..., FeatureCache]
 
 
-def new_model(processor: VLProcessor, seed: int = 0, config: ModelConfig = MODEL) -> VLModel:
+def create_initial_model(processor: VLProcessor, seed: int = 0, config: ModelConfig = MODEL) -> VLModel:
     torch.manual_seed(seed)
     return VLModel.from_tree(config, processor).eval()
 
@@ -109,7 +109,7 @@ def kept(
 ) -> FeatureCache:
     """Made by Ray Data's actors."""
     folder = str(tmp_path_factory.mktemp("kept") / "features")
-    model = new_model(processor)
+    model = create_initial_model(processor)
     features = open_feature_cache("vision", model, MODEL, processor, folder, "float32")
     progress = lambda *counts: shown.append(counts)  # noqa: E731
     build_features(features, index, model, MODEL, processor, ALONE, report_progress=progress)
@@ -130,7 +130,7 @@ def build(index: Index, processor: VLProcessor, tmp_path: Path, monkeypatch: pyt
     def make(stream: str = "vision", **changes: Any) -> FeatureCache:
         given = {"config": MODEL, "processor": processor, "precision": "float32", "splits": SPLITS, **changes}
         config, by = given["config"], given["processor"]
-        model = given.get("model") or new_model(by, config=config)
+        model = given.get("model") or create_initial_model(by, config=config)
         features = open_feature_cache(stream, model, config, by, str(tmp_path / "features"), given["precision"])
         build_features(features, index, model, config, by, ALONE, given["splits"])
         return features
@@ -153,7 +153,7 @@ def read(features: FeatureCache, index: Index, shard: IndexedShard, rows: list[i
 
 def direct(index: Index, processor: VLProcessor, shard: IndexedShard, rows: list[int]) -> np.ndarray:
     pixels = [processor.decode_image(record.inputs["image"]) for record in ShardReader(index).read(shard.name, rows)]
-    found: np.ndarray = new_model(processor).vision.features(torch.from_numpy(np.stack(pixels))).numpy()
+    found: np.ndarray = create_initial_model(processor).vision.features(torch.from_numpy(np.stack(pixels))).numpy()
     return found
 
 
@@ -180,7 +180,7 @@ def test_at_half_precision(build: Build, kept: FeatureCache, index: Index) -> No
 
 
 def test_too_great_numbers_are_refused(build: Build, processor: VLProcessor) -> None:
-    model = new_model(processor)
+    model = create_initial_model(processor)
     with torch.no_grad():
         model.vision.get_submodule("backbone.bn1").bias.fill_(1e6)  # type: ignore[operator, union-attr]
     with pytest.raises(DataError, match=r"not finite as float16; set train\.feature_cache=float32"):
@@ -209,7 +209,7 @@ def test_texts_have_a_row_for_each_token_or_one(
     train = [features.file_name_of_shard(index, shard) for shard in index.shards if shard.split == "train"]
     found = features.read(train, hashes)
     assert [len(of_text) for of_text in found] == (mask_NT.sum(1).tolist() if tokens else [1, 1])
-    model = new_model(processor, config=config)
+    model = create_initial_model(processor, config=config)
     assert model.language is not None
     for row, of_text in enumerate(found):
         kept = torch.from_numpy(of_text.copy())[None]
@@ -238,7 +238,7 @@ def test_what_they_depend_on_has_features_of_its_own(
     assert first == again
     larger = VLProcessor(ProcessorConfig(image_size=24), processor.tokenizer, processor.labels)
     cropped = VLProcessor(ProcessorConfig(image_size=16, resize="crop"), processor.tokenizer, processor.labels)
-    others = [build(model=new_model(processor, 1)), build(processor=larger), build(processor=cropped)]
+    others = [build(model=create_initial_model(processor, 1)), build(processor=larger), build(processor=cropped)]
     for changed in (ProcessorConfig(image_size=16, crop=0.9), ProcessorConfig(image_size=16, interpolation="bicubic")):
         others.append(build(processor=VLProcessor(changed, processor.tokenizer, processor.labels)))
     others.append(build(precision="float16"))
@@ -248,7 +248,7 @@ def test_what_they_depend_on_has_features_of_its_own(
     # What follows the backbone, and where its weights come from, changes nothing.
     wider = parse(Config, {**CONFIG.model_dump(), "projection": 6, "weights": "elsewhere", "strict": False})
     encoder = MODEL.model_copy(update={"vision": wider})
-    assert build(config=encoder, model=new_model(processor)) == first
+    assert build(config=encoder, model=create_initial_model(processor)) == first
     assert len({first.folder, *(other.folder for other in others)}) == 10
     # What is another file in the same folder: the tar's samples, and what of their texts is read.
     language, shorter = (
@@ -268,7 +268,7 @@ def test_what_they_depend_on_has_features_of_its_own(
 
 
 def test_a_projection_that_has_learned_changes_nothing_and_a_statistic_does(processor: VLProcessor) -> None:
-    encoder = vision_of(new_model(processor))
+    encoder = vision_of(create_initial_model(processor))
     before = weights_digest(encoder)
     with torch.no_grad():
         encoder.get_parameter("projection.weight").add_(1)
@@ -297,7 +297,7 @@ def test_what_is_there_is_not_computed_again_and_what_is_torn_is(stream: str, bu
 def test_jobs_that_begin_together_compute_once(
     build: Build, processor: VLProcessor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model = new_model(processor)
+    model = create_initial_model(processor)
     computing = Counter[str]()
     here = feature_build._map_shards
 
@@ -316,11 +316,11 @@ def test_jobs_that_begin_together_compute_once(
 
 
 def test_features_of_another_backbone_are_refused(kept: FeatureCache, processor: VLProcessor) -> None:
-    check_features_match_backbones(new_model(processor), [kept])
+    check_features_match_backbones(create_initial_model(processor), [kept])
     with pytest.raises(
         DataError, match=r"are of another backbone .* model\.vision names have changed .* start a run under"
     ):
-        check_features_match_backbones(new_model(processor, 1), [kept])
+        check_features_match_backbones(create_initial_model(processor, 1), [kept])
 
 
 def test_missing_features_are_refused(kept: FeatureCache, index: Index, tmp_path: Path) -> None:
@@ -353,7 +353,9 @@ def pairs(source: Source, kept: Source) -> Iterator[tuple[dict[str, np.ndarray],
 def test_batches_have_them_in_place_of_images(source: Source, kept: FeatureCache) -> None:
     processor = VLProcessor.from_pretrained(source.processor)
     for images, remembered in pairs(source, replace(source, features=(kept,))):
-        expected = new_model(processor).vision.features(torch.from_numpy(images.pop("image.pixels_BHWC"))).numpy()
+        expected = (
+            create_initial_model(processor).vision.features(torch.from_numpy(images.pop("image.pixels_BHWC"))).numpy()
+        )
         np.testing.assert_allclose(remembered.pop("image.features_BF"), expected, rtol=1e-5, atol=1e-5)
         assert images.keys() == remembered.keys()
         for name, array in images.items():
@@ -403,10 +405,10 @@ def test_the_model_gives_the_same_with_and_without_them(
     """In training and validation, and in answers, with the images exchanged too."""
     processor = VLProcessor.from_pretrained(source.processor)
     remembering = replace(source, features=(kept, build("language", config=config)))
-    model = new_model(processor, config=config)
+    model = create_initial_model(processor, config=config)
     for direct, remembered in pairs(source, remembering):
         assert {"image.features_BF", "text_features_UTF", "text_features_mask_UT"} < remembered.keys()
-        losses = [model(**to_tensors(arrays, torch.device("cpu"))).loss for arrays in (direct, remembered)]
+        losses = [model(**arrays_to_tensors(arrays, torch.device("cpu"))).loss for arrays in (direct, remembered)]
         torch.testing.assert_close(*losses, rtol=1e-4, atol=1e-5)
     predictor = Predictor(model, processor)
     for number in range(2):

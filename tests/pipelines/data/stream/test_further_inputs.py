@@ -26,7 +26,7 @@ from pipelines.data.stream.plan import StepSchedule
 from pipelines.data.tars.shards import ShardWriter
 from pipelines.data.texts.corpus import train_tokenizer
 from pipelines.errors import DataError
-from pipelines.train.prefetcher import to_tensors
+from pipelines.train.prefetcher import arrays_to_tensors
 from tests.vlmodel.tiny import IMU, tiny_tree
 from vlmodel.model import VLModel
 from vlmodel.processor import ProcessorConfig, VLProcessor
@@ -174,7 +174,7 @@ def test_kept_features_are_what_the_encoder_gives(
         results = []
         for arrays in (plain, cached):
             model.zero_grad()
-            loss = model(**to_tensors(arrays, torch.device("cpu"))).loss
+            loss = model(**arrays_to_tensors(arrays, torch.device("cpu"))).loss
             loss.backward()
             results.append((loss.detach(), {n: p.grad.clone() for n, p in model.named_parameters() if p.requires_grad}))
         torch.testing.assert_close(*results, rtol=1e-5, atol=1e-6)

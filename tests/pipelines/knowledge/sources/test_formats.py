@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from pipelines.knowledge.errors import KnowledgeError
-from pipelines.knowledge.triples import BadLine, Fault, Triple, fact_of, fault_of
+from pipelines.knowledge.triples import BadLine, Fault, Triple, find_triple_fault, triple_to_fact
 from vlmodel.config import ConfigError, parse_part, part_kinds
 
 PACKAGE = "pipelines.knowledge.sources"
@@ -63,8 +63,12 @@ def test_entities_of_one_name_stay_apart(tmp_path: Path) -> None:
     (tmp_path / "train.tsv").write_text("01\t_verb_group\t02\n02\t_verb_group\t01\n01\t_verb_group\t01\n")
     (tmp_path / "entity2text.txt").write_text("01\trun, move fast\n02\trun, operate\n")
     one, other, same = (row for row in read(kind="entities", folder=str(tmp_path)) if isinstance(row, Triple))
-    assert (fault_of(one), fault_of(other), fault_of(same)) == (None, None, Fault.REPEATED_PART)
-    assert fact_of(one, "").id != fact_of(other, "").id
+    assert (find_triple_fault(one), find_triple_fault(other), find_triple_fault(same)) == (
+        None,
+        None,
+        Fault.REPEATED_PART,
+    )
+    assert triple_to_fact(one, "").id != triple_to_fact(other, "").id
 
 
 def test_assertions_of_one_language(tmp_path: Path) -> None:

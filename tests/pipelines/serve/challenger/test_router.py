@@ -37,16 +37,16 @@ class Counts(ChallengerMetrics):
         self.requests, self.fallbacks, self.drops = Counter[str](), Counter[str](), Counter[str]()
         self.agreements: list[float] = []
 
-    def called(self, task: str, outcome: str, version: str) -> None:
+    def count_challenger_call(self, task: str, outcome: str, version: str) -> None:
         self.requests[f"{outcome} of {version}"] += 1
 
-    def compared(self, task: str, agreement: float, version: str) -> None:
+    def count_comparison(self, task: str, agreement: float, version: str) -> None:
         self.agreements.append(agreement)
 
-    def fell_back(self, task: str, reason: str) -> None:
+    def count_fallback_to_champion(self, task: str, reason: str) -> None:
         self.fallbacks[reason] += 1
 
-    def dropped(self, reason: str) -> None:
+    def count_dropped_comparison(self, reason: str) -> None:
         self.drops[reason] += 1
 
 
@@ -116,18 +116,18 @@ def test_the_share_is_kept_and_an_image_stays_on_its_side(tmp_path: Path) -> Non
     chosen = {}
     for share in (0.0, 0.25, 0.6, 1.0):
         service = Scene(tmp_path, "canary", share).service
-        chosen[share] = {n for n, request in enumerate(requests) if service.is_chosen(request)}
+        chosen[share] = {n for n, request in enumerate(requests) if service.is_sent_to_challenger(request)}
         # Four standard deviations of a fair draw.
         assert abs(len(chosen[share]) - share * len(requests)) <= 4 * np.sqrt(share * (1 - share) * len(requests))
         other = [replace(request, texts=("another question",), top_k=3) for request in requests]
-        assert {n for n, request in enumerate(other) if service.is_chosen(request)} == chosen[share]
+        assert {n for n, request in enumerate(other) if service.is_sent_to_challenger(request)} == chosen[share]
     assert chosen[0.0] < chosen[0.25] < chosen[0.6] < chosen[1.0], "a greater share keeps whom it had"
     another = Scene(tmp_path, "canary", 0.25)
     another.challenger.version = "9"
-    picked = {n for n, request in enumerate(requests) if another.service.is_chosen(request)}
+    picked = {n for n, request in enumerate(requests) if another.service.is_sent_to_challenger(request)}
     assert len(picked & chosen[0.25]) < 0.3 * len(picked), "each challenger has a share of its own"
     texts = [ServiceRequest("embed", {}, (f"text {n}",)) for n in range(2000)]
-    assert 400 < sum(map(Scene(tmp_path, "shadow", 0.25).service.is_chosen, texts)) < 600
+    assert 400 < sum(map(Scene(tmp_path, "shadow", 0.25).service.is_sent_to_challenger, texts)) < 600
 
 
 def test_shadow_is_not_awaited_and_its_answers_are_recorded(tmp_path: Path) -> None:

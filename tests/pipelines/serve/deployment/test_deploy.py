@@ -28,10 +28,16 @@ from pipelines.records.comparisons import read_comparisons
 from pipelines.serve import ray_private, tls
 from pipelines.serve.challenger import deployment as challenger_deployment
 from pipelines.serve.client import Client, is_reachable
-from pipelines.serve.config import ServeConfig, decode_threads, forward_passes, is_loopback, model_threads
+from pipelines.serve.config import (
+    ServeConfig,
+    concurrent_forward_passes,
+    is_loopback,
+    model_threads,
+    threads_for_decoding,
+)
 from pipelines.serve.deployment import deploy, haproxy
-from pipelines.serve.deployment.address import address_of, check_port_free
-from pipelines.serve.deployment.application import model_spec, service_spec
+from pipelines.serve.deployment.address import check_port_free, service_address_of
+from pipelines.serve.deployment.application import build_service_spec, describe_model_for_replicas
 from pipelines.serve.errors import ServeError
 from pipelines.serve.http.api_keys import KEY_HASHES_VARIABLE
 from pipelines.storage import manifest
@@ -52,7 +58,13 @@ def free_port() -> int:
 
 
 def service_config(port: int, **changes: object) -> ServeConfig:
-    tree = {"port": port, "num_cpus": 0.5, "model_threads": 1, "max_body_bytes": 200_000, "shutdown_timeout_s": 2.0}
+    tree = {
+        "port": port,
+        "num_cpus": 0.5,
+        "model_threads": 1,
+        "max_body_bytes": 200_000,
+        "shutdown_timeout_s": 2.0,
+    }
     return parse(ServeConfig, {**tree, **changes})
 
 
@@ -66,7 +78,7 @@ def test_over_https_from_the_first_request_to_an_update(
     try:
         address = deploy.start(config, model_folder, version="1")
         assert address == f"https://127.0.0.1:{config.port}"
-        with Client(address, ssl_context=tls.pinned_context(own)) as client:
+        with Client(address, ssl_context=tls.ssl_context_for_own_certificate(own)) as client:
             assert client.ask(picture(), QUESTIONS).model.version == "1"
             assert not is_reachable(address.replace("https", "http"))
             with pytest.raises(
@@ -91,7 +103,7 @@ def address(ray_local: None, model_folder: Path) -> Iterator[str]:
     deploy.stop()
     assert not (folder and Path(folder).exists())
     assert reports[-1] == "service: running"
-    with Client(address_of(config)) as gone, pytest.raises(ServeError, match="is the service running"):
+    with Client(service_address_of(config)) as gone, pytest.raises(ServeError, match="is the service running"):
         gone.ask(picture(), QUESTIONS)
 
 
@@ -266,7 +278,7 @@ def test_challenger_is_deployed_and_removed_with_the_champion(
     config = service_config(int(address.rpartition(":")[2]), challenger=own)
     with pytest.raises(ServeError, match="no challenger is named"):
         deploy.start(config, model_folder, "vqa", "10")
-    challenger = model_spec(model_folder, "vqa", "11")
+    challenger = describe_model_for_replicas(model_folder, "vqa", "11")
     deploy.start(config, model_folder, "vqa", "10", challenger=challenger)
     images = [picture(seed) for seed in range(24)]
     sides = {image: client.ask(image, QUESTIONS).model.version for image in images}
@@ -319,10 +331,10 @@ def test_failed_start_removes_only_its_own_applications(monkeypatch: pytest.Monk
     monkeypatch.setattr(serve, "status", lambda: SimpleNamespace(applications=applications))
     monkeypatch.setattr(serve, "delete", applications.pop)
     monkeypatch.setattr(ray_private, "shut_down", lambda timeout_s: ended.append(True))
-    deploy._remove_applications()
+    deploy._remove_started_applications()
     assert (list(applications), ended) == (["of others"], [])
     applications.clear()
-    deploy._remove_applications()
+    deploy._remove_started_applications()
     assert ended == [True]
 
 
@@ -347,7 +359,7 @@ def test_a_folder_without_a_model_is_named(tmp_path: Path, content: str | None) 
     if content:
         folder.mkdir()
     with pytest.raises(ServeError, match=f"'{folder}' holds no model"):
-        model_spec(folder, "vqa", "1")
+        describe_model_for_replicas(folder, "vqa", "1")
 
 
 def test_beyond_this_machine_only_when_told_to_and_with_keys(
@@ -360,9 +372,9 @@ def test_beyond_this_machine_only_when_told_to_and_with_keys(
     exposed = ServeConfig(host="0.0.0.0", expose=True)
     monkeypatch.delenv(KEY_HASHES_VARIABLE, raising=False)
     with pytest.raises(ServeError, match=KEY_HASHES_VARIABLE):
-        service_spec(exposed, {}, None)
+        build_service_spec(exposed, {}, None)
     monkeypatch.setenv(KEY_HASHES_VARIABLE, hashlib.sha256(b"key").hexdigest())
-    assert service_spec(exposed, {}, None)
+    assert build_service_spec(exposed, {}, None)
 
 
 @pytest.mark.parametrize(
@@ -394,7 +406,7 @@ def test_the_builder_for_serve_config_files(model_folder: Path) -> None:
 
 def test_builder_passes_digest_and_golden_answers(model_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     built: list[Any] = []
-    monkeypatch.setattr(deploy, "champion_application", built.append)
+    monkeypatch.setattr(deploy, "build_champion_application", built.append)
     arguments = {"name": "vqa", "version": "2", "digest": "ab" * 32, "golden": "/models/golden.json"}
     deploy.app({"model_folder": str(model_folder), **arguments})
     deploy.app({"model_folder": str(model_folder)})
@@ -407,8 +419,8 @@ def test_builder_passes_digest_and_golden_answers(model_folder: Path, monkeypatc
 def test_threads_are_shared_among_replicas() -> None:
     assert model_threads(ServeConfig(model_threads=3)) == 3
     assert model_threads(ServeConfig(replicas=10_000)) == 1
-    threads = {n: forward_passes(ServeConfig(model_threads=n)) for n in (1, 2, 16)}
+    threads = {n: concurrent_forward_passes(ServeConfig(model_threads=n)) for n in (1, 2, 16)}
     assert threads == {1: 1, 2: 2, 16: 4}
-    assert forward_passes(ServeConfig(model_threads=8, num_gpus=0.5)) == 1
-    assert [decode_threads(ServeConfig(num_cpus=n)) for n in (0.5, 1, 4)] == [2, 2, 4]
+    assert concurrent_forward_passes(ServeConfig(model_threads=8, num_gpus=0.5)) == 1
+    assert [threads_for_decoding(ServeConfig(num_cpus=n)) for n in (0.5, 1, 4)] == [2, 2, 4]
     assert parse(ServeConfig, dump(ServeConfig(port=8123))) == ServeConfig(port=8123)

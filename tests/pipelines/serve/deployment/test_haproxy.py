@@ -144,7 +144,9 @@ def test_it_encrypts_and_says_so(tmp_path: Path) -> None:
     (tmp_path / "service.pem.key").symlink_to(key)
     where = str(tmp_path / "service.pem")
     with served(echo) as server, running(tmp_path, server, metrics="", certificate=where) as (_, port):
-        connection = http.client.HTTPSConnection("127.0.0.1", port, timeout=30, context=tls.pinned_context(own))
+        connection = http.client.HTTPSConnection(
+            "127.0.0.1", port, timeout=30, context=tls.ssl_context_for_own_certificate(own)
+        )
         connection.request("GET", "/", headers={"x-forwarded-proto": "http"})
         assert json.loads(connection.getresponse().read())["scheme"] == "https"
         with pytest.raises((http.client.HTTPException, OSError)):

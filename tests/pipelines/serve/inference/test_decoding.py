@@ -17,7 +17,7 @@ from PIL import Image
 from pipelines.data.texts.corpus import train_tokenizer
 from pipelines.serve.config import ServeConfig
 from pipelines.serve.errors import ApiError
-from pipelines.serve.inference.decoding import ImageDecoder, PixelBudget, pixel_limit
+from pipelines.serve.inference.decoding import ImageDecoder, PixelBudget, decoding_pixel_limit
 from vlmodel.images import resize
 from vlmodel.images.decoders import cpu
 from vlmodel.images.decoders.cpu import decoded_pixels
@@ -48,9 +48,9 @@ def decoder() -> Iterator[ImageDecoder]:
 
 
 def test_the_limit_follows_the_models_input() -> None:
-    assert pixel_limit(ServeConfig(), 224) == 16_000_000
-    assert pixel_limit(ServeConfig(), 1024) == 64 * 1024**2
-    assert pixel_limit(ServeConfig(max_image_pixels=5), 1024) == 5
+    assert decoding_pixel_limit(ServeConfig(), 224) == 16_000_000
+    assert decoding_pixel_limit(ServeConfig(), 1024) == 64 * 1024**2
+    assert decoding_pixel_limit(ServeConfig(max_image_pixels=5), 1024) == 5
 
 
 def test_a_bomb_is_refused_before_it_is_decoded(
