@@ -41,14 +41,14 @@ class DecodingProcesses:
             future = self._executor.submit(_load_images, batches, rows)
         except BrokenProcessPool as error:
             raise _stopped_error() from error
-        return lambda: _images_of_future(future)
+        return lambda: _wait_for_images(future)
 
 
 # One pool for all streams of a process: training and validation take turns.
 decoding_processes = lru_cache(maxsize=1)(DecodingProcesses)
 
 
-def _images_of_future(future: Future[dict[str, Tensor]]) -> Arrays:
+def _wait_for_images(future: Future[dict[str, Tensor]]) -> Arrays:
     try:
         return {name: tensor.numpy() for name, tensor in future.result().items()}
     except BrokenProcessPool as error:
@@ -78,4 +78,4 @@ def _end_with_parent() -> None:
 
 def _load_images(batches: BatchLoader, rows: Arrays) -> dict[str, Tensor]:
     # torch hands tensors over in shared memory, where arrays would go through a pipe.
-    return {name: torch.from_numpy(array) for name, array in batches.images(rows).items()}
+    return {name: torch.from_numpy(array) for name, array in batches.load_inputs_of_rows(rows).items()}

@@ -114,7 +114,7 @@ class MicroBatches(BatchLoader):
         arrays = samples.load_inputs(indices, rows) | samples.read_text_features(indices, rows)
         if self.augmentation.active and samples.processor.reads_images:
             pixels_BHWC, with_image = arrays[PIXELS], select_samples_with_input(indices, rows, IMAGE)
-            for i, key in enumerate(samples.keys(with_image)):
+            for i, key in enumerate(samples.sample_keys(with_image)):
                 rng = self._sample_generator(int(with_image.epoch[i]), key)
                 pixels_BHWC[i] = augment_image(pixels_BHWC[i], self.augmentation, rng)
         return arrays
