@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pipelines.data.index.build import build_index
+from pipelines.data.index.build import build_index, require_tars
 from pipelines.data.index.survey import describe_shapes
 from pipelines.report.progress import Progress
 from pipelines.workflows.cluster import connected_to_cluster
@@ -20,8 +20,11 @@ def _resize(config: JobConfig) -> str:
 
 def run(work: Workspace) -> None:
     """Build or update the index of ``data.tars``, and of every source of ``data.mix``."""
+    sets = work.config.data.sets()
+    for tars in sets:
+        require_tars(tars)  # before a cluster is started
     with connected_to_cluster(work.config.cluster):
-        for tars, inputs in work.config.data.sets().items():
+        for tars, inputs in sets.items():
             settings = work.config.data.index.model_copy(update={"inputs": inputs})
             with Progress("index") as progress:
                 index = build_index(tars, settings, report_progress=progress)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pipelines.data.index.build import build_index
+from pipelines.data.index.build import build_index, require_tars
 from pipelines.evaluate.predict import iterate_answer_tables, predict_dataset, write_answer_tables
 from pipelines.workflows import feature_cache, models
 from pipelines.workflows.cluster import connected_to_cluster
@@ -14,6 +14,7 @@ from vlmodel.processor import VLProcessor
 
 def run(work: Workspace) -> Path:
     """Index the tars if that was not done, answer, write. Returns the file."""
+    require_tars(work.config.data.tars)  # before a cluster is started
     chosen = models.choose_model(work)
     out = Path(work.config.evaluate.out or work.local_folder / "predictions.parquet")
     with connected_to_cluster(work.config.cluster):

@@ -327,6 +327,15 @@ def test_data_that_was_not_indexed_names_the_job(tmp_path: Path, capsys: pytest.
     assert "jobs.index" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("name", ["index", "predict"])
+def test_a_folder_without_tars_is_told_before_a_cluster_is_sought(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = [f"data.tars={tmp_path / 'none'}", f"storage={tmp_path}", "cluster.address=127.0.0.1:1"]
+    assert main(name, arguments) == 1
+    assert re.fullmatch(rf"{name}: no \.tar in '\S+none'; import data first .*\n", capsys.readouterr().err)
+
+
 def test_a_batch_that_does_not_divide_names_those_that_do(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["train.batch=10", "train.workers=4", f"storage={tmp_path}", f"data.tars={tmp_path}"]
     assert main("train", arguments) == 2

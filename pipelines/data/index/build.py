@@ -165,6 +165,15 @@ def _version_hashes(folder: Folder) -> list[str]:
     return versions
 
 
+def require_tars(tars: str) -> None:
+    """What ``build_index`` finds out first, for those who must start a cluster before they call it.
+
+    Raises:
+        DataError: there are no tars.
+    """
+    _find_tars(Folder(tars))
+
+
 def _find_tars(folder: Folder) -> list[FileStamp]:
     files = folder.files()
     tars = [file for file in files if file.name.endswith(".tar") and not file.name.startswith(".")]
