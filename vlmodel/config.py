@@ -16,6 +16,7 @@ import tomllib
 import types
 import typing
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -30,6 +31,9 @@ S = TypeVar("S", bound="Section")
 
 PARTS = "VLMODEL_PARTS"
 """Environment variable that names packages with further parts."""
+
+
+_MOST_MEANT = 3
 
 
 class ConfigError(ExpectedError, ValueError):
@@ -252,8 +256,9 @@ def _explain_error(section: type[Section], tree: Mapping[str, Any], detail: Erro
         owner = _section_class_of(*_locate_setting(section, tree, location[:-1]))
         names = sorted(owner.model_fields) if owner else []
         where = ".".join(location[:-1]) or "the top level"
-        close = difflib.get_close_matches(location[-1], names, 1)
-        meant = f"did you mean {'.'.join([*location[:-1], close[0]])!r}? " if close else ""
+        close = difflib.get_close_matches(location[-1], names, 1) or _names_below(section, tree, location, names)
+        similar = " or ".join(repr(".".join([*location[:-1], name])) for name in close)
+        meant = f"did you mean {similar}? " if close else ""
         return f"unknown key {key!r}; {meant}valid keys of {where}: {', '.join(names) or '?'}"
     if detail["type"] == "missing":
         return f"key {key!r} is required"
@@ -261,6 +266,21 @@ def _explain_error(section: type[Section], tree: Mapping[str, Any], detail: Erro
     if detail["type"] == "value_error":
         return f"{key}: {reason}" if key else reason
     return f"{key} = {detail['input']!r}: {reason}"
+
+
+def _names_below(
+    section: type[Section], tree: Mapping[str, Any], location: Sequence[str], names: Sequence[str]
+) -> list[str]:
+    """Where one of the sections ``names`` has the key that its holder lacks: somebody left a section out. [] where many
+    have it.
+    """
+    found = []
+    for name in names:
+        with suppress(ConfigError):  # the section's own kind may be unknown
+            below = _section_class_of(*_locate_setting(section, tree, [*location[:-1], name]))
+            if below is not None and location[-1] in below.model_fields:
+                found.append(f"{name}.{location[-1]}")
+    return found if len(found) <= _MOST_MEANT else []
 
 
 def _locate_setting(

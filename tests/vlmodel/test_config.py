@@ -92,6 +92,11 @@ def test_unknown_key_at_the_top() -> None:
         parse(Tree, {"innr": {}})
 
 
+def test_unknown_key_that_a_section_has_names_the_section() -> None:
+    with pytest.raises(ConfigError, match=r"unknown key 'rate'; did you mean 'inner\.rate'\? valid keys of the top"):
+        load(Tree, None, ["rate=1.0"])
+
+
 def test_unknown_key_of_a_part_names_the_keys_of_the_kind_chosen() -> None:
     with pytest.raises(ConfigError) as caught:
         parse(Tree, {"fusion": {"kind": "concat", "rounds": 3}})
