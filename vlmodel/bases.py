@@ -71,7 +71,7 @@ def frozen_tensors(model: nn.Module) -> dict[str, dict[str, Tensor]]:
     for path, module in model.named_modules():
         if isinstance(module, Pretrainable) and (names := list(module.frozen_names())):
             state = module.state_dict()
-            found[path] = _once({name: state[name] for name in names})
+            found[path] = _first_name_of_each_tensor({name: state[name] for name in names})
     return found
 
 
@@ -194,7 +194,7 @@ def opened_weights(model: Path, given: Path | None = None) -> Iterator[dict[str,
         yield weights
 
 
-def _once(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _first_name_of_each_tensor(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Each tensor under the first of its names: a language model's output may be its embeddings."""
     seen: dict[tuple[int, torch.Size], str] = {}
     for name, tensor in tensors.items():

@@ -229,14 +229,14 @@ def _override_precedence(override: str) -> tuple[bool, int]:
 
 def part_markers(field: FieldInfo) -> tuple[PartOf | None, PartOf | type[Section] | None]:
     """The marker of a field that holds a part; what the values of a field that is a dictionary hold."""
-    own = _marker_in(field.metadata)
+    own = _find_part_marker(field.metadata)
     if typing.get_origin(field.annotation) is not dict:
         return own, None
     _, values = typing.get_args(field.annotation)
-    return own, _marker_in(typing.get_args(values)[1:]) or section_class(values)
+    return own, _find_part_marker(typing.get_args(values)[1:]) or section_class(values)
 
 
-def _marker_in(metadata: Sequence[Any]) -> PartOf | None:
+def _find_part_marker(metadata: Sequence[Any]) -> PartOf | None:
     return next((m for m in metadata if isinstance(m, PartOf)), None)
 
 

@@ -24,7 +24,7 @@ from vlmodel.facts import Fact
 
 @dataclass(frozen=True)
 class FactStoreBuildResult:
-    """What a build did: facts that were new or changed, those that were there, and lines that are no facts."""
+    """What a build of the fact store did: how many facts were new or changed, unchanged, or invalid lines."""
 
     version: int
     written: int

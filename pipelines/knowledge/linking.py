@@ -97,7 +97,7 @@ class FactLinker:
             )
 
     def _facts_named_in_text(self, text: str) -> dict[int, Mention]:
-        """The facts whose head the text names, by their rows, each with the mention."""
+        """The rows of the facts whose head a text names, each with the mention of the name."""
         found = find_mentions(text, self.snapshot, self.snapshot.longest_name)
         return {row: mention for mention in found for row in self.snapshot.rows_of(mention.name)}
 

@@ -87,7 +87,7 @@ def new_decoder_config(config: Config, vocabulary: Vocabulary) -> dict[str, Any]
         names.positions: config.positions,
         names.attention_dropout: 0.0,
     }
-    return _as_decoder(config_from_dict(settings), vocabulary)
+    return _convert_to_decoder_config(config_from_dict(settings), vocabulary)
 
 
 def pretrained_decoder_config(source: str, vocabulary: Vocabulary) -> dict[str, Any]:
@@ -102,7 +102,7 @@ def pretrained_decoder_config(source: str, vocabulary: Vocabulary) -> dict[str, 
         raise ConfigError(
             f"{_SETTING}={source!r} does not tie its output to its word embeddings; use a decoder that does"
         )
-    return _as_decoder(config, vocabulary)
+    return _convert_to_decoder_config(config, vocabulary)
 
 
 def longest_target(resolved: dict[str, Any]) -> int:
@@ -131,7 +131,7 @@ def is_cross_attention(inner: Any, key: str) -> bool:
     return any(part in key for part in ARCHITECTURES[inner.config.model_type].cross_attention)
 
 
-def _as_decoder(config: Any, vocabulary: Vocabulary) -> dict[str, Any]:
+def _convert_to_decoder_config(config: Any, vocabulary: Vocabulary) -> dict[str, Any]:
     config.is_encoder_decoder = False
     config.is_decoder = config.add_cross_attention = True
     config.pad_token_id, config.bos_token_id = vocabulary.padding, vocabulary.begin

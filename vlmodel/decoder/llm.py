@@ -60,7 +60,7 @@ class LanguageModel(parts.TextWriter):
         if config.training == "frozen":
             self.inner.requires_grad_(False)
         elif config.training == "lora":
-            lora.inject(self.inner, config.lora, exclude=_without_adapter(self.inner))
+            lora.inject(self.inner, config.lora, exclude=_find_layers_without_adapter(self.inner))
         if config.gradient_checkpointing:
             self.inner.activation_checkpointing_enable({"use_reentrant": False})
 
@@ -118,7 +118,7 @@ class LanguageModel(parts.TextWriter):
             return []
         template = template_of(processor.tokenizer, self.config.template_kind())
         ends = {template.end, *_known(processor.tokenizer.eos_token_id)}
-        ids_NkT = self._generate_ids(_trimmed(embedded), processor, ends, top_k, settings, streamer)
+        ids_NkT = self._generate_ids(_remove_padding_columns(embedded), processor, ends, top_k, settings, streamer)
         # One of the k after the other, so that it takes no more memory than training.
         ranked = []
         for ids_NT in ids_NkT.unbind(1):
@@ -256,14 +256,14 @@ class LanguageModel(parts.TextWriter):
             )
 
 
-def _trimmed(embedded: Embedded) -> Embedded:
+def _remove_padding_columns(embedded: Embedded) -> Embedded:
     """Without columns that are padding in all rows."""
     x_NLD, mask_NL = embedded
     first = min(int(mask_NL.any(0).int().argmax()), mask_NL.shape[1] - 1)
     return x_NLD[:, first:], mask_NL[:, first:]
 
 
-def _without_adapter(inner: nn.Module) -> list[str]:
+def _find_layers_without_adapter(inner: nn.Module) -> list[str]:
     """Paths of layers that get no adapter: the one that gives the logits, which may be tied to the embeddings, and
     those of which Mamba's kernels read the weights without calling them.
     """

@@ -94,7 +94,7 @@ class PromptTemplate:
         check_prompt(turns)
         if system and turns[0].role != "system":
             turns = (Turn("system", (system,)), *turns)
-        turns = _with_slot(turns)
+        turns = _insert_input_slots(turns)
         slots = sum(part is None for turn in turns for part in turn.parts)
         numbers = iter([ALL_STREAMS] if slots == 1 else [-2 - k for k in range(slots)])
         texts = [
@@ -155,7 +155,7 @@ class PromptTemplate:
         return ids
 
 
-def _with_slot(turns: Conversation) -> Conversation:
+def _insert_input_slots(turns: Conversation) -> Conversation:
     """The conversation with its inputs before the user's first text, unless it says where they are."""
     if any(None in turn.parts for turn in turns):
         return turns

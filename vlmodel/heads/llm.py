@@ -151,21 +151,21 @@ class Config(TextHeadPart):
                     f"the conversation has places for {slots} inputs, and the model takes {most}: "
                     f"{', '.join(processor.reads) or 'texts alone'}; leave out what is too much"
                 )
-        ids_NT, mask_NT = _padded_in_front(rows, template.end)
+        ids_NT, mask_NT = _pad_in_front(rows, template.end)
         return {"prompt_ids_NT": ids_NT, "prompt_mask_NT": mask_NT}
 
     def collate_targets(self, targets: Sequence[str | None], processor: VLProcessor) -> dict[str, NDArray[np.generic]]:
         """Padded in front, with the token that ends each; all padding for an unknown one."""
         template, limit = self._template(processor), processor.config.max_target_tokens
         rows = [[] if target is None else template.target(target, limit) for target in targets]
-        ids_NT, mask_NT = _padded_in_front(rows, template.end)
+        ids_NT, mask_NT = _pad_in_front(rows, template.end)
         return {"target_ids_NT": ids_NT, "target_mask_NT": mask_NT}
 
     def _template(self, processor: VLProcessor) -> PromptTemplate:
         return template_of(processor.tokenizer, self.template_kind())
 
 
-def _padded_in_front(rows: Sequence[Sequence[int]], padding: int) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+def _pad_in_front(rows: Sequence[Sequence[int]], padding: int) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
     length = max(map(len, rows), default=0) or 1
     ids_NT = np.full((len(rows), length), padding, np.int64)
     mask_NT = np.zeros((len(rows), length), np.bool_)

@@ -289,7 +289,7 @@ class Tower(BackboneEncoder):
             return as_unpadded_tokens(pooled_BD.unsqueeze(1), pooled_BD)
         x_BTD = self.tokens(grids[1], self.projection)
         tokens = as_unpadded_tokens(self._with_positions(x_BTD, grids[1]), pooled_BD)
-        return _tied(tokens) if self.training and torch.is_grad_enabled() else tokens
+        return _tie_gradients(tokens) if self.training and torch.is_grad_enabled() else tokens
 
     def to_grid(self, weights_NT: Tensor) -> Tensor | None:
         if self.config.output == "multiscale" and self.config.grid is None:
@@ -310,7 +310,7 @@ class Tower(BackboneEncoder):
         return x_BTD + (self.config.position_scale * positions_TD).to(x_BTD.dtype)
 
 
-def _tied(tokens: Tokens) -> Tokens:
+def _tie_gradients(tokens: Tokens) -> Tokens:
     """The same, each half with a gradient of zero to what only the other depends on: not every fusion reads both, and
     data-parallel training waits for every gradient.
     """

@@ -94,7 +94,7 @@ class Config(TowerConfig):
         if self.weights.startswith(_HUB):
             from timm.models import load_model_config_from_hf
 
-            with _explained(self, "could not be fetched"):
+            with _convert_errors_to_weights_errors(self, "could not be fetched"):
                 return _preprocessing(load_model_config_from_hf(self.weights.removeprefix(_HUB))[0])
         if (file := Path(self.weights) / "config.json").is_file():
             return _preprocessing(_stored(self, file))
@@ -150,10 +150,10 @@ def _read(config: Config, known: Mapping[str, Tensor]) -> tuple[dict[str, Tensor
     """The state dict that ``config.weights`` names under timm's names, and which of them took which place."""
     weights, path = config.weights, Path(config.weights)
     if weights == PRETRAINED:
-        with _explained(config, "could not be fetched"):
+        with _convert_errors_to_weights_errors(config, "could not be fetched"):
             return _create(config, pretrained=True).state_dict(), ()
     if weights.startswith(_HUB) or path.is_dir():
-        with _explained(config, "cannot be loaded"):
+        with _convert_errors_to_weights_errors(config, "cannot be loaded"):
             source = weights if weights.startswith(_HUB) else f"local-dir:{weights}"
             loaded = _create(config, source, pretrained=True)
         architecture = loaded.pretrained_cfg.get("architecture")
@@ -171,10 +171,10 @@ def _read(config: Config, known: Mapping[str, Tensor]) -> tuple[dict[str, Tensor
         state
     ) <= set(known):
         return state, ()
-    return _converted(config, state, known), ()
+    return _convert_timm_state(config, state, known), ()
 
 
-def _converted(config: Config, state: dict[str, Tensor], known: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _convert_timm_state(config: Config, state: dict[str, Tensor], known: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The state as timm converts it: positions resampled to other images, names of the original publications. As it
     is where timm cannot: ``load_weights`` then says what does not fit.
     """
@@ -273,7 +273,7 @@ def _check_name(name: str) -> None:
 
 
 @contextmanager
-def _explained(config: Config, what: str) -> Iterator[None]:
+def _convert_errors_to_weights_errors(config: Config, what: str) -> Iterator[None]:
     """Raise WeightsError for what fails within: broken files and missing networks raise anything."""
     try:
         yield

@@ -63,7 +63,7 @@ class ChallengerRouter:
 
     @property
     def examples(self) -> Sequence[OwnExample]:
-        """The champion's."""
+        """Examples of the champion's own data."""
         return self._champion.examples
 
     async def run(self, request: ServiceRequest) -> ServiceResult:

@@ -47,7 +47,7 @@ class ExampleForPage(BaseModel):
 
 
 class ExamplesForPage(BaseModel):
-    """Requests in the words that the model has learned, which it answered right where there are such."""
+    """Example requests about the model's own data; if possible, ones that it answered right."""
 
     examples: list[ExampleForPage]
 
