@@ -70,7 +70,7 @@ class Hooks:
 class Schedule:
     """An epoch is one step."""
 
-    steps, batch, epochs = len(ACCURACY), 1, len(ACCURACY)
+    step_count, batch, epochs = len(ACCURACY), 1, len(ACCURACY)
     plan = SimpleNamespace(plans_by_source={}, size=1, metrics=lambda samples: {})
 
     def epochs_done(self, step: int) -> int:
