@@ -56,7 +56,8 @@ def create_progress_actor() -> ActorHandle[Any]:
     that were started elsewhere.
     """
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    return cast("ActorHandle[Any]", ray.remote(num_cpus=0, scheduling_strategy=here)(ProgressActor).remote())
+    actor = ray.remote(num_cpus=0)(ProgressActor).options(scheduling_strategy=here)
+    return cast("ActorHandle[Any]", actor.remote())
 
 
 class ProgressDisplay:

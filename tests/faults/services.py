@@ -86,7 +86,7 @@ class Service:
     def roll_back(self) -> None:
         """What ``python -m jobs.promote --rollback`` does."""
         rollback = self.config.registry.model_copy(update={"rollback": True})
-        promote.run(Workspace(self.config).changed(registry=rollback))
+        promote.run(Workspace(self.config).with_changed_settings(registry=rollback))
 
     def deploy(self) -> None:
         """What ``python -m jobs.serve`` does on a running cluster."""

@@ -144,7 +144,7 @@ def test_models_outlive_restarts_of_their_services(stack: Services, tmp_path: Pa
     champion = registry_of(config, tmp_path / "again").champion()
     assert champion.version == second.version
     assert answers_of(champion) == answers[1]
-    promote.run(Workspace(config).changed(registry=config.registry.model_copy(update={"rollback": True})))
+    promote.run(Workspace(config).with_changed_settings(registry=config.registry.model_copy(update={"rollback": True})))
     champion = registry_of(config, tmp_path / "back").champion()
     assert champion.version == first.version
     assert answers_of(champion) == answers[0] != answers[1]

@@ -92,17 +92,21 @@ def test_any_version_and_any_folder_can_be_looked_at(tmp_path: Path, deployed: l
     copied = tmp_path / "copied"
     shutil.copytree(registered.folder, copied)
     for settings in ({"version": "1"}, {"model": str(copied)}):
-        serve.start(Workspace(service.config).changed(serve=service.config.serve.model_copy(update=settings)))
+        serve.start(
+            Workspace(service.config).with_changed_settings(serve=service.config.serve.model_copy(update=settings))
+        )
     assert [(one["version"], one["name"]) for one in deployed] == [("1", registered.name), ("0", "copied")]
     assert deployed[1]["folder"] == str(copied)
     assert service.champion is None
     service.registry.set_challenger("1", is_usable=True)
     by_alias = service.config.serve.model_copy(update={"version": "challenger"})
-    serve.start(Workspace(service.config).changed(serve=by_alias))
+    serve.start(Workspace(service.config).with_changed_settings(serve=by_alias))
     assert deployed[2]["version"] == "1"
     with pytest.raises(RegistryError, match="has no version '7'; it has: 1"):
         serve.find_version_to_serve(
-            Workspace(service.config).changed(serve=service.config.serve.model_copy(update={"version": "7"}))
+            Workspace(service.config).with_changed_settings(
+                serve=service.config.serve.model_copy(update={"version": "7"})
+            )
         )
 
 

@@ -184,7 +184,7 @@ class OpenedSamples:
     def sample_keys(self, indices: SampleIndices) -> list[str]:
         keys = [""] * len(indices)
         for opened, shard, rows, positions in self._group_indices_by_shard(indices):
-            for position, key in zip(positions, opened.reader.sample_keys(shard.name, rows), strict=True):
+            for position, key in zip(positions, opened.reader.keys(shard.name, rows), strict=True):
                 keys[position] = key
         return keys
 

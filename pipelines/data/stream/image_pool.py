@@ -44,7 +44,7 @@ class ImagePool:
             a function that waits for them. It raises what reading and decoding raise, and ``DecodingStoppedError``.
         """
         if self._processes is None or not self._processes.is_ready:
-            return self._threads.submit(self._batches.images, rows).result
+            return self._threads.submit(self._batches.load_inputs_of_rows, rows).result
         return self._processes.submit(self._batches, arrays_for_loading_inputs(self._batches, rows))
 
     def __enter__(self) -> Self:

@@ -119,7 +119,7 @@ def test_answers_about_other_images_stand_beside_those_about_the_same_images() -
     assert report.baselines["image_shuffled"] == {"accuracy": 0}
     assert report.subset_metrics == {"image_shuffled": {"accuracy": 1}}
     (found,) = (one for one in report.comparisons if one.name == "image_shuffled")
-    assert (found.model, found.best_baseline_value, found.relation_to_baselines, found.rows) == (1, 0, "better", 10)
+    assert (found.model, found.baseline, found.relation, found.rows) == (1, 0, "better", 10)
     assert "model, those rows" in str(report)
     assert report.tracked_metrics()["val/beside_image_shuffled"] == 1
     assert report.best_baseline_value == 1  # always "yes"; a floor of a part of the rows is not one of all
