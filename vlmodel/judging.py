@@ -40,6 +40,8 @@ class AnsweredRows:
         ranked: the best answers to each.
         shuffled, shuffled_probability: the best answer about the inputs of another sample; None where it was not asked.
         image_embedding, text_embedding: of tasks that embed; the image's with the first row of each sample.
+        neighbours: texts of those training samples whose image is nearest, the nearest first; None where that is
+            unknown.
     """
 
     sample_N: NDArray[np.int64]
@@ -51,6 +53,7 @@ class AnsweredRows:
     shuffled_probability: Sequence[float | None]
     image_embedding: Sequence[Any]
     text_embedding: Sequence[Any]
+    neighbours: Sequence[Sequence[str]] | None = None
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -66,9 +69,8 @@ class AnsweredRows:
     def take(self, chosen: Sequence[int] | NDArray[np.int64]) -> AnsweredRows:
         """A copy that holds only some of the rows."""
         at = [int(row) for row in chosen]
-        lists = {
-            name: [getattr(self, name)[row] for row in at] for name in self.__dataclass_fields__ if name != "sample_N"
-        }
+        columns = {name: getattr(self, name) for name in self.__dataclass_fields__ if name != "sample_N"}
+        lists = {name: [values[row] for row in at] for name, values in columns.items() if values is not None}
         return AnsweredRows(self.sample_N[at], **lists)
 
     def with_answers(self, predicted: Sequence[str], probability: Sequence[float] | None = None) -> AnsweredRows:
@@ -85,6 +87,7 @@ class BaselineScores:
         metrics: the baseline's, all of the model's or some.
         scores, model_scores: of both on the same rows.
         model_metrics: the model's on those rows, if they are not all.
+        looks: the baseline looks at the input, as one that copies from similar images: the gate does not count it.
     """
 
     name: str
@@ -93,6 +96,7 @@ class BaselineScores:
     scores: ExampleScores
     model_scores: ExampleScores
     model_metrics: Metrics | None = None
+    looks: bool = False
 
 
 @dataclass(frozen=True)
@@ -105,7 +109,7 @@ class Judgement:
         metric: name of the metric by which models are compared; higher is better.
         metrics: all of them.
         scores: per example, whose ``value`` is that metric.
-        baselines: what is reached without looking.
+        baselines: what is reached without looking, or by copying.
         notes: remarks for the reader.
         by_answer: for each right answer its number of rows and its accuracy, most frequent first; empty where answers
             are no classes.

@@ -131,6 +131,7 @@ class Task(TaskPart):
         normalizer: the rules by which its answers are compared, whatever ``vocabulary.normalizer`` says of others; None
             for those of that setting. It counts where all tasks of a model that choose labels have it.
         learns_baseline: a baseline is learned from the texts of the training split (``learn_baseline``).
+        copies_neighbours: answers are compared with texts copied from the nearest training images.
         invariances: the rewordings of a text that must not change the answer (``registry.gate.agreement``).
         operations: by which it is served.
         learns_from: what a sample needs for ``can_learn``, for messages: "questions", "captions with an image".
@@ -140,6 +141,7 @@ class Task(TaskPart):
     chooses_label: ClassVar[bool] = False
     normalizer: ClassVar[Normalizer | None] = None
     learns_baseline: ClassVar[bool] = False
+    copies_neighbours: ClassVar[bool] = False
     invariances: ClassVar[frozenset[str]] = frozenset()
     operations: ClassVar[tuple[Operation, ...]] = ()
 

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from pipelines.evaluate.neighbours import Neighbours
 from vlmodel.judging import AnsweredRows
 from vlmodel.task import Row
 
 
-def parse_answered_rows(answers: pa.Table) -> AnsweredRows:
-    """The rows of a table of model answers (``predict.SCHEMA``) as plain data that a task judges."""
+def parse_answered_rows(answers: pa.Table, neighbours: Neighbours | None = None) -> AnsweredRows:
+    """The rows of a table of model answers (``predict.SCHEMA``) as plain data that a task judges.
+
+    Args:
+        neighbours: texts of the nearest training images. They count if every row has some.
+    """
     columns = {
         name: answers[name].to_pylist() for name in ("text", "target", "references", "id", "answers", "predicted")
     }
@@ -29,7 +36,15 @@ def parse_answered_rows(answers: pa.Table) -> AnsweredRows:
         shuffled_probability=answers["shuffled_probability"].to_pylist(),
         image_embedding=_vectors_of_column(answers["image_embedding"]),
         text_embedding=_vectors_of_column(answers["text_embedding"]),
+        neighbours=_of_rows(answers, neighbours),
     )
+
+
+def _of_rows(answers: pa.Table, neighbours: Neighbours | None) -> list[Sequence[str]] | None:
+    names = zip(answers["split"].to_pylist(), answers["key"].to_pylist(), strict=True)
+    found = [(neighbours or {}).get(name) for name in names]
+    texts = [of_row for of_row in found if of_row]
+    return texts if len(texts) == len(found) else None
 
 
 def number_samples_of_rows(answers: pa.Table) -> NDArray[np.int64]:

@@ -14,11 +14,13 @@ from pipelines.errors import DataError
 from pipelines.evaluate.baselines import Baselines, check_baselines_are_learnable
 from pipelines.evaluate.build_report import build_report, score_examples
 from pipelines.evaluate.examples import choose_examples, make_example_cards, read_image_bytes
+from pipelines.evaluate.neighbours import Neighbours, captions_of_neighbours
 from pipelines.evaluate.predict import PredictConfig, iterate_answer_tables, predict_dataset
 from pipelines.evaluate.report import TaskReport
 from pipelines.report import training_pictures
 from pipelines.tracking.tracker import NullTracker
 from vlmodel.answers import Normalizer, normal_form
+from vlmodel.encoder_parts import IMAGE, stream_of
 from vlmodel.inference import Predictor
 from vlmodel.sample import TEXTS
 from vlmodel.task import Task
@@ -112,7 +114,8 @@ def assess_model(
         answers = pa.concat_tables(
             list(iterate_answer_tables(predict_dataset(model, source, config, stream, name), shown, count))
         )
-        report = build_report(answers, split, task, baselines, processor.labels, processor.normalizer, name)
+        near = _neighbours(predictor, source, index) if task.copies_neighbours else None
+        report = build_report(answers, split, task, baselines, processor.labels, processor.normalizer, name, near)
         if trained_on and index.count(task.can_learn, "train"):
             sample = predict_dataset(
                 model, replace(source, split="train"), config, stream, name, sample=report.samples, shuffled=0
@@ -129,6 +132,15 @@ def assess_model(
         example = (read_image_bytes(first["key"], index, first["split"]), first["text"])
         assessments.append(TaskAssessment(name, report, answers, cards, example, processor.normalizer))
     return assessments
+
+
+def _neighbours(predictor: Predictor, source: Source, index: Index) -> Neighbours | None:
+    """Captions of the training images that are nearest, where features of a frozen encoder are kept."""
+    if (cache := next((cache for cache in source.features if cache.stream == stream_of(IMAGE)), None)) is None:
+        return None
+    encoder = predictor.model.vision
+    assert encoder is not None
+    return captions_of_neighbours(index, cache, encoder.layout(cache.width), source.split)
 
 
 def log_assessment(

@@ -12,6 +12,7 @@ from pipelines.errors import DataError
 from pipelines.evaluate.answered import parse_answered_rows
 from pipelines.evaluate.baselines import Baselines
 from pipelines.evaluate.intervals import confidence_interval
+from pipelines.evaluate.neighbours import Neighbours
 from pipelines.evaluate.report import TaskReport
 from pipelines.evaluate.verdict import compare_with_baseline
 from vlmodel.answers import Normalizer
@@ -28,6 +29,7 @@ def build_report(
     labels: Sequence[str] = (),
     normalizer: Normalizer = "none",
     name: str = "",
+    neighbours: Neighbours | None = None,
 ) -> TaskReport:
     """Build the report on a table of a model's answers (``predict.SCHEMA``).
 
@@ -35,11 +37,12 @@ def build_report(
         labels: the answers that a classifier chooses among.
         normalizer: rules by which answers in words are compared.
         name: of the task.
+        neighbours: texts of the training images that are nearest to each image.
 
     Raises:
         DataError: no row has a right answer.
     """
-    answered = parse_answered_rows(answers)
+    answered = parse_answered_rows(answers, neighbours)
     try:
         judged = task.judge(answered, baselines.tasks.get(name), labels, normalizer)
     except NothingToJudgeError as error:
@@ -59,7 +62,8 @@ def build_report(
         by_answer=list(judged.by_answer),
         interval=confidence_interval(judged.scores),
         comparisons=tuple(
-            compare_with_baseline(one.name, one.description, one.model_scores, one.scores) for one in judged.baselines
+            compare_with_baseline(one.name, one.description, one.model_scores, one.scores, one.looks)
+            for one in judged.baselines
         ),
         subset_metrics={one.name: one.model_metrics for one in judged.baselines if one.model_metrics is not None},
     )

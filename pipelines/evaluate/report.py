@@ -53,14 +53,15 @@ class TaskReport:
 
     @property
     def best_baseline_value(self) -> float:
-        """The highest value of the comparison's metric among the baselines that cover all rows."""
-        values = [metrics for name, metrics in self.baselines.items() if name not in self.subset_metrics]
+        """The highest value of the comparison's metric among the baselines that do not look and cover all rows."""
+        left_out = {*self.subset_metrics, *(one.name for one in self.comparisons if one.looks)}
+        values = [metrics for name, metrics in self.baselines.items() if name not in left_out]
         return max((metrics[self.metric] for metrics in values if self.metric in metrics), default=0.0)
 
     @property
     def relation_to_baselines(self) -> Relation:
-        """Whether the model is significantly better or worse than the baselines, or neither."""
-        return least_favourable_relation(self.comparisons)
+        """Whether the model is significantly better or worse than the baselines that do not look, or neither."""
+        return least_favourable_relation([one for one in self.comparisons if not one.looks])
 
     @property
     def baseline_verdict(self) -> str:

@@ -25,6 +25,7 @@ class BaselineComparison:
         model, baseline: the metric of each.
         low, high: 95 % interval of the difference.
         rows: number of rows.
+        looks: the baseline looks at the input.
     """
 
     name: str
@@ -35,10 +36,11 @@ class BaselineComparison:
     high: float
     relation: Relation
     rows: int
+    looks: bool = False
 
 
 def compare_with_baseline(
-    name: str, description: str, model: ExampleScores, baseline: ExampleScores
+    name: str, description: str, model: ExampleScores, baseline: ExampleScores, looks: bool = False
 ) -> BaselineComparison:
     """Compare a model with a baseline by the paired bootstrap over images and, for right and wrong answers, McNemar's
     exact test, as the bootstrap overestimates a handful of differing rows.
@@ -50,7 +52,7 @@ def compare_with_baseline(
         lost = int((model.score_N < baseline.score_N).sum())
         if stats.binomtest(gained, gained + lost).pvalue > 1 - CONFIDENCE:
             relation = "unclear"
-    return BaselineComparison(name, description, model.value, baseline.value, low, high, relation, len(model))
+    return BaselineComparison(name, description, model.value, baseline.value, low, high, relation, len(model), looks)
 
 
 def least_favourable_relation(comparisons: Sequence[BaselineComparison]) -> Relation:

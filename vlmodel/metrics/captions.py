@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import numpy as np
 from nltk.tokenize import NLTKWordTokenizer
@@ -92,13 +93,42 @@ def most_typical_caption(captions: Iterable[str], limit: int = 20_000, seed: int
     words = [tokenize_caption(caption) for caption in sample]
     if not any(words):
         raise ValueError(f"none of the {len(words)} captions has a word; the training split needs at least one")
-    similarity_N = np.zeros(len(words))
+    return sample[_most_typical(_ngram_vectors(words))]
+
+
+def consensus_captions(candidates: Sequence[Sequence[str]]) -> list[str]:
+    """Of each image the candidate that is most similar to all others, by the measure of ``most_typical_caption``: the
+    consensus caption of Devlin et al. 2015. "" for an image without candidates.
+
+    The rarity of words is that in all candidates of all images.
+    """
+    distinct = list(dict.fromkeys(caption for of_image in candidates for caption in of_image))
+    number = {caption: n for n, caption in enumerate(distinct)}
+    words = [tokenize_caption(caption) for caption in distinct]
+    if not any(words):
+        return [next(iter(of_image), "") for of_image in candidates]
+    vectors = _ngram_vectors(words)
+    chosen = []
+    for of_image in candidates:
+        rows = [number[caption] for caption in of_image]
+        chosen.append(of_image[_most_typical([vectors_NV[rows] for vectors_NV in vectors])] if rows else "")
+    return chosen
+
+
+def _ngram_vectors(words: Sequence[str]) -> list[Any]:
+    """Of one to four words: the sparse vectors (N, V) of tokenized captions, of length one or zero."""
+    vectors = []
     for n in range(1, 5):
         options = {"ngram_range": (n, n), "lowercase": False, "token_pattern": None}
         counter = HashingVectorizer(tokenizer=str.split, norm=None, alternate_sign=False, **options)
-        vectors_NV = TfidfTransformer().fit_transform(counter.transform(words))
-        similarity_N += vectors_NV @ np.asarray(vectors_NV.mean(axis=0)).ravel()
-    return sample[int(similarity_N.argmax())]
+        vectors.append(TfidfTransformer().fit_transform(counter.transform(words)))
+    return vectors
+
+
+def _most_typical(vectors: Sequence[Any]) -> int:
+    """The row with the greatest mean cosine with all rows; the first of several."""
+    similarity_N = sum(vectors_NV @ np.asarray(vectors_NV.mean(axis=0)).ravel() for vectors_NV in vectors)
+    return int(np.argmax(similarity_N))
 
 
 def _tokenized_captions(

@@ -30,11 +30,19 @@ class BaselineComparisons:
     def scores(self) -> ExampleScores:
         return self._scores_of(self.answered)
 
-    def add(self, name: str, description: str, predicted: Sequence[str], metrics: Metrics | None = None) -> None:
+    def add(
+        self,
+        name: str,
+        description: str,
+        predicted: Sequence[str],
+        metrics: Metrics | None = None,
+        looks: bool = False,
+    ) -> None:
         """Add a baseline that answers all rows."""
         given = self.answered.with_answers(predicted)
         metrics = self._metrics_of(given) if metrics is None else metrics
-        self.baselines.append(BaselineScores(name, description, metrics, self._scores_of(given), self.scores))
+        scores = self._scores_of(given)
+        self.baselines.append(BaselineScores(name, description, metrics, scores, self.scores, looks=looks))
 
     def add_shuffled(self) -> None:
         """The model's own answers about other images, on the rows that have them."""

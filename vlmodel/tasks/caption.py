@@ -25,6 +25,7 @@ class Config(GenerationTask):
     """A decoder that generates captions."""
 
     learns_baseline: ClassVar[bool] = True
+    copies_neighbours: ClassVar[bool] = True
     operations: ClassVar[tuple[Operation, ...]] = (Describe(), Chat())
 
     kind: Literal["caption"] = "caption"
@@ -78,7 +79,7 @@ class Config(GenerationTask):
         self, answered: AnsweredRows, baseline: Mapping[str, Any] | None, labels: Sequence[str], normalizer: Normalizer
     ) -> Judgement:
         """BLEU, ROUGE-L and CIDEr-D."""
-        from vlmodel.metrics.captions import caption_scores, drop_wordless_references
+        from vlmodel.metrics.captions import caption_scores, consensus_captions, drop_wordless_references
 
         assert baseline is not None
         references = drop_wordless_references(row.references for row in answered.rows)
@@ -94,6 +95,11 @@ class Config(GenerationTask):
         constant = baseline["caption"]
         compared.add("constant_caption", "one caption for all images", [constant] * len(captioned))
         compared.add_shuffled()
+        if (near := captioned.neighbours) is not None:
+            nearest, consensus = [one[0] for one in near], consensus_captions(near)
+            compared.add("nearest_caption", "a caption of the nearest training image", nearest, looks=True)
+            agreed = "the caption that the nearest training images agree on"
+            compared.add("consensus", agreed, consensus, looks=True)
         notes = [f'constant caption: "{constant}"', f"{len(set(captioned.predicted))} different captions"]
         return compared.to_judgement("images", "cider", metrics_of(captioned), notes)
 

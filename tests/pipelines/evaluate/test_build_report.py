@@ -192,6 +192,17 @@ def test_captions_stand_beside_a_constant_one_and_those_of_other_images() -> Non
     assert set(report.baselines) == {"constant_caption", "image_shuffled"}
     assert report.baselines["image_shuffled"]["cider"] < report.value
     assert 'constant caption: "a dog runs' in str(report)
+    near = {(None, "a"): ["a brown dog", "a dog runs", "the brown dog runs"], (None, "b"): ["two men sit", "men"]}
+    copied = report_of(table(*rows), "val", CAPTIONED, (), "none", "", near)
+    assert {"nearest_caption", "consensus"} < set(copied.baselines)
+    assert 0 < copied.baselines["consensus"]["cider"] < copied.value
+    assert copied.best_baseline_value == report.best_baseline_value  # who copies looks: the gate does not count it
+    exact = {(None, row["key"]): [row["target"]] for row in rows}
+    equal = report_of(table(*rows), "val", CAPTIONED, (), "none", "", exact)
+    assert equal.baselines["nearest_caption"]["cider"] == equal.value > equal.best_baseline_value
+    assert equal.relation_to_baselines == report.relation_to_baselines
+    del near[None, "b"]  # an image without neighbours: there is nothing to compare with
+    assert "consensus" not in report_of(table(*rows), "val", CAPTIONED, (), "none", "", near).baselines
 
 
 def test_matching_counts_both_kinds_alike_and_knows_a_match_by_any_name() -> None:

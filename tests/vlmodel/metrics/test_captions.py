@@ -9,7 +9,13 @@ import pytest
 from nltk.translate.bleu_score import SmoothingFunction, corpus_bleu
 from torchmetrics.functional.text import bleu_score
 
-from vlmodel.metrics.captions import caption_scores, drop_wordless_references, most_typical_caption, tokenize_caption
+from vlmodel.metrics.captions import (
+    caption_scores,
+    consensus_captions,
+    drop_wordless_references,
+    most_typical_caption,
+    tokenize_caption,
+)
 
 PREDICTED = [
     "A man's dog runs on the grass.",
@@ -142,6 +148,13 @@ def test_the_constant_caption_is_the_one_most_like_all() -> None:
     assert most_typical_caption(CAPTIONS[::-1]) == "a man rides a horse"
     assert most_typical_caption([*CAPTIONS, *["zebras graze on dry grass"] * 6]) == "zebras graze on dry grass"
     assert most_typical_caption(["zebra", "apple"]) == most_typical_caption(["apple", "zebra"]) == "apple"
+
+
+def test_the_consensus_is_what_most_neighbours_say() -> None:
+    dogs = ["a cat", "a dog runs on grass", "a dog runs on the grass", "a dog runs"]
+    assert consensus_captions([dogs, ["two men"], [], ["!", "?"]]) == ["a dog runs on grass", "two men", "", "!"]
+    assert consensus_captions([["..."], []]) == ["...", ""]
+    assert consensus_captions([dogs[::-1]])[0] in dogs[1:]
 
 
 def test_the_constant_caption_is_a_better_baseline_than_most() -> None:
