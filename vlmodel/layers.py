@@ -101,6 +101,23 @@ def feed_forward_network(width: int, hidden: int, dropout: float) -> nn.Sequenti
     return nn.Sequential(nn.Linear(width, hidden), nn.GELU(), nn.Dropout(dropout), nn.Linear(hidden, width))
 
 
+def parameter_stages(module: nn.Module, path: str) -> list[list[str]]:
+    """Names of a module's parameters: those before the stages, those of each stage, and those behind the last.
+
+    Args:
+        path: of the submodule whose children are the stages; "" for the module itself.
+    """
+    start = f"{path}." if path else ""
+    stages = [
+        [f"{start}{stage}.{name}" for name, _ in child.named_parameters()]
+        for stage, child in module.get_submodule(path).named_children()
+    ]
+    listed = {name for names in stages for name in names}
+    names = [name for name, _ in module.named_parameters()]
+    first = next((place for place, name in enumerate(names) if name in listed), len(names))
+    return [names[:first], *stages, [name for name in names[first:] if name not in listed]]
+
+
 def check_heads(width: int, heads: int) -> None:
     """ValueError, for a configuration's validator, if ``heads`` does not divide ``width``."""
     if width % heads:

@@ -97,6 +97,11 @@ def load_state(module: nn.Module, state: Mapping[str, Tensor]) -> None:
     set_peft_model_state_dict(module, dict(state), adapter_name=_ADAPTER)
 
 
+def plain_names(module: nn.Module) -> dict[str, str]:
+    """The names of a module's weights and statistics but for adapters', each with its name before ``inject``."""
+    return {name: name.replace(".base_layer.", ".") for name in module.state_dict() if ".lora_" not in name}
+
+
 def merge(module: nn.Module) -> None:
     """Add the adapters to the weights beside them, in place, and remove them: the module is again as it was before
     ``inject``, with other weights.

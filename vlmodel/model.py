@@ -359,6 +359,10 @@ class VLModel(PreTrainedModel):
         for part in self.pretrainable_parts():
             yield from part.pretrained_parameters()
 
+    def backbone_layers(self) -> Iterator[list[list[nn.Parameter]]]:
+        """Of each part that has some, its ``backbone_parameters`` by layer (``Pretrainable.pretrained_layers``)."""
+        yield from (part.pretrained_layers() for part in self.pretrainable_parts())
+
     def head_parameters(self) -> Iterator[nn.Parameter]:
         """All other trained parameters."""
         backbone = {id(parameter) for parameter in self.backbone_parameters()}

@@ -7,12 +7,13 @@ files. Pretrained weights are read once, when a model is created (``load_pretrai
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from torch import Tensor, nn
 
+from vlmodel import lora
 from vlmodel.config import ConfigError, Part
 from vlmodel.encoder_parts import EncoderPart as EncoderPart
 from vlmodel.encoder_parts import ModalityPart as ModalityPart
@@ -80,6 +81,12 @@ class Pretrainable(nn.Module):
         """The trained parameters with pretrained values, which need a smaller learning rate than new ones."""
         return iter(())
 
+    def pretrained_layers(self) -> list[list[nn.Parameter]]:
+        """``pretrained_parameters`` by layer, from the input's side to the output's; empty lists for layers of which
+        nothing is trained.
+        """
+        return [list(self.pretrained_parameters())]
+
     def frozen_names(self) -> Iterator[str]:
         """Names, as in ``state_dict``, of all weights and statistics that training never changes. They are stored once
         for all models that have the same ones (``vlmodel.bases``).
@@ -99,6 +106,7 @@ class Encoder(Pretrainable):
     def __init__(self) -> None:
         super().__init__()
         self._frozen: list[str] = []
+        self._adapted: list[str] = []
 
     def to_grid(self, weights_NT: Tensor) -> Tensor | None:
         """Weights of the tokens, such as attention, as a grid (N, H, W); None if the tokens are no grid.
@@ -116,6 +124,8 @@ class Encoder(Pretrainable):
     def frozen_names(self) -> Iterator[str]:
         for name in self._frozen:
             yield from (f"{name}.{key}" for key in self.get_submodule(name).state_dict())
+        for name in self._adapted:
+            yield from (f"{name}.{key}" for key in lora.plain_names(self.get_submodule(name)))
 
     def freeze(self, *names: str) -> None:
         """Exclude submodules from training: no gradient, and always in evaluation mode (BatchNorm, dropout)."""
@@ -123,10 +133,19 @@ class Encoder(Pretrainable):
         for name in names:
             self.get_submodule(name).requires_grad_(False).eval()
 
+    def adapt(self, name: str, config: lora.Lora) -> None:
+        """Put low-rank adapters into a submodule. All else of it is frozen and in evaluation mode."""
+        lora.inject(self.get_submodule(name), config)
+        self._adapted.append(name)
+
     def train(self, mode: bool = True) -> Self:
         super().train(mode)
         for name in self._frozen:
             self.get_submodule(name).eval()
+        for name in self._adapted:
+            for path, module in self.get_submodule(name).named_modules():
+                if "lora_" not in path:
+                    module.training = False
         return self
 
 
@@ -144,6 +163,12 @@ class VisionEncoder(Encoder):
             ValueError: the features are not of this encoder.
         """
         raise NotImplementedError
+
+    def layout(self, numbers: int) -> Sequence[tuple[int, int, int]]:
+        """(height, width, channels) of each of the grids that features of ``numbers`` values are, one after the other;
+        by default they are one vector.
+        """
+        return [(1, 1, numbers)]
 
 
 class LanguageEncoder(Encoder):

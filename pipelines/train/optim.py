@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 
 import torch
 from pydantic import Field
+from torch import nn
 
 from vlmodel.config import Section
 from vlmodel.model import VLModel
@@ -17,7 +19,11 @@ class OptimizerConfig(Section):
     backbone_lr: float = Field(1e-3, ge=0)
     """Peak learning rate of the encoders' backbones; use far less (1e-5 to 1e-4) for pretrained ones."""
     head_lr: float = Field(1e-3, ge=0)
-    """Peak learning rate of projections, fusion and decoder."""
+    """Peak learning rate of projections, fusion and decoder, and of low-rank adapters."""
+    layer_decay: float = Field(1.0, gt=0, le=1)
+    """Of pretrained backbones each layer's rate is this times that of the layer behind it, and ``backbone_lr`` that of
+    what follows the last layer: what is near the input changes least (Clark et al. 2020, arXiv:2003.10555). 0.65 to 0.9
+    for a Transformer of 12 layers; 1 for one rate."""
     weight_decay: float = Field(0.01, ge=0)
     """Decoupled weight decay of all weights of two or more dimensions: matrices, kernels and embeddings, including
     those of positions. Vectors, such as biases and the weights of norms, have none."""
@@ -34,8 +40,11 @@ class OptimizerConfig(Section):
 def build_optimizer(model: VLModel, config: OptimizerConfig) -> torch.optim.AdamW:
     """Fused AdamW over the trainable parameters. Each parameter group has its ``peak_lr``."""
     groups = []
-    peaks = ((model.backbone_parameters(), config.backbone_lr), (model.head_parameters(), config.head_lr))
-    for parameters, peak_lr in peaks:
+    by_rate: dict[float, list[nn.Parameter]] = defaultdict(list)
+    for layers in model.backbone_layers():
+        for behind, parameters in enumerate(reversed(layers)):
+            by_rate[config.backbone_lr * config.layer_decay**behind] += parameters
+    for peak_lr, parameters in (*by_rate.items(), (config.head_lr, list(model.head_parameters()))):
         trained = [p for p in parameters if p.requires_grad]
         for decayed in (True, False):
             members = [p for p in trained if (p.ndim >= 2) == decayed]

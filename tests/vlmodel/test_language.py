@@ -209,6 +209,29 @@ def test_cut_encoder_comes_back_from_its_checkpoint(
     assert torch.equal(loaded(**batch).logits_NK, model(**batch).logits_NK)
 
 
+def test_adapters_are_all_of_an_encoder_that_is_trained(
+    make_model: Callable[..., Any], batch: dict[str, Tensor], tmp_path: Path
+) -> None:
+    make_model(language={"depth": 2}).language.encoder.save_pretrained(tmp_path / "encoder")
+    bare = make_model(language={"pretrained": str(tmp_path / "encoder")})
+    model = make_model(language={"pretrained": str(tmp_path / "encoder"), "lora": {"rank": 2}})
+    with torch.no_grad():
+        texts = batch["input_ids_NT"], batch["text_mask_NT"]
+        close(real(model.language(*texts)), real(bare.language(*texts)))
+    model.train()(**batch).loss.backward()
+    trained = {name: p for name, p in model.language.encoder.named_parameters() if p.requires_grad}
+    assert trained
+    assert all(".lora_" in name and p.grad is not None for name, p in trained.items())
+    assert list(model.backbone_parameters()) == []
+    for parameter in trained.values():
+        nn.init.normal_(parameter, std=0.3)
+    model.eval().save_pretrained(tmp_path / "model")
+    (tmp_path / "encoder" / "model.safetensors").unlink()
+    loaded = VLModel.from_pretrained(tmp_path / "model")
+    assert [p.requires_grad for p in loaded.parameters()] == [p.requires_grad for p in model.parameters()]
+    assert torch.equal(loaded(**batch).logits_NK, model(**batch).logits_NK)
+
+
 @pytest.mark.parametrize("architecture", STACKED)
 def test_frozen_layers(architecture: str) -> None:
     language = encoder(architecture=architecture, depth=3, frozen_layers=2, projection=8).train()
@@ -300,6 +323,7 @@ def test_projection_and_activation(activation: str, formula: Callable[[Tensor], 
         ({"architecture": "modernbert", "depth": 0}, "architecture='modernbert' cannot be built without layers"),
         ({"architecture": "deberta-v2", "layers": 0}, "architecture='deberta-v2' cannot be built without layers"),
         ({"activation": "tanh"}, "activation='tanh' follows a projection, and there is none; set projection"),
+        ({"frozen_layers": 1, "lora": {}}, "an encoder that is frozen but for them; leave frozen_layers out"),
     ],
 )
 def test_settings_that_cannot_be(settings: dict[str, object], message: str) -> None:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, CLIPConfig, CLIPModel, SiglipConfig, SiglipModel
 
 from tests import real_weights
+from vlmodel import bases, lora
 from vlmodel.config import ConfigError, parse
 from vlmodel.images.decoders.cpu import decode
 from vlmodel.images.preprocessing import Preprocessing
@@ -206,6 +207,60 @@ def test_partly_frozen(settings: dict[str, Any], still: list[str], moving: list[
     norms = {n: m for n, m in encoder.backbone.named_modules() if isinstance(m, nn.BatchNorm2d)}
     frozen = {name for name, norm in norms.items() if not norm.training}
     assert frozen == {name for name in norms if not requires[f"{name}.weight"]}
+
+
+ADAPTED: list[dict[str, Any]] = [
+    {**VIT, "kind": "timm"},
+    {"kind": "hf", "architecture": "clip_vision_model", "settings": WIDE},
+    {"kind": "vit", "image_size": 32, "patch_size": 8, "width": 16, "depth": 2, "heads": 2, "feed_forward": 32},
+    {"kind": "cnn", "name": "resnet18", "lora": {"rank": 2, "targets": ["conv2"]}},
+    {"kind": "hf", "architecture": "vit", "settings": WIDE, "pooling": "mean"},
+]
+
+
+@pytest.mark.parametrize("settings", ADAPTED, ids=lambda settings: settings.get("architecture", settings["kind"]))
+def test_adapters_in_a_tower(settings: dict[str, Any], make_model: Callable[..., Any], batch: Any) -> None:
+    """They first change nothing, are all of the backbone that is trained, and all that rests is stored as a base."""
+    bare = make_model(vision={name: value for name, value in settings.items() if name != "lora"}).eval()
+    model = make_model(vision={"lora": {"rank": 2}, **settings})
+    own = {plain: name for name, plain in lora.plain_names(model).items()}
+    state = model.state_dict()
+    assert own.keys() == bare.state_dict().keys()
+    for name, tensor in bare.state_dict().items():
+        state[own[name]].copy_(tensor)
+    with torch.no_grad():
+        torch.testing.assert_close(model.eval()(**batch).loss, bare(**batch).loss)
+    model.train()(**batch).loss.backward()
+    trained = {name: p for name, p in model.vision.backbone.named_parameters() if p.requires_grad}
+    assert trained
+    assert all(".lora_" in name and p.grad is not None for name, p in trained.items())
+    assert bases.frozen_tensors(model)["vision"].keys() == {
+        f"backbone.{name}" for name in model.vision.backbone.state_dict() if ".lora_" not in name
+    }
+    assert not any(m.training for n, m in model.vision.backbone.named_modules() if "lora_" not in n)
+
+
+def test_a_tower_with_adapters_has_the_weights_of_the_file(source: Any, tmp_path: Path) -> None:
+    torch.save(source.state_dict(), tmp_path / "w.pth")
+    encoder = load(tmp_path / "w.pth", lora={"targets": ["conv2"]})
+    x = pixels(64)
+    with torch.no_grad():
+        assert torch.equal(encoder(x).x_BTD, load(tmp_path / "w.pth")(x).x_BTD)
+    assert list(encoder.pretrained_parameters()) == []
+    with pytest.raises(ConfigError, match=r"adapters in a backbone that is frozen.*leave frozen_stages out"):
+        make(**VIT, lora={}, frozen_stages=1)
+
+
+def test_pretrained_layers_go_from_the_input_to_the_output(source: Any, tmp_path: Path) -> None:
+    torch.save(source.state_dict(), tmp_path / "w.pth")
+    encoder = load(tmp_path / "w.pth", frozen_stages=1)
+    names = {id(p): name for name, p in encoder.backbone.named_parameters()}
+    layers = [[names[id(p)] for p in layer] for layer in encoder.pretrained_layers()]
+    assert layers[:2] == [[], []]
+    assert [layer[0].partition(".")[0] for layer in layers if layer] == ["layer2", "layer3", "layer4"]
+    trained = [id(p) for p in encoder.pretrained_parameters()]
+    assert len(trained) == len(set(trained))
+    assert set(trained) == {id(p) for p in encoder.backbone.parameters() if p.requires_grad}
 
 
 # Weights

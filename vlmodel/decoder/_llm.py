@@ -10,6 +10,7 @@ import inspect
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vlmodel import lora
 from vlmodel.config import ConfigError
 from vlmodel.weights import (
     WeightsError,
@@ -149,10 +150,10 @@ def load(inner: nn.Module, config: Any, source: str) -> None:
 
     model, missing = open_model(AutoModelForCausalLM, SETTING, source, config)
     refuse_missing_weights(SETTING, source, missing)
-    own = inner.state_dict()
+    state = inner.state_dict()
+    own = {plain: state[name] for name, plain in lora.plain_names(inner).items()}
     for name, tensor in model.state_dict().items():
-        layer, _, weight = name.rpartition(".")
-        target = own.get(name, own.get(f"{layer}.base_layer.{weight}"))
+        target = own.get(name)
         if target is None or target.shape != tensor.shape:
             raise WeightsError(
                 f"{SETTING}={source!r} has the weight {name!r} of {tuple(tensor.shape)}, which its configuration does "

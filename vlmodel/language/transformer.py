@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from typing import Any, ClassVar, Literal
 
@@ -9,11 +10,20 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from vlmodel import parts
+from vlmodel import lora, parts
 from vlmodel.config import ConfigError
 from vlmodel.language import _architectures
 from vlmodel.language._architectures import ARCHITECTURES
-from vlmodel.layers import ACTIVATIONS, as_transformers_mask, check_activation, check_heads, masked_mean, masked_softmax
+from vlmodel.layers import (
+    ACTIVATIONS,
+    as_transformers_mask,
+    check_activation,
+    check_heads,
+    masked_mean,
+    masked_softmax,
+    parameter_stages,
+)
+from vlmodel.lora import Lora
 from vlmodel.tokens import Tokens
 from vlmodel.weights import config_from_dict, config_to_dict, open_config, open_model, refuse_missing_weights
 
@@ -28,7 +38,7 @@ class Config(parts.LanguagePart):
     """An encoder of the transformers library."""
 
     non_backbone_settings: ClassVar[frozenset[str]] = frozenset(
-        {"pretrained", "projection", "activation", "output", "frozen", "dropout"}
+        {"pretrained", "projection", "activation", "output", "frozen", "dropout", "lora"}
     )
 
     kind: Literal["transformer"] = "transformer"
@@ -62,12 +72,17 @@ class Config(parts.LanguagePart):
     """Do not train the encoder (its projection is always trained)."""
     frozen_layers: int = Field(0, ge=0)
     """Do not train the embeddings and this many of the first layers; 0 trains the embeddings too."""
+    lora: Lora | None = None
+    """Low-rank adapters in the encoder, which is frozen but for them; null for none."""
     resolved: dict[str, Any] | None = None
     """transformers' configuration of the encoder; filled in when the model is created, and stored with it."""
 
     @model_validator(mode="after")
     def _check_settings(self) -> Config:
         check_activation(self.activation, self.projection is not None)
+        if self.lora is not None and (self.frozen or self.frozen_layers):
+            partly = "frozen" if self.frozen else "frozen_layers"
+            raise ValueError(f"lora trains adapters in an encoder that is frozen but for them; leave {partly} out")
         if not self.pretrained and self.resolved is None:
             if reason := _architectures.unsupported_reason(self.architecture):
                 raise ValueError(f"architecture={self.architecture!r} {reason}")
@@ -209,6 +224,8 @@ class TransformerEncoder(parts.LanguageEncoder):
         elif config.frozen_layers:
             first = _architectures.first_layer_paths(self._name, self.encoder, config.frozen_layers)
             self.freeze(*(f"encoder.{path}" for path in first))
+        elif config.lora is not None:
+            self.adapt("encoder", config.lora)
 
     def forward(self, input_ids_NT: Tensor, mask_NT: Tensor, layout: parts.TextLayout | None = None) -> Tokens:
         if not len(input_ids_NT):
@@ -317,13 +334,19 @@ class TransformerEncoder(parts.LanguageEncoder):
 
         assert self.config.resolved is not None
         whole, missing = open_model(AutoModel, _SETTING, source, config_from_dict(self.config.resolved))
-        own, state = self.encoder.state_dict(), whole.state_dict()
-        refuse_missing_weights(_SETTING, source, missing & set(own))
-        self.encoder.load_state_dict({key: state[key] for key in own})
+        names, state = lora.plain_names(self.encoder), whole.state_dict()
+        refuse_missing_weights(_SETTING, source, missing & set(names.values()))
+        self.encoder.load_state_dict({name: state[plain] for name, plain in names.items()}, strict=False)
 
     def pretrained_parameters(self) -> Iterator[nn.Parameter]:
-        if self.config.pretrained:
-            yield from (parameter for parameter in self.encoder.parameters() if parameter.requires_grad)
+        yield from itertools.chain.from_iterable(self.pretrained_layers())
+
+    def pretrained_layers(self) -> list[list[nn.Parameter]]:
+        if not self.config.pretrained or self.config.lora is not None:
+            return []
+        own, path = dict(self.encoder.named_parameters()), self._architecture.layers
+        stages: list[list[str]] = parameter_stages(self.encoder, path) if path else [list(own)]
+        return [[own[name] for name in names if own[name].requires_grad] for names in stages]
 
 
 def _cls_first_order(mask_NT: Tensor, cls: Literal["first", "last"]) -> Tensor:

@@ -94,5 +94,8 @@ class VideoEncoder(parts.ModalityEncoder):
     def pretrained_parameters(self) -> Iterator[nn.Parameter]:
         return self.vision.pretrained_parameters()
 
+    def pretrained_layers(self) -> list[list[nn.Parameter]]:
+        return self.vision.pretrained_layers()
+
     def frozen_names(self) -> Iterator[str]:
         return (f"vision.{name}" for name in self.vision.frozen_names())

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import ClassVar, Literal
 
@@ -13,10 +14,11 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional
 
-from vlmodel import parts
+from vlmodel import lora, parts
 from vlmodel.images.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preprocessing, Triple
 from vlmodel.layers import ACTIVATIONS, check_activation
 from vlmodel.locations import Location
+from vlmodel.lora import Lora
 from vlmodel.tokens import Tokens
 from vlmodel.vision import _weights
 
@@ -27,7 +29,7 @@ class BackboneConfig(parts.VisionPart):
     """Settings of every backbone."""
 
     non_backbone_settings: ClassVar[frozenset[str]] = frozenset(
-        {"projection", "activation", "weights", "strict", "frozen"}
+        {"projection", "activation", "weights", "strict", "frozen", "lora"}
     )
 
     grid: int | None = Field(None, ge=1)
@@ -42,6 +44,8 @@ class BackboneConfig(parts.VisionPart):
     """Refuse weights that are not exactly the backbone's; false loads those that fit, and logs which did not."""
     frozen: bool = False
     """Do not train the backbone (its projection is always trained); it then runs without gradient."""
+    lora: Lora | None = None
+    """Low-rank adapters in the backbone, which is frozen but for them; null for none."""
     mean: Triple | None = Field(None, strict=False)
     """Mean of the red, green and blue channels, which are scaled to 0..1; null takes that of the weights, and without
     weights ImageNet's."""
@@ -55,6 +59,9 @@ class BackboneConfig(parts.VisionPart):
         if self.std is not None and not all(0 < std < math.inf for std in self.std):
             raise ValueError(f"std={self.std} must be positive and finite")
         check_activation(self.activation, self.projects())
+        partly = next((name for name in ("frozen", "frozen_stages", "frozen_layers") if getattr(self, name, 0)), None)
+        if self.lora is not None and partly is not None:
+            raise ValueError(f"lora trains adapters in a backbone that is frozen but for them; leave {partly} out")
         return self
 
     def preprocessing(self) -> Preprocessing:
@@ -157,16 +164,26 @@ class BackboneEncoder(parts.VisionEncoder):
             known: all names of the whole network, of which ``state`` may have more than the backbone uses.
             pairs: names in the source and here, where they differ.
         """
+        named = {name: names[plain] for name, plain in lora.plain_names(self.backbone).items()}
         report = _weights.load_state(
-            self.backbone, state, names, known, self.config.weights, self.architecture, self.config.strict,
+            self.backbone, state, named, known, self.config.weights, self.architecture, self.config.strict,
             by_order=hasattr(self.config, "match"),
         )  # fmt: skip
         self.report = replace(report, pairs=tuple(pairs))
         log.info("vision: %s", self.report)
 
     def pretrained_parameters(self) -> Iterator[nn.Parameter]:
-        if self.config.weights:
-            yield from (parameter for parameter in self.backbone.parameters() if parameter.requires_grad)
+        yield from itertools.chain.from_iterable(self.pretrained_layers())
+
+    def pretrained_layers(self) -> list[list[nn.Parameter]]:
+        if not self.config.weights or self.config.lora is not None:
+            return []
+        own = dict(self.backbone.named_parameters())
+        return [[own[name] for name in names if own[name].requires_grad] for names in self.parameter_stages()]
+
+    def parameter_stages(self) -> Sequence[Collection[str]]:
+        """Names of all of the backbone's parameters, from the stem's over the stages' to those behind the last."""
+        raise NotImplementedError
 
 
 def as_unpadded_tokens(x_BTD: Tensor, pooled_BD: Tensor) -> Tokens:

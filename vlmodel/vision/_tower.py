@@ -249,6 +249,13 @@ class Tower(BackboneEncoder):
         stages = self._shapes.stages
         if config.frozen:
             self.freeze("backbone")
+        elif config.lora is not None:
+            self.adapt("backbone", config.lora)
+            layers = {name.rpartition(".")[0] for name in self._shapes.unreached}
+            for name, parameter in self.backbone.named_parameters():
+                if name.partition(".lora_")[0] in layers:
+                    parameter.requires_grad_(False)
+            return
         elif config.frozen_stages:
             frozen = frozenset().union(*stages[: 1 + config.frozen_stages])
             self.freeze(*(f"backbone.{name}" for name in modules_within(self.backbone, frozen)))
@@ -256,6 +263,11 @@ class Tower(BackboneEncoder):
                 self.backbone.get_parameter(name).requires_grad_(False)
         for name in self._shapes.unreached:
             self.backbone.get_parameter(name).requires_grad_(False)
+
+    def parameter_stages(self) -> Sequence[Collection[str]]:
+        stages = self._shapes.stages
+        known = frozenset().union(*stages)
+        return [*stages, [name for name, _ in self.backbone.named_parameters() if name not in known]]
 
     def feature_grids(self, pixels_BHWC: Tensor) -> list[Tensor]:
         """The tower's own pooled vector as a grid of one cell, the grids, or both."""

@@ -9,7 +9,9 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
+from vlmodel import lora
 from vlmodel.config import ConfigError
+from vlmodel.layers import parameter_stages
 from vlmodel.tokens import Tokens
 from vlmodel.vision import _backbones, _weights
 from vlmodel.vision._encoder import BackboneConfig, BackboneEncoder, as_unpadded_tokens, average_pool
@@ -119,6 +121,8 @@ class CNN(BackboneEncoder):
 
         frozen = kept if config.frozen else layout.stages[config.frozen_stages - 1] if config.frozen_stages else 0
         self.freeze(*(f"backbone.{_submodule_name(name)}" for name in layout.blocks[:frozen]))
+        if config.lora is not None:
+            self.adapt("backbone", config.lora)
         self.backbone.to(memory_format=torch.channels_last)
 
     def maps(self, pixels_BHWC: Tensor) -> list[Tensor]:
@@ -178,12 +182,15 @@ class CNN(BackboneEncoder):
             x_BTD = x_BTD + (self.config.position_scale * positions_TD).to(x_BTD.dtype)
         return x_BTD, pooled_BD
 
+    def parameter_stages(self) -> list[list[str]]:
+        return parameter_stages(self.backbone, "")
+
     def load_pretrained(self) -> None:
         if not self.config.weights:
             return
         state = _weights.read_state(self.config.name, self.config.weights)
         names = {}
-        for key in self.backbone.state_dict():
+        for key in lora.plain_names(self.backbone).values():
             block, _, rest = key.partition(".")
             names[key] = f"{self._names[block]}.{rest}"
         self.load_weights(state, names, _backbones.backbone_layout(self.config.name, self.config.stem).keys)

@@ -10,8 +10,10 @@ from typing import Any, ClassVar, Literal
 from pydantic import model_validator
 from torch import Tensor, nn
 
+from vlmodel import lora
 from vlmodel.config import ConfigError, dump, parse
 from vlmodel.images.preprocessing import Preprocessing
+from vlmodel.layers import parameter_stages
 from vlmodel.locations import Location
 from vlmodel.vision import _weights
 from vlmodel.vision._tower import Outputs, Tower, TowerConfig, grid_of
@@ -118,16 +120,9 @@ class Config(TowerConfig):
 
     def parameter_stages(self, backbone: nn.Module) -> Sequence[Collection[str]]:
         """The stages are the first list of modules; what the tower has before it is the stem."""
-        path, stages = next(
-            ((path, module) for path, module in backbone.named_modules() if isinstance(module, nn.ModuleList)),
-            ("", nn.ModuleList()),
-        )
-        of_stages = [[f"{path}.{i}.{name}" for name, _ in s.named_parameters()] for i, s in enumerate(stages)]
-        listed = {name for names in of_stages for name in names}
-        names = [name for name, _ in backbone.named_parameters()]
-        first = next((place for place, name in enumerate(names) if name in listed), len(names))
-        behind = [name for name in names[first:] if name not in listed]
-        return [names[:first], *of_stages, behind]
+        lists = (path for path, module in backbone.named_modules() if isinstance(module, nn.ModuleList))
+        path = next(lists, None)
+        return [[name for name, _ in backbone.named_parameters()]] if path is None else parameter_stages(backbone, path)
 
     def weights_preprocessing(self) -> Preprocessing:
         if not self.name:
@@ -151,7 +146,8 @@ class HFTower(Tower):
         config = self.config
         if not config.weights or (not config.name and config.weights == PRETRAINED):
             return
-        own = self.backbone.state_dict()
+        plain = lora.plain_names(self.backbone)
+        own = {plain[name]: tensor for name, tensor in self.backbone.state_dict().items() if name in plain}
         if config.weights != PRETRAINED:
             pairs: _weights.Pairs = ()
             state = _weights.read_state("", config.weights)

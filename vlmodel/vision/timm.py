@@ -13,6 +13,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
+from vlmodel import lora
 from vlmodel.config import ConfigError
 from vlmodel.images.preprocessing import Preprocessing
 from vlmodel.images.resize import Interpolation
@@ -137,7 +138,7 @@ class TimmTower(Tower):
         with torch.device("meta"):
             known = _create(self.config).state_dict()
         state, pairs = _read(self.config, known)
-        self.load_weights(state, {key: key for key in self.backbone.state_dict()}, frozenset(known), pairs)
+        self.load_weights(state, {n: n for n in lora.plain_names(self.backbone).values()}, frozenset(known), pairs)
 
     def restore_buffers(self) -> None:
         for module in self.backbone.modules():

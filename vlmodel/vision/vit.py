@@ -13,8 +13,10 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
+from vlmodel import lora
 from vlmodel.config import ConfigError
 from vlmodel.images.preprocessing import Preprocessing
+from vlmodel.layers import parameter_stages
 from vlmodel.tokens import Tokens
 from vlmodel.vision import _weights
 from vlmodel.vision._encoder import BackboneConfig, BackboneEncoder, as_unpadded_tokens, average_pool
@@ -125,6 +127,8 @@ class ViT(BackboneEncoder):
         self._freeze_first(config.frozen_layers)
         if config.frozen:
             self.freeze("backbone")
+        elif config.lora is not None:
+            self.adapt("backbone", config.lora)
         self.backbone.to(memory_format=torch.channels_last)
 
     def encode(self, pixels_BHWC: Tensor) -> Tensor:
@@ -165,6 +169,9 @@ class ViT(BackboneEncoder):
     def _reads_patches(self) -> bool:
         return self.config.output == "grid" or self.config.pooling == "mean"
 
+    def parameter_stages(self) -> list[list[str]]:
+        return parameter_stages(self.backbone, "encoder.layers")
+
     def load_pretrained(self) -> None:
         if not self.config.weights:
             return
@@ -173,7 +180,7 @@ class ViT(BackboneEncoder):
         if positions is not None and positions.shape != self.backbone.encoder.pos_embedding.shape:
             state = self._resample_positions(state, positions)
         self.load_weights(
-            state, {key: key for key in self.backbone.state_dict()}, _architecture_layout(self.config.name)[1]
+            state, {n: n for n in lora.plain_names(self.backbone).values()}, _architecture_layout(self.config.name)[1]
         )
 
     def _resample_positions(self, state: dict[str, Tensor], positions: Tensor) -> dict[str, Tensor]:

@@ -7,6 +7,7 @@ import os
 import socket
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -302,6 +303,25 @@ def test_schedule_warms_up_and_ends_low() -> None:
     assert factors[24] == pytest.approx(1.0)
     assert factors[25:] == sorted(factors[25:], reverse=True)
     assert factors[-1] == pytest.approx(0.1, abs=1e-2)
+
+
+def test_layers_near_the_input_learn_more_slowly(
+    tmp_path: Path, tiny_model: Callable[[], VLModel], tiny_processor: VLProcessor
+) -> None:
+    new: Any = tiny_model()
+    new.language.encoder.save_pretrained(tmp_path)
+    model: Any = VLModel.from_tree(load(ModelConfig, None, [*TINY, f"language.pretrained={tmp_path}"]), tiny_processor)
+    optimizer = build_optimizer(model, OptimizerConfig(backbone_lr=0.1, head_lr=0.2, layer_decay=0.5))
+    rates = {id(p): group["peak_lr"] for group in optimizer.param_groups for p in group["params"]}
+    encoder = model.language.encoder
+    depth = len(encoder.encoder.layer)
+    assert rates[id(encoder.embeddings.word_embeddings.weight)] == pytest.approx(0.1 * 0.5 ** (depth + 1))
+    for number, layer in enumerate(encoder.encoder.layer):
+        (rate,) = {rates[id(p)] for p in layer.parameters()}
+        assert rate == pytest.approx(0.1 * 0.5 ** (depth - number))
+    assert {rates[id(p)] for p in model.head_parameters()} == {0.2}
+    assert optimizer.param_groups[-1]["peak_lr"] == 0.2  # the rate that is shown
+    assert len(rates) == sum(p.requires_grad for p in model.parameters())
 
 
 def test_matrices_decay_and_vectors_do_not(tiny_model: Callable[[], VLModel]) -> None:
