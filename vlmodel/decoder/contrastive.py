@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -12,9 +13,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vlmodel import parts
+from vlmodel.decoder import _dual
 from vlmodel.distributed import all_gather_counts, gather_rows, is_distributed
 from vlmodel.tasks.contrastive import LARGEST_SCALE
 from vlmodel.tokens import DecoderInput
+from vlmodel.weights import WeightsError
 
 if TYPE_CHECKING:
     from vlmodel.tasks.contrastive import Config
@@ -74,12 +77,34 @@ class ContrastiveDecoder(parts.Decoder):
 
     def __init__(self, config: Config, compared: int, language: int) -> None:
         super().__init__()
+        self.pretrained = config.pretrained
         self.stream = config.stream
         self.gather = config.gather
         self.dropout = nn.Dropout(config.dropout)
         self.image = nn.Linear(compared, config.width, bias=False)
         self.text = nn.Linear(language, config.width, bias=False)
         self.log_scale = nn.Parameter(torch.tensor(-math.log(config.temperature)))
+
+    def load_pretrained(self) -> None:
+        """See ``Pretrainable``. SigLIP's towers give vectors of the space themselves: the maps are the identity."""
+        if not self.pretrained:
+            return
+        found = _dual.space(self.pretrained)
+        for name, linear in (("image", self.image), ("text", self.text)):
+            weight = found.projections.get(name, torch.eye(linear.in_features))
+            if weight.shape != linear.weight.shape:
+                raise WeightsError(
+                    f"task.pretrained={self.pretrained!r} maps {name}s from {weight.shape[1]} to {weight.shape[0]} "
+                    f"numbers, and here they are mapped from {linear.in_features} to {linear.out_features}; set "
+                    f"task.width={weight.shape[0]}, leave projections out of the encoders, and give "
+                    "vision.name and language.pretrained the same model"
+                )
+            linear.weight.data.copy_(weight)
+        self.log_scale.data.fill_(found.log_scale)
+
+    def pretrained_parameters(self) -> Iterator[nn.Parameter]:
+        if self.pretrained:
+            yield from self.parameters()
 
     @property
     def temperature(self) -> float:

@@ -54,6 +54,9 @@ class Config(Task):
     kind: Literal["contrastive"] = "contrastive"
     stream: str = "vision"
     """The stream that is compared with the texts: vision, or a further input's name (model.inputs)."""
+    pretrained: str = ""
+    """Folder or hub name of a CLIP or SigLIP (safetensors) whose space this is: its projections and its temperature are
+    taken. Its towers are model.vision.kind="hf" with output="pooled", and model.language.kind="tower"."""
     width: int = Field(256, ge=1)
     """Width of the space."""
     temperature: float = Field(0.07, ge=1 / LARGEST_SCALE, allow_inf_nan=False)

@@ -1,0 +1,54 @@
+"""The space in which a CLIP or SigLIP of transformers compares images and texts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from vlmodel.weights import WeightsError, one_line, open_model, refuse_missing_weights, source_options
+
+_SETTING = "task.pretrained"
+_PROJECTIONS = {"image": "visual_projection.weight", "text": "text_projection.weight"}
+_SCALE = "logit_scale"
+
+
+@dataclass(frozen=True)
+class Space:
+    """Attributes:
+    projections: by "image" and "text" the linear maps (width of the space, width of the tower); {} if the towers give
+        vectors of the space themselves.
+    log_scale: logarithm of what cosines are multiplied by before their softmax (or sigmoid).
+    """
+
+    projections: Mapping[str, Tensor]
+    log_scale: float
+
+
+def space(source: str) -> Space:
+    """Read from the model in a folder or on the hub.
+
+    Raises:
+        WeightsError: it cannot be loaded, or is no model of images and texts.
+    """
+    from transformers import AutoConfig, AutoModel
+
+    name, options = source_options(source)
+    try:
+        config: Any = AutoConfig.from_pretrained(name, trust_remote_code=False, **options)
+    except Exception as error:  # broken files raise anything
+        raise WeightsError(
+            f"{_SETTING}={source!r} cannot be opened: {one_line(error)}; without a network, name the folder of a copy"
+        ) from error
+    model, missing = open_model(AutoModel, _SETTING, source, config)
+    state = model.state_dict()
+    if _SCALE not in state:
+        raise WeightsError(
+            f"{_SETTING}={source!r} is a {config.model_type!r}, which compares no images and texts; name a CLIP or "
+            "SigLIP"
+        )
+    refuse_missing_weights(_SETTING, source, missing)
+    projections = {what: state[name] for what, name in _PROJECTIONS.items() if name in state}
+    return Space(projections, float(state[_SCALE]))
