@@ -26,8 +26,8 @@ class SettingDoc(TypedDict):
 
 
 def settings_of(section: type[Section], prefix: str = "") -> Iterator[SettingDoc]:
-    """The settings of a section and the sections in it, in their order. Those of a part are not listed: they depend on
-    its kind.
+    """The settings of a section and the sections in it, in their order; of a section that may be left out, also that.
+    Those of a part are not listed: they depend on its kind.
     """
     for name, field in section.model_fields.items():
         key, doc = f"{prefix}{name}", " ".join((field.description or "").split())
@@ -39,6 +39,8 @@ def settings_of(section: type[Section], prefix: str = "") -> Iterator[SettingDoc
         if marker is not None:
             yield SettingDoc(key=key, default=marker.default, doc=doc, package=marker.package)
         elif inner is not None:
+            if item is None and not field.is_required() and field.default is None:
+                yield SettingDoc(key=key, default="null", doc=doc, package="")
             yield from settings_of(inner, f"{key}.")
         else:
             default = "required" if field.is_required() else json.dumps(field.get_default(call_default_factory=True))

@@ -17,6 +17,17 @@ class Named(Section):
     """What nobody else can know."""
 
 
+class Inner(Section):
+    size: int = 2
+    """How large."""
+
+
+class Outer(Section):
+    inner: Inner | None = None
+    """What may be left out."""
+    other: Inner = Inner()
+
+
 def test_settings_have_key_default_text_and_package() -> None:
     assert list(settings_of(Named)) == [
         {"key": "parts.NAME", "default": "concat", "doc": "Ways to meet.", "package": "vlmodel.fusion"},
@@ -24,6 +35,15 @@ def test_settings_have_key_default_text_and_package() -> None:
         {"key": "needed", "default": "required", "doc": "What nobody else can know.", "package": ""},
     ]
     assert [setting["key"] for setting in settings_of_kind("vlmodel.fusion", "concat")] == ["width", "dropout"]
+
+
+def test_a_section_that_may_be_left_out_is_a_setting_itself() -> None:
+    size = {"default": "2", "doc": "How large.", "package": ""}
+    assert list(settings_of(Outer)) == [
+        {"key": "inner", "default": "null", "doc": "What may be left out.", "package": ""},
+        {"key": "inner.size", **size},
+        {"key": "other.size", **size},
+    ]
 
 
 def test_every_setting_of_the_model_is_documented() -> None:
