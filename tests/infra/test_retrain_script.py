@@ -95,7 +95,7 @@ def test_a_window_in_which_nothing_was_new_is_not_used_up(checkout: Path) -> Non
 
 
 def test_what_it_looks_for_is_what_the_job_says() -> None:
-    ledger = types.SimpleNamespace(unfinished=lambda: None, committed=list)
+    ledger = types.SimpleNamespace(unfinished_cycle=lambda: None, committed_cycles=list)
     outcome = run_retraining_window(ledger, "x", find=list, steps={}, min_tars=2)
     assert re.fullmatch(r"[0-9]+ new tars, .*", outcome.reason)
     assert "nothing to begin: {outcome.reason}" in inspect.getsource(workflow)
