@@ -180,7 +180,10 @@ def test_wrong_settings_are_refused(override: str, says: str, capsys: pytest.Cap
 @pytest.mark.parametrize(
     ("overrides", "says"),
     [
-        (["model.vision.kind=vit", "model.vision.image_size=64"], "processor.image_size=224, and model.vision has a"),
+        (
+            ["model.vision.kind=vit", "model.vision.image_size=64", "processor.image_size=224"],
+            "processor.image_size=224, and model.vision has a",
+        ),
         (["processor.image_size=8"], "processor.image_size=8 is smaller than one grid cell of model.vision"),
         (["processor.max_tokens=500"], "processor.max_tokens=500 is more than the 128 tokens that model.language"),
         (
