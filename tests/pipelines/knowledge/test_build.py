@@ -28,7 +28,7 @@ def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> KnowledgeConfig:
     (tmp_path / "facts.tsv").write_text("\n".join([*lines, lines[0], "a\t\tb"]))
     monkeypatch.setattr(building, "open_encoder", lambda folder: WordEncoder())
     # Ray Data is tested with the real encoder below.
-    monkeypatch.setattr(building, "_encoded", _in_process)
+    monkeypatch.setattr(building, "_encode_facts_in_batches", _in_process)
     return parse(
         KnowledgeConfig,
         {
