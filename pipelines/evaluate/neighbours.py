@@ -75,7 +75,7 @@ def captions_of_neighbours(
 
 
 def _shards_of(index: Index, split: str) -> list[IndexedShard]:
-    return [shard for shard in index.shards if not split or split in shard.samples]
+    return [shard for shard in index.shards if not split or split in shard.sample_counts]
 
 
 def _are_kept(index: Index, cache: FeatureCache, splits: Sequence[str]) -> bool:

@@ -158,7 +158,9 @@ class CorrectionSpool:
         self._write_count()
 
     def _write_count(self) -> None:
-        """Share the count with other writers; on a full disk they count themselves."""
+        """Write the number and size of the stored corrections to the file from which other writers take them. On a full
+        disk the file is removed, and they count for themselves.
+        """
         count = self.folder / _COUNT
         try:
             count.write_text(f"{self._bytes:020d} {self._counted:020d}\n")

@@ -41,7 +41,7 @@ def collect_split_statistics(index: Index, split: str = "train") -> Statistics:
         return {"counts": json.dumps(count_sample_statistics(rows, read_texts(index, split, [row["item"]])))}
 
     total: dict[str, Counter[str]] = {name: Counter() for name in NAMES}
-    for row in map_shards([shard.name for shard in index.shards if split in shard.samples], count):
+    for row in map_shards([shard.name for shard in index.shards if split in shard.sample_counts], count):
         for name, counts in json.loads(row["counts"]).items():
             total[name].update(counts)
     return {name: _keep_most_frequent(counts, _MAX_VALUES) for name, counts in total.items()}

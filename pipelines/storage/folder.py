@@ -221,7 +221,7 @@ class Folder:
 
         def open_file() -> Any:
             if self.is_local and not stat.S_ISREG(os.stat(path).st_mode):
-                raise RefusedError(f"{name!r} is no file, but a {_file_kind(os.stat(path).st_mode)}")
+                raise RefusedError(f"{name!r} is no file, but a {_describe_file_type(os.stat(path).st_mode)}")
             return fs.open(path, "rb", block_size=CHUNK)
 
         return ResumingStream(open_file, name, size, self._retry_on_error)
@@ -402,7 +402,7 @@ def _change_stamp(entry: dict[str, Any]) -> str:
     return ""
 
 
-def _file_kind(mode: int) -> str:
+def _describe_file_type(mode: int) -> str:
     kinds = {"p": "named pipe", "d": "folder", "c": "device", "b": "device", "s": "socket"}
     return kinds.get(stat.filemode(mode)[0], "special file")
 

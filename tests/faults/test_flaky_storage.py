@@ -69,7 +69,7 @@ def test_what_is_delivered_is_the_index(tmp_path: Path, flaky_cluster: None) -> 
         seen.update(zip(arrays["shard_B"].tolist(), arrays["row_B"].tolist(), strict=True))
         for name, array in parts[0][number].items():
             np.testing.assert_array_equal(arrays[name], array)
-    everything = [(n, row) for n, s in enumerate(expected.shards) for row in range(s.samples["train"])]
+    everything = [(n, row) for n, s in enumerate(expected.shards) for row in range(s.sample_counts["train"])]
     assert seen == Counter(everything)
     assert len(everything) == SAMPLES
 

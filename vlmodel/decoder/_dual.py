@@ -28,7 +28,7 @@ class Space:
 
 
 def space(source: str) -> Space:
-    """Read from the model in a folder or on the hub.
+    """The embedding space of a CLIP or SigLIP: its projections and temperature, read from a folder or the hub.
 
     Raises:
         WeightsError: it cannot be loaded, or is no model of images and texts.

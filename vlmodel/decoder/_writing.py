@@ -48,7 +48,7 @@ def cross_entropy(logits_NTK: Tensor, labels_NT: Tensor, smoothing: float = 0.0)
 
 
 def loss_sums(logits_NTK: Tensor, labels_NT: Tensor, weights_NT: Tensor, smoothing: float = 0.0) -> parts.DecoderOutput:
-    """The output for tokens of these weights."""
+    """The sums of the loss and of the right tokens, each token weighted, as a decoder returns them in training."""
     loss_NT = cross_entropy(logits_NTK, labels_NT, smoothing)
     correct_NT = (logits_NTK.argmax(-1) == labels_NT) * weights_NT
     count = weights_NT.sum()

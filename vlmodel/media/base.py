@@ -75,7 +75,7 @@ class Medium(ABC):
 
     @abstractmethod
     def check(self, data: bytes, limits: CheckLimits) -> dict[str, Fact]:
-        """The facts (``columns``) of a valid file.
+        """Check a file, and return what the index holds of it: a value for each of ``columns``.
 
         Raises:
             MediumError: it is not valid, or beyond a limit.

@@ -24,11 +24,11 @@ class Config(AttentionSettings, parts.TopologyPart):
     def fusion_widths(self, widths: Mapping[str, int]) -> Mapping[str, int]:
         return dict.fromkeys(widths, self.width)
 
-    def build(self, fusion: parts.Fusion, widths: Mapping[str, int]) -> InteractiveStreams:
-        return InteractiveStreams(self, fusion, widths)
+    def build(self, fusion: parts.Fusion, widths: Mapping[str, int]) -> InteractiveEncoder:
+        return InteractiveEncoder(self, fusion, widths)
 
 
-class InteractiveStreams(parts.Topology):
+class InteractiveEncoder(parts.Topology):
     """``depth`` co-attentional layers with weights for each stream, before the fusion.
 
     As the cross-modality encoder of LXMERT (Tan & Bansal 2019) and the co-attentional layers of ViLBERT (Lu et al.

@@ -27,11 +27,11 @@ class Config(AttentionSettings, parts.TopologyPart):
     def fusion_widths(self, widths: Mapping[str, int]) -> Mapping[str, int]:
         return dict.fromkeys(widths, self.width)
 
-    def build(self, fusion: parts.Fusion, widths: Mapping[str, int]) -> SingleStream:
-        return SingleStream(self, fusion, widths)
+    def build(self, fusion: parts.Fusion, widths: Mapping[str, int]) -> SingleEncoder:
+        return SingleEncoder(self, fusion, widths)
 
 
-class SingleStream(parts.Topology):
+class SingleEncoder(parts.Topology):
     """``depth`` pre-norm Transformer layers over one sequence of all streams, which the fusion gets separately.
 
     After VisualBERT (Li et al. 2019), UNITER (Chen et al. 2020) and ViLT (Kim et al. 2021). The bias of a stream's

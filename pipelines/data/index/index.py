@@ -94,8 +94,8 @@ class IndexedShard:
     repeated: tuple[int, ...] = field(default=(), repr=False)
 
     @property
-    def samples(self) -> dict[str, int]:
-        """Number of samples."""
+    def sample_counts(self) -> dict[str, int]:
+        """Number of samples of each split."""
         return {split: sum(counts.values()) for split, counts in self.present.items()}
 
     def count(self, usable: CanUse, split: str = "") -> int:

@@ -367,7 +367,7 @@ class _OpenedSource:
             cache.write(shard, missing_rows, missing_out)
 
     def read(self, shard: IndexedShard, rows: Sequence[int], name: str = "") -> list[Sample]:
-        """Read samples with one input alone or, by default, with their texts alone."""
+        """Read one input of samples and not their texts; without a name their texts and no input."""
         return self.reader.read(shard.name, rows, inputs=(name,), texts=not name)
 
     def input_sha256s(self, shard: IndexedShard, rows: Sequence[int], name: str) -> list[str]:

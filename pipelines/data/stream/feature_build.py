@@ -129,7 +129,7 @@ def build_features(
     Raises:
         DataError: a shard cannot be read, or a feature is not finite at this precision.
     """
-    shards = [shard for shard in index.shards if any(split in shard.samples for split in splits)]
+    shards = [shard for shard in index.shards if any(split in shard.sample_counts for split in splits)]
     pooled = config.text_features() == "pooled"
     with _lock_feature_folder(features):
         complete = features.find_complete_files(features.file_name_of_shard(index, shard) for shard in shards)
@@ -317,7 +317,7 @@ def _encode_inputs_of_modality(
 
 def _find_distinct_inputs(work: _ShardEncoding, shard: str, name: str) -> dict[bytes, int]:
     """The row of the first sample with each distinct input of a shard, by the input's hash."""
-    count = sum(work.reader.index.shard(shard).samples.values())
+    count = sum(work.reader.index.shard(shard).sample_counts.values())
     row_of: dict[bytes, int] = {}
     for row, sha256 in enumerate(work.reader.input_sha256s(shard, range(count), name)):
         if sha256 is not None:
@@ -332,7 +332,7 @@ def _encode_texts(work: _ShardEncoding, shard: str, pool: ThreadPoolExecutor) ->
     encoder = work.encoder
     assert isinstance(encoder, LanguageEncoder)
     readers = _text_reading_tasks(work.processor)
-    count = sum(work.reader.index.shard(shard).samples.values())
+    count = sum(work.reader.index.shard(shard).sample_counts.values())
     ids_of: dict[bytes, NDArray[np.int32]] = {}
     for rows in _iterate_in_batches(range(count), work.batch):
         texts = [

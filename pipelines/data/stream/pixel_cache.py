@@ -223,7 +223,7 @@ def _shard_file_name(shard: IndexedShard) -> str:
 
 
 def _count_samples_of_shard(shard: IndexedShard) -> int:
-    return sum(shard.samples.values())
+    return sum(shard.sample_counts.values())
 
 
 def _row_checksum(data: Any) -> int:

@@ -139,7 +139,7 @@ class Plan:
         return {}
 
     def _samples_in_epoch(self, epoch: int, start: int, stop: int) -> list[SampleIndices]:
-        layout_of, window_of = _plan_caches(self)
+        layout_of, window_of = _cached_layout_functions(self)
         layout = layout_of(epoch if self.shuffle else 0)
         pieces = []
         window = int(np.searchsorted(layout.starts, start, side="right")) - 1
@@ -218,7 +218,9 @@ class _EpochLayout:
 
 
 @lru_cache(maxsize=64)
-def _plan_caches(plan: Plan) -> tuple[Callable[[int], _EpochLayout], Callable[[int, int], tuple[Ints, Ints]]]:
+def _cached_layout_functions(
+    plan: Plan,
+) -> tuple[Callable[[int], _EpochLayout], Callable[[int, int], tuple[Ints, Ints]]]:
     """``_epoch_layout`` and ``_shuffled_window`` of a plan, with caches of its own, as a mixture alternates plans."""
     return lru_cache(maxsize=4)(partial(_epoch_layout, plan)), lru_cache(maxsize=4)(partial(_shuffled_window, plan))
 
@@ -233,7 +235,7 @@ def _epoch_layout(plan: Plan, epoch: int) -> _EpochLayout:
 
 
 def _shuffled_window(plan: Plan, epoch: int, window: int) -> tuple[Ints, Ints]:
-    layout = _plan_caches(plan)[0](epoch)
+    layout = _cached_layout_functions(plan)[0](epoch)
     shards = layout.order[layout.bounds[window] : layout.bounds[window + 1]]
     sizes = plan.counts[shards]
     shard = np.repeat(shards, sizes)

@@ -201,7 +201,7 @@ def _require_samples(index: Index, split: str) -> None:
 
 
 def _shards_of(index: Index, split: str) -> list[str]:
-    return [shard.name for shard in index.shards if split in shard.samples]
+    return [shard.name for shard in index.shards if split in shard.sample_counts]
 
 
 def _sort_by_frequency(item: tuple[str, int]) -> tuple[int, str]:

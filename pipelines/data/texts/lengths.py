@@ -58,7 +58,7 @@ class TextLengths:
                 # As JSON: a column of Ray Data takes its type from the first rows.
                 return {"lengths": lengths.to_json()}
 
-            for row in map_shards([shard.name for shard in index.shards if "train" in shard.samples], count):
+            for row in map_shards([shard.name for shard in index.shards if "train" in shard.sample_counts], count):
                 of_shard = cls.from_json(row["lengths"])
                 total.read.update(of_shard.read)
                 total.written.update(of_shard.written)

@@ -46,7 +46,7 @@ def keep(index: Index, folder: Path, splits: tuple[str, ...] = ("train", "val"))
     cache = FeatureCache("vision", str(folder), 9, "float32", "digest")
     by_key = {**TRAIN, **VAL, "red-again": TRAIN["red"]}
     for shard in index.shards:
-        if not set(shard.samples) & set(splits):
+        if not set(shard.sample_counts) & set(splits):
             continue
         rows = index.rows(shard.name)
         found = dict(zip(rows["image.sha256"].to_pylist(), rows["key"].to_pylist(), strict=True))

@@ -29,7 +29,7 @@ class StreamedPiece(BaseModel):
 
 
 def router(service: Service, config: ServeConfig) -> APIRouter:
-    """The routes of all operations.
+    """A router with one POST route for each operation that the installed tasks offer, such as /v1/vqa.
 
     Raises:
         ConfigError: two installed tasks have operations of one name with different fields.

@@ -71,7 +71,7 @@ def test_contents_counts_and_report(tmp_path):
     first = index.shards[1]
     assert first.sha256 == hashlib.sha256((tmp_path / first.name).read_bytes()).hexdigest()
     assert first.size == (tmp_path / first.name).stat().st_size
-    assert first.samples == first.questions == first.captions == {"train": 20}
+    assert first.sample_counts == first.questions == first.captions == {"train": 20}
     assert first.present == {"train": {frozenset({"captions", "image", "questions"}): 20}}
     assert keys(index, "train") == [f"{n:04d}" for n in range(40)]
     row = index.rows(first.name).to_pylist()[3]
@@ -250,7 +250,7 @@ def test_a_key_in_two_shards_belongs_to_the_first(tmp_path):
         ("c.tar", "0001", "duplicate_key"),
     ]
     assert keys(index) == ["0001", "0002", "0003", "0004", "0001"]
-    assert index.shard("b.tar").samples == {"train": 2}
+    assert index.shard("b.tar").sample_counts == {"train": 2}
     assert index.rows("b.tar")["key"].to_pylist() == ["0002", "0003"]
     (tmp_path / "a.tar").unlink()
     before = times(tmp_path)

@@ -139,7 +139,7 @@ def test_kept_features_come_from_the_source_of_each_sample(mixture: SourceMixtur
     for number, source in enumerate(mixture.members):
         index = Index.open(source.tars)
         for shard, facts in enumerate(index.shards):
-            rows = range(sum(facts.samples.values()))
+            rows = range(sum(facts.sample_counts.values()))
             hashes = [
                 shorten_input_hash(sha256) for sha256 in ShardReader(index).input_sha256s(facts.name, rows, "image")
             ]
