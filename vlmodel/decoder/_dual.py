@@ -27,7 +27,7 @@ class Space:
     log_scale: float
 
 
-def space(source: str) -> Space:
+def read_embedding_space(source: str) -> Space:
     """The embedding space of a CLIP or SigLIP: its projections and temperature, read from a folder or the hub.
 
     Raises:

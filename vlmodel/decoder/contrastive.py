@@ -89,7 +89,7 @@ class ContrastiveDecoder(parts.Decoder):
         """See ``Pretrainable``. SigLIP's towers give vectors of the space themselves: the maps are the identity."""
         if not self.pretrained:
             return
-        found = _dual.space(self.pretrained)
+        found = _dual.read_embedding_space(self.pretrained)
         for name, linear in (("image", self.image), ("text", self.text)):
             weight = found.projections.get(name, torch.eye(linear.in_features))
             if weight.shape != linear.weight.shape:
