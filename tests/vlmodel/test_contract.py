@@ -135,9 +135,11 @@ def kinds_of(package: str) -> list[str]:
 
 
 def _refused(combination: dict[str, dict[str, Any]]) -> bool:
-    """One topology is the text's encoder, which a decoder that reads the encoders alone would never see."""
-    topology, task = (combination.get(part, {}).get("kind") for part in ("topology", "task"))
-    return topology == "single" and task in ("contrastive", "multitask")
+    """One topology is the text's encoder, which a decoder that reads the encoders alone would never see, and takes the
+    embeddings of the language encoder, which a tower of a dual model does not give without its layers.
+    """
+    topology, task, language = (combination.get(part, {}).get("kind") for part in ("topology", "task", "language"))
+    return topology == "single" and (task in ("contrastive", "multitask") or language == "tower")
 
 
 def name_of(combination: dict[str, dict[str, Any]]) -> str:

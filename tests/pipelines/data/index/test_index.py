@@ -264,7 +264,7 @@ def test_keys_are_compared_in_passes(tmp_path, monkeypatch):
         write_tar(tmp_path, f"{n}.tar", samples(range(n, n + 3)))
     expected = faults(build_index(str(tmp_path), LENIENT))
     assert len(expected) == 8
-    monkeypatch.setattr("pipelines.data.index.find_repeated_keys._KEYS_PER_PASS", 2)
+    monkeypatch.setattr("pipelines.data.index.repeated_keys._KEYS_PER_PASS", 2)
     assert faults(build_index(str(tmp_path), LENIENT)) == expected
 
 
