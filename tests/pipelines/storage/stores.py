@@ -93,7 +93,9 @@ def s3_store() -> Iterator[S3Store]:
         try:
             yield S3Store(environment, faults, client)
         finally:
-            httpx.post(f"{endpoint}/moto-api/reset-auth", content=b"inf")
+            httpx.post(f"{endpoint}/moto-api/reset-auth", content=b"inf").raise_for_status()
+            # What it stores is the process's, and the next store of the process begins empty.
+            httpx.post(f"{endpoint}/moto-api/reset").raise_for_status()
 
 
 @contextmanager
