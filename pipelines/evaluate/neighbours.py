@@ -1,6 +1,6 @@
 """The captions of those training images that look most like an image to a frozen encoder: what copying them reaches.
 
-A model that writes captions should be better than whoever looks the image up among those that it was trained on
+A model that writes captions should be better than a look-up of the nearest image that it was trained on
 (Devlin et al. 2015, arXiv:1505.04467).
 """
 
@@ -55,22 +55,22 @@ def captions_of_neighbours(
     """
     if not _are_kept(index, cache, ("train", split)):
         return None
-    known = _first_by_hash(_read_images(index, cache, layout, "train", captioned=True), MOST_TRAINING_IMAGES)
-    if not known.names:
+    training = _first_by_hash(_read_images(index, cache, layout, "train", captioned=True), MOST_TRAINING_IMAGES)
+    if not training.names:
         return None
-    asked = _read_images(index, cache, layout, split)
-    own_N = np.array(known.sha256s)
+    queries = _read_images(index, cache, layout, split)
+    own_N = np.array(training.sha256s)
     chosen: list[NDArray[np.intp]] = []
-    for first in range(0, len(asked.names), _AT_ONCE):
+    for first in range(0, len(queries.names), _AT_ONCE):
         rows = slice(first, first + _AT_ONCE)
-        cosine_QN = asked.vectors_ND[rows] @ known.vectors_ND.T
-        cosine_QN[np.array(asked.sha256s[rows])[:, None] == own_N] = -np.inf
+        cosine_QN = queries.vectors_ND[rows] @ training.vectors_ND.T
+        cosine_QN[np.array(queries.sha256s[rows])[:, None] == own_N] = -np.inf
         order_QN = np.argsort(-cosine_QN, axis=1, kind="stable")[:, :count]
         chosen += [order[np.isfinite(cosine[order])] for order, cosine in zip(order_QN, cosine_QN, strict=True)]
-    captions = _read_captions(index, {known.names[n] for near in chosen for n in near.tolist()})
+    captions = _read_captions(index, {training.names[n] for near in chosen for n in near.tolist()})
     return {
-        name: [caption for n in near.tolist() for caption in captions[known.names[n]]]
-        for name, near in zip(asked.names, chosen, strict=True)
+        name: [caption for n in near.tolist() for caption in captions[training.names[n]]]
+        for name, near in zip(queries.names, chosen, strict=True)
     }
 
 

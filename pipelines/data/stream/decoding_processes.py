@@ -40,7 +40,7 @@ class DecodingProcesses:
         try:
             future = self._executor.submit(_load_images, batches, rows)
         except BrokenProcessPool as error:
-            raise _stopped_error() from error
+            raise _decoding_stopped_error() from error
         return lambda: _wait_for_images(future)
 
 
@@ -52,10 +52,10 @@ def _wait_for_images(future: Future[dict[str, Tensor]]) -> Arrays:
     try:
         return {name: tensor.numpy() for name, tensor in future.result().items()}
     except BrokenProcessPool as error:
-        raise _stopped_error() from error
+        raise _decoding_stopped_error() from error
 
 
-def _stopped_error() -> DecodingStoppedError:
+def _decoding_stopped_error() -> DecodingStoppedError:
     decoding_processes.cache_clear()
     return DecodingStoppedError(
         "a process that decodes images ended, most likely for lack of memory: lower stream.workers, or set "
