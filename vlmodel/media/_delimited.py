@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -13,8 +13,15 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
-def read_numbers(data: bytes, columns: Sequence[str], check_count: Callable[[int, int], None]) -> NDArray[np.float32]:
-    """The numbers (T, C) of a file in UTF-8, with or without a byte order mark.
+class NamedNumbers(NamedTuple):
+    """Numbers, and the names of their columns; none where the file has no names."""
+
+    x_TC: NDArray[np.float32]
+    names: list[str]
+
+
+def read_numbers(data: bytes, columns: Sequence[str], check_count: Callable[[int, int], None]) -> NamedNumbers:
+    """The numbers of a file in UTF-8, with or without a byte order mark.
 
     Cells are separated by semicolons, tabs or commas, whichever of these the first line has. Where that is no comma, a
     comma in a number is its decimal point. A first line that is not all numbers names the columns; then those columns
@@ -43,9 +50,10 @@ def read_numbers(data: bytes, columns: Sequence[str], check_count: Callable[[int
         lines = [line.replace(",", ".") for line in lines]
     try:
         with np.errstate(over="ignore"):
-            return np.loadtxt(
+            x_TC = np.loadtxt(
                 lines, np.float64, delimiter=delimiter, comments=None, ndmin=2, usecols=places, quotechar='"'
             ).astype(np.float32)
+            return NamedNumbers(x_TC, [names[place] for place in places] if names else [])
     except ValueError as error:
         raise _wrong_cell(lines, delimiter, places, names) or MediumError("undecodable", str(error)) from None
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
 import numpy as np
 
-from vlmodel.media.base import CheckLimits, Defect, Fact, Medium, MediumError, require_size
+from vlmodel.media.base import CheckLimits, Defect, DisplayCopy, Fact, Medium, MediumError, require_size
 
 if TYPE_CHECKING:
     import soundfile
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 _FORMATS = {"WAV": "wav", "WAVEX": "wav", "RF64": "wav", "FLAC": "flac", "MPEG": "mp3", "MP3": "mp3", "OGG": "ogg"}
 _BLOCK = 1 << 16
+_SHOWN_SECONDS, _FLAC_CHANNELS = 20.0, 8
 # What libsndfile notes of a WAV whose header announces more bytes than there are.
 _ANNOUNCED = re.compile(r"data : (\d+) \(should be (\d+)\)")
 # What programs write that do not know yet how long a sound will be.
@@ -60,6 +61,16 @@ class AudioMedium(Medium):
                 "rate": file.samplerate,
                 "seconds": length / file.samplerate,
             }
+
+    def display_copy(self, data: bytes) -> DisplayCopy:
+        """The first 20 seconds as FLAC, of 16 bits."""
+        import soundfile
+
+        sound = decode_audio(data, CheckLimits(), _SHOWN_SECONDS)
+        file = io.BytesIO()
+        x_TC = sound.x_TC[:, :_FLAC_CHANNELS].clip(-1, 1)
+        soundfile.write(file, x_TC, sound.rate, format="FLAC", subtype="PCM_16")
+        return DisplayCopy(file.getvalue(), "audio/flac")
 
 
 def decode_audio(data: bytes, limits: CheckLimits, seconds: float | None = None) -> Sound:

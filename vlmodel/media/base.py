@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, NamedTuple
 
 from pydantic import Field
 
@@ -60,6 +60,13 @@ class CheckLimits(Section):
     """"decode" decodes everything; "header" reads what the header says, and checks that the file's end is there."""
 
 
+class DisplayCopy(NamedTuple):
+    """A file for people, in a format that browsers show, and its media type, such as "image/png"."""
+
+    data: bytes
+    media_type: str
+
+
 class Medium(ABC):
     """A kind of data that an input's bytes can be.
 
@@ -80,6 +87,15 @@ class Medium(ABC):
         Raises:
             MediumError: it is not valid, or beyond a limit.
         """
+
+    def display_copy(self, data: bytes) -> DisplayCopy | None:
+        """A small copy of a valid file without what it says beside its content, such as place, device and names; None
+        where there is none, or it would be large. It may differ from the file in what people do not notice.
+
+        Raises:
+            MediumError: it is not valid.
+        """
+        return None
 
 
 def require_size(data: bytes, limits: CheckLimits, medium: str) -> None:

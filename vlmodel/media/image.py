@@ -7,6 +7,7 @@ code), but these do not begin and end on the borders of blocks.
 
 from __future__ import annotations
 
+import io
 import warnings
 from collections.abc import Mapping
 from typing import ClassVar
@@ -18,11 +19,12 @@ from vlmodel.images.containers.base import ImageHeader
 from vlmodel.images.errors import ImageError, check_pixel_count
 from vlmodel.images.header import WITHOUT_END, image_end, is_complete, is_plain_jpeg, read_header
 from vlmodel.images.pillow import OpenedImage, open_image
-from vlmodel.media.base import CheckLimits, Fact, Medium, Verify, require_size
+from vlmodel.media.base import CheckLimits, DisplayCopy, Fact, Medium, Verify, require_size
 
 PILLOW_MAX_PIXELS = 178_956_970
 """Pillow itself opens no larger image (twice its ``MAX_IMAGE_PIXELS``)."""
 
+_SHOWN_SIDE, _LOSSLESS_SIDE = 512, 128
 _BLOCK = bytes(512)
 # How far a run of zeros may extend over a block's border: the byte beside a lost block may be zero as well.
 _SLACK = 2
@@ -46,6 +48,18 @@ class ImageMedium(Medium):
     )  # fmt: skip
     columns: ClassVar[Mapping[str, str]] = {"format": "string", "width": "int32", "height": "int32"}
     """``format`` is one of ``vlmodel.images.pillow.FORMATS``; the size is in pixels."""
+
+    def display_copy(self, data: bytes) -> DisplayCopy:
+        """At most 512 pixels a side; small images, of which JPEG would blur the edges, as PNG."""
+        with open_image(data) as opened:
+            picture = opened.decode_upright()
+        picture.thumbnail((_SHOWN_SIDE, _SHOWN_SIDE), Image.Resampling.LANCZOS)
+        file = io.BytesIO()
+        if max(picture.size) <= _LOSSLESS_SIDE:
+            picture.save(file, "PNG")
+            return DisplayCopy(file.getvalue(), "image/png")
+        picture.save(file, "JPEG", quality=90)
+        return DisplayCopy(file.getvalue(), "image/jpeg")
 
     def check(self, data: bytes, limits: CheckLimits) -> dict[str, Fact]:
         require_size(data, limits, self.name)

@@ -7,7 +7,7 @@ import math
 from collections.abc import Mapping
 from typing import Any, ClassVar, NoReturn
 
-from vlmodel.media.base import CheckLimits, Fact, Medium, MediumError, require_size
+from vlmodel.media.base import CheckLimits, DisplayCopy, Fact, Medium, MediumError, require_size
 
 Row = Mapping[str, float | str | bool | None]
 """Numbers, texts, truth values, and None for what is missing, by the names of their columns."""
@@ -28,6 +28,11 @@ class RowMedium(Medium):
         require_size(data, limits, self.name)
         row = decode_row(data, limits.max_values)
         return {"columns": len(row), "missing": sum(value is None for value in row.values())}
+
+    def display_copy(self, data: bytes) -> DisplayCopy:
+        """All columns."""
+        row = decode_row(data, CheckLimits().max_values)
+        return DisplayCopy(json.dumps(row, ensure_ascii=False).encode(), "application/json")
 
 
 def decode_row(data: bytes, max_values: int) -> Row:

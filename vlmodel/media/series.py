@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 import numpy as np
 from numpy.lib import format as npy
 
-from vlmodel.media._delimited import read_numbers
-from vlmodel.media.base import CheckLimits, Fact, Medium, MediumError, require_size
+from vlmodel.media._delimited import NamedNumbers, read_numbers
+from vlmodel.media.base import CheckLimits, DisplayCopy, Fact, Medium, MediumError, require_size
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+_SHOWN_VALUES = 200_000
 _MAGIC = b"\x93NUMPY"
 _HEADERS = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
 
@@ -41,6 +42,15 @@ class SeriesMedium(Medium):
             length, channels = decode_series(data, limits.max_values).shape
         return {"format": "npy" if is_npy else "csv", "length": length, "channels": channels}
 
+    def display_copy(self, data: bytes) -> DisplayCopy | None:
+        """The columns of numbers, by their names, as CSV with commas; None for more than 200,000 numbers."""
+        x_TC, names = _decode_named(data, CheckLimits().max_values)
+        if x_TC.size > _SHOWN_VALUES:
+            return None
+        lines = [",".join(name.replace(",", " ") for name in names)] if names else []
+        lines += [",".join(map(str, row)) for row in x_TC.tolist()]
+        return DisplayCopy("\n".join(lines).encode() + b"\n", "text/csv")
+
 
 def decode_series(data: bytes, max_values: int, columns: Sequence[str] = ()) -> NDArray[np.float32]:
     """A series as (T, C), T and C at least 1, all numbers finite.
@@ -56,8 +66,13 @@ def decode_series(data: bytes, max_values: int, columns: Sequence[str] = ()) -> 
             too_large: more than ``max_values`` numbers; empty: no number; not_finite: a NaN, an infinity, or a number
             that float32 cannot hold.
     """
+    return _decode_named(data, max_values, columns).x_TC
+
+
+def _decode_named(data: bytes, max_values: int, columns: Sequence[str] = ()) -> NamedNumbers:
+    names: list[str] = []
     if not data.startswith(_MAGIC):
-        x_TC = read_numbers(data, columns, partial(_require_count, max_values=max_values))
+        x_TC, names = read_numbers(data, columns, partial(_require_count, max_values=max_values))
     elif columns:
         raise MediumError(
             "wrong_column", f"the columns of a .npy file have no names; {', '.join(columns)} are asked for"
@@ -68,7 +83,7 @@ def decode_series(data: bytes, max_values: int, columns: Sequence[str] = ()) -> 
     if not finite_TC.all():
         step, channel = np.argwhere(~finite_TC)[0]
         raise MediumError("not_finite", f"the number at time step {step}, channel {channel} is not finite in float32")
-    return x_TC
+    return NamedNumbers(x_TC, names)
 
 
 class _SeriesHeader(NamedTuple):

@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
 import numpy as np
 
-from vlmodel.media.base import CheckLimits, Fact, Medium, MediumError, require_size
+from vlmodel.media.base import CheckLimits, DisplayCopy, Fact, Medium, MediumError, require_size
 
 if TYPE_CHECKING:
     import av
     from av.container import InputContainer
     from numpy.typing import NDArray
 
+_SHOWN_BYTES = 4 << 20
 # Of a container that says how long it is, the last frame may lie so much earlier, in seconds and as a share.
 _SLACK_SECONDS, _SLACK = 1.0, 0.05
 
@@ -45,13 +46,14 @@ class Timeline(NamedTuple):
         at_T = np.searchsorted(self.seconds_T, np.asarray(seconds) + 1e-9, side="right") - 1
         return np.clip(at_T, 0, len(self) - 1)
 
-    def spread(self, count: int, shift: float = 0.5) -> NDArray[np.int64]:
+    def spread(self, count: int, shift: float | Sequence[float] = 0.5) -> NDArray[np.int64]:
         """At most ``count`` frames, one of each equally long part of the video, each once.
 
         Args:
-            shift: where in each part, from 0 to 1.
+            shift: where in each part, from 0 to 1; or a number for each of them.
         """
-        return np.unique(self.frames_at([(part + shift) * self.duration / count for part in range(count)]))
+        shifts = np.broadcast_to(shift, count)
+        return np.unique(self.frames_at(((np.arange(count) + shifts) * self.duration / count).tolist()))
 
 
 class VideoMedium(Medium):
@@ -88,6 +90,24 @@ class VideoMedium(Medium):
                 "rotation": int(first.rotation),
                 "variable_rate": _is_variable(timeline),
             }
+
+    def display_copy(self, data: bytes) -> DisplayCopy | None:
+        """The pictures alone, as they are coded, in an MP4 file; None for a turned video, whose turn would be lost, and
+        for one of more than 4 MB.
+        """
+        import av
+
+        if len(data) > _SHOWN_BYTES or self.check(data, CheckLimits(verify="header"))["rotation"]:
+            return None
+        file = io.BytesIO()
+        with _opened(data, CheckLimits()) as (container, stream), av.open(file, "w", format="mp4") as copy:
+            copied = copy.add_stream_from_template(stream)
+            copied.metadata.clear()
+            for packet in container.demux(stream):
+                if packet.dts is not None:
+                    packet.stream = copied
+                    copy.mux(packet)
+        return DisplayCopy(file.getvalue(), "video/mp4")
 
 
 def read_timeline(data: bytes, limits: CheckLimits) -> Timeline:
