@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -14,12 +14,16 @@ from torch import Tensor
 from vlmodel.array_names import select_task_arrays, stays_on_host
 from vlmodel.facts import LinkedFact
 from vlmodel.model import TASK_INPUTS, VLModel
-from vlmodel.parts import Answers, Decoder, TextWriter, WrittenText
+from vlmodel.parts import Answers, Decoder, ModalityEncoder, TextWriter, WrittenText
 from vlmodel.processor import Example, VLProcessor
 from vlmodel.tokens import DecoderInput, FusedStream
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+
+
+_Attention = tuple["NDArray[np.float32] | None", "Mapping[str, NDArray[np.float32]]"]
+"""To the image grid (H, W), and over the time of further inputs."""
 
 
 @dataclass(frozen=True)
@@ -30,12 +34,15 @@ class Prediction:
         answers: (answer, probability or score), the best first.
         attention_HW: attention from the text's tokens to the cells of the image grid, of sum 1; None if it was not
             requested or the model has none.
+        attention_T: the same for each further input whose tokens follow each other in time, by its name: weights of
+            equal parts of its time, of sum 1.
         facts: those that the model got with the text, the best first.
         knowledge_version: of the store that they are from; None without one.
     """
 
     answers: list[tuple[str, float]]
     attention_HW: NDArray[np.float32] | None = None
+    attention_T: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
     facts: tuple[LinkedFact, ...] = ()
     knowledge_version: int | None = None
 
@@ -92,15 +99,14 @@ class Predictor:
         )
         if not any(example.texts for example in examples):
             return [[] for _ in examples]
-        answers, attention_NHW, weights_NJ = self._run_batch(batch, top_k, attention, task, settings)
-        maps = attention_NHW if attention_NHW is not None else [None] * len(answers)
+        answers, maps, weights_NJ = self._run_batch(batch, top_k, attention, task, settings)
         facts = [(of_text, e.knowledge_version) for e in examples for of_text in e.facts or ()]
         if weights_NJ is not None:
             facts = [
                 (_reweighed(of_text, weights_J), version)
                 for (of_text, version), weights_J in zip(facts, weights_NJ, strict=True)
             ]
-        flat = [Prediction(a, m, *found) for a, m, found in zip(answers, maps, facts, strict=True)]
+        flat = [Prediction(a, *seen, *found) for a, seen, found in zip(answers, maps, facts, strict=True)]
         stops = np.cumsum([len(example.texts) for example in examples])
         return [flat[stop - len(example.texts) : stop] for stop, example in zip(stops, examples, strict=True)]
 
@@ -180,9 +186,9 @@ class Predictor:
         attention: bool,
         task: str | None,
         settings: Mapping[str, Any],
-    ) -> tuple[list[Answers], NDArray[np.float32] | None, NDArray[np.float32] | None]:
-        """The answers to each row, on request its attention to the image grid (N, H, W), and the weights of its facts
-        (N, J) if the model weighs them.
+    ) -> tuple[list[Answers], list[_Attention], NDArray[np.float32] | None]:
+        """The answers to each row, its attention on request, and the weights of its facts (N, J) if the model weighs
+        them.
         """
         if top_k < 1:
             raise ValueError(f"top_k={top_k} asks for no answer; set it to 1 or more")
@@ -191,27 +197,57 @@ class Predictor:
         answers = self.processor.tasks[name].answer(decoder, encoded, self.processor, top_k, **settings)
         weights = encoded.fact_weights_NJ
         weights_NJ = None if weights is None else weights.float().cpu().numpy()
-        attention_NHW = self._attention_to_image(decoder, encoded, answers) if attention else None
-        return answers, attention_NHW, weights_NJ
+        seen = self._attention(decoder, encoded, answers) if attention else [(None, {})] * len(answers)
+        return answers, seen, weights_NJ
 
-    def _attention_to_image(
-        self, decoder: Decoder, encoded: DecoderInput, answers: list[Answers]
-    ) -> NDArray[np.float32] | None:
-        """(N, H, W) for the best answers; None where the model has none."""
+    def _attention(self, decoder: Decoder, encoded: DecoderInput, answers: list[Answers]) -> list[_Attention]:
+        """To the inputs, for the best answer to each row."""
+        none: list[_Attention] = [(None, {}) for _ in answers]
         joint = encoded.joint
         if joint is None:
-            return None
+            return none
         attention_NT = decoder.attention(encoded, self.processor, answers)
         if attention_NT is None:
             attention_NT = _attention_of_text(encoded, joint)
-        if attention_NT is None or "vision" not in joint.spans or self.model.vision is None:
+        if attention_NT is None:
+            return none
+        weights = {name: attention_NT[:, slice(*span)].float() for name, span in joint.spans.items()}
+        maps_NHW = self._over_image(weights)
+        in_time = {
+            name: self._over_time(name, weights[name], encoded) for name in self.processor.inputs if name in weights
+        }
+        return [
+            (
+                None if maps_NHW is None else maps_NHW[n],
+                {name: rows[n] for name, rows in in_time.items() if len(rows[n])},
+            )
+            for n in range(len(answers))
+        ]
+
+    def _over_image(self, weights: Mapping[str, Tensor]) -> NDArray[np.float32] | None:
+        """(N, H, W), each of sum 1; None where the model has none."""
+        if "vision" not in weights or self.model.vision is None:
             return None
-        map_NHW = self.model.vision.to_grid(attention_NT[:, slice(*joint.spans["vision"])].float())
+        map_NHW = self.model.vision.to_grid(weights["vision"])
         if map_NHW is None:
             return None
         sums_N11 = map_NHW.sum((1, 2), keepdim=True).clamp_min(torch.finfo(map_NHW.dtype).tiny)
         weights_NHW: NDArray[np.float32] = (map_NHW / sums_N11).cpu().numpy()
         return weights_NHW
+
+    def _over_time(self, name: str, weights_NT: Tensor, encoded: DecoderInput) -> list[NDArray[np.float32]]:
+        """For each row the weights of the real parts of an input's time, of sum 1; none where the row has no such input
+        or time is none of its dimensions.
+        """
+        encoder = cast(ModalityEncoder, self.model.encoder(name))
+        over_time_NT = encoder.to_time(weights_NT)
+        if over_time_NT is None:
+            return [np.zeros(0, np.float32)] * len(weights_NT)
+        real_NT = encoder.to_time(_real_tokens(encoded, name).float())
+        assert real_NT is not None
+        counts = (real_NT > 0).sum(1).tolist()
+        rows = [row[:count] for row, count in zip(over_time_NT.cpu().numpy(), counts, strict=True)]
+        return [row / max(row.sum(), np.finfo(np.float32).tiny) for row in rows]
 
     def _encode_batch(
         self, batch: Mapping[str, NDArray[Any]], task: str, attention: bool
@@ -239,14 +275,22 @@ def _reweighed(facts: tuple[LinkedFact, ...], weights_J: NDArray[np.float32]) ->
 
 def _attention_of_text(encoded: DecoderInput, joint: FusedStream) -> Tensor | None:
     """(N, S): attention of the last round over the joint sequence, summed over the real tokens of each text; of a task
-    that reads no text, over all tokens.
+    that reads no text, over all real tokens.
 
-    The mask is the encoder's, which moves padding behind the tokens, and not the tokenizer's.
+    Masks are the encoders': the language encoder moves padding behind the tokens, and the tokenizer may not.
     """
     if joint.attention_LBQS is None:
         return None
-    if "language" not in joint.spans:
-        return joint.attention_LBQS[-1].sum(1)
-    attention_NQS = joint.attention_LBQS[-1, :, slice(*joint.spans["language"])]
-    real_NQ = encoded.streams["language"].mask_BT[encoded.rows["language"]]
-    return (attention_NQS * real_NQ[:, :, None]).sum(1)
+    attention_NQS = joint.attention_LBQS[-1]
+    asking = ["language"] if "language" in joint.spans else [name for name in joint.spans if name in encoded.streams]
+    weights_NS = [
+        (attention_NQS[:, slice(*joint.spans[name])] * _real_tokens(encoded, name).unsqueeze(-1)).sum(1)
+        for name in asking
+    ]
+    return torch.stack(weights_NS).sum(0)
+
+
+def _real_tokens(encoded: DecoderInput, name: str) -> Tensor:
+    """(N, T): which tokens of a stream are real, for each row."""
+    mask_BT, row_N = encoded.streams[name].mask_BT, encoded.rows.get(name)
+    return mask_BT if row_N is None else mask_BT[row_N]

@@ -211,6 +211,12 @@ class ModalityEncoder(Encoder):
         """The rest of the encoder."""
         raise NotImplementedError
 
+    def to_time(self, weights_NT: Tensor) -> Tensor | None:
+        """Weights of the tokens, such as attention, as weights of equal parts of time, one after the other (N, parts);
+        None if the tokens do not follow each other in time.
+        """
+        return None
+
 
 class VisionPart(EncoderPart):
     """Configuration of a vision encoder.

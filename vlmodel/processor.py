@@ -238,9 +238,19 @@ class VLProcessor:
         return self._label_ids.get(normal_form(answer, self.normalizer), -1)
 
     @property
+    def first_task(self) -> Task:
+        """The task that answers where none is named."""
+        return next(iter(self.tasks.values()))
+
+    @property
     def reads(self) -> tuple[str, ...]:
         """Names of the inputs that are decoded; a sample may lack some."""
         return ((IMAGE,) if self.reads_images else ()) + tuple(self.inputs)
+
+    @property
+    def media(self) -> dict[str, str]:
+        """What the bytes of these inputs are (``vlmodel.media``), by their names."""
+        return {name: IMAGE if name == IMAGE else self.inputs[name].medium for name in self.reads}
 
     def decode_image(
         self, data: bytes, out: NDArray[np.uint8] | None = None, formats: Collection[str] = FORMATS

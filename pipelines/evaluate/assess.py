@@ -13,7 +13,7 @@ from pipelines.data.stream.stream import StreamConfig
 from pipelines.errors import DataError
 from pipelines.evaluate.baselines import Baselines, check_baselines_are_learnable
 from pipelines.evaluate.build_report import build_report, score_examples
-from pipelines.evaluate.examples import choose_examples, make_example_cards, read_image_bytes
+from pipelines.evaluate.examples import choose_examples, inputs_of_sample, make_example_cards
 from pipelines.evaluate.neighbours import Neighbours, captions_of_neighbours
 from pipelines.evaluate.predict import PredictConfig, iterate_answer_tables, predict_dataset
 from pipelines.evaluate.report import TaskReport
@@ -22,6 +22,7 @@ from pipelines.tracking.tracker import NullTracker
 from vlmodel.answers import Normalizer, normal_form
 from vlmodel.encoder_parts import IMAGE, stream_of
 from vlmodel.inference import Predictor
+from vlmodel.processor import Example
 from vlmodel.sample import TEXTS
 from vlmodel.task import Task
 
@@ -37,7 +38,7 @@ class TaskAssessment:
         task: its name; "" if the model has only one.
         answers: a row for each row of the task (predict.SCHEMA).
         cards: for ``training_pictures.render_examples_page``.
-        example: an encoded image and the text of the request, "" if the task is given none.
+        example: a sample's inputs with the text of one request, "" if the task is given none.
         normalizer: rules by which answers in words are compared.
     """
 
@@ -45,23 +46,23 @@ class TaskAssessment:
     report: TaskReport
     answers: pa.Table = field(repr=False)
     cards: list[training_pictures.ExampleCard] = field(repr=False)
-    example: tuple[bytes, str] = field(repr=False)
+    example: Example = field(repr=False)
     normalizer: Normalizer = "none"
 
 
 def check_data_is_evaluable(index: Index, tasks: Mapping[str, Task], split: str) -> None:
-    """Refuse data that models cannot be evaluated on: samples need images and the texts of each task.
+    """Refuse data that models cannot be evaluated on: samples need inputs, and the texts or class of each task.
 
     Args:
         split: the evaluated split; "" for all samples.
 
     Raises:
-        DataError: the samples have no images, or none of the split has the texts of a task.
+        DataError: the samples have no inputs, or none of the split has the texts of a task.
     """
     if not index.count(lambda present: bool(present & TEXTS) and bool(present - TEXTS)):
         raise DataError(
-            f"models are judged on images with texts, and no sample of {index.tars} is such a pair (it was indexed as "
-            f"{index.scan['inputs']}); name pairs in data.tars, and this in data.mix to train on it too"
+            f"models are judged on inputs with texts or a class, and no sample of {index.tars} is such a pair (it was "
+            f"indexed as {index.scan['inputs']}); name pairs in data.tars, and this in data.mix to train on it too"
         )
     for name, task in tasks.items():
         if not index.count(task.can_learn, split):
@@ -129,7 +130,8 @@ def assess_model(
         rows = choose_examples(answers, task, examples, normalizer=processor.normalizer)
         cards = make_example_cards(rows, index, predictor, name)
         first = answers.slice(0, 1).to_pylist()[0]
-        example = (read_image_bytes(first["key"], index, first["split"]), first["text"])
+        inputs = inputs_of_sample(first["key"], index, processor.reads, first["split"])
+        example = Example(inputs, (first["text"],))
         assessments.append(TaskAssessment(name, report, answers, cards, example, processor.normalizer))
     return assessments
 

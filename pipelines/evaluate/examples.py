@@ -74,23 +74,24 @@ def make_example_cards(rows: list[ExampleRow], index: Index, predictor: Predicto
     return cards
 
 
-def read_image_bytes(key: str, index: Index, split: str = "") -> bytes:
-    """The encoded image of a sample.
+def inputs_of_sample(key: str, index: Index, names: Collection[str], split: str = "") -> Mapping[str, bytes]:
+    """The encoded inputs of a sample, of those names that it has.
 
     Args:
         split: of the sample; "" looks in the validation, test and training split, in this order, as samples of
             different splits may have the same key.
 
     Raises:
-        DataError: there is no such sample.
+        DataError: there is no such sample, or it has none of these inputs.
     """
     splits = (split,) if split else _HELD_OUT_FIRST
-    inputs_of = _read_inputs({(name, key) for name in splits}, index, {IMAGE})
+    inputs_of = _read_inputs({(name, key) for name in splits}, index, names)
     for name in splits:
-        if IMAGE in inputs_of.get((name, key), {}):
-            return inputs_of[name, key][IMAGE]
+        if inputs := inputs_of.get((name, key)):
+            return inputs
     raise DataError(
-        f"the index of {index.tars} has no image of sample {key!r}{f' in split {split!r}' if split else ''}"
+        f"the index of {index.tars} has no {' or '.join(names)} of sample {key!r}"
+        f"{f' in split {split!r}' if split else ''}"
     )
 
 

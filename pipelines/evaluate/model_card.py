@@ -50,7 +50,7 @@ def _metrics_section(task: str, report: TaskReport) -> str:
     interval = ", {:.4f} to {:.4f} with 95 % confidence".format(*report.interval) if report.interval else ""
     lines += [
         "",
-        f"{report.metric} {report.value:.4f}{interval}, on {report.rows} {report.unit}; {report.samples} images.",
+        f"{report.metric} {report.value:.4f}{interval}, on {report.rows} {report.unit}; {report.samples} samples.",
     ]
     if report.comparisons:
         lines.append(f"It is {report.baseline_verdict}.")

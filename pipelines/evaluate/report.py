@@ -17,7 +17,7 @@ class TaskReport:
     """How good a model is at one task on one split.
 
     Attributes:
-        samples: number of images.
+        samples: number of samples.
         rows: number of rows of the task that counted, called ``unit``.
         unit: what the rows are: questions, images, pairs.
         metric: name of the metric by which models are compared; higher is better.
@@ -84,7 +84,7 @@ class TaskReport:
         return {prefix + name: value for name, value in {**named, self.unit: float(self.rows)}.items()}
 
     def __str__(self) -> str:
-        title = f"{self.split}: {self.metric} {self.value:.4f}  ({self.rows} {self.unit}, {self.samples} images)"
+        title = f"{self.split}: {self.metric} {self.value:.4f}  ({self.rows} {self.unit}, {self.samples} samples)"
         lines = [title + ("  95 % interval {:.4f} to {:.4f}".format(*self.interval) if self.interval else "")]
         if self.comparisons:
             lines.append(f"  {self.metric} is {self.baseline_verdict}")

@@ -75,7 +75,8 @@ class GateConfig(Section):
     checked. The low value for politeness is for language encoders that were trained on few fixed phrases; raise it for
     others."""
     image_use: Share = 0.05
-    """Lowest share of rows whose answer changes, or loses 0.1 of its confidence, when another image is shown."""
+    """Lowest share of rows whose answer changes, or loses 0.1 of its confidence, when another sample's inputs are shown
+    in the place of its own."""
     known_answers: Share = 0.5
     """A champion whose labels hold less than this share of the hold-out's right answers is no opponent: the candidate
     is judged as if there were no champion."""

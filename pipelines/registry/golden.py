@@ -1,7 +1,7 @@
-"""Golden answers: a version's answers about a few images at its registration, stored with it.
+"""Golden answers: a version's answers about a few inputs at its registration, stored with it.
 
 File hashes show that a model is unchanged, but not that it gives the same answers elsewhere, with other versions of
-libraries, image decoders, kernels or a GPU. A service that loads the model compares its answers with these.
+libraries, decoders, kernels or a GPU. A service that loads the model compares its answers with these.
 """
 
 from __future__ import annotations
@@ -9,12 +9,14 @@ from __future__ import annotations
 import base64
 import io
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from PIL import Image
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
 from pipelines.registry.errors import ArtifactError
+from vlmodel.encoder_parts import IMAGE
 from vlmodel.images.pillow import open_image
 from vlmodel.inference import Predictor
 from vlmodel.processor import Example
@@ -30,42 +32,47 @@ class GoldenAnswer(BaseModel):
 
     Attributes:
         task: "" if the model has only one.
-        image: encoded, in base64.
+        inputs: encoded, in base64, by their names.
         answers: the best few with their probabilities or scores, the best first; one if texts are generated.
     """
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
     task: str
-    image: str
+    inputs: dict[str, str]
     text: str
     answers: Answers
+
+    def example(self) -> Example:
+        """The request."""
+        return Example({name: base64.b64decode(data) for name, data in self.inputs.items()}, (self.text,))
 
 
 _GOLDEN = TypeAdapter(list[GoldenAnswer])
 
 
-def record_golden_answers(predictor: Predictor, examples: Mapping[str, tuple[bytes, str]]) -> list[GoldenAnswer]:
-    """A model's answers to one example of each task: to its image unchanged, and transposed in each file format.
+def record_golden_answers(predictor: Predictor, examples: Mapping[str, Example]) -> list[GoldenAnswer]:
+    """Answer each task's example: as it is, with its image transposed and stored in other formats, and with each of its
+    inputs alone, if it has several.
 
     Generated texts are the result of many choices, and rounding decides near ties. So only those are stored that are
-    the same if the images are processed one by one and in one batch.
+    the same if the requests are processed one by one and in one batch.
 
     Args:
-        examples: (encoded image, text) by task.
+        examples: with one text each, by task.
 
     Raises:
-        ImageError: an example cannot be decoded.
+        MediumError: an example cannot be decoded.
     """
     golden = []
-    for task, (image, text) in examples.items():
-        images = [image, *_image_variants(image)]
-        in_batch = _predict_image_variants(predictor, task, text, images)
-        for shown, batched in zip(images, in_batch, strict=True):
-            (alone,) = _predict_image_variants(predictor, task, text, [shown])
+    for task, example in examples.items():
+        asked = [replace(example, inputs=inputs) for inputs in _input_variants(example.inputs)]
+        in_batch = _predict(predictor, task, asked)
+        for one, batched in zip(asked, in_batch, strict=True):
+            (alone,) = _predict(predictor, task, [one])
             if not _generates_text(predictor, task) or alone[0][0] == batched[0][0]:
-                encoded = base64.b64encode(shown).decode()
-                golden.append(GoldenAnswer(task=task, image=encoded, text=text, answers=alone))
+                encoded = {name: base64.b64encode(data).decode() for name, data in one.inputs.items()}
+                golden.append(GoldenAnswer(task=task, inputs=encoded, text=one.texts[0], answers=alone))
     return golden
 
 
@@ -100,7 +107,7 @@ def differing_answers(predictor: Predictor, golden: Sequence[GoldenAnswer], tole
     lines = []
     for number, one in enumerate(golden):
         try:
-            (answers,) = _predict_image_variants(predictor, one.task, one.text, [base64.b64decode(one.image)])
+            (answers,) = _predict(predictor, one.task, [one.example()])
         except (ValueError, RuntimeError) as error:
             lines.append(f"request {number} about {one.text!r} fails here: {error}")
             continue
@@ -113,9 +120,9 @@ def differing_answers(predictor: Predictor, golden: Sequence[GoldenAnswer], tole
     return lines
 
 
-def _predict_image_variants(predictor: Predictor, task: str, text: str, images: Sequence[bytes]) -> list[Answers]:
+def _predict(predictor: Predictor, task: str, examples: Sequence[Example]) -> list[Answers]:
     top_k = 1 if _generates_text(predictor, task) else _TOP_K
-    predicted = predictor.predict([Example({"image": image}, (text,)) for image in images], top_k=top_k, task=task)
+    predicted = predictor.predict(examples, top_k=top_k, task=task)
     return [[(answer, float(score)) for answer, score in one.answers] for (one,) in predicted]
 
 
@@ -140,6 +147,12 @@ def _scores_differ(answers: Answers, others: Answers, tolerance: float, exact: b
 
 def _format_answers(answers: Answers) -> str:
     return ", ".join(f"{answer!r} {score:.4f}" for answer, score in answers[:2])
+
+
+def _input_variants(inputs: Mapping[str, bytes]) -> list[Mapping[str, bytes]]:
+    images = _image_variants(inputs[IMAGE]) if IMAGE in inputs else []
+    alone = [{name: data} for name, data in inputs.items()] if len(inputs) > 1 else []
+    return [inputs, *({**inputs, IMAGE: image} for image in images), *alone]
 
 
 def _image_variants(encoded: bytes) -> list[bytes]:

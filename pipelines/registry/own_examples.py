@@ -16,7 +16,7 @@ FILE = "examples.json"
 
 
 class AskedText(BaseModel):
-    """A text about the image, and the model's best answer with its probability or score."""
+    """A text about the inputs, and the model's best answer with its probability or score."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
@@ -25,20 +25,32 @@ class AskedText(BaseModel):
     probability: float
 
 
+class OwnInput(BaseModel):
+    """One input, without the metadata of the source's file.
+
+    Attributes:
+        media_type: such as "image/png".
+        data: in base64.
+    """
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+    media_type: str
+    data: str
+
+
 class OwnExample(BaseModel):
-    """An image with texts about it.
+    """The inputs of a sample, by their names, with texts about them.
 
     Attributes:
         task: of the model; in a service the operation that answers.
-        media_type: of the image.
-        image: in base64, without the metadata of the source's file.
+        texts: of a task that reads none, an empty one.
     """
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
     task: str
-    media_type: str
-    image: str
+    inputs: dict[str, OwnInput]
     texts: tuple[AskedText, ...]
 
 

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import pandas as pd  # type: ignore[import-untyped, unused-ignore]
 from mlflow import pyfunc
@@ -20,29 +21,46 @@ from pipelines.registry import golden, own_examples
 from pipelines.registry.errors import ArtifactError
 from pipelines.storage import manifest
 from vlmodel import bases
+from vlmodel.processor import Example, VLProcessor
 
 _REQUIREMENTS = (
-    "mlflow", "numpy", "pandas", "pillow", "pydantic", "safetensors", "simplejpeg", "tokenizers", "torch",
-    "torchmetrics", "torchvision", "transformers",
+    "av", "mlflow", "numpy", "pandas", "peft", "pillow", "pydantic", "safetensors", "simplejpeg", "soundfile", "timm",
+    "tokenizers", "torch", "torchmetrics", "torchvision", "transformers",
 )  # fmt: skip
-SIGNATURE = ModelSignature(
-    inputs=Schema([ColSpec(DataType.binary, "image"), ColSpec(DataType.string, "question")]),
-    outputs=Schema(
-        [
-            ColSpec(DataType.string, "answer"),
-            ColSpec(DataType.double, "probability"),
-            ColSpec(DataType.string, "answers"),
-            ColSpec(DataType.string, "error", required=False),
-        ]
-    ),
-    params=ParamSchema([ParamSpec("top_k", DataType.long, 5)]),
+_OUTPUTS = Schema(
+    [
+        ColSpec(DataType.string, "answer"),
+        ColSpec(DataType.double, "probability"),
+        ColSpec(DataType.string, "answers"),
+        ColSpec(DataType.string, "error", required=False),
+    ]
 )
+_QUESTION = "question"  # as in pyfunc.py, which only MLflow imports
+
+
+def signature_of(processor: VLProcessor) -> ModelSignature:
+    """The columns of a table that the model answers: its inputs, of which a row may lack some where there are several,
+    and ``question`` if its first task reads texts.
+    """
+    names = processor.reads
+    columns = [ColSpec(DataType.binary, name, required=len(names) == 1) for name in names]
+    if processor.first_task.reads_text():
+        columns.append(ColSpec(DataType.string, _QUESTION))
+    return ModelSignature(Schema(columns), _OUTPUTS, ParamSchema([ParamSpec("top_k", DataType.long, 5)]))
+
+
+def input_table(processor: VLProcessor, example: Example) -> pd.DataFrame:
+    """An example with one text as such a table."""
+    row: dict[str, Any] = {name: example.inputs.get(name) for name in processor.reads}
+    if processor.first_task.reads_text():
+        row[_QUESTION] = example.texts[0]
+    return pd.DataFrame([row])
 
 
 def build_package(
     checkpoint: Path,
     package: Path,
-    example: tuple[bytes, str],
+    example: Example,
     origin: Model,
     answers: Sequence[golden.GoldenAnswer] = (),
     card: str = "",
@@ -52,12 +70,13 @@ def build_package(
 
     Args:
         checkpoint: folder that ``VLModel`` and ``VLProcessor`` saved, without bases in it.
-        example: (encoded image, question), the input example.
+        example: with one text, the input example.
         origin: the MLflow model description to complete, with the ids of its run and logged model.
         answers: golden answers to store.
         card: Markdown to store beside the model as README.md.
         shown: own examples to store.
     """
+    processor = VLProcessor.from_pretrained(checkpoint)
     with TemporaryDirectory() as scratch:
         # Only this file of the pipeline, where the stored code imports it from.
         code = Path(scratch) / "pipelines" / "storage"
@@ -69,8 +88,8 @@ def build_package(
             python_model=str(Path(__file__).with_name("pyfunc.py")),
             artifacts={"model": str(checkpoint.absolute())},
             code_paths=[str(Path(vlmodel.config.__file__).parent), str(code.parent)],
-            signature=SIGNATURE,
-            input_example=pd.DataFrame([example], columns=["image", "question"]),
+            signature=signature_of(processor),
+            input_example=input_table(processor, example),
             pip_requirements=[f"{name}=={version(name)}" for name in _REQUIREMENTS if _is_package_installed(name)],
             mlflow_model=origin,
         )

@@ -22,6 +22,7 @@ from pipelines.storage.folder import Folder
 from pipelines.tracking.store import mlflow_errors
 from vlmodel.bases import FOLDER, BaseWeightsError, recorded_bases
 from vlmodel.inference import Predictor
+from vlmodel.processor import Example
 
 log = logging.getLogger(__name__)
 
@@ -43,8 +44,8 @@ class PackageStore:
         model_id: str,
         run_id: str,
         checkpoint: Path,
-        example: tuple[bytes, str],
-        examples: Mapping[str, tuple[bytes, str]] | None,
+        example: Example,
+        examples: Mapping[str, Example] | None,
         card: str = "",
         shown: Sequence[OwnExample] = (),
     ) -> str:

@@ -1,4 +1,4 @@
-"""A visual question answering model as an MLflow model, stored as this source file ("models from code").
+"""A model as an MLflow model, stored as this source file ("models from code").
 
 Nothing is pickled: MLflow runs this file, and ``load_context`` reads safetensors and JSON. It is stored with
 ``vlmodel`` and the module of the manifest, and imports nothing else of this repository. MLflow loads it by importing
@@ -14,7 +14,7 @@ import contextlib
 import json
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,16 +29,19 @@ if Path(__file__).with_name("manifest.json").is_file():  # in a stored model
 
 from pipelines.storage.manifest import verify_folder
 from vlmodel.images.base64 import from_base64
-from vlmodel.images.errors import ImageError
 from vlmodel.inference import Prediction, Predictor
-from vlmodel.processor import Example
+from vlmodel.media.base import MediumError
+from vlmodel.processor import Example, VLProcessor
 
-IMAGES_AT_ONCE = 32
+QUESTION = "question"
+"""The column of texts, of models that read them."""
+SAMPLES_AT_ONCE = 32
 _Row = tuple[str | None, float | None, str | None, str | None]
+_Inputs = tuple[tuple[str, bytes], ...]
 
 
-class VisualQuestionAnswering(PythonModel):
-    """Answers a question about an image in each row of a table."""
+class TableModel(PythonModel):
+    """Answers about the inputs in each row of a table, by the model's first task."""
 
     def load_context(self, context: PythonModelContext) -> None:
         """Check the files against their manifest and load the model with its frozen base weights (``vlmodel.bases``).
@@ -58,32 +61,34 @@ class VisualQuestionAnswering(PythonModel):
         """Answer each row.
 
         Args:
-            model_input: columns ``image`` (encoded image, as bytes or in base64) and ``question`` (string).
+            model_input: a column for each input that the model reads, by its name (``image``, ``audio``: an encoded
+                file, as bytes or in base64; of several inputs a row may lack some), and ``question`` (string) if its
+                first task reads texts.
             params: ``top_k``, the number of ranked answers.
 
         Returns:
             Columns ``answer`` (the most probable), ``probability``, ``answers`` (JSON: [[answer, probability], ...])
-            and ``error`` (why there is no answer: a missing cell, or an image that cannot be read; the other three are
+            and ``error`` (why there is no answer: a missing cell, or an input that cannot be read; the other three are
             then empty), with the index of ``model_input``.
         """
         top_k = int((params or {}).get("top_k", 5))
         results: list[_Row] = [(None, None, None, None)] * len(model_input)
-        questions: list[str] = [""] * len(model_input)
-        # An image is decoded and encoded once, however many rows ask about it.
-        rows_of: dict[bytes, list[int]] = {}
-        for row, (cell, question) in enumerate(zip(model_input["image"], model_input["question"], strict=True)):
+        texts: list[str] = [""] * len(model_input)
+        # Inputs are decoded and encoded once, however many rows ask about them.
+        rows_of: dict[_Inputs, list[int]] = {}
+        for row, cells in enumerate(model_input.to_dict("records")):
             try:
-                image, questions[row] = _parse_image_cell(cell), _parse_question_cell(question)
+                inputs, texts[row] = _read_cells(cells, self.predictor.processor)
             except ValueError as error:
                 results[row] = (None, None, None, str(error))
             else:
-                rows_of.setdefault(image, []).append(row)
-        images = list(rows_of)
-        for start in range(0, len(images), IMAGES_AT_ONCE):
-            some = images[start : start + IMAGES_AT_ONCE]
-            examples = [Example({"image": image}, tuple(questions[row] for row in rows_of[image])) for image in some]
-            for image, answered in zip(some, self._answer_batches(examples, top_k), strict=True):
-                for row, result in zip(rows_of[image], answered, strict=True):
+                rows_of.setdefault(inputs, []).append(row)
+        samples = list(rows_of)
+        for start in range(0, len(samples), SAMPLES_AT_ONCE):
+            some = samples[start : start + SAMPLES_AT_ONCE]
+            examples = [Example(dict(inputs), tuple(texts[row] for row in rows_of[inputs])) for inputs in some]
+            for inputs, answered in zip(some, self._answer_batches(examples, top_k), strict=True):
+                for row, result in zip(rows_of[inputs], answered, strict=True):
                     results[row] = result
         # As objects, so that missing values are null in JSON and not NaN, which is invalid JSON.
         columns = ["answer", "probability", "answers", "error"]
@@ -93,11 +98,11 @@ class VisualQuestionAnswering(PythonModel):
     def _answer_batches(self, examples: Sequence[Example], top_k: int) -> Iterator[list[_Row]]:
         try:
             predicted = self.predictor.predict(examples, top_k=top_k)
-        except ImageError as error:
+        except MediumError as error:
             if len(examples) == 1:
                 yield [(None, None, None, str(error)) for _ in examples[0].texts]
                 return
-            # The other images of the batch must get their answers.
+            # The other samples of the batch must get their answers.
             for example in examples:
                 yield from self._answer_batches([example], top_k)
             return
@@ -113,17 +118,28 @@ def _remove_own_bytecode() -> None:
             os.rmdir(os.path.dirname(own))
 
 
-def _parse_image_cell(cell: Any) -> bytes:
-    if _is_missing(cell):
-        raise ValueError("the image is missing")
+def _read_cells(cells: Mapping[str, Any], processor: VLProcessor) -> tuple[_Inputs, str]:
+    """The inputs and the text of a row.
+
+    Raises:
+        ValueError: one is none, or all inputs are missing.
+    """
+    names = processor.reads
+    given = tuple((name, _input_bytes(name, cells[name])) for name in names if not _is_missing(cells.get(name)))
+    if not given and names:
+        raise ValueError(f"the {names[0]} is missing" if len(names) == 1 else f"{', '.join(names)} are all missing")
+    return given, _parse_question_cell(cells.get(QUESTION)) if processor.first_task.reads_text() else ""
+
+
+def _input_bytes(name: str, cell: Any) -> bytes:
     if isinstance(cell, bytes | bytearray | memoryview):
         return bytes(cell)
     if isinstance(cell, str):
         try:
             return from_base64(cell)
         except ValueError as error:
-            raise ValueError(f"the image is not valid base64; {error}") from None
-    raise ValueError(f"the image is of type {type(cell).__name__}; give an image file's bytes, or these in base64")
+            raise ValueError(f"the {name} is not valid base64; {error}") from None
+    raise ValueError(f"the {name} is of type {type(cell).__name__}; give a file's bytes, or these in base64")
 
 
 def _parse_question_cell(cell: Any) -> str:
@@ -146,4 +162,4 @@ def _prediction_row(prediction: Prediction) -> _Row:
     return answer, probability, json.dumps(prediction.answers), None
 
 
-set_model(VisualQuestionAnswering())
+set_model(TableModel())

@@ -32,11 +32,12 @@ from pipelines.storage.folder import Folder
 from pipelines.tracking.address import TrackingConfig
 from pipelines.tracking.store import mlflow_errors, open_store
 from pipelines.tracking.tracker import RUN_TAG
+from vlmodel.processor import Example
 
 log = logging.getLogger(__name__)
 
 _DESCRIPTION = (
-    "Versions of a vision-language model. The version with the alias `champion` is the one that is served; `previous` "
+    "Versions of a model. The version with the alias `champion` is the one that is served; `previous` "
     "was served before it, and `challenger` may be asked beside it."
 )
 _MAX_DESCRIPTION = 5000
@@ -77,10 +78,10 @@ class Registry(Versions):
         self,
         run_id: str,
         checkpoint: Path,
-        example: tuple[bytes, str],
+        example: Example,
         score: VersionScore,
         step: int = 0,
-        examples: Mapping[str, tuple[bytes, str]] | None = None,
+        examples: Mapping[str, Example] | None = None,
         card: str = "",
         shown: Sequence[OwnExample] = (),
     ) -> ModelVersion:
@@ -92,7 +93,7 @@ class Registry(Versions):
         Args:
             run_id: the MLflow run that trained it.
             checkpoint: folder that ``VLModel`` and ``VLProcessor`` saved.
-            example: (encoded image, question), the input example and the input of the smoke test.
+            example: with one text, the input example and the input of the smoke test.
             score: of these weights.
             step: of the checkpoint.
             examples: one for each task of the model, for its golden answers; by default ``example``, for the first.

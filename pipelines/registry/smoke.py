@@ -14,19 +14,21 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 from pipelines.registry.errors import SmokeError
+from vlmodel.processor import Example
 
 PROGRAM = Path(__file__).with_name("_smoke_program.py")
 
 
-def answer_in_fresh_process(package: Path, rows: Sequence[tuple[bytes, str]], timeout_s: float = 600) -> list[str]:
-    """Load the MLflow model in ``package`` with unpickling forbidden and answer ``rows`` of (encoded image, question).
+def answer_in_fresh_process(package: Path, examples: Sequence[Example], timeout_s: float = 600) -> list[str]:
+    """Load the MLflow model in ``package`` with unpickling forbidden, and answer examples with one text each.
 
     Raises:
         SmokeError: it fails or takes longer than ``timeout_s`` seconds; the message ends with its last output.
     """
-    request = json.dumps([[base64.b64encode(image).decode(), question] for image, question in rows])
+    request = json.dumps([_to_row(example) for example in examples])
     environment = {**os.environ, "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false"}
     with TemporaryDirectory() as nowhere:
         # Isolated mode ignores Python's environment variables, PYTHONDONTWRITEBYTECODE among them.
@@ -41,3 +43,8 @@ def answer_in_fresh_process(package: Path, rows: Sequence[tuple[bytes, str]], ti
         raise SmokeError(f"model {str(package)!r} does not work in a fresh process: ...{done.stderr.strip()[-1500:]}")
     answers: list[str] = json.loads(done.stdout.splitlines()[-1])
     return answers
+
+
+def _to_row(example: Example) -> dict[str, Any]:
+    inputs = {name: base64.b64encode(data).decode() for name, data in example.inputs.items()}
+    return {"inputs": inputs, "text": example.texts[0]}

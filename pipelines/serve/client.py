@@ -13,6 +13,7 @@ from pipelines.serve.errors import ServeError
 from pipelines.serve.http.routes.feedback import FeedbackResponse
 from vlmodel.operations.ask import VQAResponse
 from vlmodel.operations.base import TaskResponse
+from vlmodel.operations.classify import ClassifyResponse
 from vlmodel.operations.describe import CaptionResponse
 from vlmodel.operations.embed import EmbedResponse
 from vlmodel.operations.match import MatchResponse
@@ -84,6 +85,18 @@ class Client:
         """At most ``top_k`` captions of an image, or other inputs."""
         fields = {"top_k": str(top_k), "attention": str(attention).lower()}
         return self._post_task("caption", CaptionResponse, image, fields, inputs)
+
+    def classify(
+        self,
+        image: bytes | None = None,
+        *,
+        top_k: int = 5,
+        attention: bool = False,
+        inputs: Mapping[str, bytes] | None = None,
+    ) -> ClassifyResponse:
+        """The ``top_k`` most probable classes of an image, or of other inputs."""
+        fields = {"top_k": str(top_k), "attention": str(attention).lower()}
+        return self._post_task("classify", ClassifyResponse, image, fields, inputs)
 
     def match(
         self, image: bytes | None, texts: Sequence[str], *, inputs: Mapping[str, bytes] | None = None

@@ -18,6 +18,7 @@ class ModelInfo:
     Attributes:
         tasks: the names of the operations (``vlmodel.operations.base``) that it can be asked for.
         inputs: names of the inputs that it takes, beside texts.
+        media: what each of these is: image, audio, video, series, row.
     """
 
     name: str
@@ -28,6 +29,7 @@ class ModelInfo:
     resize: str
     crop: float = 1.0
     inputs: tuple[str, ...] = ("image",)
+    media: Mapping[str, str] = field(default_factory=lambda: {"image": "image"})
 
 
 @dataclass(frozen=True)

@@ -6,31 +6,28 @@ They are chosen among what the model answered right, where there is such: they s
 from __future__ import annotations
 
 import base64
-import io
 import random
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import pyarrow as pa
-from PIL import Image
 
 from pipelines.data.index.index import Index
 from pipelines.errors import DataError
 from pipelines.evaluate.answered import parse_answered_rows
 from pipelines.evaluate.assess import TaskAssessment
-from pipelines.evaluate.examples import read_image_bytes
-from pipelines.registry.own_examples import AskedText, OwnExample
-from vlmodel.images.pillow import open_image
+from pipelines.evaluate.examples import inputs_of_sample
+from pipelines.registry.own_examples import AskedText, OwnExample, OwnInput
 from vlmodel.inference import Predictor
+from vlmodel.media.base import DisplayCopy
+from vlmodel.media.registry import all_media
 from vlmodel.processor import Example
 from vlmodel.task import Task
 
 SAMPLES, TEXTS = 4, 4
 """Most samples of a task, and most texts of a sample."""
 _TRIED = 3 * SAMPLES
-_SIDE, _LOSSLESS_SIDE = 512, 128
-"""Larger images are shrunk; small ones, of which JPEG would blur the edges, stay as they are."""
 
 
 class _NoExampleError(Exception):
@@ -42,8 +39,8 @@ def choose(model: Path, assessments: Sequence[TaskAssessment], index: Index) -> 
     why.
 
     Args:
-        model: folder of the model that gave the answers. It is asked again about each image as it is stored, and texts
-            that it then answers otherwise are left out.
+        model: folder of the model that gave the answers. It is asked again about the inputs as they are stored, and
+            texts that it then answers otherwise are left out.
         index: of the data that were answered.
     """
     predictor = Predictor.from_pretrained(model)
@@ -66,11 +63,12 @@ def _examples_of_task(
     found, left_out = list[OwnExample](), Counter[str]()
     for (split, key), rows in _samples(assessment.answers, task, assessment)[:_TRIED]:
         try:
-            found.append(_example(predictor, assessment, read_image_bytes(key, index, split), rows))
+            inputs = inputs_of_sample(key, index, predictor.processor.reads, split)
+            found.append(_example(predictor, assessment, inputs, rows))
         except _NoExampleError as reason:
             left_out[str(reason)] += 1
         except DataError:
-            left_out["without an image"] += 1
+            left_out["without an input that the model reads"] += 1
         if len(found) == SAMPLES:
             break
     return found, left_out
@@ -92,24 +90,39 @@ def _samples(answers: pa.Table, task: Task, assessment: TaskAssessment) -> list[
     return sorted(samples, key=lambda sample: -len(sample[1]))
 
 
-def _example(predictor: Predictor, assessment: TaskAssessment, image: bytes, rows: Sequence[int]) -> OwnExample:
+def _example(
+    predictor: Predictor, assessment: TaskAssessment, inputs: Mapping[str, bytes], rows: Sequence[int]
+) -> OwnExample:
     """The example of a sample.
 
     Raises:
-        _NoExampleError: the model cannot be asked about the image, or none of its answers is the same again.
+        _NoExampleError: one of its inputs cannot be shown, the model cannot be asked about them as they are shown, or
+            none of its answers is the same again.
     """
     texts = [assessment.answers["text"][row].as_py() for row in rows]
     try:
-        shown, media_type = _reencoded(image)
-        (predicted,) = predictor.predict([Example({"image": shown}, tuple(texts))], 1, task=assessment.task)
+        shown = {name: _display_copy(predictor, name, data) for name, data in inputs.items()}
+        asked = Example({name: copy.data for name, copy in shown.items()}, tuple(texts))
+        (predicted,) = predictor.predict([asked], 1, task=assessment.task)
     except (RuntimeError, ValueError) as error:
         first = next(iter(str(error).splitlines()), type(error).__name__)
-        raise _NoExampleError(f"the model cannot answer about the image alone: {first}") from error
+        raise _NoExampleError(f"the model cannot answer about the inputs alone: {first}") from error
     best = [prediction.answers[0] for prediction in predicted]
-    asked = tuple(_same_again(assessment.answers, rows, texts, best))
-    if not asked:
-        raise _NoExampleError("answered otherwise about the image as the page shows it")
-    return OwnExample(task=assessment.task, media_type=media_type, image=base64.b64encode(shown).decode(), texts=asked)
+    same = tuple(_same_again(assessment.answers, rows, texts, best))
+    if not same:
+        raise _NoExampleError("answered otherwise about the inputs as the page shows them")
+    encoded = {
+        name: OwnInput(media_type=copy.media_type, data=base64.b64encode(copy.data).decode())
+        for name, copy in shown.items()
+    }
+    return OwnExample(task=assessment.task, inputs=encoded, texts=same)
+
+
+def _display_copy(predictor: Predictor, name: str, data: bytes) -> DisplayCopy:
+    copy = all_media()[predictor.processor.media[name]].display_copy(data)
+    if copy is None:
+        raise _NoExampleError(f"input {name!r} is too large to be shown, or has no copy that can be")
+    return copy
 
 
 def _same_again(
@@ -118,16 +131,3 @@ def _same_again(
     for row, text, (answer, probability) in zip(rows, texts, best, strict=True):
         if answer == answers["predicted"][row].as_py():
             yield AskedText(text=text, answer=answer, probability=float(probability))
-
-
-def _reencoded(image: bytes) -> tuple[bytes, str]:
-    """The image without metadata, at most ``_SIDE`` pixels a side, and its media type."""
-    with open_image(image) as opened:
-        picture = opened.decode_upright()
-    picture.thumbnail((_SIDE, _SIDE), Image.Resampling.LANCZOS)
-    file = io.BytesIO()
-    if max(picture.size) <= _LOSSLESS_SIDE:
-        picture.save(file, "PNG")
-        return file.getvalue(), "image/png"
-    picture.save(file, "JPEG", quality=90)
-    return file.getvalue(), "image/jpeg"

@@ -23,8 +23,11 @@ from pipelines.train import run_folder
 from pipelines.workflows import evaluate, import_data, index, promote, serve, train, training_data
 from pipelines.workflows.cluster import connected_to_cluster
 from pipelines.workflows.workspace import Workspace
+from vlmodel.encoder_parts import IMAGE
 from vlmodel.operations.ask import Ask
 from vlmodel.operations.base import operations_of
+from vlmodel.operations.classify import Classify
+from vlmodel.sample import Sample
 
 _PAGE_START_S = 180
 _PAGE_HOST = "127.0.0.1"
@@ -84,29 +87,43 @@ def _note_about_other_champion(decision: GateDecision | None) -> str:
 
 
 def _ask_example_question(work: Workspace, address: str) -> None:
-    """Ask the service about the first image of the evaluated split, and print its answers beside the right ones; of a
-    model that answers no questions, only say where it is asked.
+    """Ask the service about the first sample of the evaluated split, and print its answers beside the right ones; of a
+    model that neither answers questions nor classifies, only say where it is asked.
     """
     operations = operations_of(work.config.model.task.tasks())
-    if Ask.name not in operations:
+    name = next((name for name in (Ask.name, Classify.name) if name in operations), None)
+    record = None if name is None else _first_sample(work, operations[name][0])
+    if record is None:
         print(f"\nthe model answers at {' and '.join(f'{address}/v1/{name}' for name in operations)}", flush=True)
         return
-    samples = work.newest_index()
+    read = {encoding.input for encoding in work.config.model.encoders().values()}
+    inputs = {name: data for name, data in record.inputs.items() if name in read}
+    image = inputs.pop(IMAGE, None)
+    with Client(address, ssl_context=tls.ssl_context_for_own_certificate(work.config.serve.tls)) as service:
+        if name == Ask.name:
+            questions = record.texts.questions[: work.config.serve.max_texts]
+            answered = service.ask(image, [q.question for q in questions], inputs=inputs)
+            model, rows = answered.model, [(q.question, q.answer) for q in questions]
+            best = [(got.answers[0].answer, got.answers[0].probability) for got in answered.answers]
+        else:
+            classified = service.classify(image, inputs=inputs)
+            model, rows = classified.model, [("class", record.texts.label)]
+            best = [(classified.classes[0].label, classified.classes[0].probability)]
+    print(f"\nHTTP answers about {record.key} (model {model.name} {model.version}):")
+    for (asked, right), (answer, probability) in zip(rows, best, strict=True):
+        print(f"  {asked:44} {answer:12} {probability:.3f}   right: {right}")
+
+
+def _first_sample(work: Workspace, task: str) -> Sample | None:
+    """The first sample of the evaluated split that the task can be asked about and has right answers to."""
+    samples, can_learn = work.newest_index(), work.config.model.task.tasks()[task].can_learn
     for shard in samples.shards:
-        table = samples.rows(shard.name)
-        for row in range(table.num_rows):
-            if table["split"][row].as_py() == work.config.evaluate.split and table["questions"][row].as_py():
+        for row, split in enumerate(samples.rows(shard.name)["split"].to_pylist()):
+            if split == work.config.evaluate.split:
                 (record,) = ShardReader(samples).read(shard.name, [row])
-                questions = record.texts.questions[: work.config.serve.max_texts]
-                with Client(address, ssl_context=tls.ssl_context_for_own_certificate(work.config.serve.tls)) as service:
-                    response = service.ask(record.inputs["image"], [q.question for q in questions])
-                print(f"\nHTTP answers about {record.key} (model {response.model.name} {response.model.version}):")
-                for question, got in zip(questions, response.answers, strict=True):
-                    best = got.answers[0]
-                    print(
-                        f"  {question.question:44} {best.answer:12} {best.probability:.3f}   right: {question.answer}"
-                    )
-                return
+                if can_learn(record.present):
+                    return record
+    return None
 
 
 @contextlib.contextmanager

@@ -12,7 +12,7 @@ from pipelines.registry.registry import Registry
 from pipelines.registry.version_score import VersionScore
 from pipelines.tracking.address import TrackingConfig
 from pipelines.tracking.tracker import Tracker
-from tests.pipelines.registry.conftest import QUESTION, picture, save_model
+from tests.pipelines.registry.conftest import asked, picture, save_model
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -31,7 +31,7 @@ def test_the_example_asks_the_champion(
     score = VersionScore("accuracy", 0.9, 0.67, "ab" * 32, "val", 1000)
     registry = Registry.open(tracking, storage, RegistryConfig(smoke_test=False))
     model = save_model(tmp_path / "checkpoint", seed=0)
-    version = registry.log_model(tracker.run_id, model, (picture(0), QUESTION), score, card="# scenes")
+    version = registry.log_model(tracker.run_id, model, asked(), score, card="# scenes")
     registry.promote(version.version, "a test", over=None)
     exec("\n".join(blocks), {"__name__": "notebook"})
     first, *answers = capsys.readouterr().out.splitlines()

@@ -22,7 +22,7 @@ from pipelines.tracking.tracker import Tracker
 from pipelines.workflows import promote, serve
 from pipelines.workflows.config import JobConfig
 from pipelines.workflows.workspace import Workspace
-from tests.pipelines.registry.conftest import QUESTION, picture, save_model
+from tests.pipelines.registry.conftest import asked, save_model
 from tests.pipelines.serve.deployment.test_deploy import free_port
 from vlmodel.config import parse
 from vlmodel.operations.ask import VQAResponse
@@ -78,7 +78,7 @@ class Service:
         with Tracker.open(self.config.tracking, self.config.storage, f"run-{seed}") as tracker:
             pass
         checkpoint = save_model(self._folder / f"model-{seed}", seed)
-        return self.registry.log_model(tracker.run_id, checkpoint, (picture(0), QUESTION), SCORE).version
+        return self.registry.log_model(tracker.run_id, checkpoint, asked(), SCORE).version
 
     def promote(self, version: str) -> LocalModel:
         return self.registry.promote(version, "a drill", over=self.champion)

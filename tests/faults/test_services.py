@@ -28,7 +28,7 @@ from tests.faults.trainings import command, places, prepare, runs_of
 from tests.infra.test_cluster_script import free_ports
 from tests.infra.test_services import missing, services
 from tests.jobs.conftest import ROOT
-from tests.pipelines.registry.conftest import QUESTION, picture, save_model
+from tests.pipelines.registry.conftest import QUESTION, asked, picture, save_model
 from vlmodel.config import parse
 from vlmodel.inference import Predictor
 from vlmodel.processor import Example
@@ -129,7 +129,7 @@ def test_models_outlive_restarts_of_their_services(stack: Services, tmp_path: Pa
     with Tracker.open(config.tracking, config.storage, "second") as tracker:
         pass
     registry = registry_of(config, tmp_path / "models")
-    second = registry.log_model(tracker.run_id, save_model(tmp_path / "second", 2), (picture(0), QUESTION), SCORE)
+    second = registry.log_model(tracker.run_id, save_model(tmp_path / "second", 2), asked(), SCORE)
     registry.promote(second.version, "a drill", over=first.version)
     before, objects = recorded(stack), stack.stored()
     answers = [answers_of(model) for model in (first, registry.champion())]

@@ -19,6 +19,7 @@ from tests.faults.services import SCORE, Service
 from tests.pipelines.registry.conftest import picture
 from tests.pipelines.serve.conftest import DECODERS, save_model
 from vlmodel.config import ConfigError, parse
+from vlmodel.processor import Example
 
 
 @pytest.fixture
@@ -55,7 +56,7 @@ def test_a_challenger_of_another_kind_is_refused(tmp_path: Path, deployed: list[
     service.promote(service.register(seed=1))
     run_id = service.registry.version("1").run_id
     other = save_model(tmp_path / "other", DECODERS["caption"])
-    version = service.registry.log_model(run_id, other, (picture(0), ""), SCORE)
+    version = service.registry.log_model(run_id, other, Example({"image": picture(0)}, ("",)), SCORE)
     service.registry.set_challenger(version.version, is_usable=True)
     with pytest.raises(RegistryError, match=r"challenger \(version 2\) and champion \(version 1\) .*'kind': 'caption'"):
         serve.start(Workspace(service.config))

@@ -35,6 +35,9 @@ class RowEncoder(SequenceEncoder):
             nn.init.normal_(table.weight, std=width**-0.5)
         self.finish()
 
+    def to_time(self, weights_NT: Tensor) -> None:
+        """None: the tokens are columns."""
+
     def stem(self, numbers_BC: Tensor, codes_BC: Tensor, given_BC: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
         values_BCD = numbers_BC.unsqueeze(-1) * self.vectors.weight + self.categories(self.first_C + codes_BC)
         if not self.missing_is_token:

@@ -69,6 +69,9 @@ class SequenceEncoder(parts.ModalityEncoder):
         """None: time has one dimension."""
         return None
 
+    def to_time(self, weights_NT: Tensor) -> Tensor | None:
+        return weights_NT
+
     def load_pretrained(self) -> None:
         if not self.config.weights:
             return

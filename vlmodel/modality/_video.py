@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -40,13 +40,8 @@ class VideoEncoder(parts.ModalityEncoder):
 
     @property
     def feature_width(self) -> int:  # type: ignore[override]
-        """F of an image of these settings, which a pass through the vision encoder tells."""
-        pixels_BHWC = torch.zeros(1, self.config.image_size, self.config.image_size, 3, dtype=torch.uint8)
-        was_training = self.vision.training
-        with torch.inference_mode():
-            width = self.vision.eval().features(pixels_BHWC.to(self.norm.weight.device)).shape[1]
-        self.vision.train(was_training)
-        return int(width)
+        """F of an image of these settings."""
+        return int(self._encode_blank_frame(self.vision.features).shape[1])
 
     def forward(self, frames_BTHWC: Tensor, mask_BT: Tensor) -> Tokens:
         return self._over_time(*self._as_sequence(self.vision(frames_BTHWC[mask_BT]), mask_BT))
@@ -84,6 +79,24 @@ class VideoEncoder(parts.ModalityEncoder):
     def to_grid(self, weights_NT: Tensor) -> Tensor | None:
         """None: the tokens are of several images."""
         return None
+
+    def to_time(self, weights_NT: Tensor) -> Tensor | None:
+        """Of each frame the sum over its tokens."""
+        return weights_NT.unflatten(1, (-1, self._tokens_of_frame())).sum(2)
+
+    def _tokens_of_frame(self) -> int:
+        return 1 if self.config.tokens == "pooled" else self._encode_blank_frame(self.vision).x_BTD.shape[1]
+
+    def _encode_blank_frame(self, encode: Callable[[Tensor], Any]) -> Any:
+        """What a pass through the vision encoder gives, which tells its shapes."""
+        size = self.config.image_size
+        pixels_BHWC = torch.zeros(1, size, size, 3, dtype=torch.uint8, device=self.norm.weight.device)
+        was_training = self.vision.training
+        self.vision.eval()
+        with torch.inference_mode():
+            encoded = encode(pixels_BHWC)
+        self.vision.train(was_training)
+        return encoded
 
     def load_pretrained(self) -> None:
         self.vision.load_pretrained()

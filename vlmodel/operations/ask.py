@@ -34,7 +34,7 @@ class VQARequest(base.InputsRequest):
     question: base.Question | None = Field(default=None, description="One question; give this or `questions`.")
     questions: list[base.Question] | None = Field(default=None, description="Several questions about the picture.")
     top_k: int = Field(default=5, ge=1, le=20, description="How many ranked answers each question gets.")
-    attention: bool = Field(default=False, description="Also return where in the picture the model looked.")
+    attention: bool = Field(default=False, description="Also return where in its inputs the model looked.")
     min_knowledge_version: int = Field(
         default=0, ge=0, description="Wait until the facts have this version, as an edit of them returns it."
     )
@@ -61,6 +61,7 @@ class QuestionAnswers(BaseModel):
     question: str
     answers: list[RankedAnswer] = Field(description="Most probable first.")
     attention: base.AttentionMap | None = None
+    attention_over_time: dict[str, list[float]] = Field(default={}, description=base.OVER_TIME_DESCRIPTION)
     truncated: bool = Field(default=False, description=base.TRUNCATED_DESCRIPTION)
     facts: list[base.UsedFact] = Field(default=[], description="Facts that the model got with the question, if any.")
 
@@ -117,6 +118,7 @@ class Ask(RankedAnswers):
                     RankedAnswer(answer=text, probability=base.clip_probability(p)) for text, p in prediction.answers
                 ],
                 attention=base.to_attention_map(prediction),
+                attention_over_time=base.to_attention_over_time(prediction),
                 truncated=is_truncated,
                 facts=base.to_used_facts(prediction),
             )

@@ -39,6 +39,10 @@ EXAMPLE_IMAGE = (
     "2mNggAHmA0wsCkwcAkwCHEwMDFD04QfTjw9Mfx7AVQEAdUIG1racT0IAAAAASUVORK5CYII="
 )
 EXAMPLE_MODEL: JsonDict = {"name": "vlmodel", "version": "3"}
+OVER_TIME_DESCRIPTION = (
+    "Where in further inputs the model looked, by their names: a weight for each of equal parts of the time of a sound "
+    "or a series, or for each frame of a video that it read; they sum to 1."
+)
 TRUNCATED_DESCRIPTION = "Whether it has more tokens than the model takes, so that only its beginning was used."
 IMAGE_DESCRIPTION = (
     "A JPEG, PNG, WebP, BMP or GIF file, in base64; lines, the URL-safe alphabet and a data: URL are fine."
@@ -215,6 +219,11 @@ def to_attention_map(prediction: Prediction) -> AttentionMap | None:
     return AttentionMap(rows=rows, columns=columns, weights=weights)
 
 
+def to_attention_over_time(prediction: Prediction) -> dict[str, list[float]]:
+    """The schema of a prediction's attention over the time of its further inputs."""
+    return {name: weights_T.astype(float).round(6).tolist() for name, weights_T in prediction.attention_T.items()}
+
+
 def clip_probability(value: float) -> float:
     """Clip a probability to 0 and 1, which rounding errors may exceed."""
     return min(1.0, max(0.0, float(value)))
@@ -302,15 +311,20 @@ class Operation(ABC):
             task: the model's name of the task.
         """
 
-    def request_about(self, example: JsonDict, image: str, texts: Sequence[str]) -> JsonDict:
+    def request_about(self, example: JsonDict, inputs: Mapping[str, str], texts: Sequence[str]) -> JsonDict:
         """One of the documentation's requests, asked about a sample of the model's own data.
 
         Args:
             example: of ``request``.
-            image: in base64.
-            texts: about the image.
+            inputs: in base64, by their names.
+            texts: about these.
         """
-        own = {**example, **({"image": image} if "image" in example else {})}
+        own = dict(example)
+        if "image" in example:
+            del own["image"]
+            further: JsonDict = {name: data for name, data in inputs.items() if name != "image"}
+            image: JsonDict = {"image": inputs["image"]} if "image" in inputs else {}
+            own = {**image, **({"inputs": further} if further else {}), **own}
         if self.text_name in example:
             own[self.text_name] = texts[0]
         if f"{self.text_name}s" in example:

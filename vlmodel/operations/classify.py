@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import BaseModel, Field
+from pydantic.config import JsonDict
 
 from vlmodel.operations import base
 from vlmodel.operations.base import Query
@@ -24,7 +25,7 @@ class ClassifyRequest(base.InputsRequest):
 
     image: base.ImageUnlessInputs = Field(default=None, validate_default=True, description=base.IMAGE_DESCRIPTION)
     top_k: int = Field(default=5, ge=1, le=100, description="How many classes.")
-    attention: bool = Field(default=False, description="Also return where in the picture the model looked.")
+    attention: bool = Field(default=False, description="Also return where in its inputs the model looked.")
 
 
 class RankedClass(BaseModel):
@@ -48,6 +49,7 @@ class ClassifyResponse(base.TaskResponse):
 
     classes: list[RankedClass] = Field(description="Most probable first.")
     attention: base.AttentionMap | None = Field(default=None, description="For the first class.")
+    attention_over_time: dict[str, list[float]] = Field(default={}, description=base.OVER_TIME_DESCRIPTION)
 
 
 class Classify(RankedAnswers):
@@ -69,7 +71,16 @@ class Classify(RankedAnswers):
     def fields(self, query: Query, result: Sequence[Prediction], truncated: Sequence[bool]) -> dict[str, Any]:
         [prediction] = result
         classes = [RankedClass(label=label, probability=base.clip_probability(p)) for label, p in prediction.answers]
-        return {"classes": classes, "attention": base.to_attention_map(prediction)}
+        return {
+            "classes": classes,
+            "attention": base.to_attention_map(prediction),
+            "attention_over_time": base.to_attention_over_time(prediction),
+        }
+
+    def response_about(self, answered: Sequence[tuple[str, str, float]]) -> JsonDict | None:
+        _, label, probability = answered[0]
+        ranked: JsonDict = {"label": label, "probability": round(base.clip_probability(probability), 4)}
+        return {"classes": [ranked], "attention": None}
 
     def best_answers(self, query_texts: Sequence[str], result: Sequence[Prediction]) -> list[tuple[str, str]]:
         # People correct answers and captions; no record of theirs holds a class.

@@ -72,6 +72,7 @@ class CaptionResponse(base.TaskResponse):
         description="Most probable first; fewer than asked for where beams end in the same text."
     )
     attention: base.AttentionMap | None = Field(default=None, description="Of the first caption.")
+    attention_over_time: dict[str, list[float]] = Field(default={}, description=base.OVER_TIME_DESCRIPTION)
 
 
 class Describe(RankedAnswers):
@@ -94,7 +95,11 @@ class Describe(RankedAnswers):
     def fields(self, query: Query, result: Sequence[Prediction], truncated: Sequence[bool]) -> dict[str, Any]:
         [prediction] = result
         captions = [RankedCaption(caption=text, probability=base.clip_probability(p)) for text, p in prediction.answers]
-        return {"captions": captions, "attention": base.to_attention_map(prediction)}
+        return {
+            "captions": captions,
+            "attention": base.to_attention_map(prediction),
+            "attention_over_time": base.to_attention_over_time(prediction),
+        }
 
     def response_about(self, answered: Sequence[tuple[str, str, float]]) -> JsonDict | None:
         _, caption, probability = answered[0]

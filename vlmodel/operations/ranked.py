@@ -25,10 +25,8 @@ class RankedAnswers(Operation):
             predictions = predictor.predict([items[i].example for i in indices], top_k, attention, task)
             for i, of_item in zip(indices, predictions, strict=True):
                 item = items[i]
-                results[i] = [
-                    replace(p, answers=p.answers[: item.top_k], attention_HW=p.attention_HW if item.attention else None)
-                    for p in of_item
-                ]
+                hidden: dict[str, Any] = {} if item.attention else {"attention_HW": None, "attention_T": {}}
+                results[i] = [replace(p, answers=p.answers[: item.top_k], **hidden) for p in of_item]
         return results
 
     def stream(self, predictor: Predictor, task: str, item: BatchedRequest, streamer: Any) -> list[Prediction]:

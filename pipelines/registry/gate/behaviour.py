@@ -1,7 +1,7 @@
-"""Behavioural checks: reworded texts, another image, a blank image.
+"""Behavioural checks: reworded texts, other inputs, a blank image.
 
 After Ribeiro et al. 2020 (CheckList, arXiv 2005.04118): a rewording must not change answers (invariance); showing an
-image that the question is not about must change them (direction). They need no right answers.
+image, or other inputs, that the question is not about must change them (direction). They need no right answers.
 """
 
 from __future__ import annotations
@@ -19,13 +19,14 @@ from pipelines.data.tars.reader import ShardReader
 from pipelines.errors import DataError
 from pipelines.registry.config import GateConfig, Rewording
 from pipelines.registry.gate.check import GateCheck
+from vlmodel.encoder_parts import IMAGE
 from vlmodel.inference import Predictor
 from vlmodel.processor import Example
 from vlmodel.sample import Sample
 from vlmodel.task import answerable_rows
 
-_IMAGES_AT_ONCE = 16
-_IMAGES = 64
+_SAMPLES_AT_ONCE = 16
+_SAMPLES = 64
 """Of the hold-out; the checks run in the job's process."""
 _BLANK_CONFIDENCE = 0.1
 """How far the mean confidence about a blank image may exceed that about the true one."""
@@ -62,7 +63,9 @@ class ProbeResult:
     Attributes:
         rows: number of rows.
         agreement: share of equal answers to each rewording that must not change them (``Task.invariances``).
-        image_use: share of answers that changed or lost confidence about another image; None if all images are equal.
+        input_use: share of answers that changed or lost confidence about another sample's inputs; None if all samples
+            have the same.
+        has_images: whether they include images; only then is a blank one shown.
         confidence, blank_confidence: mean confidence about the true image and about a blank one.
         finite: whether all confidences are finite.
         blank_error: the error that a blank image raised, "" for none.
@@ -70,7 +73,8 @@ class ProbeResult:
 
     rows: int
     agreement: Mapping[Rewording, float] = field(default_factory=dict)
-    image_use: float | None = None
+    input_use: float | None = None
+    has_images: bool = True
     confidence: float = math.nan
     blank_confidence: float = math.nan
     finite: bool = True
@@ -91,7 +95,7 @@ def draw_probe_samples(index: Index, split: str) -> list[Sample]:
     ]
     if not rows:
         raise DataError(f"split {split!r} of {index.tars!r} has no samples to judge by; choose registry.gate.split")
-    drawn = sorted(random.Random(0).sample(rows, min(_IMAGES, len(rows))))
+    drawn = sorted(random.Random(0).sample(rows, min(_SAMPLES, len(rows))))
     reader, records = ShardReader(index), list[Sample]()
     for name in dict.fromkeys(shard for shard, _ in drawn):
         records += reader.read(name, [row for shard, row in drawn if shard == name])
@@ -99,48 +103,54 @@ def draw_probe_samples(index: Index, split: str) -> list[Sample]:
 
 
 def run_behaviour_probe(predictor: Predictor, records: Sequence[Sample], task: str) -> ProbeResult:
-    """Ask the model the texts of some samples: unchanged, reworded, about another sample's image, and about a blank
+    """Ask the model the texts of some samples: unchanged, reworded, about another sample's inputs, and about a blank
     image.
     """
     asked = predictor.processor.tasks[task]
-    records = [record for record in records if "image" in record.inputs]
+    reads = predictor.processor.reads
+    records = [record for record in records if record.inputs.keys() & set(reads)]
     texts = [[row.text for row in rows] for rows in answerable_rows(asked, records)]
-    images = [record.inputs["image"] for record in records]
+    inputs = [{name: record.inputs[name] for name in reads if name in record.inputs} for record in records]
     if not any(texts):
         return ProbeResult(0)
 
-    def best_answers_for_images(shown: Sequence[bytes], reword: Callable[[str], str] = str) -> list[Answer]:
-        examples = [
-            Example({"image": image}, tuple(map(reword, asked))) for image, asked in zip(shown, texts, strict=True)
-        ]
+    def best_answers_for_images(
+        shown: Sequence[Mapping[str, bytes]], reword: Callable[[str], str] = str
+    ) -> list[Answer]:
+        examples = [Example(one, tuple(map(reword, asked))) for one, asked in zip(shown, texts, strict=True)]
         best: list[Answer] = []
-        for start in range(0, len(examples), _IMAGES_AT_ONCE):
-            predicted = predictor.predict(examples[start : start + _IMAGES_AT_ONCE], top_k=1, task=task)
-            best += [prediction.answers[0] for of_image in predicted for prediction in of_image]
+        for start in range(0, len(examples), _SAMPLES_AT_ONCE):
+            predicted = predictor.predict(examples[start : start + _SAMPLES_AT_ONCE], top_k=1, task=task)
+            best += [prediction.answers[0] for of_sample in predicted for prediction in of_sample]
         return best
 
-    original = best_answers_for_images(images)
+    original = best_answers_for_images(inputs)
     agreement = {
-        kind: _answer_agreement(original, best_answers_for_images(images, reword))
+        kind: _answer_agreement(original, best_answers_for_images(inputs, reword))
         for kind, reword in REWORDINGS.items()
         if kind in asked.invariances
     }
     # A table may ask about one picture in many samples, so the next image may be the same one.
     others = [
-        next((image for image in (*images[n:], *images[:n]) if image != images[n]), None) for n in range(len(images))
+        next((other for other in (*inputs[n:], *inputs[:n]) if other != inputs[n]), None) for n in range(len(inputs))
     ]
-    image_use = None
-    if all(image is not None for image in others):
-        exchanged = best_answers_for_images([image for image in others if image is not None])
-        image_use = sum(map(_answers_differ, original, exchanged)) / len(original)
+    input_use = None
+    if all(other is not None for other in others):
+        exchanged = best_answers_for_images([other for other in others if other is not None])
+        input_use = sum(map(_answers_differ, original, exchanged)) / len(original)
+    has_images = any(IMAGE in one for one in inputs)
+    blank: list[Answer] = []
+    error = ""
     try:
-        blank, error = best_answers_for_images([_blank_image()] * len(images)), ""
+        if has_images:
+            blank = best_answers_for_images([{IMAGE: _blank_image()}] * len(inputs))
     except Exception as raised:  # whatever the model raises, the candidate fails and not the gate
-        blank, error = [], f"{type(raised).__name__}: {raised}"
+        error = f"{type(raised).__name__}: {raised}"
     return ProbeResult(
         rows=len(original),
         agreement=agreement,
-        image_use=image_use,
+        input_use=input_use,
+        has_images=has_images,
         confidence=_mean_confidence(original),
         blank_confidence=_mean_confidence(blank),
         finite=all(math.isfinite(confidence) for _, confidence in (*original, *blank)),
@@ -151,7 +161,7 @@ def run_behaviour_probe(predictor: Predictor, records: Sequence[Sample], task: s
 def check_behaviour(
     candidate: ProbeResult, champion: ProbeResult | None, config: GateConfig, task: str = ""
 ) -> list[GateCheck]:
-    """One gate check for each kind of rewording, one for an exchanged image, and one for a blank image.
+    """One gate check for each kind of rewording, one for exchanged inputs, and one for a blank image.
 
     Args:
         champion: on the same rows; None without a champion.
@@ -159,7 +169,7 @@ def check_behaviour(
     """
     suffix = f" ({task})" if task else ""
     if not candidate.rows:
-        return [GateCheck(f"behaviour{suffix}", None, "", "", "the drawn images have no text to ask")]
+        return [GateCheck(f"behaviour{suffix}", None, "", "", "the drawn samples have nothing to ask")]
     checks = []
     for kind, least in config.agreement.items():
         name = f"paraphrase: {kind}{suffix}"
@@ -170,16 +180,19 @@ def check_behaviour(
         else:
             reason = "for this task, such a rewording may change the right answer"
             checks.append(GateCheck(name, None, "", "", reason))
-    name = f"irrelevant image{suffix}"
-    if candidate.image_use is None:
-        checks.append(GateCheck(name, None, "", "", "the drawn images are all the same"))
+    shown = "image" if candidate.has_images else "input"
+    name = f"irrelevant {shown}{suffix}"
+    if candidate.input_use is None:
+        checks.append(GateCheck(name, None, "", "", f"the drawn {shown}s are all the same"))
     else:
-        unit, reason = "of the answers change or lose confidence", "answers must depend on the image"
-        champion_share = champion.image_use if champion else None
+        unit, reason = "of the answers change or lose confidence", f"answers must depend on the {shown}"
+        champion_share = champion.input_use if champion else None
         checks.append(
-            _check_answer_share(name, candidate.image_use, champion_share, config.image_use, config, unit, reason)
+            _check_answer_share(name, candidate.input_use, champion_share, config.image_use, config, unit, reason)
         )
-    return [*checks, _check_blank_image(f"blank image{suffix}", candidate)]
+    if candidate.has_images:
+        checks.append(_check_blank_image(f"blank image{suffix}", candidate))
+    return checks
 
 
 def _check_answer_share(

@@ -42,7 +42,8 @@ def check_same_schema(candidate: LocalModel, champion: LocalModel | None) -> Gat
     )
     candidate_schema = _input_schema(candidate)
     if champion is None:
-        expected = {**candidate_schema, "signature": package.SIGNATURE.to_dict()}
+        signature = package.signature_of(VLProcessor.from_pretrained(candidate.folder))
+        expected = {**candidate_schema, "signature": signature.to_dict()}
     else:
         expected = _input_schema(champion)
     different = [
@@ -57,21 +58,18 @@ def check_same_schema(candidate: LocalModel, champion: LocalModel | None) -> Gat
     return GateCheck(name, not different, measured, f"equal to {source}", reason)
 
 
-def check_smoke_test(candidate: LocalModel, example: tuple[bytes, str], *, enabled: bool = True) -> GateCheck:
+def check_smoke_test(candidate: LocalModel, example: Example, *, enabled: bool = True) -> GateCheck:
     """Check that a fresh process, with only the stored files, gives the same answer as this process.
 
     Args:
-        example: (encoded image, text).
+        example: with one text.
         enabled: False leaves it out.
     """
     name, required = "smoke test", "the same answer in a fresh process, from the stored files alone"
     reason = "what a server loads is what was evaluated"
     if not enabled:
         return GateCheck(name, None, "", required, "registry.smoke_test is false")
-    image, text = example
-    ((prediction,),) = Predictor.from_pretrained(candidate.folder).predict(
-        [Example({"image": image}, (text,))], top_k=1
-    )
+    ((prediction,),) = Predictor.from_pretrained(candidate.folder).predict([example], top_k=1)
     try:
         (answer,) = answer_in_fresh_process(candidate.package, [example])
     except SmokeError as error:

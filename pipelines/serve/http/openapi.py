@@ -106,11 +106,23 @@ def add_own_examples_to_openapi(
         content = spec["paths"][f"/v1/{name}"]["post"]["requestBody"]["content"]
         requests = content["application/json"]["examples"]
         for request in requests.values():
-            request["value"] = operation.request_about(request["value"], own.image, texts)
+            inputs = {input_name: one.data for input_name, one in own.inputs.items()}
+            request["value"] = operation.request_about(request["value"], inputs, texts)
         form = content["multipart/form-data"]
-        form["example"] = operation.request_about(form["example"], "@picture.jpg", texts)
+        files = {input_name: f"@{_file_name(input_name, one.media_type)}" for input_name, one in own.inputs.items()}
+        form["example"] = _as_form(operation.request_about(form["example"], files, texts))
         answered = [(asked.text, asked.answer, asked.probability) for asked in own.texts]
         if (response := operation.response_about(answered)) is not None:
             facts = {"model": {"name": model.name, "version": model.version}, "latency_ms": 21.4, "unknown_words": []}
             spec["components"]["schemas"][operation.response.__name__]["examples"] = [{**response, **facts}]
     return spec
+
+
+def _file_name(name: str, media_type: str) -> str:
+    return "picture.jpg" if name == "image" else f"{name}.{media_type.rpartition('/')[2]}"
+
+
+def _as_form(request: dict[str, Any]) -> dict[str, Any]:
+    """A request whose further inputs are fields of their own."""
+    fields = {name: value for name, value in request.items() if name != "inputs"}
+    return {**request.get("inputs", {}), **fields}

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from pipelines.registry import golden, own_examples
 from pipelines.registry.errors import ArtifactError
 from pipelines.serve.errors import ServeError
-from pipelines.serve.inference.predecoded import PredecodedProcessor, make_blank_example
+from pipelines.serve.inference.predecoded import DecodedExample, PredecodedProcessor, make_blank_example
 from pipelines.storage import manifest
 from vlmodel.inference import Predictor
+from vlmodel.media.base import MediumError
 from vlmodel.operations.base import BatchedRequest, Operation
+from vlmodel.processor import Example
 
 
 def load_predictor(folder: Path, digest: str, device: str) -> Predictor:
-    """The model in ``folder``, with a processor for decoded images.
+    """The model in ``folder``, with a processor for decoded inputs.
 
     Raises:
         ManifestError: a link in the folder, which could point anywhere.
@@ -42,17 +44,46 @@ def load_predictor(folder: Path, digest: str, device: str) -> Predictor:
     return Predictor(predictor.model, processor, device)
 
 
-def warm_up(predictor: Predictor, operations: Iterable[tuple[str, Operation]], max_batch_size: int) -> None:
+def warm_up(
+    predictor: Predictor,
+    operations: Iterable[tuple[str, Operation]],
+    max_batch_size: int,
+    answers: Sequence[golden.GoldenAnswer] = (),
+) -> None:
     """Run the first passes, which allocate memory and choose kernels, before any caller waits for them.
 
     Args:
         operations: each with the name of the task that does it.
+        answers: golden ones, whose requests are asked; of a task without, an image without anything on it is.
     """
-    example = make_blank_example(predictor.processor)
+    requests = {one.task: one.example() for one in reversed(answers)}
     for task, operation in operations:
+        example: Example = make_blank_example(predictor.processor)
+        if task in requests:
+            example = _decoded(predictor, requests[task])
         for top_k, attention in operation.warm_up(predictor.processor.tasks[task]):
             for batch_size in {1, max_batch_size}:
                 operation.run(predictor, task, [BatchedRequest(example, top_k, attention)] * batch_size)
+
+
+def _decoded(predictor: Predictor, example: Example) -> DecodedExample:
+    try:
+        decoded = predictor.processor.decode_inputs(example)
+    except MediumError as error:
+        raise ServeError(f"the inputs of its golden answers cannot be decoded here: {error}") from error
+    return DecodedExample({}, example.texts, decoded=decoded)
+
+
+def read_golden_answers(file: str, *, compared: bool) -> list[golden.GoldenAnswer]:
+    """Those of a model; none without a file.
+
+    Args:
+        compared: whether the model's answers will be compared with them; else the file may be missing.
+
+    Raises:
+        ArtifactError: the file cannot be read.
+    """
+    return golden.read_golden_answers(Path(file)) if file and (compared or Path(file).is_file()) else []
 
 
 def read_examples(golden_file: str, operations: Mapping[str, tuple[str, Operation]]) -> list[own_examples.OwnExample]:
@@ -73,14 +104,12 @@ def read_examples(golden_file: str, operations: Mapping[str, tuple[str, Operatio
     ]
 
 
-def check_golden_answers(predictor: Predictor, file: Path, tolerance: float) -> None:
+def check_golden_answers(predictor: Predictor, answers: Sequence[golden.GoldenAnswer], tolerance: float) -> None:
     """Compare the model's answers here with those that it gave when it was registered.
 
     Raises:
         ServeError: some differ by more than ``tolerance``.
-        ArtifactError: the file cannot be read.
     """
-    answers = golden.read_golden_answers(file)
     if differences := golden.differing_answers(predictor, answers, tolerance):
         raise ServeError(
             f"{len(differences)} of its {len(answers)} golden answers are others here ({differences[0]}); compare the "

@@ -122,15 +122,17 @@ class InferenceService:
                 raise ValueError(f"none of its tasks ({tasks}) is one that can be served; serve a model with another")
         except (OSError, ValueError, RuntimeError) as error:
             raise ServeError(f"{model} does not load: {error}") from error
-        warm_up = partial(loading.warm_up, predictor, operations.values(), self._config.max_batch_size)
-        await self._threads.run(warm_up, measured=False)
-        if golden_file and self._config.golden_tolerance < 1:
-            tolerance = self._config.golden_tolerance
-            check = partial(loading.check_golden_answers, predictor, Path(golden_file), tolerance)
-            try:
+        try:
+            is_compared = self._config.golden_tolerance < 1
+            answers = await asyncio.to_thread(loading.read_golden_answers, golden_file, compared=is_compared)
+            warm_up = partial(loading.warm_up, predictor, operations.values(), self._config.max_batch_size, answers)
+            await self._threads.run(warm_up, measured=False)
+            if is_compared:
+                tolerance = self._config.golden_tolerance
+                check = partial(loading.check_golden_answers, predictor, answers, tolerance)
                 await self._threads.run(check, measured=False)
-            except (ArtifactError, ServeError) as error:
-                raise ServeError(f"{model} is not served: {error}") from error
+        except (ArtifactError, ServeError) as error:
+            raise ServeError(f"{model} is not served: {error}") from error
         examples = await asyncio.to_thread(loading.read_examples, golden_file, operations)
         processor = predictor.processor
         if processor.knowledge.reads_facts:
@@ -145,6 +147,7 @@ class InferenceService:
             resize=processor.config.square.resize,
             crop=processor.config.square.crop,
             inputs=processor.reads,
+            media=processor.media,
         )
         batchers = {name: self._make_batcher(predictor, *operation, version) for name, operation in operations.items()}
         self._loaded = _LoadedModel(predictor, info, operations, batchers, examples)

@@ -89,7 +89,7 @@ def test_every_answered_question_counts_and_unknown_ones_do_not() -> None:
     assert report.by_answer == [("1", 1, 1.0), ("2", 1, 0.0), ("no", 1, 0.0), ("yes", 1, 1.0), ("zebra", 1, 0.0)]
     assert report.tracked_metrics()["val/floor_question_only"] == pytest.approx(2 / 5)
     assert report.tracked_metrics("vqa")["val/vqa/accuracy"] == pytest.approx(2 / 5)
-    assert "accuracy 0.4000  (5 questions, 3 images)" in str(report)
+    assert "accuracy 0.4000  (5 questions, 3 samples)" in str(report)
     assert "1 right answers are outside" in str(report)
 
 
@@ -131,7 +131,7 @@ def test_a_model_below_its_baseline_is_called_so() -> None:
     report = report_on_answers(rows, "val", LEARNED)
     assert report.relation_to_baselines == "worse"
     assert 'accuracy is worse than always "yes" (0.7500) by 0.5000' in str(report)
-    assert "accuracy 0.2500  (40 questions, 40 images)  95 % interval 0.1419 to 0.4019" in str(report)
+    assert "accuracy 0.2500  (40 questions, 40 samples)  95 % interval 0.1419 to 0.4019" in str(report)
     low, high = report.tracked_metrics()["val/accuracy_low"], report.tracked_metrics()["val/accuracy_high"]
     assert (round(low, 4), round(high, 4)) == (0.1419, 0.4019)
 

@@ -16,7 +16,7 @@ from pipelines.errors import DataError
 from pipelines.evaluate.answered import number_samples_of_rows
 from pipelines.evaluate.baselines import Baselines
 from pipelines.evaluate.build_report import build_report, score_examples
-from pipelines.evaluate.examples import choose_examples, make_example_cards, read_image_bytes
+from pipelines.evaluate.examples import choose_examples, inputs_of_sample, make_example_cards
 from tests.pipelines.evaluate.test_build_report import ASKED, COMPARED, table
 from vlmodel.inference import Prediction
 from vlmodel.processor import Example
@@ -42,13 +42,17 @@ def colour(image: bytes) -> object:
     return Image.open(io.BytesIO(image)).convert("RGB").getpixel((0, 0))
 
 
+def picture_of(index: Index, key: str, split: str = "") -> bytes:
+    return inputs_of_sample(key, index, ("image", "audio"), split)["image"]
+
+
 def test_the_picture_of_a_key_is_that_of_the_split(index: Index) -> None:
     for split, expected in COLOURS.items():
-        assert colour(read_image_bytes("0", index, split)) == expected
-    assert colour(read_image_bytes("0", index)) == COLOURS["val"]
-    assert colour(read_image_bytes("alone", index)) == COLOURS["train"]
-    with pytest.raises(DataError, match="no image of sample 'alone' in split 'val'"):
-        read_image_bytes("alone", index, "val")
+        assert colour(picture_of(index, "0", split)) == expected
+    assert colour(picture_of(index, "0")) == COLOURS["val"]
+    assert colour(picture_of(index, "alone")) == COLOURS["train"]
+    with pytest.raises(DataError, match="no image or audio of sample 'alone' in split 'val'"):
+        picture_of(index, "alone", "val")
 
 
 class _Shows:

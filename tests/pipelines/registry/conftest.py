@@ -22,7 +22,7 @@ from pipelines.tracking.tracker import Tracker
 from vlmodel.config import parse
 from vlmodel.model import VLModel
 from vlmodel.model_config import ModelConfig
-from vlmodel.processor import ProcessorConfig, VLProcessor
+from vlmodel.processor import Example, ProcessorConfig, VLProcessor
 
 QUESTION = "what colour is the shape?"
 FAST = RegistryConfig(smoke_test=False)
@@ -79,6 +79,10 @@ def picture(seed: int) -> bytes:
     return png.getvalue()
 
 
+def asked(seed: int = 0, text: str = QUESTION) -> Example:
+    return Example({"image": picture(seed)}, (text,))
+
+
 @pytest.fixture(scope="session")
 def pictures() -> list[bytes]:
     return [picture(seed) for seed in range(3)]
@@ -102,8 +106,8 @@ def registry(storage: str, tracking: TrackingConfig) -> Registry:
 
 
 @pytest.fixture
-def example(pictures: list[bytes]) -> tuple[bytes, str]:
-    return pictures[0], QUESTION
+def example(pictures: list[bytes]) -> Example:
+    return Example({"image": pictures[0]}, (QUESTION,))
 
 
 def stored_file(storage: str, name: str) -> Path:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import io
 import shutil
 from collections.abc import Callable
@@ -15,7 +14,7 @@ from pipelines.registry import golden
 from pipelines.registry.errors import ArtifactError
 from pipelines.registry.registry import Registry
 from pipelines.registry.version_score import VersionScore
-from tests.pipelines.registry.conftest import QUESTION, picture
+from tests.pipelines.registry.conftest import QUESTION, asked, picture
 from tests.pipelines.serve.conftest import DECODERS
 from tests.pipelines.serve.conftest import save_model as save_decoder
 from vlmodel.inference import Predictor
@@ -33,8 +32,8 @@ def decoded(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Predict
 
 def test_each_picture_is_asked_as_it_is_and_in_other_formats(checkpoint: Path) -> None:
     predictor = Predictor.from_pretrained(checkpoint)
-    found = golden.record_golden_answers(predictor, {"": (picture(0), QUESTION)})
-    images = [base64.b64decode(one.image) for one in found]
+    found = golden.record_golden_answers(predictor, {"": asked()})
+    images = [one.example().inputs["image"] for one in found]
     assert images[0] == picture(0)
     assert [Image.open(io.BytesIO(image)).format for image in images] == ["PNG", "JPEG", "PNG", "WEBP"]
     assert Image.open(io.BytesIO(images[2])).size == (24, 30)
@@ -43,7 +42,7 @@ def test_each_picture_is_asked_as_it_is_and_in_other_formats(checkpoint: Path) -
 
 
 def test_another_model_gives_other_answers(checkpoint: Path, other_checkpoint: Path) -> None:
-    found = golden.record_golden_answers(Predictor.from_pretrained(checkpoint), {"": (picture(0), QUESTION)})
+    found = golden.record_golden_answers(Predictor.from_pretrained(checkpoint), {"": asked()})
     lines = golden.differing_answers(Predictor.from_pretrained(other_checkpoint), found, 0.02)
     assert lines
     assert f"about '{QUESTION}'" in lines[0]
@@ -52,7 +51,7 @@ def test_another_model_gives_other_answers(checkpoint: Path, other_checkpoint: P
 
 def test_noise_within_the_tolerance_is_no_difference(checkpoint: Path) -> None:
     predictor = Predictor.from_pretrained(checkpoint)
-    one = golden.record_golden_answers(predictor, {"": (picture(0), QUESTION)})[0]
+    one = golden.record_golden_answers(predictor, {"": asked()})[0]
     moved = [one.model_copy(update={"answers": [(answer, score + 0.01) for answer, score in one.answers]})]
     assert golden.differing_answers(predictor, moved, 0.011) == []
     assert len(golden.differing_answers(predictor, moved, 0.009)) == 1
@@ -64,7 +63,7 @@ def test_noise_within_the_tolerance_is_no_difference(checkpoint: Path) -> None:
 def test_every_kind_of_task_has_golden_answers(decoded: Callable[[str], Predictor], name: str) -> None:
     predictor = decoded(name)
     tasks = predictor.processor.tasks
-    found = golden.record_golden_answers(predictor, {task: (picture(1), "is there a circle ?") for task in tasks})
+    found = golden.record_golden_answers(predictor, {task: asked(1, "is there a circle ?") for task in tasks})
     assert {one.task for one in found} == set(tasks)
     assert golden.differing_answers(predictor, found, 1e-4) == []
     written = [one for one in found if tasks[one.task].writes_text]
@@ -77,15 +76,15 @@ def test_every_kind_of_task_has_golden_answers(decoded: Callable[[str], Predicto
 
 def test_a_picture_that_fails_here_is_a_difference(checkpoint: Path) -> None:
     predictor = Predictor.from_pretrained(checkpoint)
-    one = golden.record_golden_answers(predictor, {"": (picture(0), QUESTION)})[0]
-    [line] = golden.differing_answers(predictor, [one.model_copy(update={"image": ""})], 0.02)
+    one = golden.record_golden_answers(predictor, {"": asked()})[0]
+    [line] = golden.differing_answers(predictor, [one.model_copy(update={"inputs": {"image": ""}})], 0.02)
     assert "fails here" in line
 
 
 def test_they_are_stored_with_the_version_and_guarded_by_its_manifest(
     registry: Registry, run_id: str, checkpoint: Path, score: VersionScore
 ) -> None:
-    version = registry.log_model(run_id, checkpoint, (picture(0), QUESTION), score)
+    version = registry.log_model(run_id, checkpoint, asked(), score)
     local = registry.download(version)
     assert local.golden is not None
     stored = golden.read_golden_answers(local.golden)

@@ -34,6 +34,7 @@ from pipelines.tracking.tracker import NullTracker, Tracker
 from tests.pipelines.evaluate.test_build_report import ASKED, answers, report_on_answers
 from tests.pipelines.registry.conftest import FAST, stored_file
 from vlmodel.metrics.answer_prior import AnswerPrior
+from vlmodel.processor import Example
 
 CONFIG = GateConfig()
 BY_TARGET = GateConfig(slices=["question_type", "target"])
@@ -49,7 +50,7 @@ def assessed(right: Sequence[bool], task: str = "", asked: str = "is it red?") -
             for n, ok in enumerate(right)
         )
     )
-    return TaskAssessment(task, report_on_answers(table, "val", PRIOR), table, [], (b"", ""))
+    return TaskAssessment(task, report_on_answers(table, "val", PRIOR), table, [], Example({}, ("",)))
 
 
 def accuracy(share: float, rows: int = 600, seed: int = 0) -> list[bool]:
@@ -158,7 +159,7 @@ def test_a_model_that_is_above_its_baseline_by_chance_passes_only_beside_a_champ
 
 @pytest.fixture
 def versions(
-    registry: Registry, storage: str, run_id: str, checkpoint: Path, example: tuple[bytes, str], score: VersionScore
+    registry: Registry, storage: str, run_id: str, checkpoint: Path, example: Example, score: VersionScore
 ) -> list[ModelVersion]:
     """Two versions of the same files."""
     first = registry.log_model(run_id, checkpoint, example, score)

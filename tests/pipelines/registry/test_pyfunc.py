@@ -17,7 +17,7 @@ from mlflow.pyfunc import scoring_server
 from mlflow.pyfunc.model import PythonModelContext
 
 from pipelines.registry import package
-from pipelines.registry.pyfunc import VisualQuestionAnswering
+from pipelines.registry.pyfunc import TableModel
 from pipelines.storage import manifest
 from pipelines.storage.manifest import ManifestError
 from vlmodel.inference import Predictor
@@ -37,7 +37,7 @@ def context(checkpoint: Path, tmp_path: Path) -> PythonModelContext:
 def test_rows_are_answered_in_order_and_each_image_is_decoded_once(
     context: PythonModelContext, checkpoint: Path, pictures: list[bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model = VisualQuestionAnswering()
+    model = TableModel()
     model.load_context(context)
     rows = [(image, question) for question in QUESTIONS for image in pictures]
     predictor = Predictor.from_pretrained(checkpoint)
@@ -62,7 +62,7 @@ def test_rows_are_answered_in_order_and_each_image_is_decoded_once(
 
 
 def test_a_bad_image_costs_only_its_own_rows_their_answers(context: PythonModelContext, pictures: list[bytes]) -> None:
-    model = VisualQuestionAnswering()
+    model = TableModel()
     model.load_context(context)
     rows = [(pictures[0], QUESTIONS[0]), (pictures[1][:60], QUESTIONS[0]), (pictures[2], QUESTIONS[0])]
     table = model.predict(context, pd.DataFrame(rows, columns=["image", "question"]))
@@ -73,8 +73,8 @@ def test_a_bad_image_costs_only_its_own_rows_their_answers(context: PythonModelC
 
 
 @pytest.fixture
-def model(context: PythonModelContext) -> VisualQuestionAnswering:
-    model = VisualQuestionAnswering()
+def model(context: PythonModelContext) -> TableModel:
+    model = TableModel()
     model.load_context(context)
     return model
 
@@ -89,7 +89,7 @@ MISSING = [None, float("nan"), np.nan, pd.NA, pd.NaT]
 @pytest.mark.parametrize("missing", MISSING, ids=repr)
 @pytest.mark.parametrize("column", ["image", "question"])
 def test_a_cell_that_is_missing_costs_only_its_own_row_its_answer(
-    model: VisualQuestionAnswering, context: PythonModelContext, pictures: list[bytes], missing: Any, column: str
+    model: TableModel, context: PythonModelContext, pictures: list[bytes], missing: Any, column: str
 ) -> None:
     rows: list[tuple[Any, Any]] = [(picture, QUESTIONS[0]) for picture in pictures]
     whole = model.predict(context, table_of(rows))
@@ -113,7 +113,7 @@ def test_a_cell_that_is_missing_costs_only_its_own_row_its_answer(
     ],
 )
 def test_a_cell_that_is_no_image_has_an_error_that_names_it(
-    model: VisualQuestionAnswering, context: PythonModelContext, pictures: list[bytes], image: Any, question: Any,
+    model: TableModel, context: PythonModelContext, pictures: list[bytes], image: Any, question: Any,
     reason: str,
 ) -> None:  # fmt: skip
     table = model.predict(context, table_of([(image, question), (pictures[0], QUESTIONS[0])]))
@@ -123,7 +123,7 @@ def test_a_cell_that_is_no_image_has_an_error_that_names_it(
 
 @pytest.mark.parametrize("question", ["", " \n", "what \ud800?"])
 def test_a_question_that_is_no_text_has_an_error(
-    model: VisualQuestionAnswering, context: PythonModelContext, pictures: list[bytes], question: str
+    model: TableModel, context: PythonModelContext, pictures: list[bytes], question: str
 ) -> None:
     table = model.predict(context, table_of([(pictures[0], question), (pictures[0], QUESTIONS[0])]))
     assert list(table["answer"].isna()) == [True, False]
@@ -132,7 +132,7 @@ def test_a_question_that_is_no_text_has_an_error(
 
 @pytest.mark.parametrize("index", [["b", "a", "b"], [7, 3, 5], list(pd.date_range("2026-01-01", periods=3))])
 def test_answers_keep_the_index_of_the_table(
-    model: VisualQuestionAnswering, context: PythonModelContext, pictures: list[bytes], index: list[Any]
+    model: TableModel, context: PythonModelContext, pictures: list[bytes], index: list[Any]
 ) -> None:
     rows = [(pictures[0], QUESTIONS[0]), (None, QUESTIONS[0]), (pictures[2], QUESTIONS[0])]
     table = table_of(rows, index)
@@ -144,7 +144,7 @@ def test_answers_keep_the_index_of_the_table(
 
 @pytest.mark.parametrize("write", [base64.b64encode, base64.encodebytes, base64.urlsafe_b64encode])
 def test_images_may_be_in_base64(
-    model: VisualQuestionAnswering, context: PythonModelContext, pictures: list[bytes],
+    model: TableModel, context: PythonModelContext, pictures: list[bytes],
     write: Callable[[bytes], bytes],
 ) -> None:  # fmt: skip
     plain = model.predict(context, table_of([(picture, QUESTIONS[0]) for picture in pictures]))
@@ -155,7 +155,7 @@ def test_images_may_be_in_base64(
 def test_mlflows_own_server_answers_tables_with_missing_cells(
     checkpoint: Path, pictures: list[bytes], tmp_path: Path
 ) -> None:
-    package.build_package(checkpoint, tmp_path / "package", (pictures[0], QUESTIONS[0]), Model())
+    package.build_package(checkpoint, tmp_path / "package", Example({"image": pictures[0]}, (QUESTIONS[0],)), Model())
     assert "simplejpeg==" in (tmp_path / "package" / "requirements.txt").read_text(), "images are decoded with it"
     loaded = mlflow.pyfunc.load_model(str(tmp_path / "package"))
     client = TestClient(scoring_server.init(loaded))
@@ -176,4 +176,4 @@ def test_a_model_whose_files_changed_does_not_load(context: PythonModelContext) 
     weights = Path(context.artifacts["model"]) / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1] + b"\xff")
     with pytest.raises(ManifestError, match=r"artifacts/model/model\.safetensors"):
-        VisualQuestionAnswering().load_context(context)
+        TableModel().load_context(context)

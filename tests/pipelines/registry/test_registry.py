@@ -40,7 +40,7 @@ def test_a_model_is_registered_with_its_score_once(
     storage: str,
     run_id: str,
     checkpoint: Path,
-    example: tuple[bytes, str],
+    example: Example,
     score: VersionScore,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -59,9 +59,8 @@ def test_a_model_is_registered_with_its_score_once(
     client = connect_to_store(f"sqlite:///{storage}/mlflow.db")
     assert client.get_model_version("vlmodel", "1").description == "# a card"
     assert "`champion`" in client.get_registered_model("vlmodel").description
-    image, question = example
-    predictions = Predictor.from_pretrained(local.folder).predict([Example({"image": image}, (question,))])
-    assert predictions == Predictor.from_pretrained(checkpoint).predict([Example({"image": image}, (question,))])
+    predictions = Predictor.from_pretrained(local.folder).predict([example])
+    assert predictions == Predictor.from_pretrained(checkpoint).predict([example])
     run = connect_to_store(f"sqlite:///{storage}/mlflow.db").get_run(run_id)
     assert run.outputs is not None
     assert len(run.outputs.model_outputs) == 1
@@ -91,12 +90,14 @@ def test_the_stored_model_answers_by_itself(
     """In fresh processes, unpickling forbidden, by the code that is stored with it and not by this repository's."""
     smoke_answers: list[str] = []
 
-    def recorded(package: Path, rows: Sequence[tuple[bytes, str]]) -> None:
+    def recorded(package: Path, rows: Sequence[Example]) -> None:
         smoke_answers.extend(answer_in_fresh_process(package, rows))
 
     monkeypatch.setattr(package_store, "answer_in_fresh_process", recorded)
     registry = Registry.open(tracking, storage)
-    local = registry.download(registry.log_model(run_id, checkpoint, (pictures[0], QUESTION), score))
+    local = registry.download(
+        registry.log_model(run_id, checkpoint, Example({"image": pictures[0]}, (QUESTION,)), score)
+    )
     predictor = Predictor.from_pretrained(checkpoint)
     expected = [predictor.predict([Example({"image": image}, (QUESTION,))])[0][0].answers for image in pictures]
     assert smoke_answers == [expected[0][0][0]]
@@ -130,7 +131,7 @@ def test_a_model_that_fails_the_smoke_test_is_not_registered(
     tracking: TrackingConfig,
     run_id: str,
     checkpoint: Path,
-    example: tuple[bytes, str],
+    example: Example,
     score: VersionScore,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -158,7 +159,7 @@ def test_promotion_moves_the_aliases_and_repeating_it_changes_nothing(
     run_id: str,
     checkpoint: Path,
     other_checkpoint: Path,
-    example: tuple[bytes, str],
+    example: Example,
     score: VersionScore,
 ) -> None:
     with pytest.raises(RegistryError, match=r"'vlmodel' has no champion; train one .*jobs\.promote"):
@@ -194,7 +195,7 @@ def test_a_rollback_goes_back_and_never_returns_to_what_was_given_up(
     run_id: str,
     checkpoint: Path,
     other_checkpoint: Path,
-    example: tuple[bytes, str],
+    example: Example,
     score: VersionScore,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -202,10 +203,9 @@ def test_a_rollback_goes_back_and_never_returns_to_what_was_given_up(
     registry.log_model(run_id, other_checkpoint, example, score)
 
     def answers() -> bytes:
-        ((prediction,),) = Predictor.from_pretrained(registry.champion().folder).predict([Example(*asked)])
+        ((prediction,),) = Predictor.from_pretrained(registry.champion().folder).predict([example])
         return np.array([probability for _, probability in prediction.answers]).tobytes()
 
-    asked = ({"image": example[0]}, (example[1],))
     registry.promote("1", "first", over=None)
     before = answers()
     registry.promote("2", "better", over="1")
@@ -226,7 +226,7 @@ def test_a_damaged_previous_champion_is_not_rolled_back_to(
     run_id: str,
     checkpoint: Path,
     other_checkpoint: Path,
-    example: tuple[bytes, str],
+    example: Example,
     score: VersionScore,
 ) -> None:
     registry.log_model(run_id, checkpoint, example, score)
@@ -248,7 +248,7 @@ def test_a_promotion_that_is_killed_has_happened_or_not(
     run_id: str,
     checkpoint: Path,
     other_checkpoint: Path,
-    example: tuple[bytes, str],
+    example: Example,
     score: VersionScore,
     killed_at: str,
     monkeypatch: pytest.MonkeyPatch,
@@ -280,7 +280,7 @@ def test_the_challenger_is_one_that_is_fit_and_not_the_champion(
     run_id: str,
     checkpoint: Path,
     other_checkpoint: Path,
-    example: tuple[bytes, str],
+    example: Example,
     score: VersionScore,
 ) -> None:
     registry.log_model(run_id, checkpoint, example, score)
@@ -317,7 +317,7 @@ def test_bytecode_that_was_added_to_a_stored_model_is_refused(
     storage: str,
     run_id: str,
     checkpoint: Path,
-    example: tuple[bytes, str],
+    example: Example,
     score: VersionScore,
     tmp_path: Path,
     source: str,
@@ -338,7 +338,7 @@ def test_bytecode_that_was_added_to_a_stored_model_is_refused(
 
 
 def test_a_model_that_is_loaded_where_it_is_stored_stays_what_was_registered(
-    registry: Registry, storage: str, run_id: str, checkpoint: Path, example: tuple[bytes, str], score: VersionScore
+    registry: Registry, storage: str, run_id: str, checkpoint: Path, example: Example, score: VersionScore
 ) -> None:
     """MLflow, told to take a model of a local store, uses it in place, and notes there what it loaded."""
     version = registry.log_model(run_id, checkpoint, example, score)
@@ -353,9 +353,7 @@ def test_a_model_that_is_loaded_where_it_is_stored_stays_what_was_registered(
 
 
 @pytest.mark.parametrize("source", ["code/vlmodel/tokens.py", "pyfunc.py"])
-def test_the_smoke_test_runs_no_bytecode(
-    checkpoint: Path, example: tuple[bytes, str], tmp_path: Path, source: str
-) -> None:
+def test_the_smoke_test_runs_no_bytecode(checkpoint: Path, example: Example, tmp_path: Path, source: str) -> None:
     package = tmp_path / "package"
     build_package(checkpoint, package, example, Model())
     planted = plant_bytecode(package / source, tmp_path / "ran")
@@ -371,7 +369,7 @@ def test_a_changed_artifact_is_refused_and_the_champion_stays(
     storage: str,
     run_id: str,
     checkpoint: Path,
-    example: tuple[bytes, str],
+    example: Example,
     score: VersionScore,
     name: str,
 ) -> None:
@@ -387,7 +385,7 @@ def test_a_changed_artifact_is_refused_and_the_champion_stays(
 
 
 def test_a_damaged_copy_is_downloaded_again_and_only_then(
-    registry: Registry, storage: str, run_id: str, checkpoint: Path, example: tuple[bytes, str], score: VersionScore
+    registry: Registry, storage: str, run_id: str, checkpoint: Path, example: Example, score: VersionScore
 ) -> None:
     registry.log_model(run_id, checkpoint, example, score)
     first = registry.promote("1", "first", over=None)

@@ -28,8 +28,6 @@ from vlmodel.processor import Example
 
 TOWER_BYTES = 44_000_000  # ResNet-18 without its classifier: 11.2 million weights
 
-Asked = tuple[bytes, str]
-
 
 @pytest.fixture(scope="session")
 def tower(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -56,14 +54,14 @@ def distinct_bytes(folder: Path) -> int:
     return sum({(fact.st_dev, fact.st_ino): fact.st_size for fact in facts}.values())
 
 
-def answers(folder: Path, asked: Asked) -> list[tuple[str, float]]:
-    ((prediction,),) = Predictor.from_pretrained(folder).predict([Example({"image": asked[0]}, (asked[1],))])
+def answers(folder: Path, asked: Example) -> list[tuple[str, float]]:
+    ((prediction,),) = Predictor.from_pretrained(folder).predict([asked])
     return prediction.answers
 
 
 @pytest.mark.parametrize("count", [2, pytest.param(10, marks=pytest.mark.slow)])
 def test_versions_on_one_base_store_it_once(
-    registry: Registry, storage: str, run_id: str, tower: Path, example: Asked, score: VersionScore, tmp_path: Path,
+    registry: Registry, storage: str, run_id: str, tower: Path, example: Example, score: VersionScore, tmp_path: Path,
     count: int,
 ) -> None:  # fmt: skip
     before = distinct_bytes(Path(storage))
@@ -87,7 +85,7 @@ def test_versions_on_one_base_store_it_once(
 
 
 def test_the_stored_model_answers_by_itself_on_its_base(
-    storage: str, tracking: TrackingConfig, run_id: str, checkpoint: Path, example: Asked, score: VersionScore,
+    storage: str, tracking: TrackingConfig, run_id: str, checkpoint: Path, example: Example, score: VersionScore,
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, base_name: str,
 ) -> None:  # fmt: skip
     """In a fresh process: at its registration, and as a copy elsewhere that has its base; never on another."""
@@ -117,7 +115,7 @@ def test_the_stored_model_answers_by_itself_on_its_base(
 
 @pytest.mark.parametrize("damage", ["missing", "altered"])
 def test_a_version_whose_base_is_missing_or_altered_is_refused(
-    registry: Registry, storage: str, run_id: str, checkpoint: Path, example: Asked, score: VersionScore,
+    registry: Registry, storage: str, run_id: str, checkpoint: Path, example: Example, score: VersionScore,
     base_name: str, damage: str,
 ) -> None:  # fmt: skip
     version = registry.log_model(run_id, checkpoint, example, score)
@@ -136,7 +134,7 @@ def test_a_version_whose_base_is_missing_or_altered_is_refused(
 
 
 def test_a_damaged_base_in_the_cache_is_copied_again(
-    tracking: TrackingConfig, storage: str, run_id: str, checkpoint: Path, example: Asked, score: VersionScore,
+    tracking: TrackingConfig, storage: str, run_id: str, checkpoint: Path, example: Example, score: VersionScore,
     base_name: str, tmp_path: Path,
 ) -> None:  # fmt: skip
     config = FAST.model_copy(update={"cache": str(tmp_path / "cache")})
@@ -152,7 +150,7 @@ def test_a_damaged_base_in_the_cache_is_copied_again(
 
 
 def test_the_bases_of_a_remote_storage_are_downloaded_once(
-    registry: Registry, run_id: str, checkpoint: Path, example: Asked, score: VersionScore, tmp_path: Path,
+    registry: Registry, run_id: str, checkpoint: Path, example: Example, score: VersionScore, tmp_path: Path,
     base_name: str, monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     place = f"memory://bases/{tmp_path.name}"
@@ -172,7 +170,7 @@ def test_the_bases_of_a_remote_storage_are_downloaded_once(
 
 
 def test_a_registered_model_is_found_again_by_its_files(
-    registry: Registry, run_id: str, checkpoint: Path, example: Asked, score: VersionScore, tmp_path: Path
+    registry: Registry, run_id: str, checkpoint: Path, example: Example, score: VersionScore, tmp_path: Path
 ) -> None:
     first = registry.log_model(run_id, checkpoint, example, score)
     apart = tmp_path / "apart" / "model"

@@ -15,7 +15,7 @@ from pipelines.registry.version_score import VersionScore
 from pipelines.tracking.address import TrackingConfig
 from pipelines.tracking.store import open_store
 from pipelines.tracking.tracker import Tracker
-from tests.pipelines.registry.conftest import FAST, QUESTION, picture, save_model
+from tests.pipelines.registry.conftest import FAST, asked, save_model
 
 SCORE = VersionScore("accuracy", 0.9, 0.5, "ab" * 32, "val", 100)
 
@@ -66,7 +66,7 @@ def test_the_champion_of_a_moved_folder_is_found(begun: Path, tracking: Tracking
     client = open_store(tracking, str(begun))
     (run,) = client.search_runs([client.get_experiment_by_name("vlmodel").experiment_id])  # type: ignore[union-attr]
     registry = Registry.open(tracking, str(begun), FAST)
-    registry.log_model(run.info.run_id, save_model(tmp_path / "model", 0), (picture(0), QUESTION), SCORE)
+    registry.log_model(run.info.run_id, save_model(tmp_path / "model", 0), asked(), SCORE)
     registry.promote("1", "first", over=None)
     shutil.rmtree(begun / "models")
     moved = begun.rename(tmp_path / "moved")

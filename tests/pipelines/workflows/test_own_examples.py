@@ -66,11 +66,11 @@ def assessed(checkpoint: Path, right: range) -> TaskAssessment:
             best = prediction.answers[0][0]
             rows.append((f"k{number}", text, best if number in right else f"not {best}", best))
     table = answers(*rows, split="val")
-    return TaskAssessment("", report_on_answers(table, "val", LEARNED), table, [], (b"", ""))
+    return TaskAssessment("", report_on_answers(table, "val", LEARNED), table, [], Example({}, ("",)))
 
 
 def pictures(examples: list[OwnExample]) -> list[Image.Image]:
-    return [Image.open(io.BytesIO(base64.b64decode(example.image))) for example in examples]
+    return [Image.open(io.BytesIO(base64.b64decode(example.inputs["image"].data))) for example in examples]
 
 
 def test_what_was_answered_right_is_shown_small_and_without_metadata(checkpoint: Path, index: Index) -> None:
@@ -83,7 +83,9 @@ def test_what_was_answered_right_is_shown_small_and_without_metadata(checkpoint:
     predictor = Predictor.from_pretrained(checkpoint)
     for example in found:
         assert 1 <= len(example.texts) <= TEXTS
-        asked = Example({"image": base64.b64decode(example.image)}, tuple(one.text for one in example.texts))
+        asked = Example(
+            {"image": base64.b64decode(example.inputs["image"].data)}, tuple(one.text for one in example.texts)
+        )
         (again,) = predictor.predict([asked], 1)
         assert [prediction.answers[0][0] for prediction in again] == [one.answer for one in example.texts]
 
@@ -99,12 +101,12 @@ def test_what_is_left_out_is_told_with_its_reason(
     assert capsys.readouterr().out == ""
     rows = [(key, QUESTIONS[0], "yes", "never said") for key in ("k0", "k1", "gone")]
     table = answers(*rows, split="val")
-    judged = TaskAssessment("", report_on_answers(table, "val", LEARNED), table, [], (b"", ""))
+    judged = TaskAssessment("", report_on_answers(table, "val", LEARNED), table, [], Example({}, ("",)))
     assert choose(checkpoint, [judged], index) == []
     shown = capsys.readouterr().out
     assert shown.startswith("examples for the page: 0; samples left out: ")
-    assert "2 (answered otherwise about the image as the page shows it)" in shown
-    assert "1 (without an image)" in shown
+    assert "2 (answered otherwise about the inputs as the page shows them)" in shown
+    assert "1 (without an input that the model reads)" in shown
 
 
 def test_they_are_stored_and_named_by_what_answers_them(checkpoint: Path, index: Index, tmp_path: Path) -> None:
@@ -113,7 +115,7 @@ def test_they_are_stored_and_named_by_what_answers_them(checkpoint: Path, index:
     operations = operations_of(Predictor.from_pretrained(checkpoint).processor.tasks)
     offered = read_examples(str(tmp_path / "golden.json"), operations)
     assert [one.task for one in offered] == ["vqa"] * len(found)
-    assert [one.image for one in offered] == [one.image for one in found]
+    assert [one.inputs for one in offered] == [one.inputs for one in found]
     assert read_examples("", operations) == []
     assert read_examples(str(tmp_path / "elsewhere" / "golden.json"), operations) == []
     (tmp_path / own_examples.FILE).write_text("[{")

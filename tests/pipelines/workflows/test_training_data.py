@@ -172,7 +172,7 @@ def test_the_index_job_knows_what_each_source_is_made_of(data: Path, said: Path)
 def test_models_are_not_judged_on_texts_alone(data: Path, said: Path) -> None:
     build_index(str(said), IndexConfig(validation_fraction=0.0, inputs=("text",)))
     with pytest.raises(
-        DataError, match=r"judged on images with texts, and .*said is .* indexed as \['text'\].* data\.mix"
+        DataError, match=r"judged on inputs with texts or a class, and .*said is .* indexed as \['text'\].* data\.mix"
     ):
         train.open_checked_index(workspace(data, f"data.tars={said}", "data.index.inputs=text", "data.mix={}"))
 

@@ -30,6 +30,7 @@ class ModelDescription(BaseModel):
     tasks: list[str] = Field(description="What it can do: each is a route, POST /v1/TASK.")
     labels: int = Field(description="Number of answers that it chooses among; 0 where it writes them, or gives none.")
     inputs: list[str] = Field(description="What it takes beside texts: `image`, and names of further inputs.")
+    media: dict[str, str] = Field(description="What each of these is: image, audio, video, series or row.")
     image_size: int = Field(description="Side of the square, in pixels, that a picture is resized to.")
     resize: str = Field(description="How a picture becomes square: `squash`, `crop` to its middle, or `pad`.")
     crop: float = Field(description="Share of height and width, of the square with `crop`, that the model sees.")
@@ -37,12 +38,18 @@ class ModelDescription(BaseModel):
     limits: RequestLimits
 
 
+class InputForPage(BaseModel):
+    """One input of a sample."""
+
+    media_type: str = Field(description="Such as image/png, audio/flac, video/mp4 or text/csv.")
+    data: str = Field(description="In base64.")
+
+
 class ExampleForPage(BaseModel):
-    """A picture of the data that the model was evaluated on, and texts that it can be asked about it."""
+    """A sample of the data that the model was evaluated on, and texts that it can be asked about it."""
 
     task: str = Field(description="The route that answers, POST /v1/TASK.")
-    media_type: str = Field(description="Of the picture: image/png or image/jpeg.")
-    image: str = Field(description="The picture, in base64.")
+    inputs: dict[str, InputForPage] = Field(description="By their names: `image`, and those of further inputs.")
     texts: list[str] = Field(description="Questions, or texts to match; empty texts where the route takes none.")
 
 
@@ -86,6 +93,7 @@ def router(service: Service, config: ServeConfig) -> APIRouter:
             tasks=list(info.tasks),
             labels=info.labels,
             inputs=list(info.inputs),
+            media=dict(info.media),
             image_size=info.image_size,
             resize=info.resize,
             crop=info.crop,
@@ -106,8 +114,10 @@ def router(service: Service, config: ServeConfig) -> APIRouter:
             examples=[
                 ExampleForPage(
                     task=one.task,
-                    media_type=one.media_type,
-                    image=one.image,
+                    inputs={
+                        name: InputForPage(media_type=given.media_type, data=given.data)
+                        for name, given in one.inputs.items()
+                    },
                     texts=[asked.text for asked in one.texts],
                 )
                 for one in offered

@@ -19,7 +19,7 @@ CONFIG = GateConfig()
 GOOD = ProbeResult(
     rows=10,
     agreement={"case": 1.0, "punctuation": 0.9, "politeness": 0.6},
-    image_use=0.4,
+    input_use=0.4,
     confidence=0.8,
     blank_confidence=0.5,
 )
@@ -44,7 +44,7 @@ def test_rewordings_say_the_same() -> None:
         ({}, []),
         ({"agreement": {"case": 0.94, "punctuation": 0.9, "politeness": 0.2}}, ["paraphrase: case"]),
         ({"agreement": {"case": 1.0, "punctuation": 0.7, "politeness": 0.2}}, ["paraphrase: punctuation"]),
-        ({"image_use": 0.04}, ["irrelevant image"]),
+        ({"input_use": 0.04}, ["irrelevant image"]),
         ({"blank_confidence": 0.95}, ["blank image"]),
         ({"blank_confidence": math.nan}, ["blank image"]),
         ({"finite": False}, ["blank image"]),
@@ -56,13 +56,13 @@ def test_each_behaviour_has_a_check(change: dict[str, Any], fails: list[str]) ->
 
 
 def test_a_candidate_may_not_fall_far_behind_the_champion() -> None:
-    assert failed(replace(GOOD, image_use=0.31), GOOD) == []
-    assert failed(replace(GOOD, image_use=0.29), GOOD) == ["irrelevant image"]
+    assert failed(replace(GOOD, input_use=0.31), GOOD) == []
+    assert failed(replace(GOOD, input_use=0.29), GOOD) == ["irrelevant image"]
     assert failed(replace(GOOD, agreement={**GOOD.agreement, "politeness": 0.4}), GOOD) == ["paraphrase: politeness"]
 
 
 def test_what_does_not_apply_says_so() -> None:
-    checks = check_behaviour(replace(GOOD, agreement={}, image_use=None), None, CONFIG, "caption")
+    checks = check_behaviour(replace(GOOD, agreement={}, input_use=None), None, CONFIG, "caption")
     assert [check.passed for check in checks] == [None, None, None, None, True]
     assert all(check.name.endswith("(caption)") for check in checks)
     (nothing,) = check_behaviour(ProbeResult(0), None, CONFIG)
@@ -112,13 +112,13 @@ def checks_of(found: ProbeResult) -> dict[str, GateCheck]:
 
 def test_a_model_that_does_not_look_is_found_out(checkpoint: Path, pictures: list[bytes]) -> None:
     blind = observed(checkpoint, records(pictures), lambda image, text: ("yes", 0.9))
-    assert blind.image_use == 0
+    assert blind.input_use == 0
     assert checks_of(blind)["irrelevant image"].passed is False
     assert checks_of(blind)["paraphrase: case"].passed
     looking = observed(checkpoint, records(pictures), lambda image, text: (place(pictures, image), 0.9))
-    assert looking.image_use == 1
+    assert looking.input_use == 1
     unsure = observed(checkpoint, records(pictures), lambda image, text: ("yes", 0.9 if image == pictures[0] else 0.5))
-    assert unsure.image_use == pytest.approx(1 / 3), "the confidence about the first image's questions falls"
+    assert unsure.input_use == pytest.approx(1 / 3), "the confidence about the first image's questions falls"
 
 
 def test_a_model_that_hangs_on_the_wording_is_found_out(checkpoint: Path, pictures: list[bytes]) -> None:
@@ -146,7 +146,7 @@ def test_a_model_that_is_surest_of_nothing_is_found_out(checkpoint: Path, pictur
 def test_another_image_is_another_one(checkpoint: Path, pictures: list[bytes]) -> None:
     """A table may ask about one picture in many samples."""
     same = observed(checkpoint, records([pictures[0]] * 3), lambda image, text: ("yes", 0.9))
-    assert same.image_use is None
+    assert same.input_use is None
     twice = [pictures[0], pictures[0], pictures[1]]
     found = observed(checkpoint, records(twice), lambda image, text: (place(twice, image), 0.9))
-    assert found.image_use == 1
+    assert found.input_use == 1

@@ -6,13 +6,14 @@ from dataclasses import replace
 
 import pytest
 
-from pipelines.registry.own_examples import AskedText, OwnExample
+from pipelines.registry.own_examples import AskedText, OwnExample, OwnInput
 from pipelines.serve.config import ServeConfig
 from pipelines.serve.http.app import create_app
 from pipelines.serve.service import ServiceRequest, ServiceResult
 from tests.pipelines.serve.conftest import FakeService
 from tests.pipelines.serve.http_client import TEXT, send
 
+PICTURE = {"image": OwnInput(media_type="image/png", data=TEXT)}
 ASKED = (
     AskedText(text="what is it?", answer="a horse", probability=0.9),
     AskedText(text="is it brown?", answer="yes", probability=0.8),
@@ -24,10 +25,10 @@ ASKED = (
 def service() -> FakeService:
     service = FakeService()
     service.examples = [
-        OwnExample(task="vqa", media_type="image/png", image=TEXT, texts=ASKED),
-        OwnExample(task="match", media_type="image/png", image=TEXT, texts=ASKED[:1]),
+        OwnExample(task="vqa", inputs=PICTURE, texts=ASKED),
+        OwnExample(task="match", inputs=PICTURE, texts=ASKED[:1]),
         OwnExample(
-            task="caption", media_type="image/png", image=TEXT,
+            task="caption", inputs=PICTURE,
             texts=(AskedText(text="", answer="a brown horse", probability=0.3),),
         ),
     ]  # fmt: skip
@@ -41,7 +42,7 @@ def test_they_are_offered_for_each_operation(service: FakeService) -> None:
         ("match", ["what is it?"]),
         ("caption", [""]),
     ]
-    assert offered[0]["image"] == TEXT
+    assert offered[0]["inputs"] == {"image": {"media_type": "image/png", "data": TEXT}}
 
 
 def test_the_documentation_asks_in_the_words_of_the_model(service: FakeService) -> None:
@@ -71,6 +72,23 @@ def test_the_documentation_asks_in_the_words_of_the_model(service: FakeService) 
     assert shown["model"] == {"name": "fake", "version": "7"}
     [captions] = spec["components"]["schemas"]["CaptionResponse"]["examples"]
     assert captions["captions"][0]["caption"] == "a brown horse"
+
+
+def test_further_inputs_are_documented_by_their_names(service: FakeService) -> None:
+    inputs = {
+        name: OwnInput(media_type=kind, data=TEXT) for name, kind in (("audio", "audio/flac"), ("imu", "text/csv"))
+    }
+    service.examples = [
+        OwnExample(task="classify", inputs=inputs, texts=(AskedText(text="", answer="seven", probability=0.9),))
+    ]
+    spec = send(create_app(service, ServeConfig()), "GET", "/openapi.json").json()
+    content = spec["paths"]["/v1/classify"]["post"]["requestBody"]["content"]
+    first, second = (one["value"] for one in content["application/json"]["examples"].values())
+    assert first == {"inputs": {"audio": TEXT, "imu": TEXT}, "top_k": 3}
+    assert second == {"inputs": {"audio": TEXT, "imu": TEXT}, "attention": True}
+    assert content["multipart/form-data"]["example"] == {"audio": "@audio.flac", "imu": "@imu.csv", "top_k": 3}
+    [shown] = spec["components"]["schemas"]["ClassifyResponse"]["examples"]
+    assert shown["classes"] == [{"label": "seven", "probability": 0.9}]
 
 
 @pytest.mark.parametrize(

@@ -169,7 +169,7 @@ def test_model_with_other_golden_answers_is_not_served(
     service: InferenceService, model_folder: Path, tmp_path: Path
 ) -> None:
     golden_answers = golden.record_golden_answers(
-        Predictor.from_pretrained(model_folder), {"": (picture(), QUESTIONS[0])}
+        Predictor.from_pretrained(model_folder), {"": Example({"image": picture()}, (QUESTIONS[0],))}
     )
     golden.write_golden_answers(golden_answers, tmp_path)
     good = tmp_path / golden.GOLDEN

@@ -19,7 +19,7 @@ import uvicorn
 from fastapi.responses import HTMLResponse, Response
 
 from pipelines.registry import own_examples
-from pipelines.registry.own_examples import AskedText, OwnExample
+from pipelines.registry.own_examples import AskedText, OwnExample, OwnInput
 from pipelines.serve.config import FeedbackConfig, ServeConfig
 from pipelines.serve.http.app import create_app
 from pipelines.serve.inference.service import InferenceService
@@ -126,10 +126,10 @@ def visits(
         browser()
         package = tmp_path_factory.mktemp("package")
         asked = [AskedText(text=text, answer="red", probability=0.9) for text in QUESTIONS]
-        image = base64.b64encode(picture()).decode()
+        image = OwnInput(media_type="image/png", data=base64.b64encode(picture()).decode())
         own_examples.write(
             [
-                OwnExample(task=task, media_type="image/png", image=image, texts=tuple(asked))
+                OwnExample(task=task, inputs={"image": image}, texts=tuple(asked))
                 for task in VLProcessor.from_pretrained(folder_of(decoder)).tasks
             ],
             package,
