@@ -45,22 +45,23 @@ export function beginTurn(title) {
       item.remove();
       $("empty").hidden = $("log").children.length > 0;
     },
-    end: (title, content, attention, result, roundTrip, note = "") => {
-      // Another picture was chosen meanwhile, and the log emptied.
+    end: (title, content, { attention = null, attention_over_time: overTime = {} }, result, roundTrip, note = "") => {
+      // Another sample was chosen meanwhile, and the log emptied.
       if (!item.isConnected) return;
       heading.classList.remove("writing");
       heading.textContent = title;
       item.append(...content);
       if (result.unknown_words.length) item.append(element("p", "problem", unknown(result.unknown_words)));
       item.append(element("p", "meta", (note ? `${note} · ` : "") + meta(result, roundTrip)));
-      const turn = { attention, button: null };
-      if (attention) {
+      const turn = { attention, overTime, button: null };
+      const isSeen = attention || Object.keys(overTime).length > 0;
+      if (isSeen) {
         turn.button = element("button", "look", "Heat map");
         turn.button.type = "button";
         turn.button.addEventListener("click", () => showHeat(isShowing(turn) ? null : turn));
         head.append(turn.button);
       }
-      showHeat(attention ? turn : null);
+      showHeat(isSeen ? turn : null);
     },
     // A way to say what would have been right; `send` gets it, and throws where it is not taken.
     invite: (placeholder, send) => {
@@ -106,11 +107,11 @@ function usedFacts(facts) {
 }
 
 export function showAnswers(turn, result, roundTrip) {
-  const [{ question, answers, attention, facts = [] }] = result.answers;
+  const [first] = result.answers, { question, answers, facts = [] } = first;
   const content = [ranked(answers.map(({ answer, probability }) => ({ text: answer, share: probability })))];
   if (facts.length) content.push(usedFacts(facts));
   const note = result.knowledge_version ? `facts of version ${result.knowledge_version}` : "";
-  turn.end(question, content, attention, result, roundTrip, note);
+  turn.end(question, content, first, result, roundTrip, note);
 }
 
 export function showCaptions(turn, result, roundTrip) {
@@ -122,8 +123,13 @@ export function showCaptions(turn, result, roundTrip) {
     share: probability / (first.probability || 1),
     label: percent(probability),
   }));
-  turn.end(several ? "Captions" : first.caption || "(nothing)", several ? [ranked(entries, true)] : [], result.attention, result, roundTrip,
+  turn.end(several ? "Captions" : first.caption || "(nothing)", several ? [ranked(entries, true)] : [], result, result, roundTrip,
     several ? "" : `probability ${percent(first.probability)}`);
+}
+
+export function showClasses(turn, result, roundTrip) {
+  const entries = result.classes.map(({ label, probability }) => ({ text: label, share: probability }));
+  turn.end(result.classes[0].label, [ranked(entries)], result, result, roundTrip);
 }
 
 export function showMatches(turn, result, roundTrip) {
@@ -134,5 +140,5 @@ export function showMatches(turn, result, roundTrip) {
     label: result.method === "similarity" ? (probability === null ? "" : `${percent(probability)} · `) + `cos ${similarity.toFixed(2)}` : undefined,
   }));
   const note = result.method === "matching" ? "each text by itself" : "compared with each other";
-  turn.end(entries.length > 1 ? "Which text belongs to it?" : "Does the text belong to it?", [ranked(entries, true)], null, result, roundTrip, note);
+  turn.end(entries.length > 1 ? "Which text belongs to it?" : "Does the text belong to it?", [ranked(entries, true)], {}, result, roundTrip, note);
 }

@@ -1,7 +1,8 @@
-// The page: choose a picture and a task, send, see the answer and where the model looked.
+// The page: choose a picture or other inputs and a task, send, see the answer and where the model looked.
 
-import { beginTurn, showAnswers, showCaptions, showMatches } from "./answers.js";
+import { beginTurn, showAnswers, showCaptions, showClasses, showMatches } from "./answers.js";
 import { $, element, notify } from "./dom.js";
+import { further, offerInputs } from "./inputs.js";
 import { offerExamples, picture } from "./picture.js";
 import { apiKey, fetchJSON, fetchStream } from "./service.js";
 
@@ -52,6 +53,19 @@ const TASKS = {
     },
     heading: () => "…",
   },
+  classify: {
+    title: "Classify",
+    empty: "The classes appear here, the most probable first.",
+    missing: () => "",
+    async ask(body, turn, clock) {
+      body.append("top_k", $("top-k").value);
+      body.append("attention", $("attention").checked);
+      const result = await fetchJSON("v1/classify", { method: "POST", body });
+      showClasses(turn, result, clock());
+      return result;
+    },
+    heading: () => "…",
+  },
   match: {
     title: "Match",
     empty: "Write some texts, and see which of them belongs to the picture.",
@@ -73,7 +87,7 @@ const TASKS = {
 let current = null, examples = [];
 
 function offerCorrection(turn, placeholder, { model }, fields) {
-  if (!picture.model?.feedback) return;
+  if (!picture.model?.feedback || !picture.blob) return; // corrections are of pictures
   turn.invite(placeholder, (text) => {
     const body = new FormData();
     for (const [name, value] of Object.entries({ ...fields(text), version: model.version })) body.append(name, value);
@@ -87,6 +101,8 @@ async function describeModel() {
     $("model-dot").className = "dot ready";
     $("model-chip").title = `It can do: ${model.tasks.join(", ")}.`;
     $("model-text").textContent = `${model.name} · version ${model.version}`;
+    offerInputs(model.media, model.limits.body_bytes);
+    $("stage").hidden = !("image" in model.media);
     ({ examples } = await fetchJSON("v1/examples"));
     offer(Object.keys(TASKS).filter((task) => model.tasks.includes(task)));
   } catch (error) {
@@ -123,6 +139,12 @@ function choose(task) {
   suggest();
 }
 
+function wanted() {
+  const names = Object.keys(picture.model?.media ?? {}).map((name) => (name === "image" ? "a picture" : name));
+  const last = names.pop() ?? "a picture";
+  return names.length ? `${names.join(", ")} or ${last}` : last;
+}
+
 const exampleTexts = (task) => (picture.example?.task === task ? picture.example.texts : []);
 
 function suggest() {
@@ -137,6 +159,11 @@ function suggest() {
     return button;
   }));
 }
+
+further.onChange = () => {
+  $("log").replaceChildren();
+  $("empty").hidden = false;
+};
 
 picture.onChange = () => {
   $("log").replaceChildren();
@@ -153,12 +180,13 @@ picture.onChange = () => {
 
 form.addEventListener("submit", async (event) => {
   event.preventDefault();
-  const task = TASKS[current], blob = picture.blob;
-  const missing = blob ? task.missing() : "Choose a picture first.";
+  const task = TASKS[current], blob = picture.blob, inputs = further.given();
+  const missing = blob || inputs.size ? task.missing() : `Choose ${wanted()} first.`;
   notify(missing);
   if (missing) return;
   const body = new FormData(), buttons = form.querySelectorAll(".send"), started = performance.now();
-  body.append("image", blob, "picture");
+  if (blob) body.append("image", blob, "picture");
+  for (const [name, input] of inputs) body.append(name, input, name);
   for (const button of buttons) Object.assign(button, { disabled: true }).classList.add("busy");
   const turn = beginTurn(task.heading());
   try {

@@ -1,6 +1,8 @@
 // The picture: chosen, dropped, pasted or an example; and over it where the model looked.
 
 import { $, element, notify } from "./dom.js";
+import { setInputs, showOverTime } from "./inputs.js";
+import { ramp } from "./ramp.js";
 
 const stage = $("stage"), preview = $("preview"), heat = $("heat");
 
@@ -23,29 +25,58 @@ function setPicture(blob, example = null) {
   $("invite").hidden = true;
   $("frame").hidden = false;
   stage.classList.add("full");
-  [...$("examples").children].forEach((button, i) => button.setAttribute("aria-pressed", offered[i] === example));
+  markExample();
   picture.onChange();
+}
+
+function clearPicture() {
+  showHeat(null);
+  picture.blob = null;
+  URL.revokeObjectURL(preview.src);
+  preview.removeAttribute("src");
+  $("invite").hidden = false;
+  $("frame").hidden = true;
+  stage.classList.remove("full");
+}
+
+function markExample() {
+  [...$("examples").children].forEach((button, i) => button.setAttribute("aria-pressed", offered[i] === picture.example));
 }
 
 preview.addEventListener("error", () => picture.blob && notify("This browser cannot show that picture; the service may still read it."));
 
-function blobOf({ image, media_type }) {
-  return new Blob([Uint8Array.from(atob(image), (letter) => letter.charCodeAt(0))], { type: media_type });
+function blobOf({ data, media_type }) {
+  return new Blob([Uint8Array.from(atob(data), (letter) => letter.charCodeAt(0))], { type: media_type });
 }
 
-// Pictures of the model's own data; one is shown when it is chosen, with its texts.
+function setExample(example, blobs) {
+  setInputs(blobs);
+  if (blobs.has("image")) return setPicture(blobs.get("image"), example);
+  clearPicture();
+  picture.example = example;
+  markExample();
+  picture.onChange();
+}
+
+// Samples of the model's own data; one is shown when it is chosen, with its texts.
 export function offerExamples(examples) {
   for (const shown of $("examples").querySelectorAll("img")) URL.revokeObjectURL(shown.src);
   $("try").hidden = !examples.length;
   $("examples").replaceChildren(...examples.map((example, number) => {
-    const button = element("button"), shown = element("img"), blob = blobOf(example);
+    const button = element("button");
+    const blobs = new Map(Object.entries(example.inputs).map(([name, input]) => [name, blobOf(input)]));
     button.type = "button";
     button.title = `Example ${number + 1}`;
-    shown.src = URL.createObjectURL(blob);
-    shown.alt = "";
-    button.append(shown);
+    if (blobs.has("image")) {
+      const shown = element("img");
+      shown.src = URL.createObjectURL(blobs.get("image"));
+      shown.alt = "";
+      button.append(shown);
+    } else {
+      button.append(element("span", "number", `${number + 1}`));
+    }
     button.setAttribute("aria-pressed", picture.example === example);
-    button.addEventListener("click", () => setPicture(blob, example));
+    button.addEventListener("click", () => setExample(example, blobs));
     return button;
   }));
   offered = examples;
@@ -77,13 +108,6 @@ addEventListener("paste", (event) => {
 });
 
 // --- where the model looked --------------------------------------------------------------------------------------
-
-const RAMP = [[36, 16, 84], [126, 30, 130], [220, 60, 90], [252, 150, 50], [252, 240, 150]];
-
-function ramp(t) {
-  const at = Math.min(0.9999, Math.max(0, t)) * (RAMP.length - 1), i = Math.floor(at), part = at - i;
-  return RAMP[i].map((low, c) => Math.round(low + (RAMP[i + 1][c] - low) * part));
-}
 
 function drawHeat() {
   const map = heatFor?.attention;
@@ -127,9 +151,10 @@ function contained(width, height) {
   return { x: (width - shownWidth) / 2, y: (height - shownHeight) / 2, width: shownWidth, height: shownHeight };
 }
 
-// A turn has an `attention` map and the `button` that shows it; null shows none.
+// A turn has an `attention` map, weights `overTime` of further inputs, and the `button` that shows them; null shows none.
 export function showHeat(turn) {
   heatFor = turn;
+  showOverTime(turn?.overTime ?? null);
   for (const button of document.querySelectorAll(".look")) button.setAttribute("aria-pressed", button === turn?.button);
   drawHeat();
 }
