@@ -65,6 +65,14 @@ class ModalityPart(EncoderPart):
         """
         raise NotImplementedError
 
+    def augments(self) -> bool:
+        """Whether training changes inputs at random (``decode_augmented``)."""
+        return False
+
+    def decode_augmented(self, data: bytes, rng: np.random.Generator) -> Mapping[str, NDArray[Any]]:
+        """As ``decode``, for training: changed at random as the part's settings say, by what ``rng`` draws alone."""
+        return self.decode(data)
+
     def collate(self, decoded: Sequence[Mapping[str, NDArray[Any]]]) -> dict[str, NDArray[np.generic]]:
         """The arrays of B inputs, with a first dimension of B, which may be 0, and names with shape letters."""
         raise NotImplementedError

@@ -196,6 +196,7 @@ class JobConfig(Section):
         """Streams of the model whose features can be kept: their encoder rests, and what it is given stays the same."""
         augment = self.train.augment
         changed = {"vision": augment.active, "language": augment.changes_texts}
+        changed |= {name: part.augments() for name, part in self.model.inputs.items()}
         return tuple(stream for stream in self.model.frozen_streams() if not changed.get(stream))
 
     def _explain_why_nothing_is_cacheable(self) -> str:
@@ -210,6 +211,6 @@ class JobConfig(Section):
             )
         return (
             f"{kept} of each image and text, and train.augment (flip={augment.flip}, min_area={augment.min_area}, "
-            f"swap={augment.swap}) changes these in each epoch; set flip=0.0 and min_area=1.0, or "
-            "train.feature_cache=off"
+            f"swap={augment.swap}) or the augment of model.inputs changes these in each epoch; set flip=0.0, "
+            "min_area=1.0 and no augment, or train.feature_cache=off"
         )

@@ -96,11 +96,31 @@ class AudioEncoder(SequenceEncoder):
         self.flat = nn.Linear(bands * config.channels, config.width)
         self.finish()
 
-    def stem(self, x_BT: Tensor, length_B: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+    def stem(  # type: ignore[override]
+        self, x_BT: Tensor, length_B: Tensor, bands_BM: Tensor | None = None, spans_BK2: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         x_BTM, mask_BT = self.mel(x_BT, length_B)
+        if bands_BM is not None and spans_BK2 is not None:
+            x_BTM = masked_by_mean(x_BTM, mask_BT, bands_BM, spans_BK2, self.mel.hop)
         x_BCTM = x_BTM.unsqueeze(1).to(self.flat.weight.dtype)
         for convolution, norm, stride in zip(self.convolutions, self.norms, self.strides, strict=True):
             x_BTMC = norm(convolution(x_BCTM).permute(0, 2, 3, 1))
             mask_BT = mask_BT[:, ::stride]
             x_BCTM = (F.gelu(x_BTMC) * mask_BT[:, :, None, None]).permute(0, 3, 1, 2)
         return self.flat(x_BCTM.permute(0, 2, 3, 1).flatten(2)), mask_BT
+
+
+def masked_by_mean(x_BTM: Tensor, mask_BT: Tensor, bands_BM: Tensor, spans_BK2: Tensor, hop: int) -> Tensor:
+    """Spectrograms with the mean of each in the place of some bands and spans of time (SpecAugment).
+
+    Args:
+        mask_BT: the real windows.
+        bands_BM: True for the bands.
+        spans_BK2: first sample, and the one behind the last, of each span; a window is where its first sample is.
+    """
+    count_B11 = (mask_BT.sum(1) * x_BTM.shape[2]).clamp_min(1).view(-1, 1, 1)
+    mean_B11 = (x_BTM * mask_BT.unsqueeze(-1)).sum((1, 2), keepdim=True) / count_B11
+    starts_T = torch.arange(x_BTM.shape[1], device=x_BTM.device) * hop
+    in_span_BKT = (starts_T >= spans_BK2[..., :1]) & (starts_T < spans_BK2[..., 1:])
+    masked_BTM = in_span_BKT.any(1).unsqueeze(-1) | bands_BM.unsqueeze(1)
+    return torch.where(masked_BTM & mask_BT.unsqueeze(-1), mean_B11, x_BTM)

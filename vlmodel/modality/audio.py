@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import numpy as np
 from pydantic import Field, model_validator
 
+from vlmodel.config import Section
 from vlmodel.media.audio import decode_audio, to_mono
 from vlmodel.media.base import CheckLimits
 from vlmodel.modality._settings import SequenceSettings
@@ -19,10 +20,34 @@ if TYPE_CHECKING:
     from vlmodel.modality._audio import AudioEncoder
 
 
+class Augment(Section):
+    """Random changes in training, other ones in each epoch; none by default."""
+
+    time_shift: float = Field(0.0, ge=0, le=60)
+    """At most so many seconds of silence are put before a sound, or cut from its beginning."""
+    speed: float = Field(0.0, ge=0, lt=1)
+    """A sound is played by at most this share faster or slower, its pitch with it (Ko et al. 2015)."""
+    noise: float = Field(0.0, ge=0, le=10)
+    """Standard deviation of white noise, at most, in multiples of the sound's own."""
+    frequency_masks: int = Field(0, ge=0, le=16)
+    """SpecAugment (Park et al. 2019, arXiv:1904.08779): so many groups of neighbouring bands become the mean."""
+    frequency_width: int = Field(8, ge=1)
+    """Bands of a group, at most."""
+    time_masks: int = Field(0, ge=0, le=16)
+    """SpecAugment: so many spans of time become the mean."""
+    time_width: float = Field(0.1, gt=0)
+    """Seconds of a span, at most."""
+
+    @property
+    def active(self) -> bool:
+        return bool(self.time_shift or self.speed or self.noise or self.frequency_masks or self.time_masks)
+
+
 class Config(SequenceSettings):
     """The mean of a sound's channels as a log-mel spectrogram, two-dimensional convolutions, Transformer layers."""
 
     medium: ClassVar[str] = "audio"
+    non_backbone_settings: ClassVar[frozenset[str]] = SequenceSettings.non_backbone_settings | {"augment"}
 
     kind: Literal["audio"] = "audio"
     rate: int = Field(16_000, ge=1000, le=192_000)
@@ -46,6 +71,8 @@ class Config(SequenceSettings):
     """Channels of the convolutions."""
     time_stride: Literal[1, 2, 4, 8] = 4
     """Windows of a token."""
+    augment: Augment = Augment()
+    """Random changes of the sounds that it is trained with."""
 
     @model_validator(mode="after")
     def _bands_are_within_the_rate(self) -> Config:
@@ -68,15 +95,61 @@ class Config(SequenceSettings):
         sound = decode_audio(data, CheckLimits(), self.max_seconds)
         return {"x_T": to_mono(sound, self.rate)[: math.ceil(self.max_seconds * self.rate)]}
 
+    def augments(self) -> bool:
+        return self.augment.active
+
+    def decode_augmented(self, data: bytes, rng: np.random.Generator) -> dict[str, NDArray[Any]]:
+        """As ``decode``; and ``bands_M``, which bands of its spectrogram are masked, and ``spans_K2`` int64, the first
+        sample and the one behind the last of each masked span.
+        """
+        augment = self.augment
+        x_T = changed_waveform(self.decode(data)["x_T"], augment, self.rate, rng)
+        x_T = x_T[: math.ceil(self.max_seconds * self.rate)]
+        bands_M = np.zeros(self.mels, np.bool_)
+        for _ in range(augment.frequency_masks):
+            width = int(rng.integers(0, min(augment.frequency_width, self.mels) + 1))
+            first = int(rng.integers(0, self.mels - width + 1))
+            bands_M[first : first + width] = True
+        spans_K2 = np.zeros((augment.time_masks, 2), np.int64)
+        for span in spans_K2:
+            # No more than half of a short sound (SpecAugment bounds the share, too).
+            width = int(rng.integers(0, min(self.samples(augment.time_width), len(x_T) // 2) + 1))
+            first = int(rng.integers(0, len(x_T) - width + 1))
+            span[:] = first, first + width
+        return {"x_T": x_T, "bands_M": bands_M, "spans_K2": spans_K2}
+
     def collate(self, decoded: Sequence[Mapping[str, NDArray[Any]]]) -> dict[str, NDArray[np.generic]]:
-        """``x_BT`` float32, padded with zeros to the longest, and ``length_B`` int64, in samples."""
+        """``x_BT`` float32, padded with zeros to the longest, and ``length_B`` int64, in samples; of augmented sounds
+        also ``bands_BM`` bool and ``spans_BK2`` int64, which are masked.
+        """
         length_B = np.array([len(sound["x_T"]) for sound in decoded], np.int64)
         x_BT = np.zeros((len(decoded), length_B.max(initial=1)), np.float32)
         for sound, x_T in zip(decoded, x_BT, strict=True):
             x_T[: len(sound["x_T"])] = sound["x_T"]
-        return {"x_BT": x_BT, "length_B": length_B}
+        arrays: dict[str, NDArray[np.generic]] = {"x_BT": x_BT, "length_B": length_B}
+        if decoded and "bands_M" in decoded[0]:
+            arrays["bands_BM"] = np.stack([sound["bands_M"] for sound in decoded])
+            arrays["spans_BK2"] = np.stack([sound["spans_K2"] for sound in decoded])
+        return arrays
 
     def build(self) -> AudioEncoder:
         from vlmodel.modality._audio import AudioEncoder
 
         return AudioEncoder(self)
+
+
+def changed_waveform(
+    x_T: NDArray[np.float32], augment: Augment, rate: int, rng: np.random.Generator
+) -> NDArray[np.float32]:
+    """A waveform, of at least one sample, in another speed, shifted, and with noise."""
+    if augment.speed:
+        length = max(1, round(len(x_T) / (1 + rng.uniform(-augment.speed, augment.speed))))
+        places_T = np.linspace(0, len(x_T) - 1, length)
+        x_T = np.interp(places_T, np.arange(len(x_T)), x_T).astype(np.float32)
+    if augment.time_shift:
+        shift = round(rng.uniform(-augment.time_shift, augment.time_shift) * rate)
+        x_T = np.pad(x_T, (shift, 0)) if shift >= 0 else x_T[min(-shift, len(x_T) - 1) :]
+    if augment.noise:
+        deviation = float(x_T.std()) * rng.uniform(0, augment.noise)
+        x_T = x_T + rng.normal(0, deviation, len(x_T)).astype(np.float32)
+    return x_T

@@ -29,12 +29,20 @@ class NumberColumn(Section):
     """Its standard deviation, by which it is divided."""
 
 
+class Augment(Section):
+    """Random changes in training, other ones in each epoch; none by default."""
+
+    missing: float = Field(0.0, ge=0, lt=1)
+    """Share of the values that count as missing."""
+
+
 class Config(SequenceSettings):
     """Numbers are scaled and multiplied by a vector of their column; categories have an embedding each. A missing value
     has an embedding of its own, or is no token. Columns that are not named here are not read.
     """
 
     medium: ClassVar[str] = "row"
+    non_backbone_settings: ClassVar[frozenset[str]] = SequenceSettings.non_backbone_settings | {"augment"}
 
     kind: Literal["row"] = "row"
     numbers: dict[str, NumberColumn] = {}
@@ -44,6 +52,8 @@ class Config(SequenceSettings):
     has an embedding of its own."""
     missing: Literal["token", "none"] = "token"
     """What a missing value becomes: a learned token, or no token."""
+    augment: Augment = Augment()
+    """Random changes of the rows that it is trained with."""
 
     @model_validator(mode="after")
     def _columns_are_named_once(self) -> Config:
@@ -80,6 +90,14 @@ class Config(SequenceSettings):
             else:
                 codes_C[place] = self._code(column, value)
         return {"numbers_C": numbers_C, "codes_C": codes_C, "given_C": given_C}
+
+    def augments(self) -> bool:
+        return self.augment.missing > 0
+
+    def decode_augmented(self, data: bytes, rng: np.random.Generator) -> dict[str, NDArray[Any]]:
+        decoded = self.decode(data)
+        kept_C = rng.random(len(self.columns)) >= self.augment.missing
+        return {name: values_C * kept_C for name, values_C in decoded.items()}
 
     def collate(self, decoded: Sequence[Mapping[str, NDArray[Any]]]) -> dict[str, NDArray[np.generic]]:
         """``numbers_BC``, ``codes_BC`` and ``given_BC``."""

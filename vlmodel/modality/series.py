@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import numpy as np
 from pydantic import Field, model_validator
 
+from vlmodel.config import Section
 from vlmodel.media.base import CheckLimits, MediumError
 from vlmodel.media.series import decode_series
 from vlmodel.modality._settings import SequenceSettings
@@ -20,10 +21,29 @@ if TYPE_CHECKING:
 _MAX_VALUES = CheckLimits().max_values
 
 
+class Augment(Section):
+    """Random changes in training, other ones in each epoch; none by default (Um et al. 2017, arXiv:1706.00527)."""
+
+    jitter: float = Field(0.0, ge=0, le=10)
+    """Standard deviation of noise on each number, in multiples of its channel's ``std``."""
+    scaling: float = Field(0.0, ge=0, lt=1)
+    """Each channel is multiplied by a factor that differs from 1 by at most this."""
+    time_shift: int = Field(0, ge=0)
+    """A series begins at most so many time steps later, without its first ones, or is preceded by so many copies of its
+    first one."""
+    min_length: float = Field(1.0, gt=0, le=1)
+    """Smallest share of a series that is kept, from anywhere in it."""
+
+    @property
+    def active(self) -> bool:
+        return bool(self.jitter or self.scaling or self.time_shift or self.min_length < 1)
+
+
 class Config(SequenceSettings):
     """A convolution over the time steps of each token, then Transformer layers."""
 
     medium: ClassVar[str] = "series"
+    non_backbone_settings: ClassVar[frozenset[str]] = SequenceSettings.non_backbone_settings | {"augment"}
 
     kind: Literal["series"] = "series"
     channels: int = Field(ge=1)
@@ -39,6 +59,8 @@ class Config(SequenceSettings):
     """Mean of each channel over the data, which is subtracted; () for none."""
     std: tuple[float, ...] = Field((), strict=False)
     """Standard deviation of each channel, by which it is divided; () for one."""
+    augment: Augment = Augment()
+    """Random changes of the series that it is trained with."""
 
     @model_validator(mode="after")
     def _check_settings(self) -> Config:
@@ -60,6 +82,25 @@ class Config(SequenceSettings):
             raise MediumError(
                 "wrong_shape", f"a series of {x_TC.shape[1]} channels; the model takes channels={self.channels}"
             )
+        return {"x_TC": x_TC[: self.max_steps]}
+
+    def augments(self) -> bool:
+        return self.augment.active
+
+    def decode_augmented(self, data: bytes, rng: np.random.Generator) -> dict[str, NDArray[Any]]:
+        augment, x_TC = self.augment, self.decode(data)["x_TC"]
+        if augment.min_length < 1:
+            length = max(1, round(len(x_TC) * rng.uniform(augment.min_length, 1)))
+            first = int(rng.integers(0, len(x_TC) - length + 1))
+            x_TC = x_TC[first : first + length]
+        if augment.time_shift:
+            shift = int(rng.integers(-augment.time_shift, augment.time_shift + 1))
+            x_TC = np.pad(x_TC, ((max(0, shift), 0), (0, 0)), mode="edge")[min(max(0, -shift), len(x_TC) - 1) :]
+        if augment.scaling:
+            x_TC = x_TC * rng.uniform(1 - augment.scaling, 1 + augment.scaling, self.channels).astype(np.float32)
+        if augment.jitter:
+            noise_TC = rng.normal(0, augment.jitter, x_TC.shape) * np.array(self.std or 1.0)
+            x_TC = x_TC + noise_TC.astype(np.float32)
         return {"x_TC": x_TC[: self.max_steps]}
 
     def collate(self, decoded: Sequence[Mapping[str, NDArray[Any]]]) -> dict[str, NDArray[np.generic]]:

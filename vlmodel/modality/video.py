@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import numpy as np
 from pydantic import Field, model_validator
 
-from vlmodel.config import part
+from vlmodel.config import Section, part
 from vlmodel.images.resize import Resize, Square, resize_to_square
 from vlmodel.media.base import CheckLimits, MediumError
 from vlmodel.media.video import decode_video
@@ -20,6 +20,14 @@ if TYPE_CHECKING:
     from vlmodel.modality._video import VideoEncoder
 
 
+class Augment(Section):
+    """Random changes in training, other ones in each epoch; none by default."""
+
+    frame_jitter: float = Field(0.0, ge=0, le=1)
+    """Share of each of the video's parts, about its middle, from which its frame is taken; 1 for all of it (the sparse
+    sampling of temporal segment networks, Wang et al. 2016, arXiv:1608.00859)."""
+
+
 class Config(LayerSettings):
     """Frames at equal distances, each encoded as an image, and Transformer layers over all of their tokens.
 
@@ -29,7 +37,7 @@ class Config(LayerSettings):
 
     medium: ClassVar[str] = "video"
     non_backbone_settings: ClassVar[frozenset[str]] = frozenset(
-        {"width", "depth", "heads", "expansion", "dropout", "projection", "tokens"}
+        {"width", "depth", "heads", "expansion", "dropout", "projection", "tokens", "augment"}
     )
 
     kind: Literal["video"] = "video"
@@ -44,6 +52,8 @@ class Config(LayerSettings):
     """One token a frame, the pooled vector of its image; or all tokens of each image."""
     vision: part("vlmodel.vision", "cnn") = Field({}, validate_default=True)  # type: ignore[valid-type]
     """Encoder of a frame."""
+    augment: Augment = Augment()
+    """Random changes of the videos that it is trained with."""
 
     @model_validator(mode="after")
     def _vision_takes_the_frames(self) -> Config:
@@ -57,10 +67,20 @@ class Config(LayerSettings):
 
     def decode(self, data: bytes) -> dict[str, NDArray[Any]]:
         """``frames_THWC`` uint8, RGB: at most ``frames`` of them, in their order."""
+        return self._decode_frames(data, 0.5)
+
+    def augments(self) -> bool:
+        return self.augment.frame_jitter > 0
+
+    def decode_augmented(self, data: bytes, rng: np.random.Generator) -> dict[str, NDArray[Any]]:
+        jitter = self.augment.frame_jitter / 2
+        return self._decode_frames(data, rng.uniform(0.5 - jitter, 0.5 + jitter, self.frames).tolist())
+
+    def _decode_frames(self, data: bytes, shift: float | Sequence[float]) -> dict[str, NDArray[Any]]:
         square = Square(self.image_size, self.resize)
         frames_THWC = np.empty((self.frames, self.image_size, self.image_size, 3), np.uint8)
         count = 0
-        for _, rgb_HWC in decode_video(data, CheckLimits(), lambda timeline: timeline.spread(self.frames)):
+        for _, rgb_HWC in decode_video(data, CheckLimits(), lambda timeline: timeline.spread(self.frames, shift)):
             resize_to_square(rgb_HWC, square, frames_THWC[count])
             count += 1
         if not count:

@@ -151,6 +151,10 @@ def _enable_pixel_cache_of_source(source: Source, config: PixelCacheConfig, epoc
     return replace(source, pixels=pixels)
 
 
+SampleGenerators = Callable[[int, str, str], np.random.Generator]
+"""A generator for an epoch, the key of a sample and a use of it."""
+
+
 class OpenedSamples:
     """Opened sources and their processor. Threads may share it."""
 
@@ -188,31 +192,40 @@ class OpenedSamples:
                 keys[position] = key
         return keys
 
-    def load_inputs(self, indices: SampleIndices, places: Arrays) -> Arrays:
+    def load_inputs(
+        self, indices: SampleIndices, places: Arrays, augmentation: SampleGenerators | None = None
+    ) -> Arrays:
         """The arrays of all inputs that the processor reads, by their names in a batch.
 
         Args:
             places: of ``places_of_inputs_in_batch``, among other arrays.
+            augmentation: what the augmentation of further inputs draws from, in training.
 
         Raises:
             DataError: a shard cannot be read, or an input of it cannot be decoded.
         """
         arrays: Arrays = {}
         for name in self.processor.reads:
-            arrays |= prefix_array_names(name, self.load_input(name, select_samples_with_input(indices, places, name)))
+            of_input = self.load_input(name, select_samples_with_input(indices, places, name), augmentation)
+            arrays |= prefix_array_names(name, of_input)
         return arrays
 
-    def load_input(self, name: str, indices: SampleIndices) -> Arrays:
+    def load_input(self, name: str, indices: SampleIndices, augmentation: SampleGenerators | None = None) -> Arrays:
         """The arrays of one input, or its cached features, of samples that all have it; errors as ``load_inputs``."""
         if (cache := self._features.get(stream_of(name))) is not None:
             return self._read_features(name, cache, indices)
         if name == IMAGE:
             return {"pixels_BHWC": self._load_images(indices)}
         decoded: list[Mapping[str, np.ndarray]] = [{}] * len(indices)
+        part = self.processor.inputs[name]
         for opened, shard, rows, positions in self._group_indices_by_shard(indices):
             for position, record in zip(positions, opened.read(shard, rows, name), strict=True):
-                decoded[position] = opened.decode_input(shard, record, partial(self.processor.decode_input, name), name)
-        return self.processor.inputs[name].collate(decoded)
+                decode: Callable[[bytes], Mapping[str, np.ndarray]] = part.decode
+                if augmentation is not None and part.augments():
+                    rng = augmentation(int(indices.epoch[position]), record.key, name)
+                    decode = partial(part.decode_augmented, rng=rng)
+                decoded[position] = opened.decode_input(shard, record, decode, name)
+        return part.collate(decoded)
 
     def _read_features(self, name: str, cache: FeatureCache, indices: SampleIndices) -> Arrays:
         features: list[np.ndarray] = [np.zeros(0)] * len(indices)

@@ -74,7 +74,8 @@ class MicroBatches(BatchLoader):
     Attributes:
         source, schedule: what is read, in which order.
         rank, world, accumulation: which parts of a step are this worker's.
-        augmentation: random changes of images, seeded by (seed, epoch, sample).
+        augmentation: random changes of images, seeded by (seed, epoch, sample), as are those of further inputs, which
+            are settings of their encoders.
         drop_streams: for inputs by name the share of samples that are trained without it (``draw_dropped_inputs``).
 
     Raises:
@@ -111,7 +112,8 @@ class MicroBatches(BatchLoader):
 
     def load_inputs_of_rows(self, rows: Arrays) -> Arrays:
         samples, indices = open_samples(self.source), _sample_indices_of(rows)
-        arrays = samples.load_inputs(indices, rows) | samples.read_text_features(indices, rows)
+        arrays = samples.load_inputs(indices, rows, self._sample_generator)
+        arrays |= samples.read_text_features(indices, rows)
         if self.augmentation.active and samples.processor.reads_images:
             pixels_BHWC, with_image = arrays[PIXELS], select_samples_with_input(indices, rows, IMAGE)
             for i, key in enumerate(samples.sample_keys(with_image)):

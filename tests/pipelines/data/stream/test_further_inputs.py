@@ -8,6 +8,7 @@ input that no index has, or that is of another medium, is refused with the remed
 from __future__ import annotations
 
 import io
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +29,7 @@ from pipelines.data.texts.corpus import train_tokenizer
 from pipelines.errors import DataError
 from pipelines.train.prefetcher import arrays_to_tensors
 from tests.vlmodel.tiny import IMU, tiny_tree
+from vlmodel.modality.series import Augment
 from vlmodel.model import VLModel
 from vlmodel.processor import ProcessorConfig, VLProcessor
 from vlmodel.sample import Question, Texts
@@ -188,3 +190,39 @@ def test_a_damaged_series_names_its_sample(index: Index, source: Source, tmp_pat
     strict = Source(source.tars, source.index_hash, "train", str(tmp_path))
     with pytest.raises(DataError, match=r"imu of sample '\d+' in shard .* 3 channels; the model takes channels=2"):
         list(parts(strict))
+
+
+def augmented(source: Source, tmp_path: Path) -> Source:
+    """The same tars, for a model that is trained with noise on its series."""
+    processor = VLProcessor.from_pretrained(source.processor)
+    parts = {name: part.model_copy(update={"augment": Augment(jitter=1.0)}) for name, part in processor.inputs.items()}
+    changed = VLProcessor(processor.config, processor.tokenizer, processor.labels, inputs=parts)
+    changed.save_pretrained(tmp_path)
+    return Source(source.tars, source.index_hash, "train", str(tmp_path))
+
+
+def by_sample(batches: Sequence[Mapping[str, np.ndarray]]) -> list[dict[int, list[float]]]:
+    """Of each epoch the numbers of each sample's series, without padding."""
+    epochs: list[dict[int, list[float]]] = [{}, {}]
+    for batch in batches:
+        given = [place for place, number in enumerate(samples_of(dict(batch))) if has_series(number)]
+        for place, row, mask in zip(given, batch["imu.x_BTC"], batch["imu.mask_BT"], strict=True):
+            epochs[int(batch["epoch_B"][place])][samples_of(dict(batch))[place]] = row[mask].ravel().tolist()
+    return epochs
+
+
+def test_augmentation_is_drawn_from_seed_epoch_and_sample_alone(source: Source, tmp_path: Path) -> None:
+    """Whatever the worker, the batch and what else is drawn: and the evaluated series are as they are."""
+    shaken = augmented(source, tmp_path)
+    schedule = StepSchedule(shaken.plan(seed=1, shuffle=True), batch=4, epochs=2)
+    alone = by_sample(list(MicroBatches(shaken, schedule, 0, 1, 1, AugmentConfig())))
+    halves = [list(MicroBatches(shaken, schedule, rank, 2, 1, AugmentConfig(), {"image": 0.5})) for rank in (0, 1)]
+    assert by_sample([batch for half in halves for batch in half if len(batch["epoch_B"])]) == alone
+    first, second = alone
+    assert first.keys() == second.keys() == {number for number in range(SAMPLES) if has_series(number)}
+    assert all(first[number] != second[number] for number in first)
+    assert all(len(first[number]) == series(number).size for number in first)
+    other = StepSchedule(shaken.plan(seed=2, shuffle=True), batch=4, epochs=2)
+    assert by_sample(list(MicroBatches(shaken, other, 0, 1, 1, AugmentConfig())))[0] != first
+    for batch in EvaluationBatches(shaken, batch=5):
+        check_series(batch)
