@@ -169,7 +169,8 @@ def _get_processor(work: Workspace, indexes: list[Index], folder: Path, init: st
     return build_processor(
         indexes, config.vocabulary, images, config.model.task.tasks(), str(folder),
         config.model.text_limits, lambda line: print(f"{label}  {line}", flush=True),
-        inputs=config.model.inputs, reads_images=config.model.reads_images(), knowledge=config.model.knowledge,
+        inputs={name: part.resolve() for name, part in config.model.inputs.items()},
+        reads_images=config.model.reads_images(), knowledge=config.model.knowledge,
         fact_texts=lambda: open_fact_linker(source).snapshot.whole.texts["text"].to_pylist() if source else [],
     )  # fmt: skip
 
@@ -207,7 +208,7 @@ def _make_run_spec(
     has_validation = index.counts().get("val", 0) > 0
     validation = replace(work.source(index, "val", training.processor), features=features)
     print(
-        f"train {config.name}: {order.size} images, {schedule.step_count} steps of {train.batch} images, "
+        f"train {config.name}: {order.size} samples, {schedule.step_count} steps of {train.batch} samples, "
         f"{train.epochs} epochs, {train.workers} workers",
         flush=True,
     )

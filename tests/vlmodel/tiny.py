@@ -62,6 +62,25 @@ TINY_MODALITIES: dict[str, dict[str, Any]] = {
         "tokens": "all",
         "vision": {"kind": "cnn", "name": "resnet18", "stages": 1},
     },
+    "hf": {
+        "architecture": "wav2vec2",
+        "settings": {
+            "hidden_size": 16,
+            "num_hidden_layers": 1,
+            "num_attention_heads": 2,
+            "intermediate_size": 32,
+            "conv_dim": (8, 8),
+            "conv_kernel": (10, 8),
+            "conv_stride": (5, 4),
+            "num_conv_pos_embeddings": 4,
+            "num_conv_pos_embedding_groups": 2,
+            "hidden_dropout": 0.0,
+            "attention_dropout": 0.0,
+            "activation_dropout": 0.0,
+            "feat_proj_dropout": 0.0,
+            "feat_extract_norm": "layer",
+        },
+    },
     "row": {"numbers": {"age": {"mean": 40, "std": 10}, "height": {}}, "categories": {"colour": ["red", "blue"]}},
 }
 INPUT_OF_MEDIUM = {"series": "imu", "audio": "sound", "video": "clip", "row": "facts"}
