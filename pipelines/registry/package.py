@@ -14,7 +14,7 @@ from typing import Any
 import pandas as pd  # type: ignore[import-untyped, unused-ignore]
 from mlflow import pyfunc
 from mlflow.models import Model, ModelSignature
-from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
+from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema, TensorSpec
 
 import vlmodel.config
 from pipelines.registry import golden, own_examples
@@ -43,7 +43,7 @@ def signature_of(processor: VLProcessor) -> ModelSignature:
     and ``question`` if its first task reads texts.
     """
     names = processor.reads
-    columns = [ColSpec(DataType.binary, name, required=len(names) == 1) for name in names]
+    columns: list[ColSpec | TensorSpec] = [ColSpec(DataType.binary, name, required=len(names) == 1) for name in names]
     if processor.first_task.reads_text():
         columns.append(ColSpec(DataType.string, _QUESTION))
     return ModelSignature(Schema(columns), _OUTPUTS, ParamSchema([ParamSpec("top_k", DataType.long, 5)]))

@@ -214,7 +214,7 @@ def by_sample(batches: Sequence[Mapping[str, np.ndarray]]) -> list[dict[int, lis
 def test_augmentation_is_drawn_from_seed_epoch_and_sample_alone(source: Source, tmp_path: Path) -> None:
     """Whatever the worker, the batch and what else is drawn: and the evaluated series are as they are."""
     shaken = augmented(source, tmp_path)
-    schedule = StepSchedule(shaken.plan(seed=1, shuffle=True), batch=4, epochs=2)
+    schedule = StepSchedule(shaken.plan_order(seed=1, shuffle=True), batch=4, epochs=2)
     alone = by_sample(list(MicroBatches(shaken, schedule, 0, 1, 1, AugmentConfig())))
     halves = [list(MicroBatches(shaken, schedule, rank, 2, 1, AugmentConfig(), {"image": 0.5})) for rank in (0, 1)]
     assert by_sample([batch for half in halves for batch in half if len(batch["epoch_B"])]) == alone
@@ -222,7 +222,7 @@ def test_augmentation_is_drawn_from_seed_epoch_and_sample_alone(source: Source, 
     assert first.keys() == second.keys() == {number for number in range(SAMPLES) if has_series(number)}
     assert all(first[number] != second[number] for number in first)
     assert all(len(first[number]) == series(number).size for number in first)
-    other = StepSchedule(shaken.plan(seed=2, shuffle=True), batch=4, epochs=2)
+    other = StepSchedule(shaken.plan_order(seed=2, shuffle=True), batch=4, epochs=2)
     assert by_sample(list(MicroBatches(shaken, other, 0, 1, 1, AugmentConfig())))[0] != first
     for batch in EvaluationBatches(shaken, batch=5):
         check_series(batch)
