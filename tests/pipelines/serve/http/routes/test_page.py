@@ -6,7 +6,6 @@ import asyncio
 import base64
 import json
 import re
-import shutil
 import socket
 import subprocess
 import threading
@@ -23,6 +22,7 @@ from pipelines.registry.own_examples import AskedText, OwnExample, OwnInput
 from pipelines.serve.config import FeedbackConfig, ServeConfig
 from pipelines.serve.http.app import create_app
 from pipelines.serve.inference.service import InferenceService
+from tests.browser import find_browser
 from tests.pipelines.serve.conftest import picture
 from vlmodel.processor import VLProcessor
 
@@ -45,14 +45,6 @@ const offered = [...$("tasks").children].filter(() => !$("tasks").hidden).map((b
 document.body.dataset.offered = offered.join(" ");
 """
 """A visitor's hands: every test goes on from here, in the words of the page."""
-
-
-def browser() -> str:
-    names = ("chromium", "chromium-browser", "google-chrome", "chrome")
-    browser = next((path for name in names if (path := shutil.which(name))), None)
-    if browser is None:
-        pytest.skip(f"no browser; install one of {', '.join(names)}")
-    return browser
 
 
 class Visits:
@@ -97,7 +89,7 @@ class Visits:
         self.script = f"{VISIT}{script}\ndocument.body.dataset.visited = 'yes';\nawait fetch('visit/over');"
         done = subprocess.run(
             [
-                browser(), "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={profile}",
+                find_browser(), "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={profile}",
                 f"--window-size={size[0]},{size[1]}", "--hide-scrollbars", "--dump-dom", *options,
                 f"http://127.0.0.1:{self.port}/visit",
             ],
@@ -123,7 +115,7 @@ def visits(
 
     def open_(decoder: str, **settings: Any) -> Visits:
         """The page of a model whose package holds an example of its own data for each task."""
-        browser()
+        find_browser()
         package = tmp_path_factory.mktemp("package")
         asked = [AskedText(text=text, answer="red", probability=0.9) for text in QUESTIONS]
         image = OwnInput(media_type="image/png", data=base64.b64encode(picture()).decode())
