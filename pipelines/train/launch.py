@@ -14,8 +14,8 @@ from pipelines.train.entry import train_loop_per_worker
 from pipelines.train.errors import LostWorkerError
 from pipelines.train.failure_lines import FailureLines
 from pipelines.train.progress import ProgressDisplay
-from pipelines.train.step import NonFiniteLossError
 from pipelines.train.worker import RunSpec
+from vlmodel.errors import ExpectedError
 
 # Ray keeps the newest checkpoint and the two best ones: if the newest is the best, there is still an earlier one.
 _CHECKPOINTS = CheckpointConfig(num_to_keep=2, checkpoint_score_attribute="selection")
@@ -29,6 +29,7 @@ def launch_training(spec: RunSpec, *, label: str = "train") -> None:
 
     Raises:
         NonFiniteLossError: loss or gradient is not finite; the last checkpoint is from before.
+        WeightsError, ConfigError: the model cannot be built.
         LostWorkerError: workers died or hung more than ``max_failures`` times.
         ray.train.TrainingFailedError: an error of the training itself.
     """
@@ -64,8 +65,8 @@ def launch_training(spec: RunSpec, *, label: str = "train") -> None:
             if not lost:
                 raise
             raise LostWorkerError(_lost_workers_message(lost, spec.train.max_failures)) from error
-    if failure := cast(str, ray.get(spec.progress_actor.failure.remote())):
-        raise NonFiniteLossError(failure)
+    if failure := cast("ExpectedError | None", ray.get(spec.progress_actor.failure.remote())):
+        raise failure
 
 
 def _lost_workers_message(workers: Mapping[int, Exception], max_failures: int) -> str:

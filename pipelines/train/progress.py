@@ -11,6 +11,7 @@ from ray.actor import ActorHandle
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pipelines.report.progress import Progress
+from vlmodel.errors import ExpectedError
 
 _POLL_S = 0.5
 # A smaller share of a step is no reason to look at the input.
@@ -30,7 +31,7 @@ class ProgressActor:
     def __init__(self) -> None:
         self._latest: dict[str, float] = {}
         self._lines: list[str] = []
-        self._failure = ""
+        self._failure: ExpectedError | None = None
 
     def post(self, metrics: dict[str, float]) -> None:
         self._latest |= metrics
@@ -42,10 +43,10 @@ class ProgressActor:
         """The newest metrics, and the lines after the first ``seen``."""
         return PostedProgress(self._latest, self._lines[seen:])
 
-    def fail(self, message: str) -> None:
-        self._failure = message
+    def fail(self, error: ExpectedError) -> None:
+        self._failure = error
 
-    def failure(self) -> str:
+    def failure(self) -> ExpectedError | None:
         return self._failure
 
 

@@ -6,17 +6,18 @@ import logging
 import os
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import ray
 import ray.train
 import ray.train.torch
 import torch
+import torch.distributed as dist
 from ray.actor import ActorHandle
 from ray.train import Checkpoint, CheckpointUploadMode
 from ray.train.collective import broadcast_from_rank_zero
@@ -44,6 +45,7 @@ from pipelines.train.prefetcher import DevicePrefetcher
 from pipelines.train.step import NonFiniteLossError, TrainStep
 from pipelines.train.validation import ValidationResult, evaluate
 from vlmodel.bases import Bases, recorded_bases
+from vlmodel.errors import ExpectedError
 from vlmodel.model import VLModel
 from vlmodel.model_config import ModelConfig
 from vlmodel.processor import VLProcessor
@@ -96,12 +98,11 @@ def train_worker(spec: RunSpec) -> None:
 
     processor = VLProcessor.from_pretrained(spec.train_source.processor)
     with _newest_checkpoint(spec, rank) as found:
-        # A checkpoint names the frozen weights with which its other weights were trained.
-        model: VLModel = (
-            create_initial_model(spec.model, processor, spec.seed, spec.init)
-            if found is None
-            else VLModel.from_pretrained(found[1] / checkpoint.MODEL, local_files_only=True)
-        )
+        model = _built_by_all(partial(_build_model, spec, processor, found))
+        if isinstance(model, ExpectedError):
+            if rank == 0:
+                _end_training(spec, model)
+            return
         model.to(device)  # type: ignore[arg-type]
         trainer = TrainStep(
             model, spec.train.optimizer, spec.train.step, steps=spec.schedule.step_count, seed=spec.seed
@@ -145,10 +146,37 @@ def train_worker(spec: RunSpec) -> None:
             ):
                 _show_line(spec, _patience_message(progress, patience, selection_metric))
             prefetcher.close()
-    except NonFiniteLossError as error:
-        # All workers are here together. They return, as Ray would retry after an exception.
+    except NonFiniteLossError as error:  # All workers are here together.
         if rank == 0:
-            ray.get(spec.progress_actor.fail.remote(str(error)))
+            _end_training(spec, error)
+
+
+def _end_training(spec: RunSpec, error: ExpectedError) -> None:
+    """Have the job raise an error that a new attempt would meet again. Workers then return, as Ray would start them
+    anew after an exception.
+    """
+    ray.get(spec.progress_actor.fail.remote(error))
+
+
+def _build_model(spec: RunSpec, processor: VLProcessor, found: tuple[StoredCheckpoint, Path] | None) -> VLModel:
+    if found is None:
+        return create_initial_model(spec.model, processor, spec.seed, spec.init)
+    # A checkpoint names the frozen weights with which its other weights were trained.
+    model: VLModel = VLModel.from_pretrained(found[1] / checkpoint.MODEL, local_files_only=True)
+    return model
+
+
+def _built_by_all(build: Callable[[], VLModel]) -> VLModel | ExpectedError:
+    """The model, or why some worker cannot build it, the same for all. A collective."""
+    model, error = None, None
+    try:
+        model = build()
+    except ExpectedError as refused:
+        error = refused
+    errors: list[ExpectedError | None] = [None] * dist.get_world_size()
+    dist.all_gather_object(errors, error)
+    first = next((error for error in errors if error is not None), None)
+    return cast(VLModel, model) if first is None else first
 
 
 def _show_line(spec: RunSpec, line: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from pipelines.train.errors import RunInUseError
 from pipelines.workflows import fit, train, training_data
 from pipelines.workflows.config import JobConfig
 from pipelines.workflows.workspace import Workspace
+from tests.jobs.test_pipeline import DEMO
 from tests.pipelines.registry.conftest import save_model
 from vlmodel.config import ConfigError, dump, load
 
@@ -152,3 +154,19 @@ def test_a_run_without_its_record_is_recorded_anew(
     with kept.track() as tracker:
         fit._restore_tracked_run(kept, tracker)
     assert capsys.readouterr().out == ""
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_weights_that_are_not_there_end_a_training_at_once(
+    job: Callable[..., subprocess.CompletedProcess[str]], small: list[str], indexed: None
+) -> None:
+    """Not when workers were started again and again."""
+    lacks = ["name=lacks", "model.vision.weights=nowhere.pth", "train.workers=2"]
+    refused = job("train", *DEMO, *small, *lacks, check=False)
+    assert refused.returncode == 1
+    assert refused.stderr == (
+        "train: vision.weights='nowhere.pth' is no file; give a state dict (.safetensors, .pth), 'imagenet', or '' for "
+        "none\n"
+    )
+    assert "failed" not in refused.stdout
