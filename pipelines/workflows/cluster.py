@@ -70,6 +70,15 @@ class ClusterConfig(Section):
     """Object store of a cluster started here."""
 
 
+def starts_own_cluster(config: ClusterConfig) -> bool:
+    """Whether a job with these settings starts a cluster of its own, if it is not connected to one already."""
+    return _address_of(config) in ("", "local")
+
+
+def _address_of(config: ClusterConfig) -> str:
+    return config.address or os.environ.get("RAY_ADDRESS", "")
+
+
 @contextmanager
 def connected_to_cluster(config: ClusterConfig) -> Iterator[bool]:
     """Connect to a cluster while the block runs; a cluster started here ends with it. Nests: the outer one is used.
@@ -85,8 +94,8 @@ def connected_to_cluster(config: ClusterConfig) -> Iterator[bool]:
         yield _own
         return
     _set_environment()
-    address = config.address or os.environ.get("RAY_ADDRESS", "")
-    _own = not address or address == "local"
+    address = _address_of(config)
+    _own = starts_own_cluster(config)
     with signals.restored_signal_handlers():
         if _own:
             _start_cluster(config)

@@ -13,24 +13,32 @@ from pipelines.registry.registry import Registry
 from pipelines.registry.versions import CHAMPION, LocalModel
 from pipelines.serve.config import ServeConfig
 from pipelines.serve.deployment import application, deploy
-from pipelines.workflows.cluster import connected_to_cluster
+from pipelines.serve.deployment.address import check_port_free
+from pipelines.workflows.cluster import connected_to_cluster, starts_own_cluster
 from pipelines.workflows.workspace import Workspace, absolute_path
 
 
 def run(work: Workspace) -> None:
     """Deploy the champion and, on a cluster of this job's own, wait."""
+    # A missing model or a port in use is told before a cluster is started.
+    if starts_own_cluster(work.config.cluster):
+        check_port_free(work.config.serve.host, work.config.serve.port)
+    model = None if work.config.serve.model else find_version_to_serve(work)
     with connected_to_cluster(work.config.cluster) as own:
         if not own:
-            print(f"serving at {start(work)}", flush=True)
+            print(f"serving at {start(work, model)}", flush=True)
             return
-        with run_service(work) as address:
+        with run_service(work, model) as address:
             print(f"serving at {address} (page /, API /docs); Ctrl-C stops it", flush=True)
             threading.Event().wait()
 
 
-def start(work: Workspace) -> str:
+def start(work: Workspace, model: LocalModel | None = None) -> str:
     """Deploy the champion, or what ``serve.version`` or ``serve.model`` names, and the challenger where
     ``serve.challenger.mode`` wants one; the service's address.
+
+    Args:
+        model: of ``find_version_to_serve``, if it was called already.
 
     Raises:
         RegistryError: there is no such version or no challenger, or the challenger is of another kind than the version.
@@ -40,7 +48,7 @@ def start(work: Workspace) -> str:
     if config.model:
         folder = absolute_path(config.model)
         return deploy.start(config, folder, Path(folder).name, "0", "", _print_line)
-    model = find_version_to_serve(work)
+    model = model or find_version_to_serve(work)
     return deploy.start(
         config, model.folder, model.name, model.version, model.digest, _print_line,
         golden=_golden_answers_file(model),
@@ -93,9 +101,9 @@ def _golden_answers_file(model: LocalModel) -> str:
 
 
 @contextmanager
-def run_service(work: Workspace) -> Iterator[str]:
-    """Serve while the block runs."""
-    address = start(work)
+def run_service(work: Workspace, model: LocalModel | None = None) -> Iterator[str]:
+    """Serve while the block runs; ``model`` as in ``start``."""
+    address = start(work, model)
     try:
         yield address
     finally:

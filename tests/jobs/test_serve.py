@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from pipelines.registry.errors import RegistryError
 from pipelines.retrain.ledger import RetrainCycle
 from pipelines.serve.config import ServeConfig
 from pipelines.serve.deployment import deploy
+from pipelines.serve.errors import ServeError
 from pipelines.workflows import retrain_steps, serve
 from pipelines.workflows.config import JobConfig
 from pipelines.workflows.workspace import Workspace
@@ -33,6 +35,19 @@ def deployed(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
 
     monkeypatch.setattr(deploy, "start", start)
     return found
+
+
+def test_what_is_missing_is_told_before_a_cluster_is_started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(serve, "connected_to_cluster", lambda config: pytest.fail("a cluster was started"))
+    service = Service(tmp_path)
+    with pytest.raises(RegistryError, match="has no champion"):
+        serve.run(Workspace(service.config))
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+        taken = service.config.serve.model_copy(update={"port": port})
+        with pytest.raises(ServeError, match=rf"port {port} on 127\.0\.0\.1 is in use"):
+            serve.run(Workspace(service.config).with_changed_settings(serve=taken))
 
 
 def test_the_challenger_is_deployed_beside_the_champion(tmp_path: Path, deployed: list[dict[str, Any]]) -> None:
