@@ -99,7 +99,7 @@ def test_the_stored_model_answers_by_itself_on_its_base(
     assert answer_in_fresh_process(copy, [example]) == [answers(checkpoint, example)[0][0]]
 
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{storage}/mlflow.db")
-    rows = pd.DataFrame([example], columns=["image", "question"])
+    rows = pd.DataFrame({"image": [example.inputs["image"]], "question": list(example.texts)})
     loaded = mlflow.pyfunc.load_model("models:/vlmodel/1")  # where it is stored
     assert list(loaded.predict(rows)["answer"]) == [answers(checkpoint, example)[0][0]]
     other = tmp_path / "elsewhere" / "_bases" / base_name

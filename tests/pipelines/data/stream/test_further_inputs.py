@@ -34,7 +34,7 @@ from vlmodel.model import VLModel
 from vlmodel.processor import ProcessorConfig, VLProcessor
 from vlmodel.sample import Question, Texts
 
-SAMPLES, CHANNELS = 12, 3
+SAMPLES, SHARD, CHANNELS = 12, 5, 3
 TREE = tiny_tree(inputs={"imu": {**IMU, "frozen": True}})
 
 
@@ -51,7 +51,7 @@ def has_series(number: int) -> bool:
 def index(tmp_path_factory: pytest.TempPathFactory, ray_local: None) -> Index:
     """Samples with a colour and a series of their number; each third lacks the series."""
     folder = tmp_path_factory.mktemp("tars")
-    with ShardWriter(folder, "train", max_samples=5, inputs=("image", "imu?", "text")) as writer:
+    with ShardWriter(folder, "train", max_samples=SHARD, inputs=("image", "imu?", "text")) as writer:
         for number in range(SAMPLES):
             image, numbers = io.BytesIO(), io.BytesIO()
             Image.new("RGB", (16, 16), (number, 0, 0)).save(image, "PNG")
@@ -205,9 +205,12 @@ def by_sample(batches: Sequence[Mapping[str, np.ndarray]]) -> list[dict[int, lis
     """Of each epoch the numbers of each sample's series, without padding."""
     epochs: list[dict[int, list[float]]] = [{}, {}]
     for batch in batches:
-        given = [place for place, number in enumerate(samples_of(dict(batch))) if has_series(number)]
-        for place, row, mask in zip(given, batch["imu.x_BTC"], batch["imu.mask_BT"], strict=True):
-            epochs[int(batch["epoch_B"][place])][samples_of(dict(batch))[place]] = row[mask].ravel().tolist()
+        rows, masks = batch["imu.x_BTC"], batch["imu.mask_BT"]
+        place_B = batch.get("imu.place_B", np.arange(len(rows)))
+        number_B = SHARD * batch["shard_B"] + batch["row_B"]
+        for epoch, number, place in zip(batch["epoch_B"], number_B.tolist(), place_B, strict=True):
+            if place < len(rows):
+                epochs[epoch][number] = rows[place][masks[place]].ravel().tolist()
     return epochs
 
 
