@@ -88,12 +88,13 @@ def test_dead_or_hung_challenger_loses_no_answer(tmp_path: Path, mode: str) -> N
     assert any(comparison.fallback for comparison in compared) == (mode == "canary")
     # The gate sees it, and a service that nothing disturbed would have passed.
     strict, lenient = (settings(service.config, records, share) for share in (0.0, 1.0))
-    checks = {check.name: check for check in check_live_traffic("vlmodel", "2", "1", strict)[0]}
+    model = service.registry.name
+    checks = {check.name: check for check in check_live_traffic(model, "2", "1", strict)[0]}
     print("\n".join(f"  {check.name}: {check.measured}, required {check.required}" for check in checks.values()))
     assert checks["live traffic"].passed
     assert checks["live errors"].passed is False
     assert checks["live latency p50"].measured
-    by_name = {check.name: check.passed for check in check_live_traffic("vlmodel", "2", "1", lenient)[0]}
+    by_name = {check.name: check.passed for check in check_live_traffic(model, "2", "1", lenient)[0]}
     assert by_name["live errors"]
 
 

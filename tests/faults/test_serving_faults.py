@@ -127,13 +127,14 @@ def test_a_version_that_is_no_good_changes_nothing(service: Service, body: bytes
         seconds_until(service.is_whole, BACK_S)
     # It was refused once, and is not what takes a dead replica's place.
     victim = min(replicas())
-    with open_loop(service.address, RATE, body, retries=1) as later:
+    # A request may meet both the dead replica and the proxy's restart without it.
+    with open_loop(service.address, RATE, body, retries=2) as later:
         os.kill(victim, signal.SIGKILL)
         back_s = seconds_until(lambda: victim not in replicas() and service.is_whole(), BACK_S)
     print(
         f"bad version ({fault}): {len(answers)} requests, all answered by version 1 at the first try; a replica that "
         f"was killed later was back after {back_s:.1f} s ({len(later)} requests, {sum(bool(a.failed) for a in later)} "
-        "tried twice)"
+        "tried again)"
     )
     assert [answer for answer in (*answers, *later) if answer.version != "1"] == []
     assert versions_served(service) == {"1"}

@@ -47,6 +47,9 @@ CONTROLLER_ENVIRONMENT = HIGH | {
     "RAY_SERVE_CONTROL_LOOP_INTERVAL_S": "0.5",
     # A thread of its own costs each request a millisecond or two of a core.
     "RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP": "0",
+    # A failed update is undone here. Serve would count replicas of it that fail a moment later as failures of the
+    # former version, which it then never calls running again.
+    "RAY_SERVE_STOP_FAILED_ROLLING_UPDATES": "0",
 }
 _MODEL_DEFAULTS = {"name": APP_NAME, "version": "0", "digest": "", "golden": ""}
 # Of the service that this process has started.
