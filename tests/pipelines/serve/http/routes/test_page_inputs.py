@@ -17,7 +17,8 @@ import pytest
 from pipelines.registry import own_examples
 from pipelines.registry.own_examples import AskedText, OwnExample, OwnInput
 from pipelines.serve.config import ServeConfig
-from tests.pipelines.serve.http.routes.test_page import Visits, browser, entries, names
+from tests.browser import find_browser
+from tests.pipelines.serve.http.routes.test_page import Visits, entries, names
 from tests.vlmodel.conftest import examples, make_model, processor, tokenizer  # noqa: F401 - fixtures
 from tests.vlmodel.media_files import saved_sound
 from tests.vlmodel.tiny import IMU, for_tasks, tiny_input, tiny_tree
@@ -36,7 +37,7 @@ def visits(
     examples: list[Example],  # noqa: F811
     tmp_path: Path,
 ) -> Iterator[Visits]:
-    browser()
+    find_browser()
     inputs = {"imu": IMU, **tiny_input("audio"), **tiny_input("video")}
     parts = {"task": {"kind": "classify"}, "vision": {"kind": "none"}, "inputs": inputs}
     tree = tiny_tree(**parts)
