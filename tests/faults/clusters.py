@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import socket
 import subprocess
 import sys
@@ -68,6 +67,14 @@ def free_port() -> int:
         return port
 
 
+def _environment_of_a_user(environment: Mapping[str, str], state: list[str]) -> dict[str, str]:
+    """The environment of a shell that evaluated what ``infra/cluster.sh env`` prints."""
+    evaluate = 'told=$("$@") && eval "$told" && exec env -0'
+    command = ["bash", "-c", evaluate, "bash", _SCRIPT, "env", *state]
+    shown = subprocess.run(command, check=True, env=environment, capture_output=True, text=True).stdout
+    return dict(entry.split("=", 1) for entry in shown.split("\0") if entry)
+
+
 @contextmanager
 def cluster(folder: Path, **variables: str) -> Iterator[Cluster]:
     """A cluster while the block runs, with its state and its token in ``folder``.
@@ -82,7 +89,6 @@ def cluster(folder: Path, **variables: str) -> Iterator[Cluster]:
     limits = ["--", "--num-cpus=8", "--object-store-memory=200000000"]
     subprocess.run([_SCRIPT, "start", *state, *ports, *limits], check=True, env=environment)
     try:
-        told = subprocess.run([_SCRIPT, "env", *state], check=True, env=environment, capture_output=True, text=True)
-        yield Cluster(environment | dict(re.findall(r"export (\w+)=[\"']?([^\"'\n]*)", told.stdout)), sessions)
+        yield Cluster(_environment_of_a_user(environment, state), sessions)
     finally:
         subprocess.run([_SCRIPT, "stop", *state], check=True, env=environment)
