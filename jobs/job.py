@@ -79,6 +79,8 @@ def _run(
     from vlmodel.config import ConfigError, dump, load
 
     os.environ.setdefault("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")
+    # Without a network it would print each of its attempts twice; the error at their end says what to do.
+    os.environ.setdefault("HF_HUB_VERBOSITY", "error")
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     try:
         file = find_config_file(arguments.config)

@@ -29,6 +29,7 @@ _NOT_SHIPPED = [".git", ".venv", "build", "tests", "**/__pycache__", ".*_cache",
 
 _ENVIRONMENT = {
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "HF_HUB_VERBOSITY": "error",
     "MLFLOW_LOGGING_LEVEL": "WARNING",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     # What Ray Data logs at level ERROR it raises as well.

@@ -170,3 +170,18 @@ def test_weights_that_are_not_there_end_a_training_at_once(
         "none\n"
     )
     assert "failed" not in refused.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_without_a_network_a_name_of_the_hub_is_refused_in_one_line(
+    job: Callable[..., subprocess.CompletedProcess[str]], small: list[str], indexed: None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setenv("HF_HUB_OFFLINE", "0")
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    refused = job("train", *DEMO, *small, "name=hub", "model.language.pretrained=bert-base-uncased", check=False)
+    assert refused.returncode == 1
+    assert refused.stderr.startswith("train: language.pretrained='bert-base-uncased' cannot be opened: ")
+    assert refused.stderr.endswith("; without a network, name the folder of a copy\n")
+    assert refused.stderr.count("\n") == 1
