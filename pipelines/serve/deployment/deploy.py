@@ -28,7 +28,7 @@ from pipelines.serve.deployment.application import (
 )
 from pipelines.serve.deployment.ingress import Ingress
 from pipelines.serve.deployment.locks import cluster_lock, port_lock
-from pipelines.serve.deployment.readiness import wait_until_replaced, wait_until_running
+from pipelines.serve.deployment.readiness import wait_until_running, wait_until_settled
 from pipelines.serve.deployment.replica import ServiceSpec
 from pipelines.serve.errors import ServeError
 from pipelines.serve.inference.priority import HIGH
@@ -41,15 +41,13 @@ APP_NAME = "vlmodel"
 _SHUTDOWN_S = 30.0
 # A busy replica answers in its turn.
 _SPEC_TIMEOUT_S = 10.0
+_FAILING_S = 60.0
 # Of Serve's controller, whose proxies inherit it.
 CONTROLLER_ENVIRONMENT = HIGH | {
     # Ten rounds a second, the default, take a twentieth of a core from the controller and the GCS.
     "RAY_SERVE_CONTROL_LOOP_INTERVAL_S": "0.5",
     # A thread of its own costs each request a millisecond or two of a core.
     "RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP": "0",
-    # A failed update is undone here. Serve would count replicas of it that fail a moment later as failures of the
-    # former version, which it then never calls running again.
-    "RAY_SERVE_STOP_FAILED_ROLLING_UPDATES": "0",
 }
 _MODEL_DEFAULTS = {"name": APP_NAME, "version": "0", "digest": "", "golden": ""}
 # Of the service that this process has started.
@@ -187,14 +185,25 @@ def _update_service(config: ServeConfig, spec: ServiceSpec, report: Callable[[st
     except BaseException:
         with contextlib.suppress(Exception), _hide_serve_lines():
             if previous is not None:
+                _wait_for_failing_replicas(CHALLENGER_APP)
                 _run_challenger(previous)
                 # Else Serve would keep the failed model as its target, and never replace a dead replica.
                 if champion_changed:
+                    _wait_for_failing_replicas(APP_NAME)
                     _run_application(
                         build_champion_application(previous, ingress.replica_machine_address()), APP_NAME, "/"
                     )
             _remove_unconfigured_challenger(previous.challenger if previous else {})
         raise
+
+
+def _wait_for_failing_replicas(app_name: str) -> None:
+    """Wait for the replicas of a failed update: Serve counts one that fails after the next deployment as a failure of
+    that, and would not start any of its replicas.
+    """
+    app = serve.status().applications.get(app_name)
+    if app is not None and app.status == "DEPLOY_FAILED":
+        wait_until_settled(app_name, _FAILING_S)
 
 
 def _deploy_challenger(config: ServeConfig, spec: ServiceSpec, report: Callable[[str], None]) -> None:
@@ -213,7 +222,7 @@ def _deploy_champion(
         _run_application(build_champion_application(spec, machine), APP_NAME, "/")
     wait_until_running(APP_NAME, config, report, address, ssl_context)
     if machine:
-        wait_until_replaced(APP_NAME, config.start_timeout_s)
+        wait_until_settled(APP_NAME, config.start_timeout_s)
     _remove_unconfigured_challenger(spec.challenger)
     return address
 

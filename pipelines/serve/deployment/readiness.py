@@ -61,8 +61,8 @@ def wait_until_running(
         time.sleep(_POLL_S)
 
 
-def wait_until_replaced(app_name: str, timeout_s: float) -> None:
-    """Wait until no replica of the previous model is left, which HAProxy may still call when Serve no longer would."""
+def wait_until_settled(app_name: str, timeout_s: float) -> None:
+    """Wait until no replica starts or stops. HAProxy may still call one that stops, when Serve no longer would."""
     deadline = time.monotonic() + timeout_s
     while time.monotonic() < deadline:
         deployments = serve.status().applications[app_name].deployments.values()
