@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import sqlite3
 
 from vlmodel.errors import ExpectedError
 
@@ -37,6 +38,8 @@ def find_expected_cause(error: BaseException | None) -> BaseException | None:
 
 
 def _is_disk_full(error: BaseException) -> bool:
+    if isinstance(error, sqlite3.Error):
+        return getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL
     return isinstance(error, OSError) and error.errno in _FULL
 
 

@@ -74,9 +74,24 @@ def connect_to_store(uri: str) -> MlflowClient:
         for name, level in _LOG_LEVELS.items():
             logging.getLogger(name).setLevel(level)
         with mlflow_errors(f"open the tracking store {redact_secrets(uri)}"):
+            if (database := sqlite_file(uri)) is not None and not database.stat().st_size:
+                _create_database(database)
             client = MlflowClient(tracking_uri=uri, registry_uri=uri)
             client.search_experiments(max_results=1)
     return client
+
+
+def _create_database(database: Path) -> None:
+    """Create MLflow's tables in a file of another name, which gets its own when all are there: MLflow cannot go on with
+    a part of them, which a full disk or a kill would leave.
+    """
+    from mlflow import MlflowClient
+
+    unfinished = database.with_name(f"{database.name}.unfinished")
+    unfinished.unlink(missing_ok=True)
+    uri = f"sqlite:///{unfinished}"
+    MlflowClient(tracking_uri=uri, registry_uri=uri).search_experiments(max_results=1)
+    unfinished.replace(database)
 
 
 def wait_reachable(uri: str, limit_s: float = _WAIT_S) -> None:
