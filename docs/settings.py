@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.workflows.config import JobConfig
-from vlmodel.config import part_kinds
-from vlmodel.explain import SettingDoc, packages_of, settings_of, settings_of_kind
+from vlmodel.config import list_part_kinds
+from vlmodel.explain import SettingDoc, list_part_packages, list_settings, list_settings_of_part
 
 FILE = Path(__file__).with_name("SETTINGS.md")
 HELP = Path(__file__).parents[1] / "jobs" / "settings.json"
@@ -31,17 +31,21 @@ def main() -> None:
 
 def text() -> str:
     """The document as it should be."""
-    lines, settings = [HEAD], list(settings_of(JobConfig))
+    lines, settings = [HEAD], list(list_settings(JobConfig))
     plain = [setting for setting in settings if not setting["package"]]
     for section, of_section in groupby(plain, key=lambda s: s["key"].split(".")[0] if "." in s["key"] else ""):
         lines += [f"## {section or 'Top level'}\n", *_lines(of_section), ""]
-    for package in packages_of(JobConfig):
+    for package in list_part_packages(JobConfig):
         keys = [f"`{s['key']}`" for s in settings if s["package"] == package]
         lines.append(f"## {package}\n")
         lines.append(f"{' and '.join(keys) or 'Parts of parts'}: one file a kind in `{package.replace('.', '/')}/`.")
         lines += [f"Default: `{s['default']}`. {s['doc']}" for s in settings if s["package"] == package]
-        for kind in part_kinds(package):
-            lines += ["", f"### {package.rpartition('.')[2]}.kind={kind}\n", *_lines(settings_of_kind(package, kind))]
+        for kind in list_part_kinds(package):
+            lines += [
+                "",
+                f"### {package.rpartition('.')[2]}.kind={kind}\n",
+                *_lines(list_settings_of_part(package, kind)),
+            ]
         lines.append("")
     return "\n".join(lines).rstrip() + "\n"
 
@@ -49,10 +53,10 @@ def text() -> str:
 def stored() -> dict[str, Any]:
     """The file as it should be that ``--help`` reads."""
     packages = {
-        package: {kind: settings_of_kind(package, kind) for kind in part_kinds(package)}
-        for package in packages_of(JobConfig)
+        package: {kind: list_settings_of_part(package, kind) for kind in list_part_kinds(package)}
+        for package in list_part_packages(JobConfig)
     }
-    return {"settings": list(settings_of(JobConfig)), "packages": packages}
+    return {"settings": list(list_settings(JobConfig)), "packages": packages}
 
 
 def _lines(settings: Iterable[SettingDoc]) -> Iterator[str]:

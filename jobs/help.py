@@ -96,10 +96,10 @@ def _describe_settings_of_kind(package: str, kind: str) -> Sequence[SettingDoc]:
         return stored
     # A kind of a package that the user installed, or none at all.
     from vlmodel.config import ConfigError
-    from vlmodel.explain import settings_of_kind
+    from vlmodel.explain import list_settings_of_part
 
     try:
-        return settings_of_kind(package, kind)
+        return list_settings_of_part(package, kind)
     except ConfigError:
         return []
 

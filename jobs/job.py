@@ -76,7 +76,7 @@ def _run(
     from pipelines.errors import find_expected_cause, message_for_user
     from pipelines.workflows.config import JobConfig
     from pipelines.workflows.workspace import Workspace
-    from vlmodel.config import ConfigError, dump, load
+    from vlmodel.config import ConfigError, dump_config, load_config
 
     os.environ.setdefault("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")
     # Without a network it would print each of its attempts twice; the error at their end says what to do.
@@ -86,12 +86,12 @@ def _run(
         file = find_config_file(arguments.config)
         if file is not None and not Path(file).exists():
             raise ConfigError(_missing_file_message(file))
-        config = load(JobConfig, file, [*arguments.flags, *arguments.override])
+        config = load_config(JobConfig, file, [*arguments.flags, *arguments.override])
     except ConfigError as error:
         print(f"{name}: {error}\n(settings: python -m jobs.{name} --help)", file=sys.stderr)
         return 2
     if arguments.print:
-        print(render_settings(dump(config)))
+        print(render_settings(dump_config(config)))
         return 0
     try:
         (run or importlib.import_module(f"pipelines.workflows.{name}").run)(Workspace(config))

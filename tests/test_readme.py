@@ -14,7 +14,7 @@ import pytest
 
 from jobs.job import find_config_file
 from pipelines.workflows.config import JobConfig
-from vlmodel.config import load
+from vlmodel.config import load_config
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCUMENTS = ["README.md", "CONTRIBUTING.md", "infra/README.md", "docs/GUIDE.md"]
@@ -144,7 +144,7 @@ def check_job(job: str, arguments: list[str]) -> None:
         assert (ROOT / str(file)).is_file(), f"there is no {file}"
         arguments = arguments[:position] + arguments[position + 2 :]
     overrides = [argument for argument in arguments if argument not in ("--help", "--print")]
-    load(JobConfig, ROOT / file if file else None, overrides)
+    load_config(JobConfig, ROOT / file if file else None, overrides)
 
 
 @pytest.mark.parametrize(("document", "command"), COMMANDS)

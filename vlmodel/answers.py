@@ -1,4 +1,4 @@
-"""When two answers in words are equal: by the rules of VQA's evaluation, or as they are."""
+"""Decides whether two answers in words are equal: by the rules of VQA's evaluation, or letter by letter."""
 
 from __future__ import annotations
 
@@ -37,27 +37,27 @@ _CORRECTED = {
 """Contractions without one of their apostrophes, and the correct ones."""
 
 
-def normal_form(answer: str, normalizer: Normalizer) -> str:
-    """The form in which equal answers are identical: ``normalize_answer``, or the answer itself by "none".
+def normalize_for_comparison(answer: str, normalizer: Normalizer) -> str:
+    """Normalize an answer so that equal answers are identical: by ``normalize_vqa_answer``, or not at all for "none".
 
-    An answer of which ``normalize_answer`` leaves nothing (an article, such as the choice "A", or punctuation) is its
-    own normal form, in lower case.
+    An answer of which ``normalize_vqa_answer`` leaves nothing (an article, such as the choice "A", or punctuation)
+    stays as it is, in lower case.
     """
     if normalizer == "none":
         return answer
-    return normalize_answer(answer) or answer.strip().lower()
+    return normalize_vqa_answer(answer) or answer.strip().lower()
 
 
 def answers_match(targets: Iterable[str], predicted: Iterable[str], normalizer: Normalizer) -> list[bool]:
-    """Whether each answer has the normal form of its target."""
+    """Whether each predicted answer equals its target after normalization."""
     return [
-        normal_form(target, normalizer) == normal_form(answer, normalizer)
+        normalize_for_comparison(target, normalizer) == normalize_for_comparison(answer, normalizer)
         for target, answer in zip(targets, predicted, strict=True)
     ]
 
 
 @lru_cache(maxsize=2**16)  # a data set repeats few answers many times
-def normalize_answer(answer: str) -> str:
+def normalize_vqa_answer(answer: str) -> str:
     """An answer as VQA's evaluation compares it.
 
     Lower case, no punctuation but apostrophe, colon and decimal point, digits for the numbers to ten, no articles,

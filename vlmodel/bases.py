@@ -1,4 +1,4 @@
-"""Bases: the frozen weights of a model's parts, which lie once, however many models are built on them.
+"""Bases: the frozen weights of a model's parts, stored once for all models that share them.
 
     _bases/SHA256.safetensors   all weights and statistics of one part that training never changes; written once
     model/model.safetensors     what was trained, and buffers
@@ -65,43 +65,43 @@ _BASES = TypeAdapter(dict[str, BaseWeights])
 _verified: dict[tuple[int, ...], str] = {}
 
 
-def frozen_tensors(model: nn.Module) -> dict[str, dict[str, Tensor]]:
+def frozen_tensors_by_part(model: nn.Module) -> dict[str, dict[str, Tensor]]:
     """The tensors that training never changes, by the path of their part and their name within the part."""
     found = {}
     for path, module in model.named_modules():
-        if isinstance(module, Pretrainable) and (names := list(module.frozen_names())):
+        if isinstance(module, Pretrainable) and (names := list(module.frozen_tensor_names())):
             state = module.state_dict()
-            found[path] = _first_name_of_each_tensor({name: state[name] for name in names})
+            found[path] = _drop_other_names_of_tied_tensors({name: state[name] for name in names})
     return found
 
 
-def frozen_names(model: nn.Module) -> frozenset[str]:
+def frozen_tensor_names(model: nn.Module) -> frozenset[str]:
     """The names within the model of the tensors that training never changes."""
     return frozenset(
         f"{path}.{name}"
         for path, module in model.named_modules()
         if isinstance(module, Pretrainable)
-        for name in module.frozen_names()
+        for name in module.frozen_tensor_names()
     )
 
 
-def store_bases(model: nn.Module, folder: Path) -> dict[str, BaseWeights]:
-    """Write the bases of a model's parts into a folder, unless they are there. Of several processes that do so at once
-    each writes a whole file.
+def store_base_weights(model: nn.Module, folder: Path) -> dict[str, BaseWeights]:
+    """Write the frozen weights of a model's parts into a folder, unless they are there. Several processes may do so at
+    once: each writes a whole file.
     """
-    return {part: _store_tensors(tensors, folder) for part, tensors in frozen_tensors(model).items()}
+    return {part: _write_tensors_by_hash(tensors, folder) for part, tensors in frozen_tensors_by_part(model).items()}
 
 
-def record_bases(bases: Bases, model: Path) -> None:
-    """Record in a model's folder which bases its weights are built on."""
+def write_base_weights_list(bases: Bases, model: Path) -> None:
+    """Write into a model's folder the list of the base weights that it needs (``bases.json``)."""
     if bases:
         (model / FILE).write_bytes(_BASES.dump_json(dict(bases), indent=1))
     else:
         (model / FILE).unlink(missing_ok=True)
 
 
-def recorded_bases(model: Path) -> dict[str, BaseWeights]:
-    """The bases that the weights in a model's folder are built on; {} if it holds them all itself.
+def read_base_weights_list(model: Path) -> dict[str, BaseWeights]:
+    """Read the list of the base weights that the model in a folder needs; {} if its folder holds all weights.
 
     Raises:
         BaseWeightsError: the record is damaged.
@@ -115,8 +115,8 @@ def recorded_bases(model: Path) -> dict[str, BaseWeights]:
         raise BaseWeightsError(f"{str(model / FILE)!r} is damaged ({reason}); restore the file from a backup") from None
 
 
-def find_base_files(model: Path, given: Path | None = None) -> dict[str, Path]:
-    """The files of the bases of the model in a folder, by part, each compared with its hash, once in a process.
+def find_base_weights_files(model: Path, given: Path | None = None) -> dict[str, Path]:
+    """Find the files of the base weights of the model in a folder, by part, and verify their hashes.
 
     Args:
         given: a folder that is searched first.
@@ -125,8 +125,8 @@ def find_base_files(model: Path, given: Path | None = None) -> dict[str, Path]:
         BaseWeightsError: one is nowhere, or its contents are not what its name says.
     """
     files = {}
-    for part, base in recorded_bases(model).items():
-        places = _base_folders(model, given)
+    for part, base in read_base_weights_list(model).items():
+        places = _folders_with_base_weights(model, given)
         candidates = [place / base.name for place in places]
         file = next((candidate for candidate in candidates if candidate.is_file()), None)
         if file is None:
@@ -137,18 +137,18 @@ def find_base_files(model: Path, given: Path | None = None) -> dict[str, Path]:
                 f"folder {FOLDER} of the storage where the model was trained into {str(model / FOLDER)!r}, or name a "
                 f"folder that has it in the environment variable {ENVIRONMENT}"
             )
-        verify_base_file(file, base)
+        verify_base_weights_file(file, base)
         files[part] = file
     return files
 
 
-def verify_base_file(file: Path, base: BaseWeights) -> None:
-    """Compare a file with what a base must be. It is hashed once in a process, until it changes.
+def verify_base_weights_file(file: Path, base: BaseWeights) -> None:
+    """Verify the hash of a file of base weights. A file is hashed once in a process, until it changes.
 
     Raises:
         BaseWeightsError: it is another, damaged or cut off.
     """
-    stamp = _file_version(file)
+    stamp = _file_fingerprint(file)
     if _verified.get(stamp) == base.sha256:
         return
     with file.open("rb") as opened:
@@ -163,8 +163,8 @@ def verify_base_file(file: Path, base: BaseWeights) -> None:
 
 
 @contextmanager
-def opened_weights(model: Path, given: Path | None = None) -> Iterator[dict[str, Any]]:
-    """All weights of the model in a folder by name: its own, and those of its bases. They are read when they are used,
+def open_model_weights(model: Path, given: Path | None = None) -> Iterator[dict[str, Any]]:
+    """Open all weights of the model in a folder by name: its own, and its base weights. Each is read when it is used,
     within the block.
 
     Args:
@@ -177,7 +177,7 @@ def opened_weights(model: Path, given: Path | None = None) -> Iterator[dict[str,
     own = model / WEIGHTS
     if not own.is_file():
         raise WeightsError(f"{str(model)!r} holds no weights (no {WEIGHTS}); name the `model` folder of a checkpoint")
-    files = {"": own, **{f"{part}.": file for part, file in find_base_files(model, given).items()}}
+    files = {"": own, **{f"{part}.": file for part, file in find_base_weights_files(model, given).items()}}
     weights: dict[str, Any] = {}
     with ExitStack() as stack:
         for prefix, file in files.items():
@@ -194,15 +194,15 @@ def opened_weights(model: Path, given: Path | None = None) -> Iterator[dict[str,
         yield weights
 
 
-def _first_name_of_each_tensor(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Each tensor under the first of its names: a language model's output may be its embeddings."""
+def _drop_other_names_of_tied_tensors(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Keep each tensor once, under the first of its names: an output layer may share the word embeddings."""
     seen: dict[tuple[int, torch.Size], str] = {}
     for name, tensor in tensors.items():
         seen.setdefault((tensor.data_ptr(), tensor.shape) if tensor.numel() else (id(tensor), tensor.shape), name)
     return {name: tensors[name] for name in seen.values()}
 
 
-def _store_tensors(tensors: Mapping[str, Tensor], folder: Path) -> BaseWeights:
+def _write_tensors_by_hash(tensors: Mapping[str, Tensor], folder: Path) -> BaseWeights:
     folder.mkdir(parents=True, exist_ok=True)
     temporary = folder / f".{secrets.token_hex(8)}.partial"
     try:
@@ -215,13 +215,13 @@ def _store_tensors(tensors: Mapping[str, Tensor], folder: Path) -> BaseWeights:
         target = folder / base.name
         if not target.is_file() or target.stat().st_size != base.bytes:
             temporary.replace(target)
-            _verified[_file_version(target)] = sha256
+            _verified[_file_fingerprint(target)] = sha256
     finally:
         temporary.unlink(missing_ok=True)
     return base
 
 
-def _base_folders(model: Path, given: Path | None) -> list[Path]:
+def _folders_with_base_weights(model: Path, given: Path | None) -> list[Path]:
     folder = model.resolve()
     named = [given] if given is not None else []
     if variable := os.environ.get(ENVIRONMENT):
@@ -229,7 +229,7 @@ def _base_folders(model: Path, given: Path | None) -> list[Path]:
     return [*named, *(above / FOLDER for above in (folder, *folder.parents))]
 
 
-def _file_version(file: Path) -> tuple[int, ...]:
-    """Identifies the file's contents: it differs after any change, as nobody can set the time of an inode's change."""
+def _file_fingerprint(file: Path) -> tuple[int, ...]:
+    """A fingerprint of a file that differs after any change: it contains the time of the inode's change."""
     facts = file.stat()
     return facts.st_dev, facts.st_ino, facts.st_size, facts.st_mtime_ns, facts.st_ctime_ns

@@ -26,7 +26,7 @@ from pydantic_core import ErrorDetails
 
 from vlmodel.errors import ExpectedError
 
-S = TypeVar("S", bound="Section")
+S = TypeVar("S", bound="ConfigSection")
 
 
 PARTS = "VLMODEL_PARTS"
@@ -40,7 +40,7 @@ class ConfigError(ExpectedError, ValueError):
     """A configuration that cannot be used. The message names the key, the value and the remedy."""
 
 
-class Section(BaseModel):
+class ConfigSection(BaseModel):
     """Base of every configuration section: frozen, strict in its types, closed to unknown keys.
 
     The string under a field is its documentation and its line in ``--help``.
@@ -51,7 +51,7 @@ class Section(BaseModel):
     )
 
 
-class Part(Section):
+class PartConfig(ConfigSection):
     """A section that builds one exchangeable part of the model; ``kind`` is its file's name."""
 
     kind: str
@@ -63,16 +63,16 @@ it learns. Of a field that holds a section it means all settings of that section
 """
 
 
-def changeable_keys(section: type[Section], prefix: str = "") -> Iterator[str]:
-    """Dotted keys of the fields marked ``MAY_CHANGE``."""
+def settings_changeable_on_resume(section: type[ConfigSection], prefix: str = "") -> Iterator[str]:
+    """Dotted keys of the settings that may change when a run is resumed: those marked ``MAY_CHANGE``."""
     for name, field in section.model_fields.items():
         if field.json_schema_extra == MAY_CHANGE:
             yield f"{prefix}{name}"
-        elif (inner := section_class(field.annotation)) is not None:
-            yield from changeable_keys(inner, f"{prefix}{name}.")
+        elif (inner := find_section_class(field.annotation)) is not None:
+            yield from settings_changeable_on_resume(inner, f"{prefix}{name}.")
 
 
-def public_modules(package: str) -> dict[str, str]:
+def find_public_modules(package: str) -> dict[str, str]:
     """The public modules of ``package`` by their names, sorted: those of vlmodel, and of the packages that the
     environment variable ``VLMODEL_PARTS`` names (comma-separated), which have sub-packages of the same names.
 
@@ -80,7 +80,7 @@ def public_modules(package: str) -> dict[str, str]:
         ConfigError: such a package is not installed, or has a module that is there already.
     """
     found: dict[str, str] = {}
-    for home in (package, *_external_packages(package)):
+    for home in (package, *_find_external_packages(package)):
         for module in pkgutil.iter_modules(importlib.import_module(home).__path__):
             if module.name.startswith("_"):
                 continue
@@ -89,7 +89,7 @@ def public_modules(package: str) -> dict[str, str]:
     return dict(sorted(found.items()))
 
 
-def _external_packages(package: str) -> Iterator[str]:
+def _find_external_packages(package: str) -> Iterator[str]:
     root, _, sub_package = package.partition(".")
     for name in os.environ.get(PARTS, "").split(",") if root == "vlmodel" else ():
         if not name.strip():
@@ -102,63 +102,65 @@ def _external_packages(package: str) -> Iterator[str]:
             yield home
 
 
-def part_kinds(package: str) -> list[str]:
-    """Names of the parts in ``package``, sorted (``public_modules``)."""
-    return list(public_modules(package))
+def list_part_kinds(package: str) -> list[str]:
+    """Names of the parts in ``package``, sorted (``find_public_modules``)."""
+    return list(find_public_modules(package))
 
 
-def part_config(package: str, kind: str) -> type[Part]:
+def find_part_config_class(package: str, kind: str) -> type[PartConfig]:
     """The ``Config`` class of the part ``kind`` in ``package``.
 
     Raises:
         ConfigError: there is no such file; the message lists those that exist.
     """
-    module = public_modules(package).get(kind)
+    module = find_public_modules(package).get(kind)
     if module is None:
-        close = difflib.get_close_matches(kind, part_kinds(package), 1)
+        close = difflib.get_close_matches(kind, list_part_kinds(package), 1)
         meant = f"did you mean {close[0]!r}? " if close else ""
         raise ConfigError(
-            f"kind {kind!r} is not a part of {package}; {meant}choose one of {', '.join(part_kinds(package))}, or name "
-            f"the package that has it in {PARTS}"
+            f"kind {kind!r} is not a part of {package}; {meant}choose one of {', '.join(list_part_kinds(package))}, or "
+            f"name the package that has it in {PARTS}"
         )
-    config: type[Part] = importlib.import_module(module).Config
+    config: type[PartConfig] = importlib.import_module(module).Config
     return config
 
 
-def parse_part(package: str, tree: Mapping[str, Any]) -> Any:
+def parse_part_config(package: str, tree: Mapping[str, Any]) -> Any:
     """Build the part of ``package`` that the ``kind`` of a plain tree names.
 
     Raises:
-        ConfigError: there is no such part, or as ``parse``.
+        ConfigError: there is no such part, or as ``parse_config``.
     """
-    return parse(part_config(package, str(tree.get("kind", ""))), tree)
+    return parse_config(find_part_config_class(package, str(tree.get("kind", ""))), tree)
 
 
-class PartOf:
+class PartMarker:
     """Marks a field that holds a part of ``package``; ``default`` is its kind if none is named."""
 
     def __init__(self, package: str, default: str) -> None:
         self.package, self.default = package, default
 
-    def resolve(self, value: Any) -> Any:
+    def parse_value(self, value: Any) -> Any:
         if not isinstance(value, Mapping):
             return value
         try:
-            return part_config(self.package, value.get("kind", self.default))(**{"kind": self.default, **value})
+            return find_part_config_class(self.package, value.get("kind", self.default))(
+                **{"kind": self.default, **value}
+            )
         except ConfigError as error:
             raise ValueError(str(error)) from None
 
 
-def part(package: str, default: str) -> Any:
+def part_field(package: str, default: str) -> Any:
     """Type of a field that holds a part of ``package``: ``vision: part("vlmodel.vision", "cnn") = {}``.
 
     ``dict[str, part(...)]`` holds several, each under a name that the user chooses.
     """
-    marker = PartOf(package, default)
-    return Annotated[Part, marker, BeforeValidator(marker.resolve), SerializeAsAny()]  # type: ignore[type-arg]
+    marker = PartMarker(package, default)
+    return Annotated[PartConfig, marker, BeforeValidator(marker.parse_value), SerializeAsAny()]  # type: ignore[type-arg]
 
 
-def parse(section: type[S], tree: Mapping[str, Any]) -> S:
+def parse_config(section: type[S], tree: Mapping[str, Any]) -> S:
     """Build ``section`` from a plain tree.
 
     Raises:
@@ -167,16 +169,16 @@ def parse(section: type[S], tree: Mapping[str, Any]) -> S:
     try:
         return section.model_validate(dict(tree))
     except ValidationError as error:
-        lines = [_explain_error(section, tree, detail) for detail in error.errors()]
+        lines = [_explain_validation_error(section, tree, detail) for detail in error.errors()]
         raise ConfigError("\n".join(lines)) from None
 
 
-def dump(section: Section) -> dict[str, Any]:
-    """The whole tree as plain JSON values; ``parse(type(section), dump(section)) == section``."""
+def dump_config(section: ConfigSection) -> dict[str, Any]:
+    """The whole tree as plain JSON values; ``parse_config(type(section), dump(section)) == section``."""
     return section.model_dump(mode="json")
 
 
-def load(section: type[S], file: str | Path | None = None, overrides: Sequence[str] = ()) -> S:
+def load_config(section: type[S], file: str | Path | None = None, overrides: Sequence[str] = ()) -> S:
     """Defaults, then the TOML ``file``, then ``a.b.c=value`` overrides (values in TOML syntax or bare words).
 
     An override of a part's ``kind`` drops what the file says of that part, which was meant for another kind.
@@ -194,10 +196,10 @@ def load(section: type[S], file: str | Path | None = None, overrides: Sequence[s
             raise ConfigError(f"configuration file {str(file)!r} is not valid TOML: {error}") from None
     for override in sorted(overrides, key=_override_precedence):
         _apply_override(section, tree, override)
-    return parse(section, tree)
+    return parse_config(section, tree)
 
 
-def _apply_override(section: type[Section], tree: dict[str, Any], override: str) -> None:
+def _apply_override(section: type[ConfigSection], tree: dict[str, Any], override: str) -> None:
     path, equals, text = override.partition("=")
     if not equals or not path:
         raise ConfigError(f"override {override!r} is not of the form a.b.c=value")
@@ -212,9 +214,9 @@ def _apply_override(section: type[Section], tree: dict[str, Any], override: str)
     except tomllib.TOMLDecodeError:
         value = text
     holder, _ = _locate_setting(section, tree, parents)
-    if leaf == "kind" and isinstance(holder, PartOf) and node.get("kind", holder.default) != value:
+    if leaf == "kind" and isinstance(holder, PartMarker) and node.get("kind", holder.default) != value:
         node.clear()
-    owner = _section_class_of(holder, node)
+    owner = _resolve_section_class(holder, node)
     field = owner.model_fields.get(leaf) if owner else None
     if field is not None and field.annotation is str and not isinstance(value, str):
         value = text  # a name may look like a number
@@ -222,41 +224,43 @@ def _apply_override(section: type[Section], tree: dict[str, Any], override: str)
 
 
 def _override_precedence(override: str) -> tuple[bool, int]:
-    """Kinds of parts first, outer ones before inner ones, as they decide what the other overrides mean."""
+    """Sort key of overrides: kinds of parts first, outer before inner ones, as they decide which other keys exist."""
     path = override.partition("=")[0]
     return (False, path.count(".")) if path.endswith(".kind") else (True, 0)
 
 
-def part_markers(field: FieldInfo) -> tuple[PartOf | None, PartOf | type[Section] | None]:
+def part_markers_of_field(field: FieldInfo) -> tuple[PartMarker | None, PartMarker | type[ConfigSection] | None]:
     """The marker of a field that holds a part; what the values of a field that is a dictionary hold."""
-    own = _find_part_marker(field.metadata)
+    own = _part_marker_in_metadata(field.metadata)
     if typing.get_origin(field.annotation) is not dict:
         return own, None
     _, values = typing.get_args(field.annotation)
-    return own, _find_part_marker(typing.get_args(values)[1:]) or section_class(values)
+    return own, _part_marker_in_metadata(typing.get_args(values)[1:]) or find_section_class(values)
 
 
-def _find_part_marker(metadata: Sequence[Any]) -> PartOf | None:
-    return next((m for m in metadata if isinstance(m, PartOf)), None)
+def _part_marker_in_metadata(metadata: Sequence[Any]) -> PartMarker | None:
+    return next((m for m in metadata if isinstance(m, PartMarker)), None)
 
 
-def section_class(annotation: Any) -> type[Section] | None:
+def find_section_class(annotation: Any) -> type[ConfigSection] | None:
     """The section class that an annotation names, alone or beside None; None if it names none."""
     candidates = typing.get_args(annotation) if isinstance(annotation, types.UnionType) else (annotation,)
     for candidate in candidates:
-        if isinstance(candidate, type) and issubclass(candidate, Section):
+        if isinstance(candidate, type) and issubclass(candidate, ConfigSection):
             return candidate
     return None
 
 
-def _explain_error(section: type[Section], tree: Mapping[str, Any], detail: ErrorDetails) -> str:
+def _explain_validation_error(section: type[ConfigSection], tree: Mapping[str, Any], detail: ErrorDetails) -> str:
     location = [str(step) for step in detail["loc"]]
     key = ".".join(location)
     if detail["type"] == "extra_forbidden":
-        owner = _section_class_of(*_locate_setting(section, tree, location[:-1]))
+        owner = _resolve_section_class(*_locate_setting(section, tree, location[:-1]))
         names = sorted(owner.model_fields) if owner else []
         where = ".".join(location[:-1]) or "the top level"
-        close = difflib.get_close_matches(location[-1], names, 1) or _names_below(section, tree, location, names)
+        close = difflib.get_close_matches(location[-1], names, 1) or _suggest_nested_keys(
+            section, tree, location, names
+        )
         similar = " or ".join(repr(".".join([*location[:-1], name])) for name in close)
         meant = f"did you mean {similar}? " if close else ""
         return f"unknown key {key!r}; {meant}valid keys of {where}: {', '.join(names) or '?'}"
@@ -268,44 +272,50 @@ def _explain_error(section: type[Section], tree: Mapping[str, Any], detail: Erro
     return f"{key} = {detail['input']!r}: {reason}"
 
 
-def _names_below(
-    section: type[Section], tree: Mapping[str, Any], location: Sequence[str], names: Sequence[str]
+def _suggest_nested_keys(
+    section: type[ConfigSection], tree: Mapping[str, Any], location: Sequence[str], names: Sequence[str]
 ) -> list[str]:
-    """Where one of the sections ``names`` has the key that its holder lacks: somebody left a section out. [] where many
-    have it.
+    """Suggest keys of the sections ``names`` that have the unknown key: somebody may have left the section's name out.
+    [] if many have it.
     """
     found = []
     for name in names:
         with suppress(ConfigError):  # the section's own kind may be unknown
-            below = _section_class_of(*_locate_setting(section, tree, [*location[:-1], name]))
+            below = _resolve_section_class(*_locate_setting(section, tree, [*location[:-1], name]))
             if below is not None and location[-1] in below.model_fields:
                 found.append(f"{name}.{location[-1]}")
     return found if len(found) <= _MOST_MEANT else []
 
 
 def _locate_setting(
-    section: type[Section], tree: Mapping[str, Any], location: Sequence[str]
-) -> tuple[type[Section] | PartOf | None, Any]:
+    section: type[ConfigSection], tree: Mapping[str, Any], location: Sequence[str]
+) -> tuple[type[ConfigSection] | PartMarker | None, Any]:
     """The section or part at ``location``, by the kinds that ``tree`` names, and its node in ``tree``; of an unknown
     key the section that lacks it.
     """
-    current: type[Section] | PartOf | None = section
-    item: PartOf | type[Section] | None = None
+    current: type[ConfigSection] | PartMarker | None = section
+    item: PartMarker | type[ConfigSection] | None = None
     node: Any = tree
     for step in location:
         if item is not None:
             current, item = item, None
         else:
-            owner = _section_class_of(current, node)
+            owner = _resolve_section_class(current, node)
             field = owner.model_fields.get(step) if owner else None
             if field is None:
                 return owner, node
-            marker, item = part_markers(field)
-            current = marker or section_class(field.annotation)
+            marker, item = part_markers_of_field(field)
+            current = marker or find_section_class(field.annotation)
         node = node.get(step, {}) if isinstance(node, Mapping) else {}
     return current, node
 
 
-def _section_class_of(holder: type[Section] | PartOf | None, node: Mapping[str, Any]) -> type[Section] | None:
+def _resolve_section_class(
+    holder: type[ConfigSection] | PartMarker | None, node: Mapping[str, Any]
+) -> type[ConfigSection] | None:
     """The section class of what ``_locate_setting`` returns."""
-    return part_config(holder.package, node.get("kind", holder.default)) if isinstance(holder, PartOf) else holder
+    return (
+        find_part_config_class(holder.package, node.get("kind", holder.default))
+        if isinstance(holder, PartMarker)
+        else holder
+    )

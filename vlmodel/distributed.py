@@ -22,12 +22,12 @@ def all_gather_counts(counts: Sequence[int]) -> list[list[int]]:
     own = torch.tensor(counts)
     gathered = [torch.empty_like(own) for _ in range(dist.get_world_size())]
     world: Any = dist.group.WORLD
-    dist.all_gather(gathered, own, group=_cpu_group(world))
+    dist.all_gather(gathered, own, group=_cpu_process_group(world))
     return [of_rank.tolist() for of_rank in gathered]
 
 
 @functools.lru_cache(maxsize=1)
-def _cpu_group(world: dist.ProcessGroup) -> dist.ProcessGroup:
+def _cpu_process_group(world: dist.ProcessGroup) -> dist.ProcessGroup:
     """A group of the same processes that takes CPU tensors."""
     if dist.get_backend(world) == "gloo":
         return world
@@ -35,7 +35,7 @@ def _cpu_group(world: dist.ProcessGroup) -> dist.ProcessGroup:
     return group
 
 
-def gather_rows(x: Tensor, counts: Sequence[int]) -> Tensor:
+def all_gather_rows(x: Tensor, counts: Sequence[int]) -> Tensor:
     """Rows ``x`` of all processes, in the order of the ranks. A collective, and so is its gradient.
 
     The gradient of a row is the sum of its gradients in all processes, as for the sum of their losses.
@@ -44,11 +44,11 @@ def gather_rows(x: Tensor, counts: Sequence[int]) -> Tensor:
         x: (counts[rank], ...).
         counts: rows of each process, which may differ.
     """
-    gathered: Tensor = _GatherRows.apply(x, counts)
+    gathered: Tensor = _AllGatherRows.apply(x, counts)
     return gathered
 
 
-class _GatherRows(torch.autograd.Function):
+class _AllGatherRows(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, counts: Sequence[int]) -> Tensor:
         ctx.start, ctx.count = sum(counts[: dist.get_rank()]), len(x)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from vlmodel.config import Part
+from vlmodel.config import PartConfig
 
 if TYPE_CHECKING:
     import numpy as np
@@ -19,21 +19,22 @@ IMAGE, TEXT = "image", "text"
 _STREAMS = {IMAGE: "vision", TEXT: "language"}
 
 
-def stream_of(name: str) -> str:
+def stream_of_input(name: str) -> str:
     """The stream of an input."""
     return _STREAMS.get(name, name)
 
 
-def input_of(stream: str) -> str:
+def input_of_stream(stream: str) -> str:
     """The input of a stream."""
     return next((name for name, of_name in _STREAMS.items() if of_name == stream), stream)
 
 
-class EncoderPart(Part):
+class EncoderPart(PartConfig):
     """Configuration of an encoder.
 
     Attributes:
-        non_backbone_settings: settings on which ``features`` do not depend, except through the weights.
+        non_backbone_settings: settings that do not change the result of ``compute_features``, except through
+            the weights.
     """
 
     non_backbone_settings: ClassVar[frozenset[str]] = frozenset()
@@ -77,7 +78,7 @@ class ModalityPart(EncoderPart):
         """The arrays of B inputs, with a first dimension of B, which may be 0, and names with shape letters."""
         raise NotImplementedError
 
-    def resolve(self) -> ModalityPart:
+    def resolve_settings(self) -> ModalityPart:
         """The same with everything that ``build`` needs, so that a checkpoint depends on no other files."""
         return self
 

@@ -6,11 +6,18 @@ import json
 from collections.abc import Iterator
 from typing import TypedDict
 
-from vlmodel.config import PartOf, Section, part_config, part_kinds, part_markers, section_class
+from vlmodel.config import (
+    ConfigSection,
+    PartMarker,
+    find_part_config_class,
+    find_section_class,
+    list_part_kinds,
+    part_markers_of_field,
+)
 
 
 class SettingDoc(TypedDict):
-    """One setting.
+    """The documentation of one setting.
 
     Attributes:
         key: dotted; NAME stands for a name that the user chooses.
@@ -25,40 +32,40 @@ class SettingDoc(TypedDict):
     package: str
 
 
-def settings_of(section: type[Section], prefix: str = "") -> Iterator[SettingDoc]:
+def list_settings(section: type[ConfigSection], prefix: str = "") -> Iterator[SettingDoc]:
     """The settings of a section and the sections in it, in their order; of a section that may be left out, also that.
     Those of a part are not listed: they depend on its kind.
     """
     for name, field in section.model_fields.items():
         key, doc = f"{prefix}{name}", " ".join((field.description or "").split())
-        marker, item = part_markers(field)
-        inner = section_class(field.annotation)
+        marker, item = part_markers_of_field(field)
+        inner = find_section_class(field.annotation)
         if item is not None:
             key = f"{key}.NAME"
-            marker, inner = (item, None) if isinstance(item, PartOf) else (None, item)
+            marker, inner = (item, None) if isinstance(item, PartMarker) else (None, item)
         if marker is not None:
             yield SettingDoc(key=key, default=marker.default, doc=doc, package=marker.package)
         elif inner is not None:
             if item is None and not field.is_required() and field.default is None:
                 yield SettingDoc(key=key, default="null", doc=doc, package="")
-            yield from settings_of(inner, f"{key}.")
+            yield from list_settings(inner, f"{key}.")
         else:
             default = "required" if field.is_required() else json.dumps(field.get_default(call_default_factory=True))
             yield SettingDoc(key=key, default=default, doc=doc, package="")
 
 
-def settings_of_kind(package: str, kind: str) -> list[SettingDoc]:
+def list_settings_of_part(package: str, kind: str) -> list[SettingDoc]:
     """The settings of a part's kind, without ``kind`` itself."""
-    return [setting for setting in settings_of(part_config(package, kind)) if setting["key"] != "kind"]
+    return [setting for setting in list_settings(find_part_config_class(package, kind)) if setting["key"] != "kind"]
 
 
-def packages_of(section: type[Section]) -> list[str]:
+def list_part_packages(section: type[ConfigSection]) -> list[str]:
     """The packages whose parts a section holds, and those that these parts hold, in the order of their first use."""
     found: list[str] = []
-    waiting = [setting["package"] for setting in settings_of(section)]
+    waiting = [setting["package"] for setting in list_settings(section)]
     while waiting:
         package = waiting.pop(0)
         if package and package not in found:
             found.append(package)
-            waiting += [s["package"] for kind in part_kinds(package) for s in settings_of_kind(package, kind)]
+            waiting += [s["package"] for kind in list_part_kinds(package) for s in list_settings_of_part(package, kind)]
     return found

@@ -1,4 +1,4 @@
-"""Facts as the model gets them: triples with a text, linked to the texts of a task's rows.
+"""Facts (triples with a text) and their links to the texts of a task's rows.
 
 torch is not imported here: processes that only collate stay small.
 """
@@ -11,7 +11,7 @@ from typing import Literal, Protocol
 
 from pydantic import Field
 
-from vlmodel.config import Section
+from vlmodel.config import ConfigSection
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class LinkedFact:
 
 @dataclass(frozen=True)
 class FoundFacts:
-    """What a finder found.
+    """The facts that were found for several texts.
 
     Attributes:
         version: of the store, the same for all texts.
@@ -60,8 +60,8 @@ class FoundFacts:
     by_text: list[tuple[LinkedFact, ...]]
 
 
-class LinkConfig(Section):
-    """How the facts of a text are found: in training and in serving by the same function."""
+class FactLinkingConfig(ConfigSection):
+    """Settings of how the facts of a text are found, in training and in serving alike."""
 
     by: Literal["names", "dense", "both"] = "both"
     """"names": facts whose head is named in the text. "dense": facts whose vector is nearest to that of the text.
@@ -73,7 +73,7 @@ class LinkConfig(Section):
 
 
 class FactFinder(Protocol):
-    """What finds facts for texts, such as an opened store."""
+    """Finds facts for texts, such as an opened store of facts."""
 
-    def find(self, texts: Sequence[str], link: LinkConfig) -> FoundFacts:
+    def find_facts(self, texts: Sequence[str], link: FactLinkingConfig) -> FoundFacts:
         """The facts of each text, all of one version of the store."""

@@ -1,4 +1,4 @@
-"""Answers from a saved model: the same processor and model as in training, without gradients."""
+"""Predictions of a saved model, by the same processor and model as in training, without gradients."""
 
 from __future__ import annotations
 
@@ -93,9 +93,9 @@ class Predictor:
             MediumError: an input cannot be decoded.
             ValueError: ``top_k`` below 1, or a task that the model does not have.
         """
-        examples = self.processor.linked(examples)
+        examples = self.processor.link_facts(examples)
         batch = self.processor.collate_tasks(
-            [self.processor.decode_inputs(example) for example in examples], {self._task_name(task): examples}
+            [self.processor.decode_inputs(example) for example in examples], {self._resolve_task_name(task): examples}
         )
         if not any(example.texts for example in examples):
             return [[] for _ in examples]
@@ -103,14 +103,14 @@ class Predictor:
         facts = [(of_text, e.knowledge_version) for e in examples for of_text in e.facts or ()]
         if weights_NJ is not None:
             facts = [
-                (_reweighed(of_text, weights_J), version)
+                (_replace_fact_weights(of_text, weights_J), version)
                 for (of_text, version), weights_J in zip(facts, weights_NJ, strict=True)
             ]
         flat = [Prediction(a, *seen, *found) for a, seen, found in zip(answers, maps, facts, strict=True)]
         stops = np.cumsum([len(example.texts) for example in examples])
         return [flat[stop - len(example.texts) : stop] for stop, example in zip(stops, examples, strict=True)]
 
-    def write(
+    def generate_texts(
         self, examples: Sequence[Example], top_k: int = 1, task: str | None = None, **settings: Any
     ) -> list[list[WrittenText]]:
         """The ``top_k`` texts that a language model writes for each row of all examples (``TextWriter.write``).
@@ -119,15 +119,15 @@ class Predictor:
             ConversationError: a conversation that cannot be answered, or is longer than the model's window.
             ConfigError, MediumError: as ``predict``.
         """
-        name = self._task_name(task)
+        name = self._resolve_task_name(task)
         processor = self.processor
         given = {key: value for key, value in settings.items() if key != "streamer"}
         processor.tasks[name].check_generation(given, top_k, processor.config.max_target_tokens)
-        examples = processor.linked(examples)
+        examples = processor.link_facts(examples)
         batch = processor.collate_tasks([processor.decode_inputs(e) for e in examples], {name: examples})
         with torch.inference_mode():
             head, encoded = self._encode_batch(batch, name, attention=False)
-            return cast(TextWriter, head).write(encoded, processor, top_k, **settings)
+            return cast(TextWriter, head).generate_texts(encoded, processor, top_k, **settings)
 
     def predict_collated(
         self, batch: Mapping[str, NDArray[Any]], top_k: int = 5, task: str | None = None, **settings: Any
@@ -144,7 +144,7 @@ class Predictor:
         Raises:
             MediumError: an input cannot be decoded.
         """
-        processor, name = self.processor, self._task_name(task)
+        processor, name = self.processor, self._resolve_task_name(task)
         decoded = [processor.decode_inputs(example) for example in examples]
         # Encoders need at least one image and one text, so a blank of each is added to the batch and removed again.
         blank = processor.blank_inputs()
@@ -154,7 +154,10 @@ class Predictor:
         input_BD, text_ND = embedded
         stops = np.cumsum([len(example.texts) for example in examples])
         return [
-            (input_BD[b] if processor.tasks[name].embeds in decoded[b] else None, text_ND[stop - len(e.texts) : stop])
+            (
+                input_BD[b] if processor.tasks[name].embedded_input in decoded[b] else None,
+                text_ND[stop - len(e.texts) : stop],
+            )
             for b, (stop, e) in enumerate(zip(stops, examples, strict=True))
         ]
 
@@ -165,14 +168,14 @@ class Predictor:
         """Embeddings of the images (B, D) and the texts (N, D) of a batch, whose dot product is their similarity; None
         for a task without embeddings.
         """
-        name = self._task_name(task)
-        if not self.processor.tasks[name].embeds:
+        name = self._resolve_task_name(task)
+        if not self.processor.tasks[name].embedded_input:
             return None
         head, encoded = self._encode_batch(batch, name, attention=False)
-        image_BD, text_ND = self.processor.tasks[name].embed(head, encoded)
+        image_BD, text_ND = self.processor.tasks[name].embed_batch(head, encoded)
         return image_BD.float().cpu().numpy(), text_ND.float().cpu().numpy()
 
-    def _task_name(self, task: str | None) -> str:
+    def _resolve_task_name(self, task: str | None) -> str:
         names = list(self.processor.tasks)
         if task is not None and task not in names:
             raise ValueError(f"this model has no task {task!r}; it has {', '.join(map(repr, names))}")
@@ -192,9 +195,9 @@ class Predictor:
         """
         if top_k < 1:
             raise ValueError(f"top_k={top_k} asks for no answer; set it to 1 or more")
-        name = self._task_name(task)
+        name = self._resolve_task_name(task)
         decoder, encoded = self._encode_batch(batch, name, attention)
-        answers = self.processor.tasks[name].answer(decoder, encoded, self.processor, top_k, **settings)
+        answers = self.processor.tasks[name].predict_answers(decoder, encoded, self.processor, top_k, **settings)
         weights = encoded.fact_weights_NJ
         weights_NJ = None if weights is None else weights.float().cpu().numpy()
         seen = self._attention(decoder, encoded, answers) if attention else [(None, {})] * len(answers)
@@ -206,9 +209,9 @@ class Predictor:
         joint = encoded.joint
         if joint is None:
             return none
-        attention_NT = decoder.attention(encoded, self.processor, answers)
+        attention_NT = decoder.compute_attention(encoded, self.processor, answers)
         if attention_NT is None:
-            attention_NT = _attention_of_text(encoded, joint)
+            attention_NT = _sum_text_attention(encoded, joint)
         if attention_NT is None:
             return none
         weights = {name: attention_NT[:, slice(*span)].float() for name, span in joint.spans.items()}
@@ -228,7 +231,7 @@ class Predictor:
         """(N, H, W), each of sum 1; None where the model has none."""
         if "vision" not in weights or self.model.vision is None:
             return None
-        map_NHW = self.model.vision.to_grid(weights["vision"])
+        map_NHW = self.model.vision.weights_to_grid(weights["vision"])
         if map_NHW is None:
             return None
         sums_N11 = map_NHW.sum((1, 2), keepdim=True).clamp_min(torch.finfo(map_NHW.dtype).tiny)
@@ -252,7 +255,7 @@ class Predictor:
     def _encode_batch(
         self, batch: Mapping[str, NDArray[Any]], task: str, attention: bool
     ) -> tuple[Decoder, DecoderInput]:
-        """The task's head and its input."""
+        """Encode a batch for a task; returns the task's head and its input."""
         decoder = self.model.decoder.task_decoders()[task]
         of_task = {
             name: array.tolist() if stays_on_host(name) else torch.from_numpy(array).to(self.device)
@@ -262,18 +265,18 @@ class Predictor:
         of_inputs = {
             name: torch.from_numpy(array).to(self.device)
             for name, array in batch.items()
-            if name.partition(".")[0] in self.processor.reads
+            if name.partition(".")[0] in self.processor.input_names
         }
         return decoder, self.model.encode_task(task, self.model.encode_inputs(of_inputs), of_task, attention)
 
 
-def _reweighed(facts: tuple[LinkedFact, ...], weights_J: NDArray[np.float32]) -> tuple[LinkedFact, ...]:
+def _replace_fact_weights(facts: tuple[LinkedFact, ...], weights_J: NDArray[np.float32]) -> tuple[LinkedFact, ...]:
     """The facts with the weights that the model gave them, the greatest first."""
     weighed = [replace(one, weight=float(weight)) for one, weight in zip(facts, weights_J, strict=False)]
     return tuple(sorted(weighed, key=lambda one: -one.weight))
 
 
-def _attention_of_text(encoded: DecoderInput, joint: FusedStream) -> Tensor | None:
+def _sum_text_attention(encoded: DecoderInput, joint: FusedStream) -> Tensor | None:
     """(N, S): attention of the last round over the joint sequence, summed over the real tokens of each text; of a task
     that reads no text, over all real tokens.
 

@@ -1,4 +1,4 @@
-"""What a task is given to judge a model's answers by, and what it says of them, as plain data."""
+"""Plain data of evaluation: a model's answers to rows, and the metrics, scores and baselines that a task computes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from vlmodel.errors import ExpectedError
 from vlmodel.metrics.scores import ExampleScores
-from vlmodel.task import Row
+from vlmodel.task import TaskRow
 
 Metrics = dict[str, float]
 
@@ -31,7 +31,7 @@ class NothingToJudgeError(ExpectedError, ValueError):
 
 @dataclass(frozen=True)
 class AnsweredRows:
-    """N rows with a model's answers.
+    """N rows of a task with a model's answers to them.
 
     Attributes:
         sample_N: number of the row's sample.
@@ -45,7 +45,7 @@ class AnsweredRows:
     """
 
     sample_N: NDArray[np.int64]
-    rows: Sequence[Row]
+    rows: Sequence[TaskRow]
     predicted: Sequence[str]
     probability: Sequence[float]
     ranked: Sequence[Sequence[str]]
@@ -66,21 +66,21 @@ class AnsweredRows:
     def targets(self) -> list[str | None]:
         return [row.target for row in self.rows]
 
-    def take(self, chosen: Sequence[int] | NDArray[np.int64]) -> AnsweredRows:
+    def select_rows(self, chosen: Sequence[int] | NDArray[np.int64]) -> AnsweredRows:
         """A copy that holds only some of the rows."""
         at = [int(row) for row in chosen]
         columns = {name: getattr(self, name) for name in self.__dataclass_fields__ if name != "sample_N"}
         lists = {name: [values[row] for row in at] for name, values in columns.items() if values is not None}
         return AnsweredRows(self.sample_N[at], **lists)
 
-    def with_answers(self, predicted: Sequence[str], probability: Sequence[float] | None = None) -> AnsweredRows:
-        """The same rows, answered otherwise."""
+    def replace_answers(self, predicted: Sequence[str], probability: Sequence[float] | None = None) -> AnsweredRows:
+        """A copy of the rows with other answers."""
         return replace(self, predicted=predicted, probability=self.probability if probability is None else probability)
 
 
 @dataclass(frozen=True)
 class BaselineScores:
-    """A baseline on some or all of the rows, and the model on the same ones.
+    """Scores of a baseline and of the model on the same rows.
 
     Attributes:
         name, description: of the baseline.
@@ -101,7 +101,7 @@ class BaselineScores:
 
 @dataclass(frozen=True)
 class Judgement:
-    """What a task says of a model's answers.
+    """The evaluation of a model's answers by a task: metrics, scores of each row, baselines.
 
     Attributes:
         unit: what the rows are, in the plural: questions, images, pairs.

@@ -1,12 +1,12 @@
-"""Settings of the ways in which a model uses facts, as the processes that only collate know them: no torch here."""
+"""The base class of the settings of how a model uses facts. torch is not imported here: data workers need none."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, ClassVar
 
-from vlmodel.config import Part
-from vlmodel.facts import LinkConfig, LinkedFact
+from vlmodel.config import PartConfig
+from vlmodel.facts import FactLinkingConfig, LinkedFact
 
 if TYPE_CHECKING:
     import numpy as np
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from vlmodel.processor import VLProcessor
 
 
-class KnowledgePart(Part):
+class KnowledgePart(PartConfig):
     """Configuration of the way in which a model uses facts (``model.knowledge``).
 
     The processor links, tokenizes and collates with it, in training and in serving alike.
@@ -31,14 +31,14 @@ class KnowledgePart(Part):
     changes_texts: ClassVar[bool] = False
     gives_stream: ClassVar[bool] = False
 
-    link: LinkConfig = LinkConfig()
+    link: FactLinkingConfig = FactLinkingConfig()
 
-    def extra_tokens(self) -> int:
-        """Most tokens that a text grows by."""
+    def max_added_tokens(self) -> int:
+        """Greatest number of tokens that facts add to a text."""
         return 0
 
-    def arranges_tokens(self) -> bool:
-        """Whether ``tokenize`` gives positions and visibility of tokens, which not every language encoder takes."""
+    def makes_token_layout(self) -> bool:
+        """Whether ``tokenize`` gives positions of tokens and which of them attend to which (``TokenLayout``)."""
         return False
 
     def tokenize(

@@ -1,7 +1,7 @@
-"""Attention and pre-norm Transformer layers for streams with padding, also if they are nothing but padding.
+"""Attention and pre-norm Transformer layers for streams with padding, also for streams that are all padding.
 
-``nn.TransformerEncoderLayer`` is not used because it has no queries for a part of the stream, returns no attention, and
-takes another path (nested tensors) in evaluation than in training.
+``nn.TransformerEncoderLayer`` is not used because it cannot take queries of a part of the stream, returns no attention
+weights, and computes differently (nested tensors) in evaluation and in training.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vlmodel.config import Section
+from vlmodel.config import ConfigSection
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {"none": nn.Identity, "gelu": nn.GELU, "relu": nn.ReLU, "tanh": nn.Tanh}
 """Activations that may follow an encoder's projection."""
 
 
-class AttentionSettings(Section):
+class AttentionSettings(ConfigSection):
     """Settings of every part that consists of attention layers."""
 
     width: int = Field(256, ge=1)
@@ -33,12 +33,12 @@ class AttentionSettings(Section):
     """Dropout after attention and within the feed-forward layers."""
 
     @model_validator(mode="after")
-    def _heads_divide_width(self) -> Self:
-        check_heads(self.width, self.heads)
+    def _check_heads_divide_width(self) -> Self:
+        check_heads_divide_width(self.width, self.heads)
         return self
 
 
-class Attention(nn.Module):
+class MultiHeadAttention(nn.Module):
     """Multi-head scaled dot-product attention (Vaswani et al. 2017), from one stream to itself or to another."""
 
     def __init__(self, width: int, heads: int) -> None:
@@ -75,12 +75,12 @@ class Attention(nn.Module):
 
 
 class TransformerLayer(nn.Module):
-    """Attention and feed-forward, each with its norm before it and a residual around it (Xiong et al. 2020)."""
+    """A pre-norm Transformer layer: attention and feed-forward, each with a residual (Xiong et al. 2020)."""
 
     def __init__(self, width: int, heads: int, feed_forward: int, dropout: float = 0.0) -> None:
         super().__init__()
         self.attention_norm = nn.LayerNorm(width)
-        self.attention = Attention(width, heads)
+        self.attention = MultiHeadAttention(width, heads)
         self.feed_forward_norm = nn.LayerNorm(width)
         self.feed_forward = feed_forward_network(width, feed_forward, dropout)
         self.dropout = nn.Dropout(dropout)
@@ -101,8 +101,8 @@ def feed_forward_network(width: int, hidden: int, dropout: float) -> nn.Sequenti
     return nn.Sequential(nn.Linear(width, hidden), nn.GELU(), nn.Dropout(dropout), nn.Linear(hidden, width))
 
 
-def parameter_stages(module: nn.Module, path: str) -> list[list[str]]:
-    """Names of a module's parameters: those before the stages, those of each stage, and those behind the last.
+def parameter_names_by_stage(module: nn.Module, path: str) -> list[list[str]]:
+    """Names of a module's parameters: those before the stages, those of each stage, and those after the last.
 
     Args:
         path: of the submodule whose children are the stages; "" for the module itself.
@@ -118,20 +118,22 @@ def parameter_stages(module: nn.Module, path: str) -> list[list[str]]:
     return [names[:first], *stages, [name for name in names[first:] if name not in listed]]
 
 
-def check_heads(width: int, heads: int) -> None:
-    """ValueError, for a configuration's validator, if ``heads`` does not divide ``width``."""
+def check_heads_divide_width(width: int, heads: int) -> None:
+    """Raise ValueError if ``heads`` does not divide ``width``; for validators of settings."""
     if width % heads:
         raise ValueError(f"width={width} cannot be shared by heads={heads}; make it a multiple")
 
 
-def check_activation(activation: str, has_projection: bool) -> None:
-    """ValueError, for a configuration's validator, if there is no projection that the activation could follow."""
+def check_activation_has_projection(activation: str, has_projection: bool) -> None:
+    """Raise ValueError if there is an activation and no projection before it; for validators of settings."""
     if activation != "none" and not has_projection:
         raise ValueError(f"activation={activation!r} follows a projection, and there is none; set projection")
 
 
-def as_transformers_mask(model: Any, mask: Tensor) -> Tensor:
-    """The attention mask as a model of transformers takes it: for torch's kernels (sdpa) itself, else a bias to add."""
+def to_transformers_mask(model: Any, mask: Tensor) -> Tensor:
+    """Convert an attention mask to the form that a model of transformers takes: for sdpa the mask itself, otherwise a
+    bias that is added to the scores.
+    """
     if model.config._attn_implementation == "sdpa":
         return mask
     return (~mask).to(model.dtype) * torch.finfo(model.dtype).min

@@ -16,7 +16,7 @@ MIN_SAVED_SHARE, MIN_SAVED_TOKENS = 0.05, 64
 """One more group costs one more pass, and must save this share of the batch's tokens and this many of them."""
 
 
-def group_by_length(mask_UT: NDArray[np.bool_], max_groups: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def group_texts_by_length(mask_UT: NDArray[np.bool_], max_groups: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """The texts from short to long, cut into at most ``max_groups`` groups with the fewest tokens, including padding.
 
     Dynamic programming over the distinct lengths finds the exact optimum; quantiles would separate texts of equal
@@ -33,7 +33,7 @@ def group_by_length(mask_UT: NDArray[np.bool_], max_groups: int) -> tuple[NDArra
     order_U = np.argsort(length_U, kind="stable").astype(np.int64, copy=False)
     groups: list[tuple[int, int, int]] = []
     first = 0
-    for stop in _group_ends(length_U, max_groups):
+    for stop in _optimal_group_ends(length_U, max_groups):
         columns = np.flatnonzero(mask_UT[order_U[first:stop]].any(0))
         # A sequence has at least one column, even if its texts have no token.
         start, end = (int(columns[0]), int(columns[-1]) + 1) if len(columns) else (0, 1)
@@ -42,8 +42,8 @@ def group_by_length(mask_UT: NDArray[np.bool_], max_groups: int) -> tuple[NDArra
     return order_U, np.array(groups, np.int64).reshape(-1, 3)
 
 
-def _group_ends(length_U: NDArray[np.int64], max_groups: int) -> list[int]:
-    """The end of each group among the texts, sorted from short to long."""
+def _optimal_group_ends(length_U: NDArray[np.int64], max_groups: int) -> list[int]:
+    """Where each group ends among the texts, which are sorted from short to long, so that padding is least."""
     if not len(length_U):
         return []
     width_L, count_L = np.unique(length_U, return_counts=True)

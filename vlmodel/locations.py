@@ -22,15 +22,15 @@ _SECRET_PARAMETER = re.compile(
 def redact_secrets(text: str) -> str:
     """``text`` without the user, the password and the secret parameters of any address in it.
 
-    >>> redact("postgresql://ann:pw@db:5432/mlflow?password=pw&a=1")
+    >>> redact_secrets("postgresql://ann:pw@db:5432/mlflow?password=pw&a=1")
     'postgresql://***@db:5432/mlflow?password=***&a=1'
-    >>> redact("https://store/a.tar?X-Amz-Expires=60&X-Amz-Signature=ab12")
+    >>> redact_secrets("https://store/a.tar?X-Amz-Expires=60&X-Amz-Signature=ab12")
     'https://store/a.tar?X-Amz-Expires=60&X-Amz-Signature=***'
     """
     return _SECRET_PARAMETER.sub(r"\1=***", _USERINFO.sub("***", text))
 
 
-def _checked_location(value: str) -> str:
+def _check_location(value: str) -> str:
     if (shown := redact_secrets(value)) != value:
         raise ValueError(
             f"{shown!r} holds credentials, and settings are stored and shown; leave them out of the address and give "
@@ -39,6 +39,6 @@ def _checked_location(value: str) -> str:
     return os.path.expanduser(value) if value.startswith("~") else value
 
 
-Location = Annotated[str, AfterValidator(_checked_location)]
+Location = Annotated[str, AfterValidator(_check_location)]
 """Type of a setting that is a path or a URI: ``~`` is the home folder (a shell does not expand it after an equals
 sign), and an address with a user, a password or a signature is refused."""

@@ -1,8 +1,8 @@
 """Low-rank adapters (LoRA, Hu et al. 2021, arXiv:2106.09685) of peft, in any module.
 
-``inject`` puts an adapter beside each layer that it targets. The layer's own weights are frozen and move under the name
-``base_layer``; the adapter's are trained. The second of its two matrices begins as zero, so that the module first
-computes what it did before.
+``inject_adapters`` puts an adapter beside each layer that it targets. The layer's own weights are frozen and move under
+the name ``base_layer``; the adapter's are trained. The second of its two matrices begins as zero, so that at first the
+module computes what it did before.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
-from vlmodel.config import ConfigError, Section
+from vlmodel.config import ConfigError, ConfigSection
 from vlmodel.weights import WeightsError
 
 if TYPE_CHECKING:
@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 _ADAPTER = "default"
 
 
-class Lora(Section):
-    """Low-rank adapters."""
+class LoraSettings(ConfigSection):
+    """Settings of low-rank adapters (LoRA)."""
 
     rank: int = Field(8, ge=1)
     """Rank of the change of each weight matrix."""
@@ -35,7 +35,7 @@ class Lora(Section):
     """"all-linear", or layers by their names or the ends of their paths: ["q_proj", "v_proj"]."""
 
 
-def inject(module: nn.Module, config: Lora, exclude: Collection[str] = ()) -> None:
+def inject_adapters(module: nn.Module, config: LoraSettings, exclude: Collection[str] = ()) -> None:
     """Put adapters into a module, in place, and freeze all of its other parameters.
 
     Linear layers within torch's ``MultiheadAttention`` get none: it reads their weights itself, without calling them.
@@ -49,7 +49,7 @@ def inject(module: nn.Module, config: Lora, exclude: Collection[str] = ()) -> No
     from peft import LoraConfig, inject_adapter_in_model
     from transformers.pytorch_utils import Conv1D
 
-    paths = _paths(module, config, exclude)
+    paths = _find_target_layers(module, config, exclude)
     layers = [module.get_submodule(path) for path in paths]
     module.requires_grad_(False)
     peft_config = LoraConfig(
@@ -71,22 +71,22 @@ def inject(module: nn.Module, config: Lora, exclude: Collection[str] = ()) -> No
             part._is_hf_initialized = True  # type: ignore[assignment]
 
 
-def trained_state(module: nn.Module) -> dict[str, Tensor]:
-    """The weights of a module's adapters, by peft's names, as in the files of other programs that read adapters."""
+def adapter_state_dict(module: nn.Module) -> dict[str, Tensor]:
+    """The weights of a module's adapters, under peft's names, which other programs read too."""
     from peft import get_peft_model_state_dict
 
     return dict(get_peft_model_state_dict(module, adapter_name=_ADAPTER, save_embedding_layers=False))
 
 
-def load_state(module: nn.Module, state: Mapping[str, Tensor]) -> None:
-    """Give the adapters of ``inject`` the weights of ``trained_state``.
+def load_adapter_state(module: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Give the adapters of ``inject_adapters`` the weights of ``adapter_state_dict``.
 
     Raises:
         WeightsError: they are those of other adapters.
     """
     from peft import set_peft_model_state_dict
 
-    own = {name: tuple(tensor.shape) for name, tensor in trained_state(module).items()}
+    own = {name: tuple(tensor.shape) for name, tensor in adapter_state_dict(module).items()}
     given = {name: tuple(tensor.shape) for name, tensor in state.items()}
     if other := sorted(name for name in own.keys() | given.keys() if own.get(name) != given.get(name)):
         name = other[0]
@@ -97,14 +97,16 @@ def load_state(module: nn.Module, state: Mapping[str, Tensor]) -> None:
     set_peft_model_state_dict(module, dict(state), adapter_name=_ADAPTER)
 
 
-def plain_names(module: nn.Module) -> dict[str, str]:
-    """The names of a module's weights and statistics but for adapters', each with its name before ``inject``."""
+def names_without_adapters(module: nn.Module) -> dict[str, str]:
+    """Map the names of a module's weights and buffers, without those of adapters, to their names before
+    ``inject_adapters``.
+    """
     return {name: name.replace(".base_layer.", ".") for name in module.state_dict() if ".lora_" not in name}
 
 
-def merge(module: nn.Module) -> None:
-    """Add the adapters to the weights beside them, in place, and remove them: the module is again as it was before
-    ``inject``, with other weights.
+def merge_adapters(module: nn.Module) -> None:
+    """Add the adapters to the frozen weights, in place, and remove them: the module has its layers of before
+    ``inject_adapters`` again, with changed weights.
     """
     from peft.tuners.tuners_utils import BaseTunerLayer
 
@@ -117,7 +119,7 @@ def merge(module: nn.Module) -> None:
         del module.peft_config
 
 
-def _paths(module: nn.Module, config: Lora, exclude: Collection[str]) -> list[str]:
+def _find_target_layers(module: nn.Module, config: LoraSettings, exclude: Collection[str]) -> list[str]:
     """Paths of the layers that get an adapter."""
     from torch import nn
     from torch.nn.modules.linear import NonDynamicallyQuantizableLinear

@@ -16,10 +16,10 @@ from transformers.utils import ModelOutput
 
 from vlmodel import bases, parts
 from vlmodel.array_names import select_task_arrays
-from vlmodel.config import ConfigError, dump, parse
+from vlmodel.config import ConfigError, dump_config, parse_config
 from vlmodel.encoder_parts import TEXT
-from vlmodel.images.preprocessing import as_pair
-from vlmodel.model_config import AUTO_FILE, AUTO_MAP, ModelConfig, VLConfig, vocabulary_of
+from vlmodel.images.preprocessing import as_height_and_width
+from vlmodel.model_config import AUTO_FILE, AUTO_MAP, ModelConfig, VLConfig, vocabulary_of_processor
 from vlmodel.processor import VLProcessor
 from vlmodel.task import Task
 from vlmodel.tokens import DecoderInput, FusedStream, Prompts, Streams, Tokens
@@ -39,7 +39,7 @@ KNOWLEDGE = "knowledge"
 """The stream of facts."""
 
 FEATURES = ("features_BF", "features_BTF", "features_mask_BT")
-"""Arrays of cached features, in the order in which ``from_features`` takes them."""
+"""Arrays of cached features, in the order in which ``tokens_from_features`` takes them."""
 
 
 @dataclass
@@ -70,7 +70,7 @@ class VLOutput(ModelOutput):
 class VLModel(PreTrainedModel):
     """Encoders, topology and decoder, composed by a ``ModelConfig``.
 
-    ``from_tree`` makes a new one with its pretrained encoders; ``from_pretrained`` loads a saved one from its folder.
+    ``create_from_config`` makes a new model with pretrained encoders; ``from_pretrained`` loads a saved one.
     """
 
     config_class = VLConfig
@@ -82,32 +82,32 @@ class VLModel(PreTrainedModel):
 
     def __init__(self, config: VLConfig) -> None:
         super().__init__(config)
-        stored = config.check_tree(str(config.name_or_path))
+        stored = config.checked_model_settings(str(config.name_or_path))
         try:
-            tree = parse(ModelConfig, stored)
+            tree = parse_config(ModelConfig, stored)
         except ConfigError as error:
             raise ConfigError(
                 f"the configuration {config.name_or_path!r} is of another version ({error}); train the model anew with "
                 "this one"
             ) from None
-        encodings = tree.encoders()
+        encodings = tree.encoders_by_stream()
         self.vision: parts.VisionEncoder | None = tree.vision.build() if "vision" in encodings else None
         self.language: parts.LanguageEncoder | None = None
         if "language" in encodings:
             self.language = tree.language.build(config.vocabulary)
         self.inputs = nn.ModuleDict({name: tree.inputs[name].build() for name in encodings if name in tree.inputs})
         self.streams_of_inputs = {stream: e.input for stream, e in encodings.items() if e.input != TEXT}
-        widths = {name: self.encoder(name).width for name in encodings}
+        widths = {name: self.encoder_of_stream(name).width for name in encodings}
         self.memory: FactMemory | None = None
         if tree.knowledge.gives_stream:
             self.memory = tree.knowledge.build(widths)
             widths[KNOWLEDGE] = self.memory.width
         self.topology: parts.Topology | None = None
-        if tree.task.reads_joint():
+        if tree.task.reads_joint_stream():
             fusion = tree.fusion.build(tree.topology.fusion_widths(widths))
             self.topology = tree.topology.build(fusion, widths)
             widths["joint"] = self.topology.width
-        self.tasks: dict[str, Task] = tree.task.tasks()
+        self.tasks: dict[str, Task] = tree.task.tasks_by_name()
         self.decoder: parts.Decoder = tree.task.build(widths, config.vocabulary)
         self._untrained = tuple(name for name, p in self.named_parameters() if not p.requires_grad)
         self.post_init()
@@ -115,7 +115,7 @@ class VLModel(PreTrainedModel):
         self.all_tied_weights_keys = self.get_expanded_tied_weights_keys(all_submodels=True)
 
     @classmethod
-    def from_tree(cls, tree: ModelConfig, processor: VLProcessor) -> VLModel:
+    def create_from_config(cls, tree: ModelConfig, processor: VLProcessor) -> VLModel:
         """A new model for the tokenizer and labels of ``processor``, with the pretrained weights that ``tree`` names.
 
         Raises:
@@ -124,9 +124,11 @@ class VLModel(PreTrainedModel):
         """
         tree.check_processor(processor.config)
         tree.task.check_tokenizer(processor.tokenizer)
-        resolved = tree.resolve(vocabulary_of(processor), as_pair(processor.config.image_size))
+        resolved = tree.resolve_settings(
+            vocabulary_of_processor(processor), as_height_and_width(processor.config.image_size)
+        )
         resolved.check_processor(processor.config)  # again, as only now the limits of pretrained parts are known
-        model = cls(VLConfig.of(dump(resolved), processor))
+        model = cls(VLConfig.from_processor(dump_config(resolved), processor))
         for part in model.pretrainable_parts():
             part.load_pretrained()
         return model
@@ -137,19 +139,21 @@ class VLModel(PreTrainedModel):
         """Save as transformers does, in one file of weights; what is frozen is stored apart, see ``vlmodel.bases``.
 
         Args:
-            stored: the model's bases, if they are stored (``bases.store``); by default they are stored within the
-                folder, which then is complete.
+            stored: the model's bases, if they are stored (``bases.store_base_weights``); by default they are stored
+                within the folder, which then is complete.
         """
         folder = Path(save_directory)
-        named = bases.store_bases(self, folder / bases.FOLDER) if stored is None else stored
-        if others := sorted(named.keys() ^ bases.frozen_tensors(self).keys()):
-            raise ValueError(f"stored={dict(named)} are not this model's bases: {', '.join(others)}; use bases.store")
-        frozen = bases.frozen_names(self)
+        named = bases.store_base_weights(self, folder / bases.FOLDER) if stored is None else stored
+        if others := sorted(named.keys() ^ bases.frozen_tensors_by_part(self).keys()):
+            raise ValueError(
+                f"stored={dict(named)} are not this model's bases: {', '.join(others)}; use bases.store_base_weights"
+            )
+        frozen = bases.frozen_tensor_names(self)
         trained = {name: tensor for name, tensor in self.state_dict().items() if name not in frozen}
         self.config.auto_map = AUTO_MAP
         super().save_pretrained(folder, state_dict=trained, max_shard_size=sys.maxsize, **kwargs)
         shutil.copy(AUTO_FILE, folder)
-        bases.record_bases(named, folder)
+        bases.write_base_weights_list(named, folder)
 
     @classmethod
     def register_for_auto_class(cls, auto_class: Any = "AutoModel") -> None:
@@ -178,10 +182,10 @@ class VLModel(PreTrainedModel):
         """
         folder = str(pretrained_model_name_or_path)
         config = kwargs.pop("config", None) or VLConfig.from_pretrained(folder, local_files_only=True)
-        config.check_tree(folder)
+        config.checked_model_settings(folder)
         # ``refuse_mismatched_weights`` names weights of another shape, transformers' own error would not.
         kwargs |= {"config": config, "output_loading_info": True, "ignore_mismatched_sizes": True}
-        with bases.opened_weights(Path(folder), Path(base_folder) if base_folder else None) as weights:
+        with bases.open_model_weights(Path(folder), Path(base_folder) if base_folder else None) as weights:
             loaded: Any = super().from_pretrained(None, *args, state_dict=weights, **kwargs)
         model, info = loaded
         model.name_or_path = model.config.name_or_path = folder
@@ -210,8 +214,9 @@ class VLModel(PreTrainedModel):
                 ``input_ids_NT``, ``text_mask_NT``: its tokens. ``distinct_U``, ``text_distinct_N``: equal texts, which
                 are then encoded once. ``distinct_groups_G3``, on the host: distinct texts of similar length that are
                 encoded together. ``text_positions_NT``, ``text_visible_NTT``: where tokens stand and which attend to
-                which, if that is not their order and all (``parts.TextLayout``). ``text_features_UTF``,
-                ``text_features_mask_UT``: cached ``language.features`` of the distinct texts, in place of their tokens.
+                which, if that is not their order and all (``parts.TokenLayout``). ``text_features_UTF``,
+                ``text_features_mask_UT``: cached ``language.compute_features`` of the distinct texts, in place of their
+                tokens.
                 ``fact_ids_MT``, ``fact_mask_MT``, ``fact_rows_NJ``: the facts of a memory (``knowledge.memory``).
                 ``prompt_ids_NT``, ``prompt_mask_NT``: what a language model reads, see ``tokens.Prompts``.
                 All others, such as ``labels_N`` and ``weights_N``, are targets of the decoder.
@@ -229,7 +234,7 @@ class VLModel(PreTrainedModel):
                 inputs, **{name: value for name, value in of_task.items() if name not in TASK_INPUTS}
             )
             joint = joint or inputs.joint
-        result = self.decoder.combine(decoded)
+        result = self.decoder.combine_task_outputs(decoded)
         loss = None
         if result.loss_sum is not None and result.count is not None:
             # If nothing is counted the sum is zero, too.
@@ -240,7 +245,7 @@ class VLModel(PreTrainedModel):
             count=result.count,
             correct=result.correct,
             total=result.total,
-            tasks={task: _loss_sums(d) for task, d in decoded.items()}
+            tasks={task: _stack_loss_sums(d) for task, d in decoded.items()}
             if len(decoded) > 1 and loss is not None
             else None,
             logits_NK=result.logits_NK,
@@ -262,16 +267,16 @@ class VLModel(PreTrainedModel):
         if bool(arrays) == bool(features):
             given = "both were" if arrays else "neither was"
             raise ValueError(f"the input {name!r} comes as it is or as features, and {given} given; give one")
-        encoder: Any = self.encoder(stream)
-        tokens: Tokens = encoder.from_features(*features.values()) if features else encoder(**arrays)
-        return tokens if place_B is None else tokens.with_missing_rows(place_B)
+        encoder: Any = self.encoder_of_stream(stream)
+        tokens: Tokens = encoder.tokens_from_features(*features.values()) if features else encoder(**arrays)
+        return tokens if place_B is None else tokens.select_rows_or_missing(place_B)
 
     def encode_texts(
         self,
         input_ids_NT: Tensor,
         text_mask_NT: Tensor,
         groups: Tensor | Sequence[Sequence[int]] | None = None,
-        layout: parts.TextLayout | None = None,
+        layout: parts.TokenLayout | None = None,
     ) -> Tokens:
         """The language stream of texts.
 
@@ -282,12 +287,12 @@ class VLModel(PreTrainedModel):
         """
         assert self.language is not None
         if groups is None or len(groups) < 2:
-            language: Tokens = self.language(input_ids_NT, text_mask_NT, **_layout_argument(layout))
+            language: Tokens = self.language(input_ids_NT, text_mask_NT, **_layout_keyword(layout))
             return language
         encoded, first = [], 0
         for count, start, end in groups.tolist() if isinstance(groups, Tensor) else groups:
             texts, columns = slice(first, first + count), slice(start, end)
-            of_group = _layout_argument(layout and layout.cut(texts, columns))
+            of_group = _layout_keyword(layout and layout.slice_texts(texts, columns))
             encoded.append(self.language(input_ids_NT[texts, columns], text_mask_NT[texts, columns], **of_group))
             first += count
         return Tokens.concatenate(encoded)
@@ -309,7 +314,7 @@ class VLModel(PreTrainedModel):
         prompts = None
         if (ids_NT := arrays.get("prompt_ids_NT")) is not None:
             prompts = Prompts(ids_NT, arrays["prompt_mask_NT"])
-        if not decoder.reads_joint or self.topology is None:
+        if not decoder.reads_joint_stream or self.topology is None:
             return DecoderInput(streams, rows, None, prompts=prompts)
         weights_NJ = None
         if self.memory is not None:
@@ -319,7 +324,7 @@ class VLModel(PreTrainedModel):
         if encodes_text:
             return DecoderInput(streams, rows, self.topology(streams, rows, **options), weights_NJ, prompts)
         # Rows without texts of their own share all of their sample's: fused once, repeated afterwards.
-        return DecoderInput(streams, rows, self.topology(streams, {}, **options).select(sample_N), prompts=prompts)
+        return DecoderInput(streams, rows, self.topology(streams, {}, **options).select_rows(sample_N), prompts=prompts)
 
     def _encode_task_texts(self, arrays: Mapping[str, Any]) -> tuple[Tokens, Tensor]:
         """The encoded distinct texts of a task, and for each row the index of its text."""
@@ -327,31 +332,31 @@ class VLModel(PreTrainedModel):
         if (features_UTF := arrays.get("text_features_UTF")) is not None:
             assert self.language is not None
             assert row_N is not None
-            return self.language.from_features(features_UTF, arrays["text_features_mask_UT"]), row_N
+            return self.language.tokens_from_features(features_UTF, arrays["text_features_mask_UT"]), row_N
         ids_NT, mask_NT, distinct_U = arrays["input_ids_NT"], arrays["text_mask_NT"], arrays.get("distinct_U")
         layout = None
         if (positions_NT := arrays.get("text_positions_NT")) is not None:
-            layout = parts.TextLayout(positions_NT, arrays["text_visible_NTT"])
+            layout = parts.TokenLayout(positions_NT, arrays["text_visible_NTT"])
         if distinct_U is None or row_N is None:
             rows_N = torch.arange(len(ids_NT), device=ids_NT.device)
             return self.encode_texts(ids_NT, mask_NT, layout=layout), rows_N
         ids_UT, mask_UT = ids_NT.index_select(0, distinct_U), mask_NT.index_select(0, distinct_U)
-        layout = layout and layout.select(distinct_U)
+        layout = layout and layout.select_texts(distinct_U)
         return self.encode_texts(ids_UT, mask_UT, arrays.get("distinct_groups_G3"), layout), row_N
 
-    def encoder(self, stream: str) -> parts.Encoder:
+    def encoder_of_stream(self, stream: str) -> parts.Encoder:
         """The encoder of a stream: ``vision``, ``language`` or one of ``inputs``."""
         encoder: Any = self.inputs[stream] if stream in self.inputs else getattr(self, stream)
         return encoder
 
-    def encoders(self) -> Iterator[parts.Encoder]:
+    def list_encoders(self) -> Iterator[parts.Encoder]:
         """The encoders that the tasks need."""
         yield from (encoder for encoder in (self.vision, self.language) if encoder is not None)
         yield from self.inputs.values()  # type: ignore[misc]
 
     def pretrainable_parts(self) -> Iterator[parts.Pretrainable]:
         """The parts that may load weights from elsewhere."""
-        yield from self.encoders()
+        yield from self.list_encoders()
         yield from self.decoder.task_decoders().values()
 
     def backbone_parameters(self) -> Iterator[nn.Parameter]:
@@ -372,12 +377,12 @@ class VLModel(PreTrainedModel):
         """Nothing: each part draws its weights when it is built, and ``from_pretrained`` refuses missing ones."""
 
 
-def _layout_argument(layout: parts.TextLayout | None) -> dict[str, parts.TextLayout]:
+def _layout_keyword(layout: parts.TokenLayout | None) -> dict[str, parts.TokenLayout]:
     """Only encoders that can arrange tokens know the argument."""
     return {} if layout is None else {"layout": layout}
 
 
-def _loss_sums(decoded: parts.DecoderOutput) -> Tensor:
+def _stack_loss_sums(decoded: parts.DecoderOutput) -> Tensor:
     sums = [decoded.loss_sum, decoded.count, decoded.correct, decoded.total]
     return torch.stack([value.detach().double() for value in sums if value is not None])
 

@@ -9,9 +9,9 @@ from pydantic import Field, field_validator, model_validator
 from transformers import AutoConfig, PreTrainedConfig
 
 from vlmodel import parts
-from vlmodel.config import ConfigError, Section, part
+from vlmodel.config import ConfigError, ConfigSection, part_field
 from vlmodel.encoder_parts import IMAGE, TEXT, ModalityPart
-from vlmodel.images.preprocessing import as_pair
+from vlmodel.images.preprocessing import as_height_and_width
 from vlmodel.media.registry import all_media
 from vlmodel.streams import StreamAdapters
 from vlmodel.tasks import DEFAULT
@@ -36,27 +36,27 @@ class InputEncoding(NamedTuple):
     part: parts.EncoderPart
 
 
-class ModelConfig(Section):
+class ModelConfig(ConfigSection):
     """The parts of the model."""
 
-    vision: part("vlmodel.vision", "cnn") = Field({}, validate_default=True)  # type: ignore[valid-type]
+    vision: part_field("vlmodel.vision", "cnn") = Field({}, validate_default=True)  # type: ignore[valid-type]
     """Vision encoder."""
-    language: part("vlmodel.language", "transformer") = Field({}, validate_default=True)  # type: ignore[valid-type]
+    language: part_field("vlmodel.language", "transformer") = Field({}, validate_default=True)  # type: ignore[valid-type]
     """Language encoder."""
-    inputs: dict[str, part("vlmodel.modality", "series")] = {}  # type: ignore[valid-type]
+    inputs: dict[str, part_field("vlmodel.modality", "series")] = {}  # type: ignore[valid-type]
     """Encoders of further inputs of a sample, each under the input's name: KEY.imu.npy is the input imu."""
-    knowledge: part("vlmodel.knowledge", "none") = Field({}, validate_default=True)  # type: ignore[valid-type]
+    knowledge: part_field("vlmodel.knowledge", "none") = Field({}, validate_default=True)  # type: ignore[valid-type]
     """How the model uses the facts of a store (knowledge.store)."""
-    topology: part("vlmodel.topology", "dual") = Field({}, validate_default=True)  # type: ignore[valid-type]
+    topology: part_field("vlmodel.topology", "dual") = Field({}, validate_default=True)  # type: ignore[valid-type]
     """Where the streams meet."""
-    fusion: part("vlmodel.fusion", "transformer") = Field({}, validate_default=True)  # type: ignore[valid-type]
+    fusion: part_field("vlmodel.fusion", "transformer") = Field({}, validate_default=True)  # type: ignore[valid-type]
     """How they meet."""
-    task: part("vlmodel.tasks", DEFAULT) = Field({}, validate_default=True)  # type: ignore[valid-type]
+    task: part_field("vlmodel.tasks", DEFAULT) = Field({}, validate_default=True)  # type: ignore[valid-type]
     """What the model learns and answers."""
 
     @field_validator("inputs")
     @classmethod
-    def _inputs_have_names(cls, inputs: dict[str, ModalityPart]) -> dict[str, ModalityPart]:
+    def _check_input_names(cls, inputs: dict[str, ModalityPart]) -> dict[str, ModalityPart]:
         for name, encoder in inputs.items():
             others = [*RESERVED, *(medium for medium in all_media() if medium not in (*RESERVED, encoder.medium))]
             if not name.isidentifier() or name in others:
@@ -69,16 +69,16 @@ class ModelConfig(Section):
         return dict(sorted(inputs.items()))
 
     @model_validator(mode="after")
-    def _names_and_streams(self) -> ModelConfig:
-        if both := sorted(set(self.inputs) & set(self.task.tasks())):
+    def _check_names_and_streams(self) -> ModelConfig:
+        if both := sorted(set(self.inputs) & set(self.task.tasks_by_name())):
             raise ValueError(f"{both[0]!r} is the name of an input and of a task; give one of them another name")
-        encoded = set(self.encoders())
+        encoded = set(self.encoders_by_stream())
         if not encoded:
             raise ValueError(
                 f"vision.kind={self.vision.kind!r}, no inputs, and task.kind={self.task.kind!r} reads no text: "
                 "nothing is encoded; name an encoder (vision, inputs)"
             )
-        if missing := sorted(self.task.encoded_streams() - encoded):
+        if missing := sorted(self.task.unfused_stream_names() - encoded):
             raise ValueError(
                 f"task.kind={self.task.kind!r} reads the stream {missing[0]!r}, and the model has "
                 f"{', '.join(sorted(encoded))}; name another (task.stream), or its encoder (vision, inputs)"
@@ -90,17 +90,17 @@ class ModelConfig(Section):
         return self
 
     @model_validator(mode="after")
-    def _text_is_encoded_once(self) -> ModelConfig:
+    def _check_topology_encodes_text(self) -> ModelConfig:
         if not self.topology.encodes_text:
             return self
-        if self.task.reads_encoded():
+        if self.task.reads_unfused_streams():
             raise ValueError(
                 f"topology.kind={self.topology.kind!r} encodes the text together with the image, and "
                 f"task.kind={self.task.kind!r} reads it encoded alone, as every contrastive task does; use "
                 "topology.kind='dual' or 'interactive', or leave that task out"
             )
         try:
-            self.language.without_layers()
+            self.language.embeddings_only()
         except ConfigError as error:
             raise ValueError(
                 f"topology.kind={self.topology.kind!r} encodes the text itself, from its embeddings: {error}"
@@ -108,19 +108,19 @@ class ModelConfig(Section):
         return self
 
     @model_validator(mode="after")
-    def _knowledge_is_read(self) -> ModelConfig:
+    def _check_knowledge_is_used(self) -> ModelConfig:
         knowledge = self.knowledge
         if knowledge.reads_facts and not self.task.reads_text():
             raise ValueError(
                 f"knowledge.kind={knowledge.kind!r} looks up the facts of a text, and task.kind={self.task.kind!r} "
                 "reads none; choose a task with questions, or knowledge.kind='none'"
             )
-        if knowledge.gives_stream and not self.task.reads_joint():
+        if knowledge.gives_stream and not self.task.reads_joint_stream():
             raise ValueError(
                 f"knowledge.kind={knowledge.kind!r} is a stream that meets the others, and task.kind="
                 f"{self.task.kind!r} reads them alone; use knowledge.kind='injection', or another task"
             )
-        if knowledge.arranges_tokens() and (self.topology.encodes_text or not self.language.arranges_tokens()):
+        if knowledge.makes_token_layout() and (self.topology.encodes_text or not self.language.accepts_token_layout()):
             raise ValueError(
                 "knowledge.layout='tree' arranges the tokens within the language encoder, and topology.kind="
                 f"{self.topology.kind!r} with language.kind={self.language.kind!r} cannot; use layout='flat', or a "
@@ -128,7 +128,7 @@ class ModelConfig(Section):
             )
         return self
 
-    def encoders(self) -> dict[str, InputEncoding]:
+    def encoders_by_stream(self) -> dict[str, InputEncoding]:
         """What is encoded, by stream: the one place that knows which inputs vision and language encode.
 
         What no task reads is left out: data-parallel training waits for the gradient of every parameter.
@@ -139,40 +139,40 @@ class ModelConfig(Section):
         if self.task.encodes_text():
             found["language"] = InputEncoding(TEXT, self.language)
         found |= {name: InputEncoding(name, encoder) for name, encoder in self.inputs.items()}
-        if self.task.reads_joint() or self.task.reads_streams():
+        if self.task.reads_joint_stream() or self.task.reads_every_stream():
             return found
-        return {name: found[name] for name in found if name in self.task.encoded_streams()}
+        return {name: found[name] for name in found if name in self.task.unfused_stream_names()}
 
     def reads_images(self) -> bool:
         """Whether the input "image" is encoded."""
-        return any(encoding.input == IMAGE for encoding in self.encoders().values())
+        return any(encoding.input == IMAGE for encoding in self.encoders_by_stream().values())
 
     def frozen_streams(self) -> tuple[str, ...]:
         """Streams whose encoder has a backbone that training does not change, so that its features can be cached."""
-        encodings = self.encoders()
+        encodings = self.encoders_by_stream()
         if self.topology.encodes_text or self.knowledge.reads_facts:
             encodings.pop("language", None)  # with facts, which may be edited, a text is another one
         return tuple(name for name, encoding in encodings.items() if encoding.part.is_frozen())
 
-    def text_features(self) -> Literal["tokens", "pooled"]:
+    def text_feature_kind(self) -> Literal["tokens", "pooled"]:
         """Whether the model needs the language features of each token of a text, or one vector for the whole text."""
-        reads_tokens = self.task.reads_joint() and (self.topology.reads_tokens or self.fusion.reads_tokens)
+        reads_tokens = self.task.reads_joint_stream() and (self.topology.reads_tokens or self.fusion.reads_tokens)
         needs_tokens = reads_tokens and self.language.outputs_tokens()
         return "pooled" if self.language.can_pool_features() and not needs_tokens else "tokens"
 
-    def resolve(self, vocabulary: parts.Vocabulary, image_size: tuple[int, int]) -> ModelConfig:
+    def resolve_settings(self, vocabulary: parts.Vocabulary, image_size: tuple[int, int]) -> ModelConfig:
         """The same with everything that building it needs.
 
         Args:
             image_size: height and width of the images.
         """
-        language = self.language.without_layers() if self.topology.encodes_text else self.language
+        language = self.language.embeddings_only() if self.topology.encodes_text else self.language
         return self.model_copy(
             update={
-                "vision": self.vision.resolve(image_size),
-                "language": language.resolve(vocabulary),
-                "inputs": {name: encoder.resolve() for name, encoder in self.inputs.items()},
-                "task": self.task.resolve(vocabulary),
+                "vision": self.vision.resolve_settings(image_size),
+                "language": language.resolve_settings(vocabulary),
+                "inputs": {name: encoder.resolve_settings() for name, encoder in self.inputs.items()},
+                "task": self.task.resolve_settings(vocabulary),
             }
         )
 
@@ -183,8 +183,8 @@ class ModelConfig(Section):
             ConfigError: naming both settings.
         """
         if self.reads_images() and (size := processor.image_size or self._known_image_size()):
-            self.vision.check_image(size)
-        longest, extra = self._longest_encoded_text(), self.knowledge.extra_tokens()
+            self.vision.check_image_size(size)
+        longest, extra = self._longest_encoded_text(), self.knowledge.max_added_tokens()
         if longest is not None and extra and max(processor.max_tokens, _MIN_TEXT) + extra > longest:
             raise ConfigError(
                 f"processor.max_tokens={processor.max_tokens} and the {extra} tokens of facts "
@@ -196,7 +196,7 @@ class ModelConfig(Section):
                 f"processor.max_tokens={processor.max_tokens} is more than the {longest} tokens that model.language "
                 "takes; lower the one or raise the other (language.positions)"
             )
-        longest = self.task.longest_target()
+        longest = self.task.max_generated_tokens()
         if longest is not None and processor.max_target_tokens > longest:
             raise ConfigError(
                 f"processor.max_target_tokens={processor.max_target_tokens} is more than the {longest} tokens that "
@@ -205,21 +205,21 @@ class ModelConfig(Section):
 
     def _known_image_size(self) -> int:
         """Side of the images that the vision encoder takes by default; 0 if only files say it."""
-        trained = self.vision.known_preprocessing()
+        trained = self.vision.preprocessing_if_known()
         return 0 if trained is None else int(trained.size[0])
 
-    def with_preprocessing(self, processor: ProcessorConfig) -> ProcessorConfig:
+    def fill_in_preprocessing(self, processor: ProcessorConfig) -> ProcessorConfig:
         """The processor's settings, of which those of images that follow the weights of the vision encoder are these.
 
         Raises:
             ConfigError: they contradict the weights.
             WeightsError: the weights say it themselves, and cannot be read.
         """
-        return processor.with_preprocessing(self.vision.preprocessing()) if self.reads_images() else processor
+        return processor.fill_in_preprocessing(self.vision.preprocessing()) if self.reads_images() else processor
 
     def _longest_encoded_text(self) -> int | None:
         """Most tokens of a text that the language encoder takes; None for no limit, or if it encodes none."""
-        limit: int | None = self.language.longest_text() if self.task.encodes_text() else None
+        limit: int | None = self.language.max_text_tokens() if self.task.encodes_text() else None
         return limit
 
     def text_limits(self, processor: VLProcessor) -> tuple[int | None, int | None]:
@@ -228,14 +228,16 @@ class ModelConfig(Section):
         Raises:
             WeightsError: a pretrained part does not exist.
         """
-        resolved = self.resolve(vocabulary_of(processor), as_pair(processor.config.image_size))
+        resolved = self.resolve_settings(
+            vocabulary_of_processor(processor), as_height_and_width(processor.config.image_size)
+        )
         longest = resolved._longest_encoded_text()
         if longest is not None:
-            longest -= self.knowledge.extra_tokens()
-        return longest, resolved.task.longest_target()
+            longest -= self.knowledge.max_added_tokens()
+        return longest, resolved.task.max_generated_tokens()
 
 
-def vocabulary_of(processor: VLProcessor) -> parts.Vocabulary:
+def vocabulary_of_processor(processor: VLProcessor) -> parts.Vocabulary:
     """What the parts need to know about a processor's tokens and labels."""
     begin, end = (-1 if token is None else token for token in (processor.begin_id, processor.end_id))
     tokenizer = processor.tokenizer
@@ -267,7 +269,7 @@ class VLConfig(PreTrainedConfig):
     begin_token_id: int = -1
     end_token_id: int = -1
 
-    def check_tree(self, folder: str) -> dict[str, Any]:
+    def checked_model_settings(self, folder: str) -> dict[str, Any]:
         """The tree of parts of the model in a folder.
 
         Raises:
@@ -276,7 +278,7 @@ class VLConfig(PreTrainedConfig):
         if self.model is None:
             raise ConfigError(
                 f"the configuration {folder!r} has no tree of parts, so it is none of a VLModel; name a folder that "
-                "VLModel.save_pretrained wrote, or make a model with VLModel.from_tree"
+                "VLModel.save_pretrained wrote, or make a model with VLModel.create_from_config"
             )
         if self.format != FORMAT:
             raise ConfigError(
@@ -296,9 +298,9 @@ class VLConfig(PreTrainedConfig):
         return parts.Vocabulary(self.vocab_size, self.pad_token_id, labels, self.begin_token_id, self.end_token_id)
 
     @classmethod
-    def of(cls, model: dict[str, Any], processor: VLProcessor) -> VLConfig:
+    def from_processor(cls, model: dict[str, Any], processor: VLProcessor) -> VLConfig:
         """The configuration of a model for the tokenizer and labels of ``processor``."""
-        vocabulary = vocabulary_of(processor)
+        vocabulary = vocabulary_of_processor(processor)
         return cls(
             format=FORMAT,
             model=model,

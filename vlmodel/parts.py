@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 from torch import Tensor, nn
 
 from vlmodel import lora
-from vlmodel.config import ConfigError, Part
+from vlmodel.config import ConfigError, PartConfig
 from vlmodel.encoder_parts import EncoderPart as EncoderPart
 from vlmodel.encoder_parts import ModalityPart as ModalityPart
-from vlmodel.images.preprocessing import Preprocessing
+from vlmodel.images.preprocessing import ImagePreprocessing
 from vlmodel.streams import StreamAdapters
 from vlmodel.tokens import DecoderInput, FusedStream, Rows, Streams, Tokens
 
@@ -44,7 +44,7 @@ class Vocabulary:
 
 
 @dataclass(frozen=True)
-class TextLayout:
+class TokenLayout:
     """Where the tokens of N texts stand, and which of them attend to which, where that is not their order and all.
 
     Attributes:
@@ -55,13 +55,13 @@ class TextLayout:
     positions_NT: Tensor
     visible_NTT: Tensor
 
-    def select(self, index_U: Tensor) -> TextLayout:
+    def select_texts(self, index_U: Tensor) -> TokenLayout:
         """Those of the texts at these places."""
-        return TextLayout(self.positions_NT.index_select(0, index_U), self.visible_NTT.index_select(0, index_U))
+        return TokenLayout(self.positions_NT.index_select(0, index_U), self.visible_NTT.index_select(0, index_U))
 
-    def cut(self, texts: slice, columns: slice) -> TextLayout:
+    def slice_texts(self, texts: slice, columns: slice) -> TokenLayout:
         """Those of some texts and columns."""
-        return TextLayout(self.positions_NT[texts, columns], self.visible_NTT[texts, columns, columns])
+        return TokenLayout(self.positions_NT[texts, columns], self.visible_NTT[texts, columns, columns])
 
 
 class Pretrainable(nn.Module):
@@ -87,7 +87,7 @@ class Pretrainable(nn.Module):
         """
         return [list(self.pretrained_parameters())]
 
-    def frozen_names(self) -> Iterator[str]:
+    def frozen_tensor_names(self) -> Iterator[str]:
         """Names, as in ``state_dict``, of all weights and statistics that training never changes. They are stored once
         for all models that have the same ones (``vlmodel.bases``).
         """
@@ -108,7 +108,7 @@ class Encoder(Pretrainable):
         self._frozen: list[str] = []
         self._adapted: list[str] = []
 
-    def to_grid(self, weights_NT: Tensor) -> Tensor | None:
+    def weights_to_grid(self, weights_NT: Tensor) -> Tensor | None:
         """Weights of the tokens, such as attention, as a grid (N, H, W); None if the tokens are no grid.
 
         By default the tokens are a square grid, row by row; images are square.
@@ -116,26 +116,26 @@ class Encoder(Pretrainable):
         side = math.isqrt(weights_NT.shape[1])
         return weights_NT.unflatten(1, (side, side)) if side * side == weights_NT.shape[1] else None
 
-    def frozen_state(self) -> dict[str, Tensor]:
+    def frozen_state_dict(self) -> dict[str, Tensor]:
         """All weights that training never changes, by their names; cached features depend on no others."""
         parameters = {name: p.detach() for name, p in self.named_parameters() if not p.requires_grad}
         return parameters | dict(self.named_buffers())
 
-    def frozen_names(self) -> Iterator[str]:
+    def frozen_tensor_names(self) -> Iterator[str]:
         for name in self._frozen:
             yield from (f"{name}.{key}" for key in self.get_submodule(name).state_dict())
         for name in self._adapted:
-            yield from (f"{name}.{key}" for key in lora.plain_names(self.get_submodule(name)))
+            yield from (f"{name}.{key}" for key in lora.names_without_adapters(self.get_submodule(name)))
 
-    def freeze(self, *names: str) -> None:
+    def freeze_submodules(self, *names: str) -> None:
         """Exclude submodules from training: no gradient, and always in evaluation mode (BatchNorm, dropout)."""
         self._frozen.extend(names)
         for name in names:
             self.get_submodule(name).requires_grad_(False).eval()
 
-    def adapt(self, name: str, config: lora.Lora) -> None:
+    def add_adapters(self, name: str, config: lora.LoraSettings) -> None:
         """Put low-rank adapters into a submodule. All else of it is frozen and in evaluation mode."""
-        lora.inject(self.get_submodule(name), config)
+        lora.inject_adapters(self.get_submodule(name), config)
         self._adapted.append(name)
 
     def train(self, mode: bool = True) -> Self:
@@ -152,11 +152,11 @@ class Encoder(Pretrainable):
 class VisionEncoder(Encoder):
     """Base of the vision encoders: ``forward(pixels_BHWC: uint8)`` returns ``Tokens``."""
 
-    def features(self, pixels_BHWC: Tensor) -> Tensor:
+    def compute_features(self, pixels_BHWC: Tensor) -> Tensor:
         """The backbone's output for uint8 images, (B, F): all that the rest of the encoder reads."""
         raise NotImplementedError
 
-    def from_features(self, features_BF: Tensor) -> Tokens:
+    def tokens_from_features(self, features_BF: Tensor) -> Tokens:
         """The rest of the encoder.
 
         Raises:
@@ -164,7 +164,7 @@ class VisionEncoder(Encoder):
         """
         raise NotImplementedError
 
-    def layout(self, numbers: int) -> Sequence[tuple[int, int, int]]:
+    def grid_shapes(self, numbers: int) -> Sequence[tuple[int, int, int]]:
         """(height, width, channels) of each of the grids that features of ``numbers`` values are, one after the other;
         by default they are one vector.
         """
@@ -173,23 +173,23 @@ class VisionEncoder(Encoder):
 
 class LanguageEncoder(Encoder):
     """Base of the language encoders: ``forward(input_ids_NT, mask_NT)`` returns ``Tokens``; one whose part
-    ``arranges_tokens`` also takes a ``layout`` (``TextLayout``).
+    ``accepts_token_layout`` also takes a ``layout`` (``TokenLayout``).
 
     The first token of the stream is its classification token, wherever the tokenizer puts it; the other real tokens
     follow in their order, then the padding.
     """
 
-    def features(self, input_ids_NT: Tensor, mask_NT: Tensor) -> tuple[Tensor, Tensor]:
+    def compute_features(self, input_ids_NT: Tensor, mask_NT: Tensor) -> tuple[Tensor, Tensor]:
         """The backbone's output for the tokens of N texts, (N, T, F), and which tokens are real, (N, T)."""
         raise NotImplementedError
 
-    def pooled_features(self, features_NTF: Tensor, mask_NT: Tensor) -> tuple[Tensor, Tensor]:
+    def pool_features(self, features_NTF: Tensor, mask_NT: Tensor) -> tuple[Tensor, Tensor]:
         """Features of one token for each text, (N, 1, F), with the same pooled vector as all of its tokens, and whether
         the text has any token, (N, 1). Only if ``LanguagePart.can_pool_features``.
         """
         raise NotImplementedError
 
-    def from_features(self, features_NTF: Tensor, mask_NT: Tensor) -> Tokens:
+    def tokens_from_features(self, features_NTF: Tensor, mask_NT: Tensor) -> Tokens:
         """The rest of the encoder."""
         raise NotImplementedError
 
@@ -203,11 +203,11 @@ class ModalityEncoder(Encoder):
 
     feature_width: int
 
-    def features(self, **arrays: Tensor) -> tuple[Tensor, Tensor]:
+    def compute_features(self, **arrays: Tensor) -> tuple[Tensor, Tensor]:
         """The backbone's output for B inputs, (B, T, F), and which of its tokens are real, (B, T)."""
         raise NotImplementedError
 
-    def from_features(self, features_BTF: Tensor, mask_BT: Tensor) -> Tokens:
+    def tokens_from_features(self, features_BTF: Tensor, mask_BT: Tensor) -> Tokens:
         """The rest of the encoder."""
         raise NotImplementedError
 
@@ -227,7 +227,7 @@ class VisionPart(EncoderPart):
 
     reads_images: ClassVar[bool] = True
 
-    def resolve(self, image_size: tuple[int, int]) -> VisionPart:
+    def resolve_settings(self, image_size: tuple[int, int]) -> VisionPart:
         """The same with everything that ``build`` needs, so that a checkpoint depends on no other files.
 
         Args:
@@ -235,29 +235,29 @@ class VisionPart(EncoderPart):
         """
         return self
 
-    def preprocessing(self) -> Preprocessing:
+    def preprocessing(self) -> ImagePreprocessing:
         """What the weights were trained with; without weights, what is usual for the encoder.
 
         Raises:
             WeightsError: the weights say it themselves, and cannot be read.
         """
-        return Preprocessing((224, 224))
+        return ImagePreprocessing((224, 224))
 
-    def known_preprocessing(self) -> Preprocessing | None:
+    def preprocessing_if_known(self) -> ImagePreprocessing | None:
         """As ``preprocessing``; None if files would have to be read for it."""
         return self.preprocessing()
 
     def build(self) -> VisionEncoder:
         raise NotImplementedError
 
-    def unused_setting(self) -> str | None:
+    def setting_without_effect(self) -> str | None:
         """A setting that has no effect beside the others, with its value and the remedy; None if there is none.
 
         Only whoever chooses settings refuses it, as a saved model may have one.
         """
         return None
 
-    def check_image(self, size: int) -> None:
+    def check_image_size(self, size: int) -> None:
         """Refuse square images of ``size`` pixels a side (``processor.image_size``) that the encoder cannot take.
 
         Raises:
@@ -276,22 +276,22 @@ class LanguagePart(EncoderPart):
         """Whether the encoder returns all tokens of a text, and not its pooled vector as the only one."""
         return True
 
-    def arranges_tokens(self) -> bool:
-        """Whether the encoder takes a ``TextLayout``."""
+    def accepts_token_layout(self) -> bool:
+        """Whether the encoder takes a ``TokenLayout``."""
         return False
 
-    def resolve(self, vocabulary: Vocabulary) -> LanguagePart:
+    def resolve_settings(self, vocabulary: Vocabulary) -> LanguagePart:
         """The same with everything that ``build`` needs, so that a checkpoint depends on no other files."""
         return self
 
     def build(self, vocabulary: Vocabulary) -> LanguageEncoder:
         raise NotImplementedError
 
-    def longest_text(self) -> int | None:
+    def max_text_tokens(self) -> int | None:
         """Greatest number of tokens in a text, if there is a limit that is known before the encoder is built."""
         return None
 
-    def without_layers(self) -> LanguagePart:
+    def embeddings_only(self) -> LanguagePart:
         """The same encoder as a table of embeddings.
 
         Raises:
@@ -310,12 +310,12 @@ class Fusion(nn.Module):
     width: int
     adapters: StreamAdapters
 
-    def adapt(self, name: str, tokens: Tokens) -> Tokens:
+    def adapt_stream(self, name: str, tokens: Tokens) -> Tokens:
         """Bring the stream ``name`` to the width of the fusion.
 
         Topologies call it before ``forward``: an image is adapted once, then repeated for each of its texts.
         """
-        return self.adapters.adapt(name, tokens)
+        return self.adapters.adapt_stream(name, tokens)
 
     def forward(self, streams: Streams, *, pooled_only: bool = False, output_attention: bool = False) -> FusedStream:
         """Make one stream of adapted ``streams``, which have equally many rows.
@@ -327,7 +327,7 @@ class Fusion(nn.Module):
         raise NotImplementedError
 
 
-class FusionPart(Part):
+class FusionPart(PartConfig):
     """Configuration of a fusion.
 
     Attributes:
@@ -361,7 +361,7 @@ class Topology(nn.Module):
         raise NotImplementedError
 
 
-class TopologyPart(Part):
+class TopologyPart(PartConfig):
     """Configuration of a topology.
 
     Attributes:
@@ -410,17 +410,17 @@ class Decoder(Pretrainable):
 
     Attributes:
         pooled_only: the head reads only the pooled vector of the joint stream.
-        reads_joint: the head reads the joint stream; otherwise only the encoders' streams, and nothing is fused.
+        reads_joint_stream: the head reads the joint stream; otherwise only the encoders' streams, and nothing is fused.
     """
 
     pooled_only: bool = False
-    reads_joint: bool = True
+    reads_joint_stream: bool = True
 
     def task_decoders(self) -> Mapping[str, Decoder]:
         """The head of each task by the task's name; a single one is called ""."""
         return {"": self}
 
-    def combine(self, decoded: Mapping[str, DecoderOutput]) -> DecoderOutput:
+    def combine_task_outputs(self, decoded: Mapping[str, DecoderOutput]) -> DecoderOutput:
         """One result of those of ``task_decoders``: the one that is trained on and compared."""
         return next(iter(decoded.values()))
 
@@ -428,7 +428,7 @@ class Decoder(Pretrainable):
         """Scores, and loss and counts if there are targets: the arrays of ``Task.collate_targets``."""
         raise NotImplementedError
 
-    def attention(self, encoded: DecoderInput, processor: VLProcessor, answers: list[Answers]) -> Tensor | None:
+    def compute_attention(self, encoded: DecoderInput, processor: VLProcessor, answers: list[Answers]) -> Tensor | None:
         """(N, T): the head's attention to the joint stream for the best answers; None if it has none of its own."""
         return None
 
@@ -454,7 +454,9 @@ class WrittenText:
 class TextWriter(Decoder):
     """Base of the heads that write texts."""
 
-    def answer(self, encoded: DecoderInput, processor: VLProcessor, top_k: int, **settings: Any) -> list[Answers]:
+    def generate_answers(
+        self, encoded: DecoderInput, processor: VLProcessor, top_k: int, **settings: Any
+    ) -> list[Answers]:
         """At most ``top_k`` different texts for each row, each with its probability.
 
         The probability is the product of those of its tokens, including the last one. A single text is generated
@@ -470,7 +472,7 @@ class TextWriter(Decoder):
         """
         raise NotImplementedError
 
-    def write(
+    def generate_texts(
         self, encoded: DecoderInput, processor: VLProcessor, top_k: int, **settings: Any
     ) -> list[list[WrittenText]]:
         """As ``answer``, of a language model: all texts, also equal ones, in the order in which they were written."""

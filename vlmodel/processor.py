@@ -15,18 +15,18 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
-from vlmodel.answers import Normalizer, normal_form
+from vlmodel.answers import Normalizer, normalize_for_comparison
 from vlmodel.array_names import prefix_array_names
-from vlmodel.config import ConfigError, Section, dump, parse, parse_part
+from vlmodel.config import ConfigError, ConfigSection, dump_config, parse_config, parse_part_config
 from vlmodel.encoder_parts import IMAGE, ModalityPart
 from vlmodel.facts import FactFinder, LinkedFact
-from vlmodel.images.decoders.cpu import decode
+from vlmodel.images.decoders.cpu import decode_image
 from vlmodel.images.pillow import FORMATS
-from vlmodel.images.preprocessing import Preprocessing
-from vlmodel.images.resize import Interpolation, Resize, Square
+from vlmodel.images.preprocessing import ImagePreprocessing
+from vlmodel.images.resize import Interpolation, Resize, SquareResizing
 from vlmodel.knowledge.none import Config as NoKnowledge
 from vlmodel.knowledge_parts import KnowledgePart
-from vlmodel.lengths import group_by_length
+from vlmodel.lengths import group_texts_by_length
 from vlmodel.tasks import DEFAULT
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ _MIN_LIMIT, _MAX_LIMIT = 32, 512
 _USUAL_SIZE = 224
 
 
-class ProcessorConfig(Section):
+class ProcessorConfig(ConfigSection):
     """From the bytes of images and texts to a batch."""
 
     image_size: int = Field(0, ge=0)
@@ -72,7 +72,7 @@ class ProcessorConfig(Section):
 
     @field_validator("max_tokens", "max_target_tokens")
     @classmethod
-    def _above_special_tokens(cls, limit: int, info: ValidationInfo) -> int:
+    def _check_token_limits(cls, limit: int, info: ValidationInfo) -> int:
         least = 2 if info.field_name == "max_tokens" else 3
         if 0 < limit < least:
             raise ValueError(
@@ -81,21 +81,21 @@ class ProcessorConfig(Section):
         return limit
 
     @model_validator(mode="after")
-    def _pads_the_whole(self) -> ProcessorConfig:
+    def _check_pad_without_crop(self) -> ProcessorConfig:
         if self.resize == "pad" and self.crop not in (None, 1):
             raise ValueError(f"crop={self.crop} cuts off the edges that resize='pad' keeps; leave one of them out")
         return self
 
     @property
-    def square(self) -> Square:
+    def square_resizing(self) -> SquareResizing:
         """What an image becomes; with what is usual in the place of what follows the weights."""
-        usual = self.with_preprocessing(Preprocessing((_USUAL_SIZE, _USUAL_SIZE)))
+        usual = self.fill_in_preprocessing(ImagePreprocessing((_USUAL_SIZE, _USUAL_SIZE)))
         assert usual.resize is not None
         assert usual.crop is not None
         assert usual.interpolation is not None
-        return Square(usual.image_size, usual.resize, usual.crop, usual.interpolation)
+        return SquareResizing(usual.image_size, usual.resize, usual.crop, usual.interpolation)
 
-    def with_preprocessing(self, trained: Preprocessing) -> ProcessorConfig:
+    def fill_in_preprocessing(self, trained: ImagePreprocessing) -> ProcessorConfig:
         """The settings with what the weights of the vision encoder were trained with in the place of what follows them.
 
         Raises:
@@ -122,15 +122,16 @@ class ProcessorConfig(Section):
             }
         )
 
-    def differences(self, trained: Preprocessing) -> str:
+    def preprocessing_differences(self, trained: ImagePreprocessing) -> str:
         """What of the framing of images is not as the weights of the vision encoder were trained; "" if nothing is."""
-        mine = self.square
-        theirs = Square(trained.size[0], trained.resize, trained.crop, mine.interpolation)
+        mine = self.square_resizing
+        theirs = SquareResizing(trained.size[0], trained.resize, trained.crop, mine.interpolation)
         if not trained.stated or mine == theirs:
             return ""
-        return f"images are prepared as {_describe(mine)}, and the weights were trained with {_describe(theirs)}"
+        here, there = _describe_resizing(mine), _describe_resizing(theirs)
+        return f"images are prepared as {here}, and the weights were trained with {there}"
 
-    def resolve(
+    def resolve_settings(
         self,
         longest: int = 0,
         longest_target: int = 0,
@@ -138,7 +139,7 @@ class ProcessorConfig(Section):
         target_limit: int | None = None,
     ) -> ProcessorConfig:
         """The settings with numbers in the place of limits that follow the data, and with what is usual of images in
-        the place of what follows the weights (``with_preprocessing``).
+        the place of what follows the weights (``fill_in_preprocessing``).
 
         Args:
             longest, longest_target: tokens of the longest text, and of the longest one to be generated.
@@ -150,7 +151,7 @@ class ProcessorConfig(Section):
             for name, (length, limit) in follows.items()
             if not getattr(self, name)
         }
-        square = self.square
+        square = self.square_resizing
         images = {"image_size": square.side} | {n: getattr(square, n) for n in ("resize", "crop", "interpolation")}
         return self.model_copy(update=limits | images)
 
@@ -164,7 +165,7 @@ class Example:
         texts: the text of each row; "" if the task takes none.
         targets: the correct output for each row, None where it is unknown; empty if all are unknown.
         weights: weight of each row in loss and metrics; one if not given.
-        facts: of each text, the best first; None where they are not looked up yet (``VLProcessor.linked``).
+        facts: of each text, the best first; None where they are not looked up yet (``VLProcessor.link_facts``).
         knowledge_version: of the store that they are from; None without one.
     """
 
@@ -215,9 +216,9 @@ class VLProcessor:
         self.finder: FactFinder | None = None
         self.normalizer: Normalizer = normalizer
         self.inputs, self.reads_images = dict(inputs or {}), reads_images
-        self.config, self.tokenizer, self.labels = config.resolve(), tokenizer, list(labels)
-        self.tasks = dict(tasks) if tasks is not None else {"": parse_part("vlmodel.tasks", {"kind": DEFAULT})}
-        forms = [normal_form(label, normalizer) for label in self.labels]
+        self.config, self.tokenizer, self.labels = config.resolve_settings(), tokenizer, list(labels)
+        self.tasks = dict(tasks) if tasks is not None else {"": parse_part_config("vlmodel.tasks", {"kind": DEFAULT})}
+        forms = [normalize_for_comparison(label, normalizer) for label in self.labels]
         self._label_ids = {form: i for i, form in enumerate(forms)}
         if len(self._label_ids) != len(self.labels):
             counts = Counter(forms)
@@ -227,7 +228,9 @@ class VLProcessor:
             raise ConfigError(f"the tokenizer {type(tokenizer).__name__} has no padding token; set its pad_token")
         self.begin_id = _first_not_none(tokenizer.bos_token_id, tokenizer.cls_token_id)
         self.end_id = _first_not_none(tokenizer.eos_token_id, tokenizer.sep_token_id)
-        if None in (self.begin_id, self.end_id) and any(task.frames_texts() for task in self.tasks.values()):
+        if None in (self.begin_id, self.end_id) and any(
+            task.needs_begin_and_end_tokens() for task in self.tasks.values()
+        ):
             raise ConfigError(
                 f"the tokenizer {type(tokenizer).__name__} has no token that begins or ends a text to be written; set "
                 "its bos_token and eos_token (or cls_token and sep_token)"
@@ -235,7 +238,7 @@ class VLProcessor:
 
     def label_id(self, answer: str) -> int:
         """The index of the label that means the same as an answer, -1 if there is none."""
-        return self._label_ids.get(normal_form(answer, self.normalizer), -1)
+        return self._label_ids.get(normalize_for_comparison(answer, self.normalizer), -1)
 
     @property
     def first_task(self) -> Task:
@@ -243,14 +246,14 @@ class VLProcessor:
         return next(iter(self.tasks.values()))
 
     @property
-    def reads(self) -> tuple[str, ...]:
+    def input_names(self) -> tuple[str, ...]:
         """Names of the inputs that are decoded; a sample may lack some."""
         return ((IMAGE,) if self.reads_images else ()) + tuple(self.inputs)
 
     @property
     def media(self) -> dict[str, str]:
         """What the bytes of these inputs are (``vlmodel.media``), by their names."""
-        return {name: IMAGE if name == IMAGE else self.inputs[name].medium for name in self.reads}
+        return {name: IMAGE if name == IMAGE else self.inputs[name].medium for name in self.input_names}
 
     def decode_image(
         self, data: bytes, out: NDArray[np.uint8] | None = None, formats: Collection[str] = FORMATS
@@ -260,7 +263,7 @@ class VLProcessor:
         Raises:
             ImageError: the bytes are cut off, are no image of these formats, or are one of too many pixels.
         """
-        return decode(data, self.config.square, self.config.max_pixels, out, formats)
+        return decode_image(data, self.config.square_resizing, self.config.max_pixels, out, formats)
 
     def decode_input(self, name: str, data: bytes) -> Mapping[str, NDArray[Any]]:
         """The arrays of one input.
@@ -272,7 +275,9 @@ class VLProcessor:
 
     def decode_inputs(self, example: Example) -> Decoded:
         """Decode those of an example's inputs that are read; errors as of ``decode_input``."""
-        return {name: self.decode_input(name, example.inputs[name]) for name in self.reads if name in example.inputs}
+        return {
+            name: self.decode_input(name, example.inputs[name]) for name in self.input_names if name in example.inputs
+        }
 
     def blank_inputs(self) -> Decoded:
         """An image without anything on it, decoded; {} where no images are read."""
@@ -283,9 +288,9 @@ class VLProcessor:
         """Decode the files that a CUDA device can decode into ``out``, and return which ones they are."""
         import torch
 
-        from vlmodel.images.decoders.gpu import decode_jpegs
+        from vlmodel.images.decoders.gpu import decode_jpegs_on_gpu
 
-        return decode_jpegs(files, self.config.square, self.config.max_pixels, torch.device(gpu), out)
+        return decode_jpegs_on_gpu(files, self.config.square_resizing, self.config.max_pixels, torch.device(gpu), out)
 
     def collate_tasks(
         self, decoded: Sequence[Decoded], examples: Mapping[str, Sequence[Example]]
@@ -299,7 +304,7 @@ class VLProcessor:
         int64 is the place of each sample among them (see ``input_indices``).
         """
         arrays: dict[str, NDArray[np.generic]] = {}
-        for name in self.reads:
+        for name in self.input_names:
             given = [of_sample[name] for of_sample in decoded if name in of_sample]
             arrays |= prefix_array_names(name, self._collate_input(name, given))
             if len(given) < len(decoded):
@@ -315,14 +320,14 @@ class VLProcessor:
 
     def collate_rows(self, examples: Mapping[str, Sequence[Example]]) -> dict[str, NDArray[np.generic]]:
         """The rows of each task over the examples, without their inputs: ``Task.collate``; arrays are named by
-        ``array_names.prefix_array_names``. Facts that were not looked up yet are (``linked``).
+        ``array_names.prefix_array_names``. Facts that were not looked up yet are (``link_facts``).
         """
         rows: dict[str, NDArray[np.generic]] = {}
         for task, of_task in examples.items():
-            rows |= prefix_array_names(task, self.tasks[task].collate(self.linked(of_task), self))
+            rows |= prefix_array_names(task, self.tasks[task].collate(self.link_facts(of_task), self))
         return rows
 
-    def linked(self, examples: Sequence[Example]) -> list[Example]:
+    def link_facts(self, examples: Sequence[Example]) -> list[Example]:
         """The examples with the facts of their texts, all of one version of the store; those that have some keep them,
         and there are none without a finder, or for a model that reads none.
         """
@@ -332,7 +337,7 @@ class VLProcessor:
             for n in waiting:
                 done[n] = replace(done[n], facts=((),) * len(done[n].texts))
             return done
-        found = self.finder.find([text for n in waiting for text in examples[n].texts], self.knowledge.link)
+        found = self.finder.find_facts([text for n in waiting for text in examples[n].texts], self.knowledge.link)
         of_texts = iter(found.by_text)
         for n in waiting:
             facts = tuple(next(of_texts) for _ in examples[n].texts)
@@ -352,11 +357,13 @@ class VLProcessor:
             ``input_ids_NT`` int64 and ``text_mask_NT`` bool, padded to the longest text; ``distinct_U`` int64, a row of
             these for each distinct text; ``text_distinct_N`` int64, for each text its index in ``distinct_U``. With
             ``length_groups`` above 1, ``distinct_U`` is ordered by length, and ``distinct_groups_G3`` int64 are its
-            groups (``lengths.group_by_length``).
+            groups (``lengths.group_texts_by_length``).
         """
         if not texts:
             empty_N, ids_NT, mask_NT = np.zeros(0, np.int64), np.zeros((0, 1), np.int64), np.zeros((0, 1), np.bool_)
-            return {"input_ids_NT": ids_NT, "text_mask_NT": mask_NT} | self._distinct_texts(empty_N, empty_N, mask_NT)
+            return {"input_ids_NT": ids_NT, "text_mask_NT": mask_NT} | self._group_distinct_texts(
+                empty_N, empty_N, mask_NT
+            )
         rows = {text: row for row, text in enumerate(dict.fromkeys(texts))}
         encoded = self.tokenizer(
             list(rows), padding=True, truncation=True, max_length=self.config.max_tokens, return_tensors="np"
@@ -366,9 +373,9 @@ class VLProcessor:
         return {
             "input_ids_NT": encoded["input_ids"].astype(np.int64, copy=False)[row_N],
             "text_mask_NT": mask_UT[row_N],
-        } | self.distinct_texts(row_N, mask_UT)
+        } | self.distinct_text_arrays(row_N, mask_UT)
 
-    def truncated(self, texts: Sequence[str]) -> list[bool]:
+    def are_texts_truncated(self, texts: Sequence[str]) -> list[bool]:
         """Which of the texts ``tokenize`` cuts off."""
         if not texts:
             return []
@@ -415,15 +422,15 @@ class VLProcessor:
         """Write the tokenizer's files and ``processor.json`` (settings, labels, tasks and inputs) into ``folder``."""
         folder = Path(folder)
         self.tokenizer.save_pretrained(str(folder))
-        tasks = {name: dump(task) for name, task in self.tasks.items()}
+        tasks = {name: dump_config(task) for name, task in self.tasks.items()}
         tree = {
-            "processor": dump(self.config),
+            "processor": dump_config(self.config),
             "labels": self.labels,
             "normalizer": self.normalizer,
             "tasks": tasks,
-            "inputs": {name: dump(encoder) for name, encoder in self.inputs.items()},
+            "inputs": {name: dump_config(encoder) for name, encoder in self.inputs.items()},
             "reads_images": self.reads_images,
-            "knowledge": dump(self.knowledge),
+            "knowledge": dump_config(self.knowledge),
         }
         (folder / _FILE).write_text(json.dumps(tree, ensure_ascii=False, indent=1), encoding="utf-8")
 
@@ -455,17 +462,19 @@ class VLProcessor:
                 "anew with this version"
             )
         try:
-            tasks = {name: parse_part("vlmodel.tasks", task) for name, task in tree["tasks"].items()}
-            inputs = {name: parse_part("vlmodel.modality", encoder) for name, encoder in tree["inputs"].items()}
-            knowledge = parse_part("vlmodel.knowledge", tree["knowledge"])
+            tasks = {name: parse_part_config("vlmodel.tasks", task) for name, task in tree["tasks"].items()}
+            inputs = {name: parse_part_config("vlmodel.modality", encoder) for name, encoder in tree["inputs"].items()}
+            knowledge = parse_part_config("vlmodel.knowledge", tree["knowledge"])
         except ConfigError as error:
             raise ConfigError(f"{str(file)!r} is of another version ({error}); train anew with this one") from None
         return cls(
-            parse(ProcessorConfig, tree["processor"]), tokenizer, tree["labels"], tasks, tree["normalizer"],
+            parse_config(ProcessorConfig, tree["processor"]), tokenizer, tree["labels"], tasks, tree["normalizer"],
             inputs, tree["reads_images"], knowledge,
         )  # fmt: skip
 
-    def distinct_texts(self, row_N: NDArray[np.int64], mask_UT: NDArray[np.bool_]) -> dict[str, NDArray[np.generic]]:
+    def distinct_text_arrays(
+        self, row_N: NDArray[np.int64], mask_UT: NDArray[np.bool_]
+    ) -> dict[str, NDArray[np.generic]]:
         """The arrays of ``tokenize`` about distinct texts.
 
         Args:
@@ -473,14 +482,14 @@ class VLProcessor:
             mask_UT: of the distinct ones' tokens.
         """
         distinct_U = np.unique(row_N, return_index=True)[1].astype(np.int64, copy=False)
-        return self._distinct_texts(distinct_U, row_N, mask_UT)
+        return self._group_distinct_texts(distinct_U, row_N, mask_UT)
 
-    def _distinct_texts(
+    def _group_distinct_texts(
         self, distinct_U: NDArray[np.int64], row_N: NDArray[np.int64], mask_UT: NDArray[np.bool_]
     ) -> dict[str, NDArray[np.generic]]:
         if self.config.length_groups == 1:
             return {"distinct_U": distinct_U, "text_distinct_N": row_N}
-        order_U, groups_G3 = group_by_length(mask_UT, self.config.length_groups)
+        order_U, groups_G3 = group_texts_by_length(mask_UT, self.config.length_groups)
         return {
             "distinct_U": distinct_U[order_U],
             "text_distinct_N": np.argsort(order_U)[row_N],
@@ -488,7 +497,7 @@ class VLProcessor:
         }
 
 
-def _describe(square: Square) -> str:
+def _describe_resizing(square: SquareResizing) -> str:
     of_sides = "" if square.crop == 1 else f" (crop={square.crop:g})"
     return f"image_size={square.side}, resize={square.resize!r}{of_sides}"
 

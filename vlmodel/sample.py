@@ -31,8 +31,8 @@ class Question:
 
 
 @dataclass(frozen=True)
-class Texts:
-    """All texts of one sample, in the source's order; ``Texts()`` where it has none.
+class SampleTexts:
+    """All texts of one sample, in the source's order; ``SampleTexts()`` where it has none.
 
     Attributes:
         label: the sample's class ("class" in its JSON, or ``KEY.cls``), never blank; None where it is unknown.
@@ -43,7 +43,7 @@ class Texts:
     label: str | None = None
 
     @property
-    def kinds(self) -> tuple[str, ...]:
+    def present_kinds(self) -> tuple[str, ...]:
         """Which of them there are, by their names in ``TEXTS``."""
         has = {"captions": self.captions, "questions": self.questions, "class": self.label}
         return tuple(name for name, texts in has.items() if texts)
@@ -61,6 +61,6 @@ class Sample(NamedTuple):
 
     key: str
     inputs: Mapping[str, bytes]
-    texts: Texts
+    texts: SampleTexts
     present: frozenset[str]
     split: str = ""

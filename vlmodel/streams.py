@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vlmodel.layers import Attention, feed_forward_network, masked_mean
+from vlmodel.layers import MultiHeadAttention, feed_forward_network, masked_mean
 from vlmodel.tokens import FusedStream, Rows, Streams, Tokens
 
 ANCHOR = "language"
@@ -32,7 +32,7 @@ class StreamAdapters(nn.ModuleDict):
         super().__init__({name: nn.Linear(widths[name], width) for name in sorted(widths)})
         self.widths = dict(widths)
 
-    def adapt(self, name: str, tokens: Tokens) -> Tokens:
+    def adapt_stream(self, name: str, tokens: Tokens) -> Tokens:
         x_BTD = self[name](tokens.x_BTD.masked_fill(~tokens.mask_BT.unsqueeze(-1), 0))
         pooled_BD = self[name](tokens.pooled_BD.masked_fill(~tokens.mask_BT.any(1, keepdim=True), 0))
         return Tokens(x_BTD, tokens.mask_BT, pooled_BD)
@@ -52,14 +52,14 @@ class StreamAdapters(nn.ModuleDict):
                 continue
             zeros_BTD = first.x_BTD.new_zeros(count, 1, self.widths[name])
             mask_BT = first.mask_BT.new_zeros(count, 1)
-            complete[name] = self.adapt(name, Tokens(zeros_BTD, mask_BT, zeros_BTD[:, 0]))
+            complete[name] = self.adapt_stream(name, Tokens(zeros_BTD, mask_BT, zeros_BTD[:, 0]))
         return complete
 
 
-class PooledAdapters(StreamAdapters):
+class PooledStreamAdapters(StreamAdapters):
     """Adapters of the pooled vectors: a stream becomes one token, which is zero in the rows where it is missing."""
 
-    def adapt(self, name: str, tokens: Tokens) -> Tokens:
+    def adapt_stream(self, name: str, tokens: Tokens) -> Tokens:
         present_B1 = tokens.mask_BT.any(1, keepdim=True)
         pooled_BD = self[name](tokens.pooled_BD.masked_fill(~present_B1, 0)) * present_B1
         return Tokens(pooled_BD.unsqueeze(1), present_B1, pooled_BD)
@@ -77,7 +77,7 @@ class CoAttention(nn.Module):
         names = sorted(names)
         attending = names if len(names) > 1 else []
         self.attention_norms = nn.ModuleDict({name: nn.LayerNorm(width) for name in attending})
-        self.attentions = nn.ModuleDict({name: Attention(width, heads) for name in attending})
+        self.attentions = nn.ModuleDict({name: MultiHeadAttention(width, heads) for name in attending})
         self.feed_forward_norms = nn.ModuleDict({name: nn.LayerNorm(width) for name in names})
         self.feed_forwards = nn.ModuleDict({name: feed_forward_network(width, hidden, dropout) for name in names})
         self.dropout = nn.Dropout(dropout)
@@ -127,7 +127,7 @@ def stream_spans(x: Mapping[str, Tensor]) -> Spans:
     return spans
 
 
-def block_diagonal(weights: Mapping[str, Tensor]) -> Tensor:
+def block_diagonal_attention(weights: Mapping[str, Tensor]) -> Tensor:
     """The self-attention weights of all streams (B, T, T), in the joint sequence (B, Q, S)."""
     spans = stream_spans(weights)
     total = max(stop for _, stop in spans.values())

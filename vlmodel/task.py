@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
 import numpy as np
 
 from vlmodel import generation
-from vlmodel.config import Part
+from vlmodel.config import PartConfig
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -28,14 +28,14 @@ if TYPE_CHECKING:
     from vlmodel.operations.base import Operation
     from vlmodel.parts import Answers, Decoder, Vocabulary
     from vlmodel.processor import Example, VLProcessor
-    from vlmodel.sample import Sample, Texts
+    from vlmodel.sample import Sample, SampleTexts
     from vlmodel.tokens import DecoderInput
 
 V = TypeVar("V")
 
 
 @dataclass(frozen=True)
-class Row:
+class TaskRow:
     """One thing to be learned or answered about a sample.
 
     Attributes:
@@ -51,10 +51,10 @@ class Row:
     id: str | None = None
 
 
-class TaskPart(Part):
+class TaskPart(PartConfig):
     """What a model is configured for: a ``Task``, or several of them (``tasks/multitask.py``)."""
 
-    def tasks(self) -> dict[str, Task]:
+    def tasks_by_name(self) -> dict[str, Task]:
         """The tasks by their names, in the order of a saved model; a single one is called ""."""
         raise NotImplementedError
 
@@ -66,27 +66,27 @@ class TaskPart(Part):
         """Whether that text comes through ``model.language``, for any task; a language model reads it itself."""
         return self.reads_text()
 
-    def reads_joint(self) -> bool:
+    def reads_joint_stream(self) -> bool:
         """Whether any task reads the joint stream; if none does, the model has no topology and no fusion."""
         return True
 
-    def reads_streams(self) -> bool:
+    def reads_every_stream(self) -> bool:
         """Whether any task reads the stream of every encoder."""
         return False
 
-    def reads_encoded(self) -> bool:
+    def reads_unfused_streams(self) -> bool:
         """Whether any task reads the encoders' streams, for which the language encoder must have its layers."""
-        return not self.reads_joint()
+        return not self.reads_joint_stream()
 
-    def encoded_streams(self) -> frozenset[str]:
+    def unfused_stream_names(self) -> frozenset[str]:
         """The encoders' streams that tasks read as they are encoded, beside the joint one."""
         return frozenset()
 
-    def resolve(self, vocabulary: Vocabulary) -> TaskPart:
+    def resolve_settings(self, vocabulary: Vocabulary) -> TaskPart:
         """As ``LanguagePart``'s."""
         return self
 
-    def frames_texts(self) -> bool:
+    def needs_begin_and_end_tokens(self) -> bool:
         """Whether texts are written, by any task, between the tokenizer's tokens that begin and end one."""
         return False
 
@@ -97,7 +97,7 @@ class TaskPart(Part):
             ConfigError: naming what is missing, and the remedy.
         """
 
-    def longest_target(self) -> int | None:
+    def max_generated_tokens(self) -> int | None:
         """Greatest number of tokens in a generated text, if there is a limit that is known."""
         return None
 
@@ -109,7 +109,7 @@ class TaskPart(Part):
         """
         generation.check_generation_settings(settings, top_k, max_target_tokens)
 
-    def selection_metric(self) -> Literal["accuracy", "loss"]:
+    def checkpoint_metric(self) -> Literal["accuracy", "loss"]:
         """The validation metric by which the best checkpoint is chosen."""
         return "accuracy"
 
@@ -127,7 +127,7 @@ class Task(TaskPart):
 
     Attributes:
         writes_text: the model generates its answer token by token, so that answers are compared as whole texts.
-        chooses_label: the model chooses among the processor's labels, which are those of ``labels``.
+        chooses_label: the model chooses among the processor's labels, which are those of ``label_candidates``.
         normalizer: the rules by which its answers are compared, whatever ``vocabulary.normalizer`` says of others; None
             for those of that setting. It counts where all tasks of a model that choose labels have it.
         learns_baseline: a baseline is learned from the texts of the training split (``learn_baseline``).
@@ -146,22 +146,22 @@ class Task(TaskPart):
     operations: ClassVar[tuple[Operation, ...]] = ()
 
     @property
-    def learns_from(self) -> str:
+    def learning_requirement(self) -> str:
         raise NotImplementedError
 
     @property
-    def embeds(self) -> str:
+    def embedded_input(self) -> str:
         """The input of which the model gives vectors, beside those of texts (``embed``); "" for tasks without."""
         return ""
 
-    def tasks(self) -> dict[str, Task]:
+    def tasks_by_name(self) -> dict[str, Task]:
         return {"": self}
 
-    def identity(self) -> dict[str, Any]:
+    def compatibility_key(self) -> dict[str, Any]:
         """What must be equal for a model to take another one's place before its clients."""
         return {"kind": self.kind}
 
-    def serves(self, operation: Operation) -> bool:
+    def serves_operation(self, operation: Operation) -> bool:
         """Whether it is served by one of ``operations``, with these settings."""
         return True
 
@@ -175,31 +175,31 @@ class Task(TaskPart):
         """Whether such a sample makes rows to learn from."""
         return self.can_answer(present)
 
-    def can_use(self, present: frozenset[str]) -> bool:
+    def is_used_in_training(self, present: frozenset[str]) -> bool:
         """Whether training reads such a sample: it makes rows, or helps those of others (``collate_samples``)."""
         return self.can_learn(present)
 
-    def training_rows(self, samples: Sequence[Sample]) -> list[list[Row]]:
+    def training_rows(self, samples: Sequence[Sample]) -> list[list[TaskRow]]:
         """The rows that the task learns from, for each sample of a batch. Those of samples that ``can_learn`` refuses
         are dropped.
         """
         raise NotImplementedError
 
-    def rows_to_answer(self, samples: Sequence[Sample]) -> list[list[Row]]:
+    def rows_to_answer(self, samples: Sequence[Sample]) -> list[list[TaskRow]]:
         """The rows to be answered, for each sample of a batch. Those of samples that ``can_answer`` refuses are
         dropped.
         """
         return self.training_rows(samples)
 
-    def texts_read(self, texts: Texts) -> Iterable[str]:
+    def texts_to_read(self, texts: SampleTexts) -> Iterable[str]:
         """Of a sample's texts those that its model reads."""
         return ()
 
-    def texts_written(self, texts: Texts) -> Iterable[str]:
+    def texts_to_generate(self, texts: SampleTexts) -> Iterable[str]:
         """Of a sample's texts those that its model learns to generate."""
         return ()
 
-    def labels(self, texts: Texts) -> Iterable[str]:
+    def label_candidates(self, texts: SampleTexts) -> Iterable[str]:
         """Of a sample's texts those that are, or mean the same as, a label; the most frequent ones are the labels."""
         return ()
 
@@ -215,11 +215,11 @@ class Task(TaskPart):
         counts = [len(example.texts) for example in examples]
         arrays: dict[str, NDArray[np.generic]] = {
             "sample_N": np.repeat(np.arange(len(examples), dtype=np.int64), counts),
-            "weights_N": np.array(list(chain.from_iterable(map(_weights_of, examples))), dtype=np.float32),
+            "weights_N": np.array(list(chain.from_iterable(map(_weights_per_text, examples))), dtype=np.float32),
         }
         facts = [of_text for example in examples for of_text in example.facts or ((),) * len(example.texts)]
         arrays |= self.collate_texts([text for example in examples for text in example.texts], facts, processor)
-        targets = list(chain.from_iterable(map(_targets_of, examples)))
+        targets = list(chain.from_iterable(map(_targets_per_text, examples)))
         return arrays | self.collate_targets(targets, arrays, processor)
 
     def collate_texts(
@@ -250,7 +250,7 @@ class Task(TaskPart):
 
     # Arrays to answers.
 
-    def answer(
+    def predict_answers(
         self, head: Decoder, encoded: DecoderInput, processor: VLProcessor, top_k: int, **settings: Any
     ) -> list[Answers]:
         """The ``top_k`` best answers to each of the N rows, with their probabilities or scores.
@@ -261,22 +261,24 @@ class Task(TaskPart):
         """
         raise NotImplementedError
 
-    def embed(self, head: Decoder, encoded: DecoderInput) -> tuple[Tensor, Tensor]:
-        """Embeddings of B inputs and N texts, of a task that ``embeds``; their dot product is the similarity."""
+    def embed_batch(self, head: Decoder, encoded: DecoderInput) -> tuple[Tensor, Tensor]:
+        """Embeddings (B, D) of the inputs and (N, D) of the texts of a batch; their dot product is the similarity. Only
+        of tasks with an ``embedded_input``.
+        """
         raise NotImplementedError
 
     # Answers to judgements.
 
-    def learn_baseline(self, samples: Iterable[Texts], normalizer: Normalizer) -> dict[str, Any]:
+    def learn_baseline(self, samples: Iterable[SampleTexts], normalizer: Normalizer) -> dict[str, Any]:
         """What answers without looking, learned from the texts of a training split; plain values that are stored with
-        the model, and given to ``judge``.
+        the model, and given to ``judge_answers``.
 
         Raises:
             ValueError: nothing can be learned from these texts.
         """
         raise NotImplementedError
 
-    def score(self, answered: AnsweredRows, normalizer: Normalizer) -> ExampleScores:
+    def score_rows(self, answered: AnsweredRows, normalizer: Normalizer) -> ExampleScores:
         """Scores of those rows that have a right answer, whose ``value`` is the metric by which models are compared.
 
         Args:
@@ -284,7 +286,7 @@ class Task(TaskPart):
         """
         raise NotImplementedError
 
-    def judge(
+    def judge_answers(
         self, answered: AnsweredRows, baseline: Mapping[str, Any] | None, labels: Sequence[str], normalizer: Normalizer
     ) -> Judgement:
         """All metrics, beside those of baselines.
@@ -298,28 +300,28 @@ class Task(TaskPart):
         """
         raise NotImplementedError
 
-    def examples(self, answered: AnsweredRows, normalizer: Normalizer) -> list[ExampleAnswer]:
+    def rows_for_examples_page(self, answered: AnsweredRows, normalizer: Normalizer) -> list[ExampleAnswer]:
         """Rows for the page of examples, which shows some of them."""
         raise NotImplementedError
 
 
-def learnable_rows(task: Task, samples: Sequence[Sample]) -> list[list[Row]]:
+def learnable_rows(task: Task, samples: Sequence[Sample]) -> list[list[TaskRow]]:
     """The rows that a task learns from, for each sample of a batch; none of samples that it cannot learn from."""
     made = zip(samples, task.training_rows(samples), strict=True)
     return [rows if task.can_learn(sample.present) else [] for sample, rows in made]
 
 
-def answerable_rows(task: Task, samples: Sequence[Sample]) -> list[list[Row]]:
+def answerable_rows(task: Task, samples: Sequence[Sample]) -> list[list[TaskRow]]:
     """The rows to be answered, for each sample of a batch; none of samples that the task cannot answer."""
     made = zip(samples, task.rows_to_answer(samples), strict=True)
     return [rows if task.can_answer(sample.present) else [] for sample, rows in made]
 
 
-def _targets_of(example: Example) -> Sequence[str | None]:
+def _targets_per_text(example: Example) -> Sequence[str | None]:
     return _value_per_text(example, "targets", example.targets or None, None)
 
 
-def _weights_of(example: Example) -> Sequence[float]:
+def _weights_per_text(example: Example) -> Sequence[float]:
     return _value_per_text(example, "weights", example.weights, 1.0)
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Self
 
-from vlmodel.config import Part
+from vlmodel.config import PartConfig
 
 if TYPE_CHECKING:
     import numpy as np
@@ -19,10 +19,10 @@ if TYPE_CHECKING:
     from vlmodel.processor import VLProcessor
 
 
-class TextHeadPart(Part):
+class TextHeadPart(PartConfig):
     """Configuration of a head that writes texts. The tasks that write texts hold one (``tasks/_generation.py``)."""
 
-    def resolve(self, vocabulary: Vocabulary) -> Self:
+    def resolve_settings(self, vocabulary: Vocabulary) -> Self:
         """The same with everything that ``build`` needs, so that a checkpoint depends on no other files.
 
         Raises:
@@ -31,7 +31,7 @@ class TextHeadPart(Part):
         """
         return self
 
-    def reads_joint(self) -> bool:
+    def reads_joint_stream(self) -> bool:
         """Whether it reads the joint stream, and not those of the encoders."""
         return True
 
@@ -39,11 +39,11 @@ class TextHeadPart(Part):
         """Whether the text of a row comes through ``model.language``."""
         return True
 
-    def frames_texts(self) -> bool:
+    def needs_begin_and_end_tokens(self) -> bool:
         """Whether a written text lies between the tokenizer's tokens that begin and end one."""
         return True
 
-    def takes_conversations(self) -> bool:
+    def accepts_conversations(self) -> bool:
         """Whether it answers conversations of several turns."""
         return False
 
@@ -54,7 +54,7 @@ class TextHeadPart(Part):
             ConfigError: naming what is missing, and the remedy.
         """
 
-    def longest_target(self) -> int | None:
+    def max_generated_tokens(self) -> int | None:
         """Greatest number of tokens in a text, if there is a limit that is known."""
         return None
 
@@ -77,7 +77,7 @@ class TextHeadPart(Part):
         return processor.tokenize_targets(targets)
 
 
-class BridgePart(Part):
+class BridgePart(PartConfig):
     """Configuration of a bridge: it makes tokens of a language model's width of an encoder's stream."""
 
     def build(self, width: int, out_width: int) -> Bridge:

@@ -34,14 +34,14 @@ class Tokens:
     mask_BT: Tensor
     pooled_BD: Tensor
 
-    def select(self, index_N: Tensor) -> Tokens:
+    def select_rows(self, index_N: Tensor) -> Tokens:
         """The same stream, repeated or reordered along its first dimension: row n is row ``index_N[n]``."""
         return Tokens(*(t.index_select(0, index_N) for t in (self.x_BTD, self.mask_BT, self.pooled_BD)))
 
-    def with_missing_rows(self, index_B: Tensor) -> Tokens:
+    def select_rows_or_missing(self, index_B: Tensor) -> Tokens:
         """As ``select``; an index one past the last row gives a missing stream: padding and zeros."""
         tensors = (self.x_BTD, self.mask_BT, self.pooled_BD)
-        return Tokens(*(torch.cat([t, t.new_zeros(1, *t.shape[1:])]) for t in tensors)).select(index_B)
+        return Tokens(*(torch.cat([t, t.new_zeros(1, *t.shape[1:])]) for t in tensors)).select_rows(index_B)
 
     @staticmethod
     def concatenate(groups: Sequence[Tokens]) -> Tokens:
@@ -80,10 +80,10 @@ class FusedStream:
     attention_LBQS: Tensor | None = None
     keeps_sequence: bool = True
 
-    def select(self, index_N: Tensor) -> FusedStream:
+    def select_rows(self, index_N: Tensor) -> FusedStream:
         """The same, repeated or reordered along the first dimension: row n is row ``index_N[n]``."""
         attention = None if self.attention_LBQS is None else self.attention_LBQS.index_select(1, index_N)
-        return FusedStream(self.tokens.select(index_N), self.spans, attention, self.keeps_sequence)
+        return FusedStream(self.tokens.select_rows(index_N), self.spans, attention, self.keeps_sequence)
 
 
 @dataclass(frozen=True)
@@ -119,7 +119,7 @@ class DecoderInput:
     prompts: Prompts | None = None
 
     @property
-    def fused(self) -> FusedStream:
+    def fused_stream(self) -> FusedStream:
         """``joint``, for decoders that read it."""
         assert self.joint is not None
         return self.joint

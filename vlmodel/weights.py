@@ -1,4 +1,4 @@
-"""Weights from elsewhere: opened without executing code, checked completely, with errors that name the setting."""
+"""Loads pretrained models of transformers without executing their code; errors name the setting and the remedy."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ class WeightsError(ExpectedError, ValueError):
     """Weights that cannot be loaded into a part. The message names the file, the first differences and the remedy."""
 
 
-def open_config(
-    setting: str, source: str, vocabulary_size: int, unsupported_reason: Callable[[str], str | None]
+def open_transformers_config(
+    setting: str, source: str, vocabulary_size: int, unsupported_architecture_reason: Callable[[str], str | None]
 ) -> Any:
-    """transformers' configuration of the model in the folder or on the hub.
+    """Open transformers' configuration of a model in a folder or on the hub.
 
     Args:
         setting: the setting that names ``source``, for the error.
         vocabulary_size: how many tokens the tokenizer has; the model must have as many.
-        unsupported_reason: why an architecture cannot be used; None if it can.
+        unsupported_architecture_reason: why an architecture cannot be used; None if it can.
 
     Raises:
         WeightsError: it cannot be opened.
@@ -33,14 +33,15 @@ def open_config(
     """
     from transformers import AutoConfig
 
-    name, options = source_options(source)
+    name, options = from_pretrained_arguments(source)
     try:
         config = AutoConfig.from_pretrained(name, trust_remote_code=False, **options)
     except Exception as error:  # broken files raise anything
         raise WeightsError(
-            f"{setting}={source!r} cannot be opened: {one_line(error)}; without a network, name the folder of a copy"
+            f"{setting}={source!r} cannot be opened: {error_in_one_line(error)}; without a network, name the folder of "
+            "a copy"
         ) from error
-    if reason := unsupported_reason(config.model_type):
+    if reason := unsupported_architecture_reason(config.model_type):
         raise ConfigError(f"{setting}={source!r}: its architecture {config.model_type!r} {reason}")
     if config.vocab_size < vocabulary_size:
         raise ConfigError(
@@ -50,18 +51,18 @@ def open_config(
     return config
 
 
-def one_line(error: Exception) -> str:
+def error_in_one_line(error: Exception) -> str:
     """The text of an error without its line breaks."""
     return " ".join(str(error).split())
 
 
-def open_model(auto_class: Any, setting: str, source: str, config: Any) -> tuple[Any, set[str]]:
-    """transformers' model with its weights (safetensors), and the names of weights that the source lacks.
+def open_transformers_model(auto_class: Any, setting: str, source: str, config: Any) -> tuple[Any, set[str]]:
+    """Open a model of transformers with its weights (safetensors); also returns the names of weights that are missing.
 
     Raises:
         WeightsError: there are none that can be loaded.
     """
-    name, options = source_options(source)
+    name, options = from_pretrained_arguments(source)
     try:
         model, info = auto_class.from_pretrained(
             name,
@@ -114,7 +115,7 @@ def refuse_mismatched_weights(folder: str, info: Mapping[str, Any]) -> None:
 
 
 def config_to_dict(config: Any) -> dict[str, Any]:
-    """transformers' configuration as plain values. JSON makes them equal before a checkpoint is written and after."""
+    """Turn transformers' configuration into plain JSON values, which are the same after a checkpoint is read again."""
     values: dict[str, Any] = json.loads(config.to_json_string(use_diff=False))
     return {key: value for key, value in values.items() if key not in _NOT_OF_THE_ARCHITECTURE}
 
@@ -130,9 +131,9 @@ def config_from_dict(values: Mapping[str, Any]) -> Any:
     return AutoConfig.for_model(values["model_type"], **settings)
 
 
-def source_options(source: str) -> tuple[str, dict[str, Any]]:
-    """The name of a source for transformers' ``from_pretrained``, and options: a folder, or a GGUF file (quantized
-    weights of a language model, which become ordinary ones), is read without asking the hub.
+def from_pretrained_arguments(source: str) -> tuple[str, dict[str, Any]]:
+    """The name and the further arguments for transformers' ``from_pretrained``: a folder, or a GGUF file of quantized
+    weights, which become ordinary ones, is read without asking the hub.
     """
     path = Path(source)
     if path.suffix == ".gguf":

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from pipelines.evaluate.neighbours import Neighbours
 from vlmodel.judging import AnsweredRows
-from vlmodel.task import Row
+from vlmodel.task import TaskRow
 
 
 def parse_answered_rows(answers: pa.Table, neighbours: Neighbours | None = None) -> AnsweredRows:
@@ -27,7 +27,8 @@ def parse_answered_rows(answers: pa.Table, neighbours: Neighbours | None = None)
     return AnsweredRows(
         sample_N=number_samples_of_rows(answers),
         rows=[
-            Row(text, target, tuple(references or ()), identifier) for text, target, references, identifier in of_rows
+            TaskRow(text, target, tuple(references or ()), identifier)
+            for text, target, references, identifier in of_rows
         ],
         predicted=columns["predicted"],
         probability=answers["probability"].to_pylist(),

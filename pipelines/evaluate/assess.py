@@ -19,8 +19,8 @@ from pipelines.evaluate.predict import PredictConfig, iterate_answer_tables, pre
 from pipelines.evaluate.report import TaskReport
 from pipelines.report import training_pictures
 from pipelines.tracking.tracker import NullTracker
-from vlmodel.answers import Normalizer, normal_form
-from vlmodel.encoder_parts import IMAGE, stream_of
+from vlmodel.answers import Normalizer, normalize_for_comparison
+from vlmodel.encoder_parts import IMAGE, stream_of_input
 from vlmodel.inference import Predictor
 from vlmodel.processor import Example
 from vlmodel.sample import TEXTS
@@ -67,7 +67,7 @@ def check_data_is_evaluable(index: Index, tasks: Mapping[str, Task], split: str)
     for name, task in tasks.items():
         if not index.count(task.can_learn, split):
             raise DataError(
-                f"no {split or 'indexed'} sample of {index.tars} has {task.learns_from}, by which "
+                f"no {split or 'indexed'} sample of {index.tars} has {task.learning_requirement}, by which "
                 f"{f'task {name!r}' if name else 'the model'} is judged; choose data or a split that has some"
                 f"{', or leave the task out' if name else ''}"
             )
@@ -126,11 +126,11 @@ def assess_model(
             tables = list(iterate_answer_tables(sample, shown, count))
             scores = score_examples(pa.concat_tables(tables), task, processor.normalizer)
             if len(scores):
-                report = replace(report, training=(scores.value, len(scores)))
+                report = replace(report, training=(scores.metric_value, len(scores)))
         rows = choose_examples(answers, task, examples, normalizer=processor.normalizer)
         cards = make_example_cards(rows, index, predictor, name)
         first = answers.slice(0, 1).to_pylist()[0]
-        inputs = inputs_of_sample(first["key"], index, processor.reads, first["split"])
+        inputs = inputs_of_sample(first["key"], index, processor.input_names, first["split"])
         example = Example(inputs, (first["text"],))
         assessments.append(TaskAssessment(name, report, answers, cards, example, processor.normalizer))
     return assessments
@@ -138,11 +138,11 @@ def assess_model(
 
 def _neighbours(predictor: Predictor, source: Source, index: Index) -> Neighbours | None:
     """Captions of the training images that are nearest, where features of a frozen encoder are kept."""
-    if (cache := next((cache for cache in source.features if cache.stream == stream_of(IMAGE)), None)) is None:
+    if (cache := next((cache for cache in source.features if cache.stream == stream_of_input(IMAGE)), None)) is None:
         return None
     encoder = predictor.model.vision
     assert encoder is not None
-    return captions_of_neighbours(index, cache, encoder.layout(cache.width), source.split)
+    return captions_of_neighbours(index, cache, encoder.grid_shapes(cache.width), source.split)
 
 
 def log_assessment(
@@ -162,7 +162,10 @@ def log_assessment(
     if report.by_answer:
         targets, predicted = (assessment.answers[c].to_pylist() for c in ("target", "predicted"))
         pairs = [
-            (normal_form(target, assessment.normalizer), normal_form(answer, assessment.normalizer))
+            (
+                normalize_for_comparison(target, assessment.normalizer),
+                normalize_for_comparison(answer, assessment.normalizer),
+            )
             for target, answer in zip(targets, predicted, strict=True)
             if target
         ]

@@ -16,7 +16,7 @@ from pipelines.data.texts.corpus import read_texts
 from pipelines.errors import DataError
 from pipelines.storage.folder import Folder
 from vlmodel.answers import Normalizer
-from vlmodel.sample import Texts
+from vlmodel.sample import SampleTexts
 from vlmodel.task import Task
 
 FILE = "baselines.json"
@@ -36,7 +36,11 @@ class Baselines:
 
     @classmethod
     def learn(
-        cls, texts: Iterable[Texts], tasks: Mapping[str, Task], normalizer: Normalizer, trained_on: Sequence[str] = ()
+        cls,
+        texts: Iterable[SampleTexts],
+        tasks: Mapping[str, Task],
+        normalizer: Normalizer,
+        trained_on: Sequence[str] = (),
     ) -> Self:
         """Learn the baselines from the texts of a training split, which are read once for each task that learns.
 
@@ -99,7 +103,7 @@ def check_baselines_are_learnable(index: Index, tasks: Mapping[str, Task]) -> No
     for name, task in tasks.items():
         if task.learns_baseline and not index.count(task.can_learn, "train"):
             raise DataError(
-                f"no train sample of {index.tars} has {task.learns_from}, from which is learned what "
+                f"no train sample of {index.tars} has {task.learning_requirement}, from which is learned what "
                 f"{f'task {name!r}' if name else 'the model'} is compared with, and the model has no {FILE}; train it "
                 "anew with this version, or choose data that has some"
             )
@@ -111,5 +115,5 @@ class _TrainingTexts:
 
     indexes: Sequence[Index]
 
-    def __iter__(self) -> Iterator[Texts]:
+    def __iter__(self) -> Iterator[SampleTexts]:
         return (texts for index in self.indexes for texts in read_texts(index, "train"))

@@ -44,7 +44,7 @@ def build_report(
     """
     answered = parse_answered_rows(answers, neighbours)
     try:
-        judged = task.judge(answered, baselines.tasks.get(name), labels, normalizer)
+        judged = task.judge_answers(answered, baselines.tasks.get(name), labels, normalizer)
     except NothingToJudgeError as error:
         raise DataError(f"no {error.unit} of split {split!r} has {error.lacking}; choose another split") from None
     notes = list(judged.notes)
@@ -75,4 +75,4 @@ def score_examples(answers: pa.Table, task: Task, normalizer: Normalizer = "none
     Args:
         normalizer: rules by which answers in words are compared.
     """
-    return task.score(parse_answered_rows(answers), normalizer)
+    return task.score_rows(parse_answered_rows(answers), normalizer)

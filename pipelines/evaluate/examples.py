@@ -48,7 +48,7 @@ def choose_examples(
     columns = {name: answers[name].to_pylist() for name in ("key", "split", "text")}
     rows = [
         ExampleRow(columns["key"][answer.row], columns["split"][answer.row], columns["text"][answer.row], answer)
-        for answer in task.examples(parse_answered_rows(answers), normalizer)
+        for answer in task.rows_for_examples_page(parse_answered_rows(answers), normalizer)
     ]
     rng = random.Random(seed)
     wrong = [row for row in rows if row.answer.right is False]
@@ -61,7 +61,7 @@ def make_example_cards(rows: list[ExampleRow], index: Index, predictor: Predicto
     """Cards for the page of examples: the decoded image with the attention for the answer. Samples without an image
     have none.
     """
-    inputs_of = _read_inputs({(row.split, row.key) for row in rows}, index, {IMAGE, *predictor.processor.reads})
+    inputs_of = _read_inputs({(row.split, row.key) for row in rows}, index, {IMAGE, *predictor.processor.input_names})
     cards = []
     for row in rows:
         inputs = inputs_of[row.split, row.key]

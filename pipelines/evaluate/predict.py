@@ -30,7 +30,7 @@ from pipelines.errors import DataError
 from pipelines.knowledge.opened import FactSource
 from pipelines.report.progress import Progress
 from vlmodel.array_names import prefix_array_names, select_task_arrays
-from vlmodel.config import ConfigError, Section
+from vlmodel.config import ConfigError, ConfigSection
 from vlmodel.inference import Predictor
 from vlmodel.parts import Answers
 from vlmodel.processor import Example, VLProcessor, input_indices
@@ -54,7 +54,7 @@ SCHEMA = pa.schema(
         pa.field("text_embedding", pa.list_(pa.float32())),
     ]
 )
-"""A row for each row of the task (``vlmodel.task.Row``): the sample (samples of different splits may have
+"""A row for each row of the task (``vlmodel.task.TaskRow``): the sample (samples of different splits may have
 the same key), the request, the right answer (null if unknown), whether the text was cut (``processor.max_tokens``),
 the best answer, and the ``top_k`` best. ``shuffled`` is the best answer about the image of another sample (null if the
 model was not asked). A task that embeds has its vectors, the image's in the first row of each sample."""
@@ -65,7 +65,7 @@ SHUFFLED_IMAGES = 512
 """Enough images to measure how far the answers depend on the image."""
 
 
-class PredictConfig(Section):
+class PredictConfig(ConfigSection):
     """How a model answers the texts of a data set."""
 
     workers: int = Field(1, ge=1)
@@ -136,7 +136,7 @@ class _PredictActor:
         examples = [Example({}, tuple(of_sample)) for of_sample in texts.values()]
         other_B = (np.array(list(texts)) + size // 2) % size
         processor = self._predictor.processor
-        batch = processor.collate_rows({self._task: examples}) | select_inputs(arrays, processor.reads, other_B)
+        batch = processor.collate_rows({self._task: examples}) | select_inputs(arrays, processor.input_names, other_B)
         answer: list[str | None] = [None] * len(drawn)
         probability: list[float | None] = [None] * len(drawn)
         for row, best in zip(rows, self._answer_batch(batch), strict=True):
@@ -197,7 +197,7 @@ def predict_dataset(
     if not index.count(tasks[task].can_answer):
         raise DataError(
             f"{source.tars} was indexed as {index.scan['inputs']}, and the model's task{f' {task!r}' if task else ''} "
-            f"is about {tasks[task].learns_from}; name data that has some, or another task in evaluate.task"
+            f"is about {tasks[task].learning_requirement}; name data that has some, or another task in evaluate.task"
         )
     batches = EvaluationBatches(replace(source, answering=task), config.batch, sample=sample)
     dataset = batch_dataset(batches.__getitem__, stream.tasks, _BATCHES_PER_TASK, 0, len(batches), row_is_block=False)

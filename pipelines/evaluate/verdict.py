@@ -52,7 +52,9 @@ def compare_with_baseline(
         lost = int((model.score_N < baseline.score_N).sum())
         if stats.binomtest(gained, gained + lost).pvalue > 1 - CONFIDENCE:
             relation = "unclear"
-    return BaselineComparison(name, description, model.value, baseline.value, low, high, relation, len(model), looks)
+    return BaselineComparison(
+        name, description, model.metric_value, baseline.metric_value, low, high, relation, len(model), looks
+    )
 
 
 def least_favourable_relation(comparisons: Sequence[BaselineComparison]) -> Relation:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from vlmodel.config import MAY_CHANGE, Section, part
+from vlmodel.config import MAY_CHANGE, ConfigSection, part_field
 from vlmodel.locations import Location
 
 
-class KnowledgeConfig(Section):
+class KnowledgeConfig(ConfigSection):
     """The store of facts, which the knowledge job builds, and training and serving read."""
 
     store: Location = Field("", json_schema_extra=MAY_CHANGE)
@@ -18,7 +18,7 @@ class KnowledgeConfig(Section):
     encoder: Location = Field("", json_schema_extra=MAY_CHANGE)
     """Folder of the frozen sentence encoder in transformers' format, by whose vectors facts are found, such as
     all-MiniLM-L6-v2; "" builds a store without vectors, whose facts are found by names only."""
-    source: part("pipelines.knowledge.sources", "tsv") = Field(  # type: ignore[valid-type]
+    source: part_field("pipelines.knowledge.sources", "tsv") = Field(  # type: ignore[valid-type]
         {}, validate_default=True, json_schema_extra=MAY_CHANGE
     )
     """What the knowledge job reads."""

@@ -11,7 +11,7 @@ import numpy as np
 
 from pipelines.knowledge.errors import KnowledgeError
 from pipelines.knowledge.names import Mention, find_mentions
-from vlmodel.facts import FoundFacts, LinkConfig, LinkedFact
+from vlmodel.facts import FactLinkingConfig, FoundFacts, LinkedFact
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -57,7 +57,7 @@ class FactLinker:
     def __init__(self, snapshot: Snapshot, queries: QueryVectorCache | None) -> None:
         self.snapshot, self._queries = snapshot, queries
 
-    def find(self, texts: Sequence[str], link: LinkConfig) -> FoundFacts:
+    def find_facts(self, texts: Sequence[str], link: FactLinkingConfig) -> FoundFacts:
         """See ``FactFinder``.
 
         Raises:
@@ -84,7 +84,7 @@ class FactLinker:
                 found[n] = self._nearest_facts_of_texts(queries_NF[n], rows, link.top)
         return FoundFacts(self.snapshot.version, found)
 
-    def check(self, link: LinkConfig) -> None:
+    def check(self, link: FactLinkingConfig) -> None:
         """Refuse a way of linking that the store does not have.
 
         Raises:

@@ -20,7 +20,7 @@ from pydantic import BaseModel, ConfigDict, StringConstraints, ValidationError, 
 
 from pipelines.storage.folder import Folder
 from pipelines.storage.lock import hold_lock
-from vlmodel.images.pillow import extension_of
+from vlmodel.images.pillow import image_extension
 
 CORRECTIONS, IMAGES = "corrections", "images"
 
@@ -99,7 +99,7 @@ class CorrectionSpool:
             OSError: the disk fails, or others hold the lock for long; nothing of the correction is stored then.
         """
         now = self._clock()
-        name = f"{hashlib.sha256(image).hexdigest()}.{extension_of(image)}"
+        name = f"{hashlib.sha256(image).hexdigest()}.{image_extension(image)}"
         correction = Correction(
             image=name, question=question, answer=answer, caption=caption, sender=sender, model=model, version=version,
             time_ns=now,

@@ -8,7 +8,7 @@ import pyarrow as pa
 from pydantic import Field, field_validator
 
 from pipelines.evaluate.predict import SCHEMA
-from vlmodel.config import Section
+from vlmodel.config import ConfigSection
 from vlmodel.locations import Location
 from vlmodel.operations.base import all_operations
 
@@ -17,7 +17,7 @@ Rewording = Literal["case", "punctuation", "politeness"]
 QUESTION_TYPE = "question_type"
 
 
-class LiveTrafficConfig(Section):
+class LiveTrafficConfig(ConfigSection):
     """Requirements from real requests for a candidate that was served beside the champion (serve.challenger)."""
 
     folder: Location = ""
@@ -51,7 +51,7 @@ def _default_minimum_agreements() -> dict[str, float]:
     return {name: share for name, share in least.items() if share is not None}
 
 
-class GateConfig(Section):
+class GateConfig(ConfigSection):
     """Requirements for a candidate before it becomes the champion."""
 
     split: str = "val"
@@ -94,7 +94,7 @@ class GateConfig(Section):
         return slices
 
 
-class RegistryConfig(Section):
+class RegistryConfig(ConfigSection):
     """How models are registered and promoted."""
 
     gate: GateConfig = GateConfig()

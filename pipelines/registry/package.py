@@ -42,7 +42,7 @@ def signature_of(processor: VLProcessor) -> ModelSignature:
     """The columns of a table that the model answers: its inputs, of which a row may lack some where there are several,
     and ``question`` if its first task reads texts.
     """
-    names = processor.reads
+    names = processor.input_names
     columns: list[ColSpec | TensorSpec] = [ColSpec(DataType.binary, name, required=len(names) == 1) for name in names]
     if processor.first_task.reads_text():
         columns.append(ColSpec(DataType.string, _QUESTION))
@@ -51,7 +51,7 @@ def signature_of(processor: VLProcessor) -> ModelSignature:
 
 def input_table(processor: VLProcessor, example: Example) -> pd.DataFrame:
     """An example with one text as such a table."""
-    row: dict[str, Any] = {name: example.inputs.get(name) for name in processor.reads}
+    row: dict[str, Any] = {name: example.inputs.get(name) for name in processor.input_names}
     if processor.first_task.reads_text():
         row[_QUESTION] = example.texts[0]
     return pd.DataFrame([row])
@@ -128,7 +128,7 @@ def link_bases(checkpoint: Path, folder: Path) -> None:
         BaseWeightsError: one is missing or another.
     """
     (folder / bases.FOLDER).mkdir()
-    for file in set(bases.find_base_files(checkpoint).values()):
+    for file in set(bases.find_base_weights_files(checkpoint).values()):
         (folder / bases.FOLDER / file.name).symlink_to(file)
 
 

@@ -20,7 +20,7 @@ from pipelines.registry.versions import MANIFEST_TAG, LocalModel, ModelVersion
 from pipelines.storage import bases
 from pipelines.storage.folder import Folder
 from pipelines.tracking.store import mlflow_errors
-from vlmodel.bases import FOLDER, BaseWeightsError, recorded_bases
+from vlmodel.bases import FOLDER, BaseWeightsError, read_base_weights_list
 from vlmodel.inference import Predictor
 from vlmodel.processor import Example
 
@@ -92,7 +92,7 @@ class PackageStore:
             self._download_package(version, local, expected)
         folder = package.inference_folder(local)
         with _convert_base_errors(version):
-            bases.download_bases(recorded_bases(folder), self._storage, self._cache / FOLDER)
+            bases.download_bases(read_base_weights_list(folder), self._storage, self._cache / FOLDER)
         return LocalModel(version.name, version.version, version.run_id, version.tags, local, folder)
 
     def verify_stored(self, version: ModelVersion) -> None:
@@ -104,7 +104,7 @@ class PackageStore:
         with TemporaryDirectory() as scratch:
             fetched = self._fetch_and_verify(version, Path(scratch), _manifest_hash(version))
             with _convert_base_errors(version):
-                bases.check_bases(recorded_bases(package.inference_folder(fetched)), self._storage)
+                bases.check_bases(read_base_weights_list(package.inference_folder(fetched)), self._storage)
 
     def _download_package(self, version: ModelVersion, local: Path, expected: str) -> None:
         local.parent.mkdir(parents=True, exist_ok=True)

@@ -28,7 +28,7 @@ if Path(__file__).with_name("manifest.json").is_file():  # in a stored model
     sys.dont_write_bytecode, sys.pycache_prefix = True, os.devnull
 
 from pipelines.storage.manifest import verify_folder
-from vlmodel.images.base64 import from_base64
+from vlmodel.images.base64 import decode_base64
 from vlmodel.inference import Prediction, Predictor
 from vlmodel.media.base import MediumError
 from vlmodel.processor import Example, VLProcessor
@@ -124,7 +124,7 @@ def _read_cells(cells: Mapping[str, Any], processor: VLProcessor) -> tuple[_Inpu
     Raises:
         ValueError: one is none, or all inputs are missing.
     """
-    names = processor.reads
+    names = processor.input_names
     given = tuple((name, _input_bytes(name, cells[name])) for name in names if not _is_missing(cells.get(name)))
     if not given and names:
         raise ValueError(f"the {names[0]} is missing" if len(names) == 1 else f"{', '.join(names)} are all missing")
@@ -136,7 +136,7 @@ def _input_bytes(name: str, cell: Any) -> bytes:
         return bytes(cell)
     if isinstance(cell, str):
         try:
-            return from_base64(cell)
+            return decode_base64(cell)
         except ValueError as error:
             raise ValueError(f"the {name} is not valid base64; {error}") from None
     raise ValueError(f"the {name} is of type {type(cell).__name__}; give a file's bytes, or these in base64")

@@ -7,11 +7,11 @@ from typing import Literal
 from pydantic import Field
 
 from pipelines.retrain.window import PATTERN
-from vlmodel.config import Section
+from vlmodel.config import ConfigSection
 from vlmodel.locations import Location
 
 
-class RetrainConfig(Section):
+class RetrainConfig(ConfigSection):
     """Retraining on new tars."""
 
     incoming: Location = ""

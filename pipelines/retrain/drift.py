@@ -15,7 +15,7 @@ from pipelines.data.index.present import split_input_names
 from pipelines.data.index.shard_pass import map_shards
 from pipelines.data.texts.corpus import read_texts
 from pipelines.errors import DataError
-from vlmodel.sample import Texts
+from vlmodel.sample import SampleTexts
 
 NAMES = ("questions", "captions", "text_length", "inputs", "input_size", "image_size", "image_shape", "answers")
 """Of questions and captions the number a sample, of both their length; which inputs a sample has, and the bytes of each
@@ -47,7 +47,7 @@ def collect_split_statistics(index: Index, split: str = "train") -> Statistics:
     return {name: _keep_most_frequent(counts, _MAX_VALUES) for name, counts in total.items()}
 
 
-def count_sample_statistics(rows: Iterable[Mapping[str, Any]], texts: Iterable[Texts]) -> Statistics:
+def count_sample_statistics(rows: Iterable[Mapping[str, Any]], texts: Iterable[SampleTexts]) -> Statistics:
     """The statistics of samples, given by their rows of ``Index.rows`` and their texts."""
     total: dict[str, Counter[str]] = {name: Counter() for name in NAMES}
     for row in rows:

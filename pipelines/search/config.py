@@ -7,7 +7,7 @@ from typing import Any
 
 from pydantic import Field, field_validator
 
-from vlmodel.config import Section
+from vlmodel.config import ConfigSection
 
 RANGES = ("uniform", "loguniform", "randint")
 SHARED = frozenset(
@@ -19,7 +19,7 @@ SHARED = frozenset(
 """Settings that all trainings of a search share; seeds are named beside the grid."""
 
 
-class AblateConfig(Section):
+class AblateConfig(ConfigSection):
     """A grid of trainings that differ in the settings named here and in nothing else."""
 
     grid: dict[str, list[Any]] = {}
@@ -46,7 +46,7 @@ class AblateConfig(Section):
         return seeds
 
 
-class TuneConfig(Section):
+class TuneConfig(ConfigSection):
     """A search for good settings: random samples, of which the worst are stopped early (ASHA)."""
 
     space: dict[str, dict[str, list[Any]]] = {}

@@ -10,9 +10,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
-from vlmodel.config import ConfigError, Part, Section, parse, part_config
+from vlmodel.config import ConfigError, ConfigSection, PartConfig, find_part_config_class, parse_config
 
-S = TypeVar("S", bound=Section)
+S = TypeVar("S", bound=ConfigSection)
 
 _MAX_SLUG = 120
 
@@ -55,10 +55,10 @@ def override_settings(config: S, settings: Mapping[str, Any]) -> S:
             for name in node.keys() - part.model_fields.keys():
                 del node[name]
         node[leaf] = value
-    return parse(type(config), tree)
+    return parse_config(type(config), tree)
 
 
-def settings_class_of_part(config: Section, key: str, kind: str) -> type[Part] | None:
+def settings_class_of_part(config: ConfigSection, key: str, kind: str) -> type[PartConfig] | None:
     """The settings class of the part that ``key = kind`` would choose; None if ``key`` is not the kind of a part.
 
     Raises:
@@ -67,9 +67,9 @@ def settings_class_of_part(config: Section, key: str, kind: str) -> type[Part] |
     owner: Any = config
     for step in key.split(".")[:-1]:
         owner = owner.get(step) if isinstance(owner, Mapping) else getattr(owner, step, None)
-    if not isinstance(owner, Part) or not key.endswith(".kind"):
+    if not isinstance(owner, PartConfig) or not key.endswith(".kind"):
         return None
-    return part_config(type(owner).__module__.rpartition(".")[0], kind)
+    return find_part_config_class(type(owner).__module__.rpartition(".")[0], kind)
 
 
 def grid_cells(config: S, grid: Mapping[str, Sequence[Any]], setting: str) -> list[GridCell[S]]:
@@ -85,7 +85,7 @@ def grid_cells(config: S, grid: Mapping[str, Sequence[Any]], setting: str) -> li
     return list(_grid_cells(config, grid, setting))
 
 
-def check_grid(config: Section, grid: Mapping[str, Sequence[Any]], setting: str) -> None:
+def check_grid(config: ConfigSection, grid: Mapping[str, Sequence[Any]], setting: str) -> None:
     """Raise the errors of ``grid_cells``. Stops at the first valid combination."""
     refused: dict[str, None] = {}
     for cell in _grid_cells(config, grid, setting):

@@ -9,7 +9,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from pipelines.serve.tls import TLSConfig
-from vlmodel.config import Section
+from vlmodel.config import ConfigSection
 from vlmodel.locations import Location
 
 
@@ -23,7 +23,7 @@ def is_loopback(host: str) -> bool:
         return False
 
 
-class FeedbackConfig(Section):
+class FeedbackConfig(ConfigSection):
     """Corrections of answers that callers send."""
 
     folder: Location = ""
@@ -34,7 +34,7 @@ class FeedbackConfig(Section):
     """Most that the folder may hold, of all replicas together. Moving days away makes room."""
 
 
-class ChallengerConfig(Section):
+class ChallengerConfig(ConfigSection):
     """The registry's challenger, which gets a share of the requests too."""
 
     mode: Literal["off", "shadow", "canary"] = "off"
@@ -59,7 +59,7 @@ class ChallengerConfig(Section):
     """GPUs, or the fraction of one, that each copy reserves."""
 
 
-class KnowledgeServingConfig(Section):
+class KnowledgeServingConfig(ConfigSection):
     """The store of facts that a service answers with."""
 
     store: Location = ""
@@ -73,7 +73,7 @@ class KnowledgeServingConfig(Section):
     """How often each replica looks for a newer version."""
 
 
-class ServeConfig(Section):
+class ServeConfig(ConfigSection):
     version: str = ""
     """Which version of the registered model to serve, by its number or alias; "" the champion. Nothing is promoted."""
 

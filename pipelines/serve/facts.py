@@ -14,7 +14,7 @@ from pipelines.knowledge.opened import open_query_vector_cache
 from pipelines.knowledge.store import FactStore
 from pipelines.knowledge.triples import Triple, find_triple_fault, triple_to_fact
 from pipelines.serve.config import KnowledgeServingConfig
-from vlmodel.facts import Fact, FoundFacts, LinkConfig
+from vlmodel.facts import Fact, FactLinkingConfig, FoundFacts
 
 _log = logging.getLogger(__name__)
 
@@ -43,11 +43,11 @@ class UpdatableFactStore:
         """The version in use."""
         return self._linker.snapshot.version
 
-    def find(self, texts: Sequence[str], link: LinkConfig) -> FoundFacts:
+    def find_facts(self, texts: Sequence[str], link: FactLinkingConfig) -> FoundFacts:
         """See ``FactFinder``."""
-        return self._linker.find(texts, link)
+        return self._linker.find_facts(texts, link)
 
-    def check(self, link: LinkConfig) -> None:
+    def check(self, link: FactLinkingConfig) -> None:
         """Refuse a way of linking that the store does not have.
 
         Raises:

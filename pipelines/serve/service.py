@@ -39,7 +39,7 @@ class ServiceRequest:
     Attributes:
         task: the name of the operation.
         inputs: encoded, by their names, such as "image"; none where texts alone are embedded.
-        texts: as of ``vlmodel.operations.base.Query``.
+        texts: as of ``vlmodel.operations.base.ModelQuery``.
         top_k: how many answers each text gets.
         attention: whether the result includes attention maps.
         least_version: of the facts; 0 for whichever is in use.

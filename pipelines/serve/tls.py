@@ -18,10 +18,10 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from pydantic import model_validator
 
 from pipelines.serve.errors import ServeError
-from vlmodel.config import Section
+from vlmodel.config import ConfigSection
 
 
-class TLSConfig(Section):
+class TLSConfig(ConfigSection):
     """Encryption at the service's own port, if no proxy before it encrypts."""
 
     certificate: str = ""

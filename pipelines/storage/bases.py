@@ -29,9 +29,9 @@ def store_bases(model: nn.Module, storage: Folder) -> dict[str, BaseWeights]:
     """
     folder = storage.child(bases.FOLDER)
     if folder.is_local:
-        return bases.store_bases(model, Path(folder.path("")))
+        return bases.store_base_weights(model, Path(folder.path("")))
     with TemporaryDirectory(prefix="bases-") as scratch:
-        found = bases.store_bases(model, Path(scratch))
+        found = bases.store_base_weights(model, Path(scratch))
         for base in found.values():
             _upload_unless_present(Path(scratch) / base.name, base, folder)
     return found
@@ -44,7 +44,7 @@ def copy_bases_to_storage(model: Path, storage: Folder) -> None:
         BaseWeightsError: one is missing or another.
         OSError: after several attempts.
     """
-    files, named = bases.find_base_files(model), bases.recorded_bases(model)
+    files, named = bases.find_base_weights_files(model), bases.read_base_weights_list(model)
     for part, file in files.items():
         _upload_unless_present(file, named[part], storage.child(bases.FOLDER))
 
@@ -84,7 +84,7 @@ def link_downloaded_bases(model: Path, storage: Folder) -> None:
     Raises:
         BaseWeightsError, OSError: as ``download_bases``.
     """
-    if named := bases.recorded_bases(model):
+    if named := bases.read_base_weights_list(model):
         cache = cache_folder()
         download_bases(named, storage, cache)
         (model / bases.FOLDER).symlink_to(cache)
@@ -102,7 +102,7 @@ def _upload_unless_present(file: Path, base: BaseWeights, folder: Folder) -> Non
 
 def _is_complete_copy(file: Path, base: BaseWeights) -> bool:
     try:
-        bases.verify_base_file(file, base)
+        bases.verify_base_weights_file(file, base)
     except (BaseWeightsError, FileNotFoundError):
         return False
     return True
@@ -111,7 +111,7 @@ def _is_complete_copy(file: Path, base: BaseWeights) -> bool:
 def _verify_stored(file: Path, base: BaseWeights) -> None:
     if not file.is_file():
         raise BaseWeightsError(f"{str(file)!r}, on which a model is built, is missing; restore it from a backup")
-    bases.verify_base_file(file, base)
+    bases.verify_base_weights_file(file, base)
 
 
 def _copy_verified(folder: Folder, base: BaseWeights, file: Path) -> None:
@@ -129,4 +129,4 @@ def _copy_verified(folder: Folder, base: BaseWeights, file: Path) -> None:
             except ManifestError as error:
                 raise BaseWeightsError(f"{error}; a model is built on it: restore it from a backup") from error
         copy.replace(file)
-    bases.verify_base_file(file, base)
+    bases.verify_base_weights_file(file, base)

@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 from pydantic import Field, field_validator
 
 from pipelines.tracking.relocation import FILES
-from vlmodel.config import Section
+from vlmodel.config import ConfigSection
 from vlmodel.errors import ExpectedError
 from vlmodel.locations import redact_secrets
 
@@ -28,7 +28,7 @@ class TrackingError(ExpectedError, RuntimeError):
     """The tracking store or a run in it cannot be used. The message names the remedy."""
 
 
-class TrackingConfig(Section):
+class TrackingConfig(ConfigSection):
     uri: str = ""
     """MLflow tracking URI; "" uses the environment's MLFLOW_TRACKING_URI, else sqlite in the storage folder."""
     experiment: str = "vlmodel"

@@ -26,7 +26,7 @@ import torch
 from pipelines.storage import bases, stored
 from pipelines.storage.folder import Folder
 from pipelines.storage.manifest import Manifest, ManifestError
-from vlmodel.bases import FILE, recorded_bases
+from vlmodel.bases import FILE, read_base_weights_list
 from vlmodel.errors import ExpectedError
 
 log = logging.getLogger(__name__)
@@ -211,7 +211,7 @@ def check_bases(run: str) -> None:
     """
     with open_newest_checkpoint(run, f"{MODEL}/{FILE}") as found:
         if found is not None:
-            bases.check_bases(recorded_bases(found[1] / MODEL), Folder(run).parent)
+            bases.check_bases(read_base_weights_list(found[1] / MODEL), Folder(run).parent)
 
 
 def read_trainer_tensors(folder: Path, device: torch.device) -> dict[str, Any]:

@@ -23,12 +23,12 @@ from pipelines.train.optim import OptimizerConfig
 from pipelines.train.prefetcher import DevicePrefetcher
 from pipelines.train.step import StepConfig, StepResult, TrainStep
 from pipelines.train.validation import ValidationResult, divide_or_zero
-from vlmodel.config import MAY_CHANGE, Section
+from vlmodel.config import MAY_CHANGE, ConfigSection
 
 log = logging.getLogger(__name__)
 
 
-class TrainConfig(Section):
+class TrainConfig(ConfigSection):
     """Training: its length, resources and checkpoints."""
 
     workers: int = Field(1, ge=1, json_schema_extra=MAY_CHANGE)

@@ -9,11 +9,11 @@ import torch
 from pydantic import Field
 from torch import nn
 
-from vlmodel.config import Section
+from vlmodel.config import ConfigSection
 from vlmodel.model import VLModel
 
 
-class OptimizerConfig(Section):
+class OptimizerConfig(ConfigSection):
     """AdamW (Loshchilov and Hutter, 2019) with linear warm-up and cosine decay."""
 
     backbone_lr: float = Field(1e-3, ge=0)

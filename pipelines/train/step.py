@@ -23,12 +23,12 @@ from pipelines.train.batchnorm import synchronize_batchnorm
 from pipelines.train.ema import EMA
 from pipelines.train.optim import OptimizerConfig, build_optimizer, learning_rate_factor
 from vlmodel import bases
-from vlmodel.config import Section
+from vlmodel.config import ConfigSection
 from vlmodel.errors import ExpectedError
 from vlmodel.model import VLModel
 
 
-class StepConfig(Section):
+class StepConfig(ConfigSection):
     """Computation of a step."""
 
     precision: str = Field("fp32", pattern="^(fp32|bf16)$")
@@ -82,7 +82,7 @@ class TrainStep:
         self.config, self.schedule = config, optimizer
         self.optimizer = build_optimizer(model, optimizer)
         self.parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
-        self._frozen = bases.frozen_names(model)
+        self._frozen = bases.frozen_tensor_names(model)
         self.average = EMA(model, config.ema, self._frozen) if config.ema else None
         forward: nn.Module = torch.compile(model) if config.compile else model  # type: ignore[assignment]
         # Buffers are broadcast from rank 0 before they are read (broadcast_buffers), not in each forward pass.

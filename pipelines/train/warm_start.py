@@ -16,9 +16,9 @@ from pipelines.storage.folder import Folder
 from pipelines.storage.manifest import MANIFEST, ManifestError
 from pipelines.tracking.provenance import flatten_settings
 from vlmodel.bases import FOLDER
-from vlmodel.config import ConfigError, dump, parse
-from vlmodel.images.preprocessing import as_pair
-from vlmodel.model_config import ModelConfig, VLConfig, vocabulary_of
+from vlmodel.config import ConfigError, dump_config, parse_config
+from vlmodel.images.preprocessing import as_height_and_width
+from vlmodel.model_config import ModelConfig, VLConfig, vocabulary_of_processor
 from vlmodel.processor import ProcessorConfig, VLProcessor
 from vlmodel.weights import WeightsError
 
@@ -69,12 +69,12 @@ def load_matching_processor(model: Path, config: ModelConfig, processor: Process
         ConfigError: naming each setting that differs, with both values; or the folder is of another version.
     """
     loaded = VLProcessor.from_pretrained(model)
-    saved = VLConfig.from_pretrained(str(model)).check_tree(str(model))
-    resolved = config.resolve(vocabulary_of(loaded), as_pair(loaded.config.image_size))
+    saved = VLConfig.from_pretrained(str(model)).checked_model_settings(str(model))
+    resolved = config.resolve_settings(vocabulary_of_processor(loaded), as_height_and_width(loaded.config.image_size))
     changes = [
-        *_setting_differences("model", dump(resolved), dump(parse(ModelConfig, saved))),
+        *_setting_differences("model", dump_config(resolved), dump_config(parse_config(ModelConfig, saved))),
         *_setting_differences(
-            "processor", dump(fill_in_inferred_limits(processor, loaded.config)), dump(loaded.config)
+            "processor", dump_config(fill_in_inferred_limits(processor, loaded.config)), dump_config(loaded.config)
         ),
     ]
     if changes:

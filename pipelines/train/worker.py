@@ -44,7 +44,7 @@ from pipelines.train.loop import (
 from pipelines.train.prefetcher import DevicePrefetcher
 from pipelines.train.step import NonFiniteLossError, TrainStep
 from pipelines.train.validation import ValidationResult, evaluate
-from vlmodel.bases import Bases, recorded_bases
+from vlmodel.bases import Bases, read_base_weights_list
 from vlmodel.errors import ExpectedError
 from vlmodel.model import VLModel
 from vlmodel.model_config import ModelConfig
@@ -110,7 +110,7 @@ def train_worker(spec: RunSpec) -> None:
         stored: Bases = {}
         if found is not None:
             trainer.load_state(checkpoint.read_trainer_tensors(found[1], device))
-            stored = recorded_bases(found[1] / checkpoint.MODEL)
+            stored = read_base_weights_list(found[1] / checkpoint.MODEL)
     progress = restore_progress(found[0].state if found is not None else None)
     if rank == 0 and found is not None:
         _show_line(spec, f"continues from {found[0].path} (step {progress.step} of {spec.schedule.step_count})")
@@ -137,7 +137,7 @@ def train_worker(spec: RunSpec) -> None:
     try:
         with tracker:
             hooks = _WorkerHooks(spec, trainer, processor, stored, tracker, rank, world)
-            selection_metric, patience = spec.model.task.selection_metric(), spec.train.patience
+            selection_metric, patience = spec.model.task.checkpoint_metric(), spec.train.patience
             train(trainer, spec.schedule, prefetcher, spec.train, progress, hooks, ledger, selection_metric)
             if (
                 rank == 0
@@ -210,7 +210,7 @@ def create_initial_model(config: ModelConfig, processor: VLProcessor, seed: int,
         with warm_start.as_local(init) as folder:
             model: VLModel = VLModel.from_pretrained(str(folder), local_files_only=True)
         return model
-    return VLModel.from_tree(config, processor)
+    return VLModel.create_from_config(config, processor)
 
 
 @contextmanager

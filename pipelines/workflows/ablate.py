@@ -24,7 +24,7 @@ from pipelines.workflows.trials import (
     train_and_record_result,
 )
 from pipelines.workflows.workspace import Workspace
-from vlmodel.config import dump
+from vlmodel.config import dump_config
 
 Records = dict[tuple[str, int], TrainingResult]
 
@@ -53,7 +53,7 @@ def run(work: Workspace) -> list[Row]:
         connected_to_cluster(work.config.cluster),
         work.track() as tracker,
     ):
-        tracker.log_params(dump(work.config), volatile=work.config.volatile())
+        tracker.log_params(dump_config(work.config), volatile=work.config.volatile())
         training_data.record_data(work, index, tracker)
         context = SearchContext(work.run_folder, tracker.run_id, work.index_versions())
         records |= _train_all_cells(work, cells, context)

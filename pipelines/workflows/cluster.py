@@ -20,7 +20,7 @@ from ray.data import DataContext
 from transformers.utils import logging as transformers_logging
 
 from pipelines.workflows import signals
-from vlmodel.config import PARTS, Section
+from vlmodel.config import PARTS, ConfigSection
 from vlmodel.errors import ExpectedError
 
 _REPOSITORY = Path(__file__).resolve().parents[2]
@@ -59,7 +59,7 @@ class ClusterError(ExpectedError, RuntimeError):
     """No cluster can be had; the message says why and what to do."""
 
 
-class ClusterConfig(Section):
+class ClusterConfig(ConfigSection):
     """Where the job runs."""
 
     address: str = ""

@@ -23,14 +23,14 @@ from pipelines.serve.config import ServeConfig
 from pipelines.tracking.address import TrackingConfig
 from pipelines.train.loop import TrainConfig
 from pipelines.workflows.cluster import ClusterConfig
-from vlmodel.config import MAY_CHANGE, ConfigError, Section, changeable_keys, part
+from vlmodel.config import MAY_CHANGE, ConfigError, ConfigSection, part_field, settings_changeable_on_resume
 from vlmodel.encoder_parts import TEXT
 from vlmodel.locations import Location
 from vlmodel.model_config import ModelConfig
 from vlmodel.processor import ProcessorConfig
 
 
-class DataConfig(Section):
+class DataConfig(ConfigSection):
     """The tars."""
 
     tars: Location = Field("build/data", json_schema_extra=MAY_CHANGE)
@@ -77,7 +77,7 @@ class DataConfig(Section):
         return {self.tars: self.index.inputs} | {source.tars: source.inputs for source in self.mix.values()}
 
 
-class EvaluateConfig(Section):
+class EvaluateConfig(ConfigSection):
     """What the evaluate and predict jobs answer, and with which model."""
 
     model: Location = ""
@@ -93,7 +93,7 @@ class EvaluateConfig(Section):
     takes as long as the split itself."""
 
 
-class JobConfig(Section):
+class JobConfig(ConfigSection):
     """Settings of all jobs."""
 
     name: str = Field("vqa", pattern=r"^[A-Za-z0-9][A-Za-z0-9_.\-]*$")
@@ -104,7 +104,7 @@ class JobConfig(Section):
     storage: Location = Field("build/runs", json_schema_extra=MAY_CHANGE)
     """Folder or URI for runs and checkpoints; shared by all nodes where there are several."""
     cluster: ClusterConfig = Field(ClusterConfig(), json_schema_extra=MAY_CHANGE)
-    source: part("pipelines.data.importers", "scenes") = Field(  # type: ignore[valid-type]
+    source: part_field("pipelines.data.importers", "scenes") = Field(  # type: ignore[valid-type]
         {}, validate_default=True, json_schema_extra=MAY_CHANGE
     )
     """What import_data reads."""
@@ -141,13 +141,13 @@ class JobConfig(Section):
     @model_validator(mode="after")
     def _check_parts_fit(self) -> JobConfig:
         self.model.check_processor(self.processor)
-        if reason := self.model.vision.unused_setting():
+        if reason := self.model.vision.setting_without_effect():
             raise ValueError(f"model.vision.{reason}")
         return self
 
     @model_validator(mode="after")
     def _check_dropped_inputs_are_read(self) -> JobConfig:
-        read = [encoding.input for encoding in self.model.encoders().values() if encoding.input != TEXT]
+        read = [encoding.input for encoding in self.model.encoders_by_stream().values() if encoding.input != TEXT]
         if unknown := sorted(self.train.drop_streams.keys() - set(read)):
             raise ValueError(
                 f"train.drop_streams.{unknown[0]}: the model reads no such input; its inputs are {', '.join(read)}"
@@ -161,8 +161,8 @@ class JobConfig(Section):
             # A limit that follows the data is known only when these are read; it is at most what the decoder can write.
             most = (
                 self.processor.max_target_tokens
-                or self.processor.resolve(
-                    target_limit=self.model.task.longest_target(), longest_target=sys.maxsize
+                or self.processor.resolve_settings(
+                    target_limit=self.model.task.max_generated_tokens(), longest_target=sys.maxsize
                 ).max_target_tokens
             )
             self.model.task.check_generation(predict.generation, predict.top_k, most)
@@ -190,13 +190,13 @@ class JobConfig(Section):
         """Dotted keys of the settings with which a run may be continued though they differ: those marked
         ``MAY_CHANGE``, and where the sources of a mix lie.
         """
-        return (*changeable_keys(JobConfig), *(f"data.mix.{name}.tars" for name in self.data.mix))
+        return (*settings_changeable_on_resume(JobConfig), *(f"data.mix.{name}.tars" for name in self.data.mix))
 
     def streams_with_cacheable_features(self) -> tuple[str, ...]:
         """Streams of the model whose features can be kept: their encoder rests, and what it is given stays the same."""
         augment = self.train.augment
         changed = {"vision": augment.active, "language": augment.changes_texts}
-        changed |= {name: part.augments() for name, part in self.model.inputs.items()}
+        changed |= {name: encoder.augments() for name, encoder in self.model.inputs.items()}
         return tuple(stream for stream in self.model.frozen_streams() if not changed.get(stream))
 
     def _explain_why_nothing_is_cacheable(self) -> str:
@@ -204,8 +204,10 @@ class JobConfig(Section):
         augment = self.train.augment
         if not self.model.frozen_streams():
             further = self.model.inputs
-            parts = (f"model.{'inputs.' if name in further else ''}{name}" for name in self.model.encoders())
-            trained = " and ".join(f"{part}.frozen=false" for part in parts)
+            settings = (
+                f"model.{'inputs.' if name in further else ''}{name}" for name in self.model.encoders_by_stream()
+            )
+            trained = " and ".join(f"{setting}.frozen=false" for setting in settings)
             return (
                 f"{kept}, and with {trained} training changes that; set one of them to true, or train.feature_cache=off"
             )

@@ -11,7 +11,7 @@ from pipelines.data.stream.feature_build import SPLITS, EncoderResources, build_
 from pipelines.data.stream.feature_cache import FeatureCache
 from pipelines.report.progress import Progress
 from pipelines.workflows.workspace import Workspace
-from vlmodel.config import parse
+from vlmodel.config import parse_config
 from vlmodel.model import VLModel
 from vlmodel.model_config import ModelConfig, VLConfig
 from vlmodel.processor import VLProcessor
@@ -41,7 +41,7 @@ def cache_features(
     cached = []
     for stream in streams:
         of_stream = open_feature_cache(stream, model, tree, processor, f"{work.storage}/_features", precision)
-        needed = tree.encoders()[stream].input
+        needed = tree.encoders_by_stream()[stream].input
         for index in {index.hash: index for index in indexes if needed in index.input_requirements}.values():
             with Progress(f"{label}  features of {stream}") as progress:
                 build_features(of_stream, index, model, tree, processor, resources, splits, progress)
@@ -69,4 +69,4 @@ def cache_features_of_saved_model(
 
 
 def _model_config(config: Any) -> ModelConfig:
-    return parse(ModelConfig, config.model)
+    return parse_config(ModelConfig, config.model)

@@ -29,7 +29,7 @@ from pipelines.train.worker import RunSpec, create_initial_model
 from pipelines.workflows import feature_cache, training_data
 from pipelines.workflows.models import choose_model
 from pipelines.workflows.workspace import Workspace
-from vlmodel.config import ConfigError, dump
+from vlmodel.config import ConfigError, dump_config
 from vlmodel.processor import VLProcessor
 from vlmodel.sample import TEXTS
 
@@ -65,7 +65,7 @@ def fit(
         Baselines.learn_from_training_split(index, training, processor.tasks, processor.normalizer).save(folder)
     checkpoint.check_bases(work.run_folder)
     _restore_tracked_run(work, tracker)
-    tracker.log_params(dump(work.config), volatile=work.config.volatile())
+    tracker.log_params(dump_config(work.config), volatile=work.config.volatile())
     training_data.record_data(work, index, tracker)
     features = _compute_missing_features(work, [index, *training], processor, init, label)
     source, order = training_data.training_samples_and_order(work, indexes, folder, features)
@@ -91,7 +91,9 @@ def _check_processor(work: Workspace, processor: VLProcessor, folder: Path) -> N
     work.config.model.check_processor(processor.config)
     configured = warm_start.fill_in_inferred_limits(work.config.processor, processor.config)
     if processor.config != configured:
-        changes = run_folder.describe_setting_differences(dump(processor.config), dump(configured), lambda _: False)
+        changes = run_folder.describe_setting_differences(
+            dump_config(processor.config), dump_config(configured), lambda _: False
+        )
         raise ConfigError(
             f"the processor in {folder} was made with other settings; choose another name, or restore: "
             + "; ".join(f"processor.{change}" for change in changes)
@@ -163,11 +165,15 @@ def _get_processor(work: Workspace, indexes: list[Index], folder: Path, init: st
         with warm_start.as_local(init) as model:
             return save_processor(VLProcessor.from_pretrained(model), str(folder))
     config, source = work.config, work.fact_source
-    images = config.model.with_preprocessing(config.processor)
-    if line := images.differences(config.model.vision.preprocessing()) if config.model.reads_images() else "":
+    images = config.model.fill_in_preprocessing(config.processor)
+    if (
+        line := images.preprocessing_differences(config.model.vision.preprocessing())
+        if config.model.reads_images()
+        else ""
+    ):
         print(f"{label}  {line}", flush=True)
     return build_processor(
-        indexes, config.vocabulary, images, config.model.task.tasks(), str(folder),
+        indexes, config.vocabulary, images, config.model.task.tasks_by_name(), str(folder),
         config.model.text_limits, lambda line: print(f"{label}  {line}", flush=True),
         inputs={name: part.resolve() for name, part in config.model.inputs.items()},
         reads_images=config.model.reads_images(), knowledge=config.model.knowledge,
@@ -223,7 +229,7 @@ def _make_run_spec(
         val_source=validation if has_validation else None,
         run=tracker.handle,
         progress_actor=create_progress_actor(),
-        config=dump(config),
+        config=dump_config(config),
         data=str(training_data.describe_data(work, index)["hash"]),
         init=init,
         trial_controller=trial_controller,

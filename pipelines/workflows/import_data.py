@@ -8,7 +8,7 @@ from pipelines.data.importing.run import ImportSummary, describe_counts, import_
 from pipelines.data.tars.inputs import PAIRS
 from pipelines.workflows import training_data
 from pipelines.workflows.workspace import Workspace
-from vlmodel.config import Part
+from vlmodel.config import PartConfig
 
 
 def run(work: Workspace) -> ImportSummary:
@@ -43,5 +43,5 @@ def run(work: Workspace) -> ImportSummary:
     return summary
 
 
-def _missing_answers_remedy(source: Part) -> str:
+def _missing_answers_remedy(source: PartConfig) -> str:
     return "; source.answer names their column" if "answer" in type(source).model_fields else ""

@@ -14,7 +14,7 @@ def _resize(config: JobConfig) -> str:
     """How images become square; "" if only the files of the weights say it."""
     if config.processor.resize:
         return config.processor.resize
-    trained = config.model.vision.known_preprocessing()
+    trained = config.model.vision.preprocessing_if_known()
     return "" if trained is None else str(trained.resize)
 
 

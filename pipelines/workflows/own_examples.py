@@ -63,7 +63,7 @@ def _examples_of_task(
     found, left_out = list[OwnExample](), Counter[str]()
     for (split, key), rows in _samples(assessment.answers, task, assessment)[:_TRIED]:
         try:
-            inputs = inputs_of_sample(key, index, predictor.processor.reads, split)
+            inputs = inputs_of_sample(key, index, predictor.processor.input_names, split)
             found.append(_example(predictor, assessment, inputs, rows))
         except _NoExampleError as reason:
             left_out[str(reason)] += 1
@@ -78,7 +78,7 @@ def _samples(answers: pa.Table, task: Task, assessment: TaskAssessment) -> list[
     """(split, key) of each sample with some of its rows that were answered right (of all rows, where none was), in
     random order, those with the most texts first.
     """
-    judged = task.examples(parse_answered_rows(answers), assessment.normalizer)
+    judged = task.rows_for_examples_page(parse_answered_rows(answers), assessment.normalizer)
     chosen = [row for row in judged if row.right is not False] or judged
     splits, keys, texts = (answers[name].to_pylist() for name in ("split", "key", "text"))
     by_sample: defaultdict[tuple[str, str], dict[str, int]] = defaultdict(dict)

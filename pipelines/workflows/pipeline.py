@@ -24,9 +24,9 @@ from pipelines.workflows import evaluate, import_data, index, promote, serve, tr
 from pipelines.workflows.cluster import connected_to_cluster
 from pipelines.workflows.workspace import Workspace
 from vlmodel.encoder_parts import IMAGE
-from vlmodel.operations.ask import Ask
-from vlmodel.operations.base import operations_of
-from vlmodel.operations.classify import Classify
+from vlmodel.operations.ask import VQAOperation
+from vlmodel.operations.base import operations_of_tasks
+from vlmodel.operations.classify import ClassifyOperation
 from vlmodel.sample import Sample
 
 _PAGE_START_S = 180
@@ -90,17 +90,17 @@ def _ask_example_question(work: Workspace, address: str) -> None:
     """Ask the service about the first sample of the evaluated split, and print its answers beside the right ones; of a
     model that neither answers questions nor classifies, only say where it is asked.
     """
-    operations = operations_of(work.config.model.task.tasks())
-    name = next((name for name in (Ask.name, Classify.name) if name in operations), None)
+    operations = operations_of_tasks(work.config.model.task.tasks_by_name())
+    name = next((name for name in (VQAOperation.name, ClassifyOperation.name) if name in operations), None)
     record = None if name is None else _first_sample(work, operations[name][0])
     if record is None:
         print(f"\nthe model answers at {' and '.join(f'{address}/v1/{name}' for name in operations)}", flush=True)
         return
-    read = {encoding.input for encoding in work.config.model.encoders().values()}
+    read = {encoding.input for encoding in work.config.model.encoders_by_stream().values()}
     inputs = {name: data for name, data in record.inputs.items() if name in read}
     image = inputs.pop(IMAGE, None)
     with Client(address, ssl_context=tls.ssl_context_for_own_certificate(work.config.serve.tls)) as service:
-        if name == Ask.name:
+        if name == VQAOperation.name:
             questions = record.texts.questions[: work.config.serve.max_texts]
             answered = service.ask(image, [q.question for q in questions], inputs=inputs)
             model, rows = answered.model, [(q.question, q.answer) for q in questions]
@@ -116,7 +116,7 @@ def _ask_example_question(work: Workspace, address: str) -> None:
 
 def _first_sample(work: Workspace, task: str) -> Sample | None:
     """The first sample of the evaluated split that the task can be asked about and has right answers to."""
-    samples, can_learn = work.newest_index(), work.config.model.task.tasks()[task].can_learn
+    samples, can_learn = work.newest_index(), work.config.model.task.tasks_by_name()[task].can_learn
     for shard in samples.shards:
         for row, split in enumerate(samples.rows(shard.name)["split"].to_pylist()):
             if split == work.config.evaluate.split:

@@ -87,10 +87,12 @@ def take_and_check_new_data(work: Workspace, cycle: RetrainCycle) -> Facts:
         raise DataError(
             f"{evaluation_index.tars} has no validation split, by which candidate and champion are compared; add one"
         )
-    for name, task in work.config.model.task.tasks().items():
+    for name, task in work.config.model.task.tasks_by_name().items():
         if not new.count(task.can_learn, "train"):
             of_task = f" of task {name!r}" if name else ""
-            raise DataError(f"no training sample of {new.tars} has {task.learns_from}, which the model{of_task} reads")
+            raise DataError(
+                f"no training sample of {new.tars} has {task.learning_requirement}, which the model{of_task} reads"
+            )
 
     statistics = drift.collect_split_statistics(new)
     before, compared_with = _statistics_before(work, evaluation_index)
@@ -249,7 +251,7 @@ def _choose_initial_model(work: Workspace, new: Index) -> tuple[str, str]:
     champion = registry.find()
     if champion is None:
         return "", "there is no champion"
-    tasks = work.config.model.task.tasks()
+    tasks = work.config.model.task.tasks_by_name()
     processor = warm_start.load_matching_processor(
         registry.download(champion).folder, work.config.model, work.config.processor
     )

@@ -17,7 +17,7 @@ from pipelines.workflows.cluster import connected_to_cluster
 from pipelines.workflows.config import JobConfig
 from pipelines.workflows.fit import add_remedy_to_tracking_errors, fit
 from pipelines.workflows.workspace import Workspace
-from vlmodel.config import ConfigError, dump, parse
+from vlmodel.config import ConfigError, dump_config, parse_config
 from vlmodel.processor import VLProcessor
 
 
@@ -57,7 +57,7 @@ def open_checked_index(work: Workspace) -> Index:
     training_data.check_inputs(work, indexes)
     training_data.check_knowledge(work)
     training_data.check_tasks_have_training_samples(work, indexes)
-    check_data_is_evaluable(index, work.config.model.task.tasks(), _evaluation_split(index))
+    check_data_is_evaluable(index, work.config.model.task.tasks_by_name(), _evaluation_split(index))
     return index
 
 
@@ -81,7 +81,7 @@ def open_index(work: Workspace) -> Index:
 
 def _check_same_settings(work: Workspace, index: Index) -> None:
     """Record what a new run begins with; compare a run that exists with what it began with."""
-    settings, data = dump(work.config), str(training_data.describe_data(work, index)["hash"])
+    settings, data = dump_config(work.config), str(training_data.describe_data(work, index)["hash"])
     beginning = run_folder.read_run_start(work.run_folder)
     if beginning is None:
         run_folder.write_run_start(work.run_folder, run_folder.RunStart(settings, data))
@@ -91,7 +91,7 @@ def _check_same_settings(work: Workspace, index: Index) -> None:
     known = set(flatten_settings(earlier)) & set(flatten_settings(settings))
     try:
         # Settings that are newer than the run have their defaults.
-        earlier = dump(parse(JobConfig, earlier))
+        earlier = dump_config(parse_config(JobConfig, earlier))
         known |= set(flatten_settings(earlier)) | set(flatten_settings(settings))
     except ConfigError:
         pass  # it was begun by another version of this program: compare the settings that both versions have

@@ -22,7 +22,7 @@ from pipelines.knowledge.opened import open_fact_linker
 from pipelines.knowledge.store import FactStore
 from pipelines.tracking.tracker import Tracker
 from pipelines.workflows.workspace import Workspace, absolute_path
-from vlmodel.config import ConfigError, parse_part, part_kinds
+from vlmodel.config import ConfigError, list_part_kinds, parse_part_config
 from vlmodel.encoder_parts import IMAGE
 
 
@@ -114,26 +114,26 @@ def check_tasks_have_training_samples(work: Workspace, training_indexes: Mapping
     Raises:
         DataError: no source has training samples with the texts of a task.
     """
-    for name, task in work.config.model.task.tasks().items():
+    for name, task in work.config.model.task.tasks_by_name().items():
         if not sum(index.count(task.can_learn, "train") for index in training_indexes.values()):
             others = "" if name else " and ".join(_kinds_that_learn(training_indexes.values()))
             fitting = f", or a task that learns of what they have: model.task.kind={others}" if others else ""
             raise DataError(
                 f"no train sample of {' and '.join(index.tars for index in training_indexes.values())} has "
-                f"{task.learns_from}, of which {f'task {name!r}' if name else 'the model'} learns; choose data that "
-                f"has some{', or leave the task out of model.task.heads' if name else fitting}"
+                f"{task.learning_requirement}, of which {f'task {name!r}' if name else 'the model'} learns; choose "
+                f"data that has some{', or leave the task out of model.task.heads' if name else fitting}"
             )
 
 
 def _kinds_that_learn(indexes: Collection[Index]) -> list[str]:
     """The kinds of tasks for which the data have training samples."""
     found = []
-    for kind in part_kinds("vlmodel.tasks"):
+    for kind in list_part_kinds("vlmodel.tasks"):
         try:
-            part = parse_part("vlmodel.tasks", {"kind": kind})
+            part = parse_part_config("vlmodel.tasks", {"kind": kind})
         except ConfigError:  # It needs further settings.
             continue
-        if all(sum(i.count(task.can_learn, "train") for i in indexes) for task in part.tasks().values()):
+        if all(sum(i.count(task.can_learn, "train") for i in indexes) for task in part.tasks_by_name().values()):
             found.append(kind)
     return found
 
@@ -147,10 +147,10 @@ def suggest_task_setting(work: Workspace, questions: int, captions: int) -> str:
     other; "" if nothing is.
     """
     counts = {"questions": questions, "captions": captions}
-    tasks = work.config.model.task.tasks().values()
+    tasks = work.config.model.task.tasks_by_name().values()
     for has, lacks, kind in (("captions", "questions", "caption"), ("questions", "captions", "vqa")):
         if counts[has] and not counts[lacks] and not any(task.can_learn(frozenset({IMAGE, has})) for task in tasks):
-            learned = " and ".join(dict.fromkeys(task.learns_from for task in tasks))
+            learned = " and ".join(dict.fromkeys(task.learning_requirement for task in tasks))
             return (
                 f"the data have {has} and no {lacks}, and model.task.kind={work.config.model.task.kind} learns from "
                 f"{learned}; set model.task.kind={kind}"
@@ -169,7 +169,7 @@ def check_data_for_evaluation_and_gate(work: Workspace, evaluation_index: Index)
         ("registry.gate.split", work.config.registry.gate.split),
     ):
         try:
-            check_data_is_evaluable(evaluation_index, work.config.model.task.tasks(), split)
+            check_data_is_evaluable(evaluation_index, work.config.model.task.tasks_by_name(), split)
         except DataError as error:
             questions, captions = (
                 evaluation_index.count(partial(_describe_what_data_have, name)) for name in ("questions", "captions")

@@ -69,7 +69,7 @@ def index_with_validation(work: Workspace) -> Index:
 
 def metric_name(config: JobConfig) -> str:
     """The validation metric by which trainings are compared, as tables name it; higher is better."""
-    return "val accuracy" if config.model.task.selection_metric() == "accuracy" else "exp(-val loss)"
+    return "val accuracy" if config.model.task.checkpoint_metric() == "accuracy" else "exp(-val loss)"
 
 
 def common_metric_of_cells(cells: Iterable[GridCell[JobConfig]], setting: str) -> str:

@@ -26,7 +26,7 @@ from pipelines.workflows.trials import (
     train_and_record_result,
 )
 from pipelines.workflows.workspace import Workspace
-from vlmodel.config import ConfigError, dump
+from vlmodel.config import ConfigError, dump_config
 
 
 def run(work: Workspace) -> list[Row]:
@@ -46,7 +46,7 @@ def run(work: Workspace) -> list[Row]:
         connected_to_cluster(work.config.cluster),
         work.track() as tracker,
     ):
-        tracker.log_params(dump(work.config), volatile=changeable_settings(work.config))
+        tracker.log_params(dump_config(work.config), volatile=changeable_settings(work.config))
         training_data.record_data(work, index, tracker)
         context = SearchContext(folder, tracker.run_id, work.index_versions())
         train = functools.partial(train_trial, shared, context)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import BertConfig, BertModel
 
-from vlmodel.config import dump
+from vlmodel.config import dump_config
 from vlmodel.model import VLModel
 from vlmodel.model_config import ModelConfig, VLConfig
 from vlmodel.parts import Vocabulary
@@ -43,7 +43,7 @@ def create_initial_model(tree: ModelConfig, labels: int) -> VLModel:
     """A model for so many answers, ready to train."""
     names = {i: str(i) for i in range(labels)}
     config = VLConfig(vocab_size=WORDS, id2label=names, label2id={name: i for i, name in names.items()})
-    config.model = dump(tree.resolve(Vocabulary(WORDS, 0, labels), (224, 224)))
+    config.model = dump_config(tree.resolve_settings(Vocabulary(WORDS, 0, labels), (224, 224)))
     return VLModel(config).train()
 
 

@@ -16,7 +16,7 @@ from pipelines.data.stream.dataset import Source
 from pipelines.data.tars.shards import ShardWriter
 from pipelines.data.texts.corpus import iterate_texts_of_split, train_tokenizer
 from vlmodel.processor import ProcessorConfig, VLProcessor
-from vlmodel.sample import Texts
+from vlmodel.sample import SampleTexts
 from vlmodel.tasks import contrastive
 
 WORDS = ("a", "dog", "cat", "man", "woman", "runs", "sits", "over", "the", "grass", "water", "red", "small", "near")
@@ -52,7 +52,7 @@ def write(folder: Path, images: int, side: int) -> Data:
     with ShardWriter(folder, "train", max_samples=250) as writer:
         for number, jpeg in enumerate(jpegs):
             captions = tuple(" ".join(rng.choice(WORDS, 10)) for _ in range(5))
-            writer.add(f"{number:06d}", {"image": (jpeg, "jpg")}, Texts(captions, ()))
+            writer.add(f"{number:06d}", {"image": (jpeg, "jpg")}, SampleTexts(captions, ()))
     build_index(str(folder), IndexConfig(validation_fraction=0.0))
     index = Index.open(str(folder))
     processor = VLProcessor(

@@ -30,8 +30,8 @@ from pipelines.train.optim import OptimizerConfig
 from pipelines.train.prefetcher import arrays_to_tensors
 from pipelines.train.step import StepConfig, TrainStep
 from tests.bench.conftest import Figure
-from vlmodel.config import parse
-from vlmodel.images.decoders.cpu import decode
+from vlmodel.config import parse_config
+from vlmodel.images.decoders.cpu import decode_image
 from vlmodel.metrics.retrieval import retrieval_scores
 from vlmodel.model import VLModel
 from vlmodel.model_config import ModelConfig
@@ -58,7 +58,7 @@ def by_pillow(jpeg: bytes) -> np.ndarray:
 
 
 def by_ours(jpeg: bytes) -> np.ndarray:
-    return decode(jpeg, SIDE, "squash", 10**8)
+    return decode_image(jpeg, SIDE, "squash", 10**8)
 
 
 DECODERS: dict[str, Callable[[bytes], np.ndarray]] = {"ours": by_ours, "Pillow": by_pillow}
@@ -84,7 +84,7 @@ def trained(processor: VLProcessor, pixels: Pixels, records: Sequence[SourceSamp
     """Changes of images, the order of samples and the first weights are functions of the seed alone."""
     torch.manual_seed(seed)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    model = VLModel.from_tree(parse(ModelConfig, MODEL), processor)
+    model = VLModel.create_from_config(parse_config(ModelConfig, MODEL), processor)
     model.to(device)  # type: ignore[arg-type]
     steps = len(records) // BATCH
     step = TrainStep(model, OPTIMIZER, StepConfig(), steps=EPOCHS * steps, seed=seed)

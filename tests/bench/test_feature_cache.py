@@ -6,7 +6,7 @@ import torch
 
 from tests.bench.conftest import Figure
 from tests.bench.model_steps import batch_of, create_initial_model, loss_of, stepper, taking_turns
-from vlmodel.config import parse
+from vlmodel.config import parse_config
 from vlmodel.model_config import ModelConfig
 
 
@@ -17,9 +17,9 @@ def test_a_frozen_backbone_once(figure: Figure) -> None:
         "language": {"width": 256, "depth": 2, "heads": 4, "dropout": 0.0},
         "fusion": {"width": 256, "heads": 4, "rounds": 2, "dropout": 0.0},
     }
-    model = create_initial_model(parse(ModelConfig, tree), 13)
+    model = create_initial_model(parse_config(ModelConfig, tree), 13)
     images = batch_of(16, 128, 5, 16, 13)
-    features = {**images, "image.features_BF": model.vision.features(images["image.pixels_BHWC"])}
+    features = {**images, "image.features_BF": model.vision.compute_features(images["image.pixels_BHWC"])}
     del features["image.pixels_BHWC"]
 
     batches = {"images": images, "features": features}

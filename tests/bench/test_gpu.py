@@ -29,10 +29,10 @@ from tests.bench.conftest import Figure
 from tests.bench.model_steps import Batch, Direct, batch_of, create_initial_model
 from tests.bench.photographs import Data, photograph, write
 from tests.bench.test_stream import by_ours, dataloader
-from vlmodel.config import parse
-from vlmodel.images.decoders.cpu import decode
-from vlmodel.images.decoders.gpu import decode_jpegs
-from vlmodel.images.resize import Square
+from vlmodel.config import parse_config
+from vlmodel.images.decoders.cpu import decode_image
+from vlmodel.images.decoders.gpu import decode_jpegs_on_gpu
+from vlmodel.images.resize import SquareResizing
 from vlmodel.model import VLModel
 from vlmodel.model_config import ModelConfig
 
@@ -90,7 +90,7 @@ def test_training_step(figure: Figure) -> None:
     kinds: dict[str, Callable[[], object]] = {}
     bert: Any = None
     for name, config in settings.items():
-        model = create_initial_model(parse(ModelConfig, TREE), LABELS)
+        model = create_initial_model(parse_config(ModelConfig, TREE), LABELS)
         model.to(torch.device("cuda"))  # type: ignore[arg-type]
         assert model.language is not None
         language: Any = model.language.encoder
@@ -130,7 +130,7 @@ def contiguous(model: VLModel) -> VLModel:
 def step_of(tree: dict[str, Any], batch: Batch, compiled: bool = False) -> tuple[Callable[[], object], VLModel]:
     """A step in bf16, and its model."""
     torch.manual_seed(0)
-    model = create_initial_model(parse(ModelConfig, tree), LABELS)
+    model = create_initial_model(parse_config(ModelConfig, tree), LABELS)
     model.to(torch.device(DEVICE))  # type: ignore[arg-type]
     step = TrainStep(model, OptimizerConfig(), StepConfig(precision="bf16", compile=compiled), steps=10_000, seed=0)
     return partial(step, 0, [batch], 1), model
@@ -146,7 +146,7 @@ def test_what_each_setting_brings(figure: Figure) -> None:
     contiguous(model)
     steps["backbone frozen"], model = step_of(frozen, batch)
     with torch.no_grad(), torch.autocast(DEVICE, torch.bfloat16):
-        features = {**batch, "image.features_BF": model.vision.features(batch["image.pixels_BHWC"]).float()}
+        features = {**batch, "image.features_BF": model.vision.compute_features(batch["image.pixels_BHWC"]).float()}
     del features["image.pixels_BHWC"]
     steps["backbone frozen, its features kept"] = step_of(frozen, features)[0]
     medians = taking_turns(dict(steps))
@@ -237,7 +237,9 @@ def test_jpeg_decoding(figure: Figure) -> None:
     def on_gpu() -> torch.Tensor:
         for begin in range(0, JPEGS, IMAGES):
             batch = np.empty((IMAGES, SIZE, SIZE, 3), np.uint8)
-            done = decode_jpegs(files[begin : begin + IMAGES], Square(SIZE), 10**8, torch.device("cuda"), list(batch))
+            done = decode_jpegs_on_gpu(
+                files[begin : begin + IMAGES], SquareResizing(SIZE), 10**8, torch.device("cuda"), list(batch)
+            )
             assert done.all()
             out = torch.from_numpy(batch).pin_memory().cuda(non_blocking=True)
         return out
@@ -245,10 +247,12 @@ def test_jpeg_decoding(figure: Figure) -> None:
     def on_cpu(threads: int) -> Callable[[], torch.Tensor]:
         workers = ThreadPoolExecutor(threads)
 
+        square = SquareResizing(SIZE)
+
         def run() -> torch.Tensor:
             for begin in range(0, JPEGS, IMAGES):
                 batch = np.empty((IMAGES, SIZE, SIZE, 3), np.uint8)
-                list(workers.map(lambda n: decode(files[begin + n], Square(SIZE), 10**8, batch[n]), range(IMAGES)))  # noqa: B023
+                list(workers.map(lambda n: decode_image(files[begin + n], square, 10**8, batch[n]), range(IMAGES)))  # noqa: B023
                 out = torch.from_numpy(batch).pin_memory().cuda(non_blocking=True)
             return out
 

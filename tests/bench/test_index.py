@@ -33,7 +33,7 @@ from pipelines.data.tars.shards import ShardWriter
 from tests.bench.conftest import Figure
 from tests.bench.photographs import photograph
 from vlmodel.media.base import Verify
-from vlmodel.sample import Texts
+from vlmodel.sample import SampleTexts
 
 MEGABYTES, TARS, ROUNDS, WORKERS = int(os.environ.get("BENCH_MB", 400)), 16, 3, os.cpu_count() or 1
 CAPTION = "a dog runs over the green grass beside the water"
@@ -50,7 +50,7 @@ def tars(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for number in range(a_tar * TARS):
             # Each image differs, so that nothing takes it for a copy: a JPEG ends at its end marker.
             jpeg = pool[number % len(pool)] + number.to_bytes(4, "little")
-            writer.add(f"{number:07d}", {"image": (jpeg, "jpg")}, Texts((CAPTION,) * 5, ()))
+            writer.add(f"{number:07d}", {"image": (jpeg, "jpg")}, SampleTexts((CAPTION,) * 5, ()))
     for path in sorted(folder.glob("*.tar")):
         with path.open("rb") as file:
             os.fsync(file.fileno())

@@ -29,8 +29,8 @@ from pipelines.knowledge.store import FactStore
 from pipelines.knowledge.triples import Triple, triple_to_fact
 from tests.bench.colour_facts import COLOURS, RELATION, UNKNOWN, Asked, Colours, conceptnet, make
 from tests.real_weights import minilm
-from vlmodel.config import parse
-from vlmodel.facts import Fact, FoundFacts, LinkConfig, LinkedFact
+from vlmodel.config import parse_config
+from vlmodel.facts import Fact, FactLinkingConfig, FoundFacts, LinkedFact
 from vlmodel.inference import Predictor
 from vlmodel.model import VLModel
 from vlmodel.model_config import ModelConfig
@@ -64,8 +64,8 @@ class Editable:
     linker: FactLinker
     changed: Callable[[Fact], Fact | None] = lambda fact: fact
 
-    def find(self, texts: Sequence[str], link: LinkConfig) -> FoundFacts:
-        found = self.linker.find(texts, link)
+    def find_facts(self, texts: Sequence[str], link: FactLinkingConfig) -> FoundFacts:
+        found = self.linker.find_facts(texts, link)
         by_text = [
             tuple(replace(one, fact=fact) for one in of_text if (fact := self.changed(one.fact)) is not None)
             for of_text in found.by_text
@@ -87,7 +87,7 @@ def colour_store(folder: Path, made: Colours, data: Path) -> FactStore:
 
 
 def model_of(kind: str, facts: Snapshot, made: Colours, seed: int) -> tuple[VLModel, VLProcessor]:
-    tree = parse(
+    tree = parse_config(
         ModelConfig,
         {
             "vision": {"name": "resnet18", "stages": 1, "grid": 1, "projection": 64},
@@ -99,10 +99,14 @@ def model_of(kind: str, facts: Snapshot, made: Colours, seed: int) -> tuple[VLMo
     texts = [*(asked.question for asked in made.rows["train"]), *facts.whole.texts["text"].to_pylist()]
     tokenizer = train_tokenizer(texts, 4096)
     processor = VLProcessor(
-        ProcessorConfig(image_size=16, max_tokens=32), tokenizer, LABELS, tree.task.tasks(), knowledge=tree.knowledge
+        ProcessorConfig(image_size=16, max_tokens=32),
+        tokenizer,
+        LABELS,
+        tree.task.tasks_by_name(),
+        knowledge=tree.knowledge,
     )
     torch.manual_seed(seed)
-    return VLModel.from_tree(tree, processor), processor
+    return VLModel.create_from_config(tree, processor), processor
 
 
 def exchanged(asked: Asked, example: Example, colour: str | None, rng: np.random.Generator) -> Example:
@@ -150,7 +154,7 @@ def train(
         chosen = [rows[n] for n in rng.integers(0, len(rows), 64)]
         examples = [Example({}, (a.question,), (made.answer(a, colours),)) for a in chosen]
         if edits:
-            linked = processor.linked(examples)
+            linked = processor.link_facts(examples)
             examples = [exchanged(a, one, colours.get(a.head), rng) for a, one in zip(chosen, linked, strict=True)]
         arrays = processor.collate_tasks([pixels[a.image] for a in chosen], {"": examples})
         output = model(**{name: torch.from_numpy(array) for name, array in arrays.items()})

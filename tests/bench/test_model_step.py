@@ -14,7 +14,7 @@ from pipelines.workflows.config import JobConfig
 from tests.bench.conftest import Figure
 from tests.bench.model_steps import Direct, batch_of, create_initial_model, loss_of, stepper, taking_turns
 from tests.jobs.conftest import ROOT
-from vlmodel.config import load, parse
+from vlmodel.config import load_config, parse_config
 from vlmodel.model_config import ModelConfig
 
 LABELS = 1000
@@ -33,7 +33,7 @@ def test_against_torchvision_and_transformers(
         "language": {"width": width, "depth": depth, "heads": heads, "dropout": 0.0},
         "fusion": {"width": 256, "heads": 4, "rounds": 2, "dropout": 0.0},
     }
-    model = create_initial_model(parse(ModelConfig, tree), LABELS)
+    model = create_initial_model(parse_config(ModelConfig, tree), LABELS)
     assert model.language is not None
     bert: Any = model.language.encoder
     direct = Direct(resnet, bert.config, 256, 4, 2, LABELS).train()
@@ -52,7 +52,7 @@ def test_against_torchvision_and_transformers(
 
 
 def test_an_image_once_for_all_its_questions(figure: Figure) -> None:
-    config = load(JobConfig, ROOT / "jobs/configs/easy_vqa.toml", [])
+    config = load_config(JobConfig, ROOT / "jobs/configs/easy_vqa.toml", [])
     model = create_initial_model(config.model, 13)
     # easy-VQA has 9.6 questions an image, of at most 11 tokens.
     once = batch_of(config.train.batch // 2, config.processor.image_size, 9.6, 11, 13)

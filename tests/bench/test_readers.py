@@ -98,7 +98,9 @@ def test_eight_frames_of_a_clip(figure: Figure) -> None:
                 found += len(frame.to_ndarray(format="rgb24"))
         return found
 
-    ours, theirs = rates(lambda: sum(1 for _ in decode_video(data, LIMITS, lambda line: line.spread(8))), bare)
+    ours, theirs = rates(
+        lambda: sum(1 for _ in decode_video(data, LIMITS, lambda line: line.evenly_spaced_frames(8))), bare
+    )
     figure("8 frames of nasa_13013.mp4", ours, "clips/s", peer="PyAV with seek", peer_value=theirs)
 
 

@@ -35,7 +35,7 @@ from tests.bench.photographs import WORDS, photograph
 from tests.bench.servers.common import MAX_BATCH, PATH, threads
 from tests.jobs.conftest import ROOT
 from tests.vlmodel.tiny import collate
-from vlmodel.config import parse
+from vlmodel.config import parse_config
 from vlmodel.inference import Predictor
 from vlmodel.model import VLModel
 from vlmodel.model_config import ModelConfig
@@ -73,7 +73,7 @@ def model(tmp_path_factory: pytest.TempPathFactory, examples: list[Example]) -> 
     tokenizer = train_tokenizer([text for example in examples for text in example.texts], 200)
     processor = VLProcessor(ProcessorConfig(image_size=224), tokenizer, [f"answer {i}" for i in range(1000)])
     torch.manual_seed(0)
-    VLModel.from_tree(parse(ModelConfig, TREE), processor).save_pretrained(folder)
+    VLModel.create_from_config(parse_config(ModelConfig, TREE), processor).save_pretrained(folder)
     processor.save_pretrained(folder)
     return folder
 

@@ -19,8 +19,8 @@ from transformers import PreTrainedTokenizerFast
 from pipelines.train.prefetcher import arrays_to_tensors
 from tests.bench.conftest import Figure
 from tests.bench.model_steps import WORDS, create_initial_model
-from vlmodel.config import parse
-from vlmodel.lengths import group_by_length
+from vlmodel.config import parse_config
+from vlmodel.lengths import group_texts_by_length
 from vlmodel.model import VLModel
 from vlmodel.model_config import ModelConfig
 from vlmodel.processor import ProcessorConfig, VLProcessor
@@ -77,7 +77,7 @@ def model_of(language: dict[str, Any]) -> VLModel:
         "language": language,
         "fusion": {"kind": "concat", "width": 64, "dropout": 0.0},
     }
-    return create_initial_model(parse(ModelConfig, tree), LABELS)
+    return create_initial_model(parse_config(ModelConfig, tree), LABELS)
 
 
 def step_times(model: VLModel, batches: Mapping[int, dict[str, Any]], rounds: int) -> dict[int, float]:
@@ -124,7 +124,7 @@ def test_finding_the_cuts(most: int, figure: Figure) -> None:
     mask_UT = np.arange(34) < lengths[:, None]
     begun = time.perf_counter()
     for _ in range(100):
-        group_by_length(mask_UT, most)
+        group_texts_by_length(mask_UT, most)
     taken = (time.perf_counter() - begun) / 100
     figure(f"cutting 300 captions into at most {most} groups", taken, "s")
     assert taken > 0

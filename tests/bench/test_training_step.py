@@ -32,7 +32,7 @@ from pipelines.workflows.config import JobConfig
 from pipelines.workflows.workspace import Workspace
 from tests.bench.conftest import Figure
 from tests.jobs.conftest import ROOT
-from vlmodel.config import load
+from vlmodel.config import load_config
 from vlmodel.model import VLModel
 from vlmodel.processor import VLProcessor
 
@@ -40,7 +40,7 @@ ROUNDS, STEPS, WARM_UP, WORKERS = 3, 40, 5, 2
 
 
 def settings(folder: Path, name: str) -> JobConfig:
-    return load(
+    return load_config(
         JobConfig,
         ROOT / "jobs/configs/demo.toml",
         [
@@ -60,7 +60,7 @@ def _bare(
     torch.manual_seed(0)
     mine = MicroBatches(**{**vars(parts), "rank": rank})
     batches = [{k: torch.from_numpy(v.copy()) for k, v in without_provenance(mine[i]).items()} for i in range(STEPS)]
-    model = VLModel.from_tree(config.model, VLProcessor.from_pretrained(processor)).train()
+    model = VLModel.create_from_config(config.model, VLProcessor.from_pretrained(processor)).train()
     times = []
     if ours:
         trainer = TrainStep(model, OptimizerConfig(), StepConfig(), steps=STEPS, seed=0)

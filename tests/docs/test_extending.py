@@ -19,7 +19,7 @@ from pipelines.data.importing.run import import_data
 from pipelines.data.tars.errors import FaultReason
 from tests.vlmodel.conftest import examples, processor, tokenizer  # noqa: F401 - fixtures
 from tests.vlmodel.tiny import batch_for, for_tasks, tiny_tree
-from vlmodel.config import parse, part_config, part_kinds
+from vlmodel.config import find_part_config_class, list_part_kinds, parse_config
 from vlmodel.model import VLModel
 from vlmodel.processor import Example, VLProcessor
 
@@ -48,7 +48,7 @@ def test_every_example_is_a_kind_of_its_package() -> None:
     }  # fmt: skip
     for path in EXAMPLES:
         package, _, name = path.replace("/", ".").rpartition(".")
-        assert (name in part_kinds(package)) is not name.startswith("_")
+        assert (name in list_part_kinds(package)) is not name.startswith("_")
 
 
 @pytest.mark.parametrize(
@@ -69,9 +69,9 @@ def test_the_parts_train_and_a_saved_model_answers_the_same(
 ) -> None:
     tree = tiny_tree(**parts)
     torch.manual_seed(0)
-    model = VLModel.from_tree(tree, for_tasks(processor, tree.task.tasks(), tree))
+    model = VLModel.create_from_config(tree, for_tasks(processor, tree.task.tasks_by_name(), tree))
     counted = [replace(example, targets=("3", "1")[: len(example.texts)]) for example in examples]
-    batch = batch_for(processor, tree.task.tasks(), counted, tree)
+    batch = batch_for(processor, tree.task.tasks_by_name(), counted, tree)
     model(**batch).loss.backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters() if p.requires_grad)
     model.eval().save_pretrained(tmp_path)
@@ -87,7 +87,7 @@ def test_the_importer_takes_the_captions_beside_the_images(tmp_path: Path) -> No
         Image.fromarray(np.full((8, 8, 3), len(name), np.uint8)).save(pictures / f"{name}.png")
         if captions:
             (pictures / f"{name}.txt").write_text(captions, encoding="utf-8")
-    source = parse(part_config("pipelines.data.importers", "captions"), {"folder": str(pictures)})
+    source = parse_config(find_part_config_class("pipelines.data.importers", "captions"), {"folder": str(pictures)})
     summary = import_data(source, str(tmp_path / "tars"))
     assert (summary.splits["train"].samples, summary.splits["train"].captions) == (2, 3)
     assert summary.rejected == {FaultReason.MISSING_TEXT: 1}

@@ -24,7 +24,7 @@ from pipelines.workflows.config import JobConfig
 from pipelines.workflows.workspace import Workspace
 from tests.pipelines.registry.conftest import asked, save_model
 from tests.pipelines.serve.deployment.test_deploy import free_port
-from vlmodel.config import parse
+from vlmodel.config import parse_config
 from vlmodel.operations.ask import VQAResponse
 
 SCORE = VersionScore(metric="accuracy", value=0.9, floor=0.67, index_hash="ab" * 32, split="val", count=1000)
@@ -59,7 +59,7 @@ class Service:
             "registry": {"smoke_test": False},
             "serve": {**small, **settings},
         }
-        self.config = parse(JobConfig, tree)
+        self.config = parse_config(JobConfig, tree)
         self.address = service_address_of(self.config.serve)
         self._folder = folder
         (folder / "runs").mkdir()

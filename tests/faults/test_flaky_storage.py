@@ -25,7 +25,7 @@ from tests.faults.flaky import PROTOCOL, register
 from tests.jobs.conftest import ROOT
 from tests.pipelines.data.tar_maker import photo
 from vlmodel.processor import ProcessorConfig, VLProcessor
-from vlmodel.sample import Question, Texts
+from vlmodel.sample import Question, SampleTexts
 
 SAMPLES, A_SHARD = 300, 120
 
@@ -48,7 +48,7 @@ def test_what_is_delivered_is_the_index(tmp_path: Path, flaky_cluster: None) -> 
     folder.mkdir(parents=True)
     with ShardWriter(folder, "train", max_samples=A_SHARD) as writer:
         for n in range(SAMPLES):  # 4 KB each and more: a tar is not read at once
-            texts = Texts((), (Question("what is it?", "noise"),))
+            texts = SampleTexts((), (Question("what is it?", "noise"),))
             writer.add(f"{n:03d}", {"image": (photo(n, (96, 96), "PNG"), "png")}, texts)
     config = IndexConfig(validation_fraction=0.0)
     expected = build_index(str(folder), config)

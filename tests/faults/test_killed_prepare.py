@@ -17,7 +17,7 @@ from pipelines.data.index.index import Index
 from pipelines.data.prepare.files import FOLDER, MANIFEST
 from pipelines.data.tars.shards import ShardWriter
 from tests.jobs.conftest import ROOT
-from vlmodel.sample import Texts
+from vlmodel.sample import SampleTexts
 
 SHARDS, SAMPLES = 12, 40
 SETTINGS = ["longest_side=160", "near_duplicates=4", "format=webp", "samples_per_shard=30"]
@@ -43,7 +43,9 @@ def write_source(folder: Path) -> None:
                 path = folder / "picture.jpg"
                 coarse.save(path, quality=90 - 20 * copy)
                 writer.add(
-                    f"{number:04d}-{copy}", {"image": (path.read_bytes(), "jpg")}, Texts((f"picture {number}",), ())
+                    f"{number:04d}-{copy}",
+                    {"image": (path.read_bytes(), "jpg")},
+                    SampleTexts((f"picture {number}",), ()),
                 )
     command = [sys.executable, "-m", "jobs.index", "--config", "jobs/configs/demo.toml"]
     subprocess.run([*command, f"data.tars={folder / 'data'}"], cwd=ROOT, check=True)

@@ -30,7 +30,7 @@ from tests.faults.trainings import started
 from tests.jobs.conftest import ROOT, SMALL, coloured_pictures
 from tests.jobs.test_retrain import COLOURS, drop
 from tests.pipelines.registry.conftest import picture
-from vlmodel.config import load
+from vlmodel.config import load_config
 
 # In this order: each goes on from the champion that the one before has left.
 pytestmark = pytest.mark.timeout(1800)
@@ -57,7 +57,7 @@ class Retraining:
             "registry.gate.agreement={}", "registry.gate.behaviour_tolerance=1", "registry.gate.image_use=0",
             "serve.num_cpus=0.5", "serve.model_threads=1", "retrain.new_share=1.0",
         ]  # fmt: skip
-        self.config = load(JobConfig, ROOT / "jobs/configs/demo.toml", self.overrides)
+        self.config = load_config(JobConfig, ROOT / "jobs/configs/demo.toml", self.overrides)
         self.folder, self.head = folder, head
         self.incoming = folder / "data" / "incoming"
         self.ledger = RetrainLedger(folder / "runs" / "_retrain" / self.config.name)

@@ -29,7 +29,7 @@ from pipelines.storage.folder import Folder
 from tests.pipelines.data.tar_maker import photo
 from tests.pipelines.storage.stores import S3Store, s3_store
 from vlmodel.processor import ProcessorConfig, VLProcessor
-from vlmodel.sample import Question, Texts
+from vlmodel.sample import Question, SampleTexts
 
 SAMPLES, A_SHARD = 240, 80
 TARS = "s3://store/sets/noise"
@@ -57,7 +57,7 @@ def write(folder: Path, first: int, count: int) -> list[Path]:
     folder.mkdir()
     with ShardWriter(folder, "train", max_samples=A_SHARD) as writer:
         for n in range(first, first + count):
-            texts = Texts((), (Question("what is it?", "noise"),))
+            texts = SampleTexts((), (Question("what is it?", "noise"),))
             writer.add(f"{n:03d}", {"image": (photo(n, (96, 96), "PNG"), "png")}, texts)
     return sorted(folder.glob("*.tar"))
 

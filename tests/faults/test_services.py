@@ -29,7 +29,7 @@ from tests.infra.test_cluster_script import free_ports
 from tests.infra.test_services import missing, services
 from tests.jobs.conftest import ROOT
 from tests.pipelines.registry.conftest import QUESTION, asked, picture, save_model
-from vlmodel.config import parse
+from vlmodel.config import parse_config
 from vlmodel.inference import Predictor
 from vlmodel.processor import Example
 
@@ -101,7 +101,7 @@ def recorded(stack: Services) -> tuple[object, ...]:
 
 
 def test_models_outlive_restarts_of_their_services(stack: Services, tmp_path: Path) -> None:
-    config = parse(
+    config = parse_config(
         JobConfig,
         {
             "storage": str(tmp_path / "runs"),

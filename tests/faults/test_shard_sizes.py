@@ -10,7 +10,7 @@ from tests.faults.ledger import audit
 from tests.faults.trainings import command, finish, ledger_of, places, start
 from tests.jobs.conftest import ROOT
 from tests.pipelines.data.tar_maker import photo
-from vlmodel.sample import Question, Texts
+from vlmodel.sample import Question, SampleTexts
 
 ALL = "data.index.validation_fraction=0.0"
 
@@ -19,7 +19,7 @@ def prepare(folder: Path, sizes: list[int]) -> None:
     """Index shards of these sizes."""
     (folder / "data").mkdir()
     number = 0
-    texts = Texts((), (Question("is it noise?", "yes"), Question("is it a face?", "no")))
+    texts = SampleTexts((), (Question("is it noise?", "yes"), Question("is it a face?", "no")))
     with ShardWriter(folder / "data", "train") as writer:
         for size in sizes:
             writer.max_samples = size

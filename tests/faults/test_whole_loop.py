@@ -28,7 +28,7 @@ from tests.faults.clusters import Cluster, cluster, free_port
 from tests.faults.load import Answer, open_loop, question_about
 from tests.faults.loop_picture import Loop, Phase, Request, draw
 from tests.jobs.conftest import ROOT
-from vlmodel.config import load
+from vlmodel.config import load_config
 
 IMAGES = int(os.environ.get("RAYLM_LOOP_IMAGES", "4000"))
 """Training images, of the 4,000 that there are."""
@@ -141,7 +141,7 @@ def test_new_tars_become_better_answers_and_no_request_fails(
         "--config", "jobs/configs/easy_vqa.toml", f"storage={tmp_path / 'runs'}", f"data.tars={tmp_path / 'data'}",
         f"train.epochs={CHAMPION_EPOCHS}", f"retrain.epochs={CYCLE_EPOCHS}", f"serve.port={free_port()}", *ONE_THREAD,
     ]  # fmt: skip
-    config = load(JobConfig, ROOT / "jobs/configs/easy_vqa.toml", settings[2:])
+    config = load_config(JobConfig, ROOT / "jobs/configs/easy_vqa.toml", settings[2:])
     registry = Registry.open(config.tracking, config.storage, config.registry)
     ledger = RetrainLedger(tmp_path / "runs" / "_retrain" / config.name)
     with cluster(tmp_path) as head:

@@ -15,7 +15,7 @@ import yaml
 
 from pipelines.serve.config import ServeConfig
 from pipelines.workflows.config import JobConfig
-from vlmodel.config import load, parse
+from vlmodel.config import load_config, parse_config
 
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "infra" / "README.md").read_text(encoding="utf-8")
@@ -87,7 +87,7 @@ def containers(pod: dict[str, Any]) -> list[dict[str, Any]]:
 def settings(words: list[str]) -> JobConfig:
     """The arguments of a job, parsed as it would parse them."""
     assert words[0] == "--config"
-    return load(JobConfig, ROOT / words[1], words[2:])
+    return load_config(JobConfig, ROOT / words[1], words[2:])
 
 
 @pytest.mark.parametrize("file", RAY_MANIFESTS)
@@ -298,7 +298,7 @@ def test_the_training_job_has_valid_settings_and_enough_gpus() -> None:
     steps = [shlex.split(step) for step in script.split("&&")]
     assert [step[:3] for step in steps] == [["python", "-m", "jobs.index"], ["python", "-m", "jobs.train"]]
     config = settings(steps[1][3:])
-    assert load(JobConfig, None, steps[0][3:]).data.tars == config.data.tars
+    assert load_config(JobConfig, None, steps[0][3:]).data.tars == config.data.tars
     gpus = next(g["replicas"] for g in cluster("rayjob-train.yaml")["workerGroupSpecs"] if g["groupName"] == "gpu")
     assert config.train.gpus_per_worker == 1
     assert config.train.workers <= gpus
@@ -357,7 +357,7 @@ def test_the_service_is_what_ray_serve_takes() -> None:
     assert f'APP_NAME = "{application.name}"\n' in source
     assert re.fullmatch("[0-9a-f]{64}", application.args["digest"])
     assert application.args["golden"]
-    config = parse(ServeConfig, application.args["serve"])
+    config = parse_config(ServeConfig, application.args["serve"])
     assert not config.tls.active, "KubeRay asks whether it lives in plain HTTP"
     workers = next(g for g in cluster("rayservice.yaml")["workerGroupSpecs"] if g["groupName"] == "cpu")
     cpus = int(workers["template"]["spec"]["containers"][0]["resources"]["requests"]["cpu"])

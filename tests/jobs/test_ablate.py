@@ -20,7 +20,7 @@ from pipelines.workflows import ablate, train, trials
 from pipelines.workflows.config import JobConfig
 from pipelines.workflows.workspace import Workspace
 from tests.jobs.test_pipeline import DEMO, setting
-from vlmodel.config import ConfigError, load
+from vlmodel.config import ConfigError, load_config
 
 Job = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -40,7 +40,9 @@ class Pretended:
 
     def run(self, *overrides: str) -> list[dict[str, Any]]:
         grid = 'ablate.grid={"model.fusion.kind"=["concat","transformer"],"train.batch"=[8,16]}'
-        return ablate.run(Workspace(load(JobConfig, None, ["name=grid", f"storage={self.folder}", grid, *overrides])))
+        return ablate.run(
+            Workspace(load_config(JobConfig, None, ["name=grid", f"storage={self.folder}", grid, *overrides]))
+        )
 
 
 @pytest.fixture

@@ -108,9 +108,9 @@ def test_parts_of_an_own_package_do_all_that_others_do(
 
 
 def test_a_package_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    from vlmodel.config import ConfigError, part_kinds
+    from vlmodel.config import ConfigError, list_part_kinds
 
     monkeypatch.setenv("VLMODEL_PARTS", "no_such_package")
     with pytest.raises(ConfigError, match="names 'no_such_package', which is not installed"):
-        part_kinds("vlmodel.fusion")
-    assert part_kinds("pipelines.data.importers")
+        list_part_kinds("vlmodel.fusion")
+    assert list_part_kinds("pipelines.data.importers")

@@ -19,7 +19,7 @@ from pipelines.workflows.workspace import Workspace
 from tests.browser import browser_page, find_browser
 from tests.jobs.conftest import ROOT, SMALL, coloured_pictures
 from tests.pipelines.serve.deployment.test_deploy import free_port
-from vlmodel.config import load
+from vlmodel.config import load_config
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
@@ -39,7 +39,7 @@ def workspace(folder: Path, port: int, *more: str) -> Workspace:
     places = [f"storage={folder / 'runs'}", f"data.tars={folder / 'data'}", f"serve.feedback.folder={folder / 'spool'}"]
     small = [f"serve.port={port}", "serve.num_cpus=0.5", "serve.model_threads=1", "registry.smoke_test=false"]
     config = ROOT / "jobs/configs/demo.toml"
-    return Workspace(load(JobConfig, config, [*SMALL, *source, *places, *small, "train.epochs=4", *more]))
+    return Workspace(load_config(JobConfig, config, [*SMALL, *source, *places, *small, "train.epochs=4", *more]))
 
 
 @pytest.fixture(scope="module")

@@ -26,8 +26,8 @@ from pipelines.workflows.config import JobConfig
 from pipelines.workflows.workspace import Workspace
 from tests.jobs.conftest import ROOT, SMALL, coloured_pictures
 from tests.pipelines.data.tar_maker import photo
-from vlmodel.config import load
-from vlmodel.sample import Question, Texts
+from vlmodel.config import load_config
+from vlmodel.sample import Question, SampleTexts
 
 COLOURS = {"red": (210, 40, 40), "green": (40, 180, 60), "blue": (50, 70, 220)}
 MONDAY, TUESDAY = "20260105T0000Z", "20260106T0000Z"
@@ -46,7 +46,7 @@ def drop(incoming: Path, name: str, seed: int, colours: dict[str, tuple[int, int
             Image.fromarray(pixels).save(image, "PNG")
             pairs = (("what colour is it?", colour), (f"is it {asked}?", "yes" if asked == colour else "no"))
             questions = tuple(Question(question, answer) for question, answer in pairs)
-            writer.add(f"{name}{number}", {"image": (image.getvalue(), "png")}, Texts((), questions))
+            writer.add(f"{name}{number}", {"image": (image.getvalue(), "png")}, SampleTexts((), questions))
     (tar,) = elsewhere.glob("*.tar")
     tar.rename(incoming / f"{name}.tar")
 
@@ -56,7 +56,7 @@ def workspace(folder: Path, *more: str) -> Workspace:
     source = [f"source.file={pictures / 'questions.csv'}", "source.kind=table", "source.samples_per_shard=40"]
     places = [f"storage={folder / 'runs'}", f"data.tars={folder / 'data'}"]
     overrides = [*SMALL, *source, *places, "registry.smoke_test=false", f"retrain.window={MONDAY}", *more]
-    return Workspace(load(JobConfig, ROOT / "jobs/configs/demo.toml", overrides))
+    return Workspace(load_config(JobConfig, ROOT / "jobs/configs/demo.toml", overrides))
 
 
 @pytest.mark.parametrize(
@@ -79,7 +79,9 @@ def test_what_a_source_holds_stays_so_in_a_cycle(tmp_path: Path, ray_local: None
         (tmp_path / name).mkdir()
         with ShardWriter(tmp_path / name, "train", inputs=inputs) as writer:
             for number in range(30):
-                writer.add(f"{name}{number}", {"image": (photo(number), "jpg")}, Texts((f"the {number}th of {name}",)))
+                writer.add(
+                    f"{name}{number}", {"image": (photo(number), "jpg")}, SampleTexts((f"the {number}th of {name}",))
+                )
         build_index(str(tmp_path / name), IndexConfig(validation_fraction=0.0, inputs=inputs))
     mix = [f"data.mix.pairs.tars={tmp_path}/pairs", f"data.mix.said={{tars='{tmp_path}/said', inputs='text'}}"]
     work = workspace(tmp_path, *mix, f"data.tars={tmp_path}/pairs")

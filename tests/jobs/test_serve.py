@@ -20,7 +20,7 @@ from pipelines.workflows.workspace import Workspace
 from tests.faults.services import SCORE, Service
 from tests.pipelines.registry.conftest import picture
 from tests.pipelines.serve.conftest import DECODERS, save_model
-from vlmodel.config import ConfigError, parse
+from vlmodel.config import ConfigError, parse_config
 from vlmodel.processor import Example
 
 
@@ -135,4 +135,4 @@ def test_any_version_and_any_folder_can_be_looked_at(tmp_path: Path, deployed: l
 )
 def test_one_model_is_served(settings: dict[str, Any], says: str) -> None:
     with pytest.raises(ConfigError, match=says):
-        parse(ServeConfig, settings)
+        parse_config(ServeConfig, settings)

@@ -18,7 +18,7 @@ from pipelines.workflows.config import JobConfig
 from pipelines.workflows.workspace import Workspace
 from tests.jobs.test_pipeline import DEMO
 from tests.pipelines.registry.conftest import save_model
-from vlmodel.config import ConfigError, dump, load
+from vlmodel.config import ConfigError, dump_config, load_config
 
 Begun = Callable[..., Workspace]
 
@@ -30,7 +30,7 @@ def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Begun:
     monkeypatch.setattr(training_data, "describe_data", lambda *_: {"hash": "abc"})
 
     def make(*overrides: str) -> Workspace:
-        return Workspace(load(JobConfig, None, [f"storage={tmp_path / 'runs'}", "name=base", *overrides]))
+        return Workspace(load_config(JobConfig, None, [f"storage={tmp_path / 'runs'}", "name=base", *overrides]))
 
     return make
 
@@ -40,7 +40,7 @@ def store_checkpoint(of: Workspace, tmp_path: Path, step: int, **state: Any) -> 
     local.mkdir(exist_ok=True)
     history = [{"step": 4.0, "epoch": 1.0, "train/loss": 0.5, "val/accuracy": 0.75}]
     checkpoint.write_checkpoint_state(
-        local, {}, {"step": step, "history": history, "config": dump(of.config), "data": "abc", **state}
+        local, {}, {"step": step, "history": history, "config": dump_config(of.config), "data": "abc", **state}
     )
     checkpoint.upload_checkpoint(local, Folder(of.run_folder).child(checkpoint.checkpoint_folder_name(step)))
 
@@ -87,7 +87,7 @@ def test_a_source_that_was_added_to_a_mix_is_another_setting(config: Begun) -> N
 
 
 def test_settings_that_are_newer_than_the_run_have_their_defaults(config: Begun, tmp_path: Path) -> None:
-    old = dump(config().config)
+    old = dump_config(config().config)
     del old["train"]["window"], old["seed"]
     store_checkpoint(config(), tmp_path, 8, config=old)
     claim(config())

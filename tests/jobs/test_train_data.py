@@ -15,8 +15,8 @@ from pipelines.data.tars.shards import ShardWriter
 from pipelines.workflows import fit, train
 from pipelines.workflows.config import JobConfig
 from pipelines.workflows.workspace import Workspace
-from vlmodel.config import ConfigError, parse
-from vlmodel.sample import Question, Texts
+from vlmodel.config import ConfigError, parse_config
+from vlmodel.sample import Question, SampleTexts
 
 
 @pytest.fixture(scope="module")
@@ -25,9 +25,9 @@ def index(tmp_path_factory: pytest.TempPathFactory, ray_local: None) -> Index:
     folder, image = tmp_path_factory.mktemp("tars"), io.BytesIO()
     Image.new("RGB", (8, 8)).save(image, "PNG")
     texts = (
-        Texts(("a dog on the left",), ()),
-        Texts((), (Question("where is it?", "Right"),)),
-        Texts(("a bright cleft",), (Question("is it?", "no"),)),
+        SampleTexts(("a dog on the left",), ()),
+        SampleTexts((), (Question("where is it?", "Right"),)),
+        SampleTexts(("a bright cleft",), (Question("is it?", "no"),)),
     )
     with ShardWriter(folder, "train") as writer:
         for number, of_sample in enumerate(texts):
@@ -36,7 +36,7 @@ def index(tmp_path_factory: pytest.TempPathFactory, ray_local: None) -> Index:
 
 
 def workspace(index: Index, **of_train: Any) -> Workspace:
-    return Workspace(parse(JobConfig, {"data": {"tars": index.tars}, "train": of_train}))
+    return Workspace(parse_config(JobConfig, {"data": {"tars": index.tars}, "train": of_train}))
 
 
 def test_mirrored_images_whose_texts_say_a_side_are_told(index: Index, capsys: pytest.CaptureFixture[str]) -> None:

@@ -18,14 +18,14 @@ from pipelines.search.tuning import to_plain_settings
 from pipelines.workflows import tune
 from pipelines.workflows.config import JobConfig
 from tests.jobs.test_pipeline import DEMO, setting
-from vlmodel.config import load
+from vlmodel.config import load_config
 
 Job = Callable[..., subprocess.CompletedProcess[str]]
 
 
 def test_the_best_settings_are_valid_overrides() -> None:
     settings = {"model.fusion.kind": "concat", "train.optimizer.head_lr": 1.5e-05, "train.optimizer.betas": [0.9, 0.95]}
-    config = load(JobConfig, None, shlex.split(tune.format_as_command_line_overrides(settings)))
+    config = load_config(JobConfig, None, shlex.split(tune.format_as_command_line_overrides(settings)))
     assert config.model.fusion.kind == "concat"
     assert config.train.optimizer.head_lr == 1.5e-05
     assert config.train.optimizer.betas == [0.9, 0.95]

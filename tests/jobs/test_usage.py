@@ -34,7 +34,7 @@ from pipelines.workflows import (
 )
 from pipelines.workflows.config import JobConfig
 from tests.jobs.conftest import ROOT, coloured_pictures
-from vlmodel.config import dump, load, parse
+from vlmodel.config import dump_config, load_config, parse_config
 
 MODULES = {
     m.__name__.rpartition(".")[2]: m
@@ -222,12 +222,12 @@ def test_features_of_texts_are_kept_while_images_change() -> None:
         "model": {"vision": {"frozen": True}, "language": {"frozen": True}},
         "train": {"feature_cache": "float16", "augment": {"flip": 0.5}},
     }
-    assert parse(JobConfig, tree).streams_with_cacheable_features() == ("language",)
+    assert parse_config(JobConfig, tree).streams_with_cacheable_features() == ("language",)
     tree["train"]["augment"]["min_area"], tree["train"]["augment"]["flip"] = 1.0, 0.0  # type: ignore[index]
-    assert parse(JobConfig, tree).streams_with_cacheable_features() == ("vision", "language")
+    assert parse_config(JobConfig, tree).streams_with_cacheable_features() == ("vision", "language")
     # A topology that encodes the text takes its embeddings alone.
     tree["model"]["topology"] = {"kind": "single"}
-    assert parse(JobConfig, tree).streams_with_cacheable_features() == ("vision",)
+    assert parse_config(JobConfig, tree).streams_with_cacheable_features() == ("vision",)
 
 
 def test_a_missing_config_names_those_that_there_are(capsys: pytest.CaptureFixture[str]) -> None:
@@ -369,7 +369,7 @@ def test_a_run_that_another_job_trains_is_refused_before_the_work(
 
 
 def test_a_name_may_look_like_a_number() -> None:
-    config = load(JobConfig, None, ["evaluate.model=3", "name=2024", 'storage="runs"'])
+    config = load_config(JobConfig, None, ["evaluate.model=3", "name=2024", 'storage="runs"'])
     assert (config.evaluate.model, config.name, config.storage) == ("3", "2024", "runs")
 
 
@@ -399,6 +399,6 @@ def test_an_error_of_a_job_keeps_its_lines_and_no_control_characters(capsys: pyt
     ],
 )
 def test_run_and_model_are_named_after_their_data(overrides: list[str], run: str, model: str) -> None:
-    config = load(JobConfig, None, overrides)
+    config = load_config(JobConfig, None, overrides)
     assert (config.name, config.tracking.model_name) == (run, model)
-    assert parse(JobConfig, dump(config)) == config
+    assert parse_config(JobConfig, dump_config(config)) == config

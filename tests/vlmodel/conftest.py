@@ -86,6 +86,6 @@ def make_model(processor: VLProcessor) -> Callable[..., Any]:
     def make(seed: int = 0, **parts: dict[str, Any]) -> VLModel:
         torch.manual_seed(seed)
         tree = tiny_tree(**parts)
-        return VLModel.from_tree(tree, for_tasks(processor, tree.task.tasks(), tree)).eval()
+        return VLModel.create_from_config(tree, for_tasks(processor, tree.task.tasks_by_name(), tree)).eval()
 
     return make

@@ -12,12 +12,12 @@ import torch
 from torch import Tensor
 
 from tests.vlmodel.tiny import batch_for, tiny_tree
-from vlmodel.config import part_kinds
+from vlmodel.config import list_part_kinds
 from vlmodel.model import VLModel
 from vlmodel.processor import Example, VLProcessor
 from vlmodel.tokens import Tokens
 
-MEETINGS = list(itertools.product(part_kinds("vlmodel.topology"), part_kinds("vlmodel.fusion")))
+MEETINGS = list(itertools.product(list_part_kinds("vlmodel.topology"), list_part_kinds("vlmodel.fusion")))
 
 
 @pytest.fixture
@@ -30,7 +30,7 @@ def batch_of(
     processor: VLProcessor, decoder: dict[str, Any], examples: list[Example], has_image: list[bool]
 ) -> dict[str, Tensor]:
     """The examples as a batch, of which some are without their images."""
-    batch = batch_for(processor, tiny_tree(task=decoder).task.tasks(), examples)
+    batch = batch_for(processor, tiny_tree(task=decoder).task.tasks_by_name(), examples)
     present_B = torch.tensor(has_image)
     place_B = torch.where(present_B, present_B.cumsum(0) - 1, present_B.sum())
     return batch | {"image.pixels_BHWC": batch["image.pixels_BHWC"][present_B], "image.place_B": place_B}
@@ -52,7 +52,7 @@ def learned(model: VLModel, batch: dict[str, Tensor]) -> tuple[Tensor, float, di
 
 def test_missing_rows_of_a_stream() -> None:
     tokens = Tokens(torch.arange(1.0, 5).view(2, 2, 1), torch.ones(2, 2, dtype=torch.bool), torch.tensor([[1.0], [3]]))
-    spread = tokens.with_missing_rows(torch.tensor([2, 1, 0, 2]))
+    spread = tokens.select_rows_or_missing(torch.tensor([2, 1, 0, 2]))
     assert spread.x_BTD.squeeze(-1).tolist() == [[0, 0], [3, 4], [1, 2], [0, 0]]
     assert spread.mask_BT.tolist() == [[False] * 2, [True] * 2, [True] * 2, [False] * 2]
     assert spread.pooled_BD.tolist() == [[0], [3], [1], [0]]
@@ -104,7 +104,7 @@ def test_every_encoder_takes_a_batch_without_images(
     assert not any(value.any() for name, value in gradients.items() if name.startswith("vision."))
 
 
-@pytest.mark.parametrize("topology", part_kinds("vlmodel.topology"))
+@pytest.mark.parametrize("topology", list_part_kinds("vlmodel.topology"))
 def test_where_all_have_an_image_nothing_changes(
     topology: str, make_model: Callable[..., Any], processor: VLProcessor, examples: list[Example]
 ) -> None:
@@ -123,5 +123,5 @@ def test_cached_features_of_some_samples(
     model = make_model(vision={"kind": "cnn", "frozen": True})
     batch = batch_of(processor, {"kind": "vqa"}, [asked, *examples], [False, True, True])
     seen = model(**batch)
-    kept = {"image.features_BF": model.vision.features(batch.pop("image.pixels_BHWC"))}
+    kept = {"image.features_BF": model.vision.compute_features(batch.pop("image.pixels_BHWC"))}
     torch.testing.assert_close(model(**batch, **kept).logits_NK, seen.logits_NK)

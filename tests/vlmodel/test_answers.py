@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from vlmodel.answers import normal_form, normalize_answer
+from vlmodel.answers import normalize_for_comparison, normalize_vqa_answer
 
 
 @pytest.mark.parametrize(
@@ -38,11 +38,11 @@ from vlmodel.answers import normal_form, normalize_answer
     ],
 )
 def test_normalized_answers(answer: str, plain: str) -> None:
-    assert normalize_answer(answer) == plain
+    assert normalize_vqa_answer(answer) == plain
 
 
 def test_answers_of_which_the_rules_leave_nothing_are_themselves() -> None:
-    assert normal_form("A", "vqa") == "a"
-    assert normal_form(" ? ", "vqa") == "?"
-    assert normal_form("The Cat.", "vqa") == "cat"
-    assert normal_form("The Cat.", "none") == "The Cat."
+    assert normalize_for_comparison("A", "vqa") == "a"
+    assert normalize_for_comparison(" ? ", "vqa") == "?"
+    assert normalize_for_comparison("The Cat.", "vqa") == "cat"
+    assert normalize_for_comparison("The Cat.", "none") == "The Cat."

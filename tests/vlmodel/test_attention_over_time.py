@@ -26,7 +26,7 @@ INPUTS: dict[str, Any] = {"imu": IMU} | {
 def predictor(request: pytest.FixtureRequest, make_model: Callable[..., Any], processor: VLProcessor) -> Predictor:
     parts = {"task": {"kind": request.param}, "inputs": INPUTS}
     tree = tiny_tree(**parts)
-    return Predictor(make_model(**parts), for_tasks(processor, tree.task.tasks(), tree))
+    return Predictor(make_model(**parts), for_tasks(processor, tree.task.tasks_by_name(), tree))
 
 
 def asked(predictor: Predictor, examples: list[Example]) -> list[Example]:
@@ -52,7 +52,7 @@ def test_weights_are_of_the_real_parts_alone(predictor: Predictor, examples: lis
 
 
 def test_frames_sum_their_tokens(predictor: Predictor) -> None:
-    encoder = predictor.model.encoder("clip")
+    encoder = predictor.model.encoder_of_stream("clip")
     tokens = encoder._tokens_of_frame()  # type: ignore[operator]
     weights_NT = torch.arange(2.0 * 3 * tokens).view(2, -1)
     over_time_NT = encoder.to_time(weights_NT)  # type: ignore[operator]

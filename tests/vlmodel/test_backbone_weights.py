@@ -14,8 +14,8 @@ import torchvision
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from vlmodel.config import ConfigError, parse
-from vlmodel.vision.cnn import CNN, Config
+from vlmodel.config import ConfigError, parse_config
+from vlmodel.vision.cnn import CNNEncoder, Config
 from vlmodel.vision.vit import Config as ViTConfig
 from vlmodel.weights import WeightsError
 
@@ -27,12 +27,12 @@ def source() -> nn.Module:
 
 
 def load(weights: Path | str, **settings: object) -> Any:
-    encoder = parse(Config, {"stages": 2, "weights": str(weights), **settings}).build()
+    encoder = parse_config(Config, {"stages": 2, "weights": str(weights), **settings}).build()
     encoder.load_pretrained()
     return encoder
 
 
-def equal_to(encoder: CNN, source: nn.Module) -> bool:
+def equal_to(encoder: CNNEncoder, source: nn.Module) -> bool:
     return all(
         torch.equal(value, source.get_submodule(name).state_dict()[key])
         for name, block in encoder.backbone.named_children()
@@ -86,7 +86,7 @@ def test_what_does_not_fit_is_refused_and_nothing_loaded(
     state = dict(source.state_dict())
     change(state)
     torch.save(state, tmp_path / "w.pth")
-    encoder = parse(Config, {"stages": 2, "weights": str(tmp_path / "w.pth")}).build()
+    encoder = parse_config(Config, {"stages": 2, "weights": str(tmp_path / "w.pth")}).build()
     before = {key: value.clone() for key, value in encoder.state_dict().items()}
     with pytest.raises(WeightsError, match=message + r".*Set vision\.name, vision\.stem and vision\.stages"):
         encoder.load_pretrained()
@@ -98,7 +98,7 @@ def test_what_fits_is_loaded_and_the_rest_reported(source: nn.Module, tmp_path: 
     del state["bn1.bias"]
     state |= {"conv1.weight": torch.zeros(64, 3, 3, 3), "other.weight": torch.zeros(1)}
     torch.save(state, tmp_path / "w.pth")
-    encoder: Any = parse(Config, {"stages": 2, "weights": str(tmp_path / "w.pth"), "strict": False}).build()
+    encoder: Any = parse_config(Config, {"stages": 2, "weights": str(tmp_path / "w.pth"), "strict": False}).build()
     drawn = encoder.backbone.conv1.weight.clone()
     encoder.load_pretrained()
     assert encoder.report.missing == ("bn1.bias", "conv1.weight")
@@ -149,7 +149,7 @@ def test_families(name: str, former: Callable[[str], str], tmp_path: Path) -> No
     pixels = torch.randint(0, 256, (1, 32, 32, 3), dtype=torch.uint8)
     pooled = encoder.eval()(pixels).pooled_BD
     source.classifier = source.fc = source.head = nn.Identity()
-    reference = source.eval()(encoder.normalise(pixels))
+    reference = source.eval()(encoder.normalise_pixels(pixels))
     torch.testing.assert_close(torch.relu(pooled) if name == "densenet121" else pooled, reference)
 
 
@@ -170,7 +170,7 @@ def test_families_of_their_own(name: str, side: int, options: dict[str, Any], tm
     pixels = torch.randint(0, 256, (1, side, side, 3), dtype=torch.uint8)
     source.fc = source.classifier = nn.Identity()
     with torch.no_grad():
-        reference = source.eval()(encoder.normalise(pixels))
+        reference = source.eval()(encoder.normalise_pixels(pixels))
         tokens = encoder.eval()(pixels)
     torch.testing.assert_close(tokens.pooled_BD, reference if reference.ndim == 2 else reference.mean((2, 3)))
 
@@ -207,7 +207,7 @@ def test_real_weights(name: str, file: str, shared_data: Callable[[str], Path]) 
     state = torch.load(path, map_location="cpu", weights_only=True)["state_dict"]
     pixels = torch.randint(0, 256, (2, 48, 48, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     expected = cifar_by_hand(
-        {k.removeprefix("module."): v.double() for k, v in state.items()}, encoder.normalise(pixels)
+        {k.removeprefix("module."): v.double() for k, v in state.items()}, encoder.normalise_pixels(pixels)
     )
     assert expected.shape == (2, 64, 12, 12)
     torch.testing.assert_close(encoder(pixels).x_BTD, expected.flatten(2).transpose(1, 2))
@@ -230,7 +230,7 @@ def vit(image_size: int = 32, depth: int = 2, width: int = 16) -> Any:
 
 def load_vit(state: dict[str, Tensor], file: Path) -> Any:
     torch.save(state, file)
-    encoder = parse(ViTConfig, {**VIT, "weights": str(file)}).build()
+    encoder = parse_config(ViTConfig, {**VIT, "weights": str(file)}).build()
     encoder.load_pretrained()
     return encoder
 
@@ -356,20 +356,20 @@ def test_weights_of_torchvisions_names(source: nn.Module, monkeypatch: pytest.Mo
 )
 def test_settings_that_cannot_be(settings: dict[str, object], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        parse(Config, settings)
+        parse_config(Config, settings)
 
 
 def test_small_stem_keeps_the_resolution() -> None:
     pixels = torch.zeros(1, 32, 32, 3, dtype=torch.uint8)
-    small = parse(Config, {"stages": 1, "stem": "small"})
-    small.check_image(1)
+    small = parse_config(Config, {"stages": 1, "stem": "small"})
+    small.check_image_size(1)
     assert small.build()(pixels).x_BTD.shape == (1, 32 * 32, 64)
-    assert parse(Config, {"stages": 1}).build()(pixels).x_BTD.shape == (1, 8 * 8, 64)
+    assert parse_config(Config, {"stages": 1}).build()(pixels).x_BTD.shape == (1, 8 * 8, 64)
 
 
 def test_small_stem_takes_weights_trained_with_it(tmp_path: Path, make_model: Callable[..., Any]) -> None:
     torch.manual_seed(5)
-    encoder: Any = parse(Config, {"stages": 1, "stem": "small"}).build()
+    encoder: Any = parse_config(Config, {"stages": 1, "stem": "small"}).build()
     state = {key.removeprefix("backbone."): value for key, value in encoder.state_dict().items() if "backbone" in key}
     torch.save(state, tmp_path / "w.pth")
     model = make_model(vision={"stem": "small", "weights": str(tmp_path / "w.pth")})

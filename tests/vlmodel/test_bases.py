@@ -50,7 +50,7 @@ def test_a_folder_holds_what_was_trained_and_its_bases_apart(
     model.save_pretrained(tmp_path / "model")
     trained = sum(p.numel() * 4 for p in model.parameters() if p.requires_grad)
     assert trained < (tmp_path / "model" / "model.safetensors").stat().st_size < trained + 50_000
-    named = bases.recorded_bases(tmp_path / "model")
+    named = bases.read_base_weights_list(tmp_path / "model")
     assert named.keys() == {"vision"}
     base = only_base(tmp_path / "model" / "_bases")
     assert (base.name, base.stat().st_size) == (named["vision"].name, named["vision"].bytes)
@@ -64,18 +64,18 @@ def test_a_folder_holds_what_was_trained_and_its_bases_apart(
 def test_a_model_without_frozen_weights_has_no_bases(make_model: Make, model: Any, tmp_path: Path) -> None:
     model.save_pretrained(tmp_path)
     make_model().save_pretrained(tmp_path)
-    assert bases.recorded_bases(tmp_path) == {}
+    assert bases.read_base_weights_list(tmp_path) == {}
     VLModel.from_pretrained(tmp_path)
 
 
 def test_models_of_the_same_frozen_weights_share_one_file(model: Any, make_model: Make, tmp_path: Path) -> None:
-    stored = bases.store_bases(model, tmp_path / "_bases")
+    stored = bases.store_base_weights(model, tmp_path / "_bases")
     file = only_base(tmp_path / "_bases")
     inode = file.stat().st_ino
     other = make_model(vision=FROZEN, fusion={"rounds": 1})
     other.vision.backbone.load_state_dict(model.vision.backbone.state_dict())
     other.vision.backbone.to(memory_format=torch.contiguous_format)
-    assert bases.store_bases(other, tmp_path / "_bases") == stored
+    assert bases.store_base_weights(other, tmp_path / "_bases") == stored
     assert only_base(tmp_path / "_bases").stat().st_ino == inode, "it is not written again"
     for number, each in enumerate((model, other)):
         each.save_pretrained(tmp_path / "runs" / str(number), stored=stored)
@@ -89,7 +89,7 @@ def test_a_base_is_found(model: Any, tmp_path: Path, where: str, monkeypatch: py
     folder = tmp_path / "a" / "b" / "model"
     places = {"beside": tmp_path / "a" / "b" / "_bases", "above": tmp_path / "_bases"}
     place = places.get(where, tmp_path / "elsewhere")
-    model.save_pretrained(folder, stored=bases.store_bases(model, place))
+    model.save_pretrained(folder, stored=bases.store_base_weights(model, place))
     if where == "environment":
         monkeypatch.setenv("VLMODEL_BASES", str(place))
     assert equal(VLModel.from_pretrained(folder, base_folder=place if where == "argument" else None), model)
@@ -97,7 +97,7 @@ def test_a_base_is_found(model: Any, tmp_path: Path, where: str, monkeypatch: py
 
 def test_a_copy_with_its_base_is_complete_and_one_without_is_refused(model: Any, tmp_path: Path) -> None:
     model.save_pretrained(
-        tmp_path / "storage" / "model", stored=bases.store_bases(model, tmp_path / "storage" / "_bases")
+        tmp_path / "storage" / "model", stored=bases.store_base_weights(model, tmp_path / "storage" / "_bases")
     )
     copy = tmp_path / "elsewhere" / "model"
     shutil.copytree(tmp_path / "storage" / "model", copy)
@@ -113,7 +113,7 @@ def test_a_copy_with_its_base_is_complete_and_one_without_is_refused(model: Any,
 def test_another_base_is_refused(model: Any, make_model: Make, tmp_path: Path) -> None:
     model.save_pretrained(tmp_path)
     base = only_base(tmp_path / "_bases")
-    bases.store_bases(make_model(vision=FROZEN), tmp_path / "other")
+    bases.store_base_weights(make_model(vision=FROZEN), tmp_path / "other")
     shutil.copy(only_base(tmp_path / "other"), base)
     with pytest.raises(
         BaseWeightsError, match=r"is not the base of \d+ bytes that its name says.*delete it, and copy it"
@@ -139,7 +139,7 @@ def test_a_base_that_is_changed_while_it_is_used_is_noticed(model: Any, tmp_path
 def test_a_base_is_hashed_once_in_a_process(model: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model.save_pretrained(tmp_path)
     shutil.copytree(tmp_path / "_bases", tmp_path / "copy" / "_bases")
-    base = bases.recorded_bases(tmp_path)["vision"]
+    base = bases.read_base_weights_list(tmp_path)["vision"]
     copy = tmp_path / "copy" / "_bases" / base.name
     hashed: list[object] = []
     digest = hashlib.file_digest
@@ -150,17 +150,17 @@ def test_a_base_is_hashed_once_in_a_process(model: Any, tmp_path: Path, monkeypa
 
     monkeypatch.setattr(hashlib, "file_digest", counted)
     for _ in range(3):
-        bases.verify_base_file(copy, base)
+        bases.verify_base_weights_file(copy, base)
         VLModel.from_pretrained(tmp_path)
     assert len(hashed) == 1, "what this process has written itself it knows"
 
 
 def test_a_base_that_was_cut_off_is_written_again(model: Any, tmp_path: Path) -> None:
-    bases.store_bases(model, tmp_path)
+    bases.store_base_weights(model, tmp_path)
     file = only_base(tmp_path)
     whole = file.read_bytes()
     file.write_bytes(whole[:-1])
-    bases.store_bases(model, tmp_path)
+    bases.store_base_weights(model, tmp_path)
     assert file.read_bytes() == whole
     assert [path.name for path in tmp_path.iterdir()] == [file.name], "nothing is left of the writing"
 

@@ -7,30 +7,39 @@ from pathlib import Path
 import pytest
 from pydantic import Field
 
-from vlmodel.config import ConfigError, Section, dump, load, parse, part, part_config, part_kinds
+from vlmodel.config import (
+    ConfigError,
+    ConfigSection,
+    dump_config,
+    find_part_config_class,
+    list_part_kinds,
+    load_config,
+    parse_config,
+    part_field,
+)
 from vlmodel.model_config import ModelConfig
 
 
-class Inner(Section):
+class Inner(ConfigSection):
     rate: float = 0.5
     """Share of it."""
     name: str = "x"
 
 
-class Tree(Section):
+class Tree(ConfigSection):
     inner: Inner = Field(default_factory=Inner)
     count: int = 3
     flag: bool = False
     items: list[str] = []
     optional: int | None = None
-    fusion: part("vlmodel.fusion", "transformer") = Field({}, validate_default=True)  # type: ignore[valid-type]
+    fusion: part_field("vlmodel.fusion", "transformer") = Field({}, validate_default=True)  # type: ignore[valid-type]
     """How they meet."""
 
 
 def test_defaults_file_overrides_in_that_order(tmp_path: Path) -> None:
     file = tmp_path / "tree.toml"
     file.write_text("count = 4\n[inner]\nrate = 0.25\nname = 'file'\n")
-    tree = load(Tree, file, ["inner.name=override", "count=5"])
+    tree = load_config(Tree, file, ["inner.name=override", "count=5"])
     assert (tree.flag, tree.inner.rate, tree.inner.name, tree.count) == (False, 0.25, "override", 5)
 
 
@@ -45,42 +54,42 @@ def test_defaults_file_overrides_in_that_order(tmp_path: Path) -> None:
     ],
 )
 def test_override_of_a_string(text: str, value: str) -> None:
-    assert load(Tree, None, [f"inner.name={text}"]).inner.name == value
+    assert load_config(Tree, None, [f"inner.name={text}"]).inner.name == value
 
 
 def test_override_of_other_types() -> None:
-    tree = load(Tree, None, ["flag=true", "items=['a', 'b']", "optional=7", "inner.rate=1e-3"])
+    tree = load_config(Tree, None, ["flag=true", "items=['a', 'b']", "optional=7", "inner.rate=1e-3"])
     assert (tree.flag, tree.items, tree.optional, tree.inner.rate) == (True, ["a", "b"], 7, 1e-3)
 
 
 @pytest.mark.parametrize("override", ["inner.name", "=3", ""])
 def test_override_without_key_or_value_is_refused(override: str) -> None:
     with pytest.raises(ConfigError, match=r"not of the form a\.b\.c=value"):
-        load(Tree, None, [override])
+        load_config(Tree, None, [override])
 
 
 def test_override_of_a_kind_drops_the_settings_of_the_other_kind(tmp_path: Path) -> None:
     file = tmp_path / "tree.toml"
     file.write_text("[fusion]\nrounds = 4\nwidth = 8\n")
     for overrides in (["fusion.kind=concat", "fusion.dropout=0.5"], ["fusion.dropout=0.5", "fusion.kind=concat"]):
-        fusion = load(Tree, file, overrides).fusion
+        fusion = load_config(Tree, file, overrides).fusion
         assert (fusion.kind, fusion.dropout, fusion.width) == ("concat", 0.5, 256)
 
 
 def test_override_of_the_same_kind_keeps_the_settings(tmp_path: Path) -> None:
     file = tmp_path / "tree.toml"
     file.write_text("[fusion]\nkind = 'concat'\nwidth = 8\n")
-    assert load(Tree, file, ["fusion.kind=concat"]).fusion.width == 8
+    assert load_config(Tree, file, ["fusion.kind=concat"]).fusion.width == 8
 
 
 def test_override_below_a_value_is_refused() -> None:
     with pytest.raises(ConfigError, match="'count' is a value, not a section"):
-        load(Tree, None, ["count=3", "count.deeper=1"])
+        load_config(Tree, None, ["count=3", "count.deeper=1"])
 
 
 def test_unknown_key_names_the_valid_ones() -> None:
     with pytest.raises(ConfigError) as caught:
-        parse(Tree, {"inner": {"rat": 1.0}})
+        parse_config(Tree, {"inner": {"rat": 1.0}})
     assert str(caught.value) == "unknown key 'inner.rat'; did you mean 'inner.rate'? valid keys of inner: name, rate"
 
 
@@ -89,17 +98,17 @@ def test_unknown_key_at_the_top() -> None:
         ConfigError,
         match=r"unknown key 'innr'; did you mean 'inner'\? valid keys of the top level: count, flag, fusion",
     ):
-        parse(Tree, {"innr": {}})
+        parse_config(Tree, {"innr": {}})
 
 
 def test_unknown_key_that_a_section_has_names_the_section() -> None:
     with pytest.raises(ConfigError, match=r"unknown key 'rate'; did you mean 'inner\.rate'\? valid keys of the top"):
-        load(Tree, None, ["rate=1.0"])
+        load_config(Tree, None, ["rate=1.0"])
 
 
 def test_unknown_key_of_a_part_names_the_keys_of_the_kind_chosen() -> None:
     with pytest.raises(ConfigError) as caught:
-        parse(Tree, {"fusion": {"kind": "concat", "rounds": 3}})
+        parse_config(Tree, {"fusion": {"kind": "concat", "rounds": 3}})
     assert "rounds" in str(caught.value)
     assert "dropout, kind, width" in str(caught.value)
 
@@ -115,14 +124,14 @@ def test_unknown_key_of_a_part_names_the_keys_of_the_kind_chosen() -> None:
 )
 def test_wrong_type_names_key_and_value(tree: dict[str, object], key: str) -> None:
     with pytest.raises(ConfigError) as caught:
-        parse(Tree, tree)
+        parse_config(Tree, tree)
     value = tree.get(key, "half")
     assert str(caught.value).startswith(f"{key} = {value!r}: ")
 
 
 def test_all_errors_are_reported_at_once() -> None:
     with pytest.raises(ConfigError) as caught:
-        parse(Tree, {"count": "3", "flagg": True})
+        parse_config(Tree, {"count": "3", "flagg": True})
     assert len(str(caught.value).splitlines()) == 2
 
 
@@ -133,17 +142,17 @@ def test_sections_cannot_be_changed() -> None:
 
 def test_missing_and_broken_files(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="does not exist"):
-        load(Tree, tmp_path / "none.toml")
+        load_config(Tree, tmp_path / "none.toml")
     broken = tmp_path / "broken.toml"
     broken.write_text("count = ")
     with pytest.raises(ConfigError, match="not valid TOML"):
-        load(Tree, broken)
+        load_config(Tree, broken)
 
 
 def test_part_is_chosen_by_the_name_of_its_file() -> None:
-    tree = parse(Tree, {"fusion": {"kind": "concat", "width": 8}})
-    assert type(tree.fusion) is part_config("vlmodel.fusion", "concat")
-    assert type(parse(Tree, {}).fusion) is part_config("vlmodel.fusion", "transformer")
+    tree = parse_config(Tree, {"fusion": {"kind": "concat", "width": 8}})
+    assert type(tree.fusion) is find_part_config_class("vlmodel.fusion", "concat")
+    assert type(parse_config(Tree, {}).fusion) is find_part_config_class("vlmodel.fusion", "transformer")
 
 
 def test_unknown_kind_names_the_kinds() -> None:
@@ -151,20 +160,20 @@ def test_unknown_kind_names_the_kinds() -> None:
         ConfigError,
         match=r"^fusion: kind 'bilinear' is not a part of vlmodel.fusion; choose one of concat, .*transformer",
     ):
-        parse(Tree, {"fusion": {"kind": "bilinear"}})
+        parse_config(Tree, {"fusion": {"kind": "bilinear"}})
 
 
 @pytest.mark.parametrize("package", ["vision", "language", "topology", "fusion", "tasks"])
 def test_kind_is_the_name_of_the_file(package: str) -> None:
-    for kind in part_kinds(f"vlmodel.{package}"):
-        assert part_config(f"vlmodel.{package}", kind).model_fields["kind"].default == kind
+    for kind in list_part_kinds(f"vlmodel.{package}"):
+        assert find_part_config_class(f"vlmodel.{package}", kind).model_fields["kind"].default == kind
 
 
 def test_dump_parses_to_the_same() -> None:
-    tree = parse(Tree, {"fusion": {"kind": "concat", "width": 8}, "optional": 4, "inner": {"name": "é"}})
-    assert parse(Tree, dump(tree)) == tree
-    model = parse(ModelConfig, {"vision": {"mean": [0.5, 0.5, 0.5]}})
-    assert parse(ModelConfig, dump(model)) == model
+    tree = parse_config(Tree, {"fusion": {"kind": "concat", "width": 8}, "optional": 4, "inner": {"name": "é"}})
+    assert parse_config(Tree, dump_config(tree)) == tree
+    model = parse_config(ModelConfig, {"vision": {"mean": [0.5, 0.5, 0.5]}})
+    assert parse_config(ModelConfig, dump_config(model)) == model
 
 
 def test_another_kind_starts_from_its_own_defaults(tmp_path: Path) -> None:
@@ -173,20 +182,22 @@ def test_another_kind_starts_from_its_own_defaults(tmp_path: Path) -> None:
 
     file = tmp_path / "model.toml"
     file.write_text("[fusion]\nrounds = 5\n")
-    assert load(ModelConfig, file, ["fusion.kind=transformer"]).fusion.rounds == 5
-    other = load(ModelConfig, file, ["fusion.width=32", "fusion.kind=concat"]).fusion
+    assert load_config(ModelConfig, file, ["fusion.kind=transformer"]).fusion.rounds == 5
+    other = load_config(ModelConfig, file, ["fusion.width=32", "fusion.kind=concat"]).fusion
     assert (other.kind, other.width) == ("concat", 32)
 
 
-class Named(Section):
-    tasks: dict[str, part("vlmodel.fusion", "concat")] = {}  # type: ignore[valid-type]
+class Named(ConfigSection):
+    tasks: dict[str, part_field("vlmodel.fusion", "concat")] = {}  # type: ignore[valid-type]
     """Ways to meet."""
 
 
 def test_parts_by_their_names_take_overrides(tmp_path: Path) -> None:
     file = tmp_path / "tree.toml"
     file.write_text("[tasks.first]\nwidth = 8\n[tasks.second]\nwidth = 16\n")
-    tree = load(Named, file, ["tasks.second.rounds=3", "tasks.second.kind=transformer", "tasks.first.kind=concat"])
+    tree = load_config(
+        Named, file, ["tasks.second.rounds=3", "tasks.second.kind=transformer", "tasks.first.kind=concat"]
+    )
     # The same kind keeps the settings of the file, another one drops them.
     assert (tree.tasks["first"].kind, tree.tasks["first"].width) == ("concat", 8)
     assert (tree.tasks["second"].kind, tree.tasks["second"].width, tree.tasks["second"].rounds) == (
@@ -194,23 +205,23 @@ def test_parts_by_their_names_take_overrides(tmp_path: Path) -> None:
         256,
         3,
     )
-    assert parse(Named, dump(tree)) == tree
+    assert parse_config(Named, dump_config(tree)) == tree
 
 
 def test_parts_by_their_names_have_their_own_keys() -> None:
     with pytest.raises(ConfigError) as caught:
-        parse(Named, {"tasks": {"first": {"rounds": 3}, "second": {"kind": "transformer", "round": 3}}})
+        parse_config(Named, {"tasks": {"first": {"rounds": 3}, "second": {"kind": "transformer", "round": 3}}})
     first, second = str(caught.value).splitlines()
     assert first == "unknown key 'tasks.first.rounds'; valid keys of tasks.first: dropout, kind, width"
     assert second.startswith(
         "unknown key 'tasks.second.round'; did you mean 'tasks.second.rounds'? valid keys of tasks.second: dropout, "
     )
     with pytest.raises(ConfigError, match=r"^tasks\.first\.width = 'wide': "):
-        parse(Named, {"tasks": {"first": {"width": "wide"}}})
+        parse_config(Named, {"tasks": {"first": {"width": "wide"}}})
     with pytest.raises(
         ConfigError, match=r"^tasks\.first: kind 'none' is not a part of vlmodel\.fusion; choose one of"
     ):
-        load(Named, None, ["tasks.first.kind=none"])
+        load_config(Named, None, ["tasks.first.kind=none"])
 
 
 def test_tasks_of_a_model_by_overrides_in_any_order(tmp_path: Path) -> None:
@@ -224,19 +235,19 @@ def test_tasks_of_a_model_by_overrides_in_any_order(tmp_path: Path) -> None:
         "task.kind=multitask",
     ]
     for order in (overrides, overrides[::-1]):
-        decoder = load(ModelConfig, None, order).task
+        decoder = load_config(ModelConfig, None, order).task
         assert (decoder.heads["match"].pairs, decoder.heads["vqa"].hidden) == ("questions", 8)
     file = tmp_path / "model.toml"
     file.write_text("[task]\nkind = 'multitask'\n[task.heads.a]\nhidden = 8\n[task.heads.b]\nkind = 'matching'\n")
-    decoder = load(ModelConfig, file, ["task.heads.a.kind=vqa", "task.heads.b.kind=contrastive"]).task
+    decoder = load_config(ModelConfig, file, ["task.heads.a.kind=vqa", "task.heads.b.kind=contrastive"]).task
     assert (decoder.heads["a"].hidden, decoder.heads["b"].kind) == (8, "contrastive")
     with pytest.raises(
         ConfigError, match=r"unknown key 'task\.heads\.b\.hidden'; valid keys of .*: dropout, gather, kind"
     ):
-        load(ModelConfig, file, ["task.heads.b.kind=contrastive", "task.heads.b.hidden=8"])
+        load_config(ModelConfig, file, ["task.heads.b.kind=contrastive", "task.heads.b.hidden=8"])
 
 
 def test_a_kind_that_does_not_exist_can_be_overridden(tmp_path: Path) -> None:
     file = tmp_path / "tree.toml"
     file.write_text("[fusion]\nkind = 'gone'\nrounds = 4\n")
-    assert load(Tree, file, ["fusion.kind=concat"]).fusion.kind == "concat"
+    assert load_config(Tree, file, ["fusion.kind=concat"]).fusion.kind == "concat"

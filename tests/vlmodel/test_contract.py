@@ -25,7 +25,7 @@ from tests.vlmodel.tiny import (
     tiny_input,
     tiny_tree,
 )
-from vlmodel.config import ConfigError, part_kinds
+from vlmodel.config import ConfigError, list_part_kinds
 from vlmodel.fusion.concat import ConcatFusion
 from vlmodel.fusion.gated import GatedFusion
 from vlmodel.model import VLModel, VLOutput
@@ -81,7 +81,7 @@ VARIANTS: dict[tuple[str, str], list[dict[str, Any]]] = {
 CROSSED = {("language", "transformer"): 3, ("vision", "timm"): 0, ("vision", "hf"): 0}
 """So many variants of a kind are combined with every other part; of others the first alone."""
 INPUTS = ("image", *INPUT_OF_MEDIUM.values())
-VISION = [kind for kind in part_kinds("vlmodel.vision") if kind != "none"]
+VISION = [kind for kind in list_part_kinds("vlmodel.vision") if kind != "none"]
 """Kinds of vision encoders."""
 
 
@@ -124,14 +124,14 @@ def combinations_with_series() -> list[dict[str, dict[str, Any]]]:
         for kind in kinds_of("topology")
         for decoder in ("vqa", "caption")
     ]
-    others = [kind for kind in part_kinds("vlmodel.modality") if kind != IMU["kind"]]
+    others = [kind for kind in list_part_kinds("vlmodel.modality") if kind != IMU["kind"]]
     found += [{"inputs": tiny_input(kind)} for kind in others]
     found += [{"inputs": tiny_input(kind), "vision": {"kind": "none"}, "task": {"kind": "classify"}} for kind in others]
     return [combination for combination in found if not _refused(combination)]
 
 
 def kinds_of(package: str) -> list[str]:
-    return VISION if package == "vision" else part_kinds(package_of(package))
+    return VISION if package == "vision" else list_part_kinds(package_of(package))
 
 
 def _refused(combination: dict[str, dict[str, Any]]) -> bool:
@@ -185,7 +185,7 @@ def test_grid(
     """
     model = make_model(**combination)
     tree = tiny_tree(**combination)
-    batch = batch_for(processor, tree.task.tasks(), examples, tree)
+    batch = batch_for(processor, tree.task.tasks_by_name(), examples, tree)
     with torch.no_grad():
         output = model(**batch)
         assert output.count.item() > 0
@@ -212,7 +212,7 @@ def check_what_changes_nothing(model: VLModel, batch: dict[str, Tensor], output:
     torch.testing.assert_close(padded.correct, output.correct)
 
     # Neither do the neighbours in the batch, but to those who are compared with them.
-    if all(head.reads_joint for head in model.decoder.task_decoders().values()):
+    if all(head.reads_joint_stream for head in model.decoder.task_decoders().values()):
         alone = sum(model(**of_one_image(batch, image)).loss_sum for image in range(2))
         torch.testing.assert_close(alone, output.loss_sum, rtol=1e-4, atol=1e-5)
 
@@ -415,7 +415,7 @@ def test_features_in_place_of_images(
     model = make_model(vision={**vision, "frozen": True}).train()
     assert tiny_tree(vision={**vision, "frozen": True}).vision.is_frozen()
     texts = {name: value for name, value in batch.items() if name != "image.pixels_BHWC"}
-    kept = {**texts, "image.features_BF": model.vision.features(batch["image.pixels_BHWC"])}
+    kept = {**texts, "image.features_BF": model.vision.compute_features(batch["image.pixels_BHWC"])}
     found = []
     for inputs in (batch, kept):
         model.zero_grad()
@@ -444,7 +444,7 @@ def both_ways(model: VLModel, direct: dict[str, Tensor], kept: dict[str, Tensor]
 @pytest.mark.parametrize("fusion", ["concat", "transformer"])
 @pytest.mark.parametrize(
     "language",
-    [v for kind in part_kinds("vlmodel.language") for v in variants("language", kind)]
+    [v for kind in list_part_kinds("vlmodel.language") for v in variants("language", kind)]
     + [{"kind": "transformer", "pooling": "mean", "projection": 12, "activation": "gelu"}],
     ids=str,
 )
@@ -457,11 +457,11 @@ def test_features_in_place_of_texts(
     # Nothing but the pooled vector is kept where it is all that is read, and follows from one token.
     pooled = (fusion == "concat" or language.get("output") == "pooled") and language.get("pooling") != "attention"
     pooled = pooled and "activation" not in language
-    assert tree.text_features() == ("pooled" if pooled else "tokens")
+    assert tree.text_feature_kind() == ("pooled" if pooled else "tokens")
     distinct_U = batch["distinct_U"]
-    features = model.language.features(batch["input_ids_NT"][distinct_U], batch["text_mask_NT"][distinct_U])
+    features = model.language.compute_features(batch["input_ids_NT"][distinct_U], batch["text_mask_NT"][distinct_U])
     if pooled:
-        features = model.language.pooled_features(*features)
+        features = model.language.pool_features(*features)
         assert features[0].shape[1] == 1
     features_UTF = features[0].detach().masked_fill(~features[1].unsqueeze(-1), 0)
     kept = {name: value for name, value in batch.items() if name not in ("input_ids_NT", "text_mask_NT", "distinct_U")}
@@ -509,7 +509,7 @@ def test_requesting_attention_changes_no_answer(
     assert not to_padding.any()
 
 
-@pytest.mark.parametrize("fusion", part_kinds("vlmodel.fusion"))
+@pytest.mark.parametrize("fusion", list_part_kinds("vlmodel.fusion"))
 def test_absent_stream_changes_nothing(fusion: str, make_model: Callable[..., Any], batch: dict[str, Tensor]) -> None:
     """Where all tokens of a stream are masked, what they hold is not seen."""
     from vlmodel.tokens import Tokens
@@ -604,7 +604,7 @@ def test_compiled_is_the_same(
     examples: list[Example],
 ) -> None:
     model, tree = make_model(**combination), tiny_tree(**combination)
-    batch = batch_for(processor, tree.task.tasks(), examples, tree)
+    batch = batch_for(processor, tree.task.tasks_by_name(), examples, tree)
     torch.compiler.reset()  # else what is compiled counts towards one limit of all, as they share their code
     compiled = torch.compile(model, backend="eager", fullgraph=True)
     torch.testing.assert_close(compiled(**batch).loss, model(**batch).loss)

@@ -19,7 +19,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from tests.vlmodel.conftest import encode
 from tests.vlmodel.tiny import collate, for_tasks, tiny_tree
-from vlmodel.config import ConfigError, parse
+from vlmodel.config import ConfigError, parse_config
 from vlmodel.decoder.contrastive import ContrastiveDecoder
 from vlmodel.inference import Predictor
 from vlmodel.model import VLModel
@@ -44,7 +44,7 @@ def encoded(image_BD: Tensor, text_UD: Tensor, image_N: Sequence[int], text_N: S
 
 def make(seed: int = 0, **settings: Any) -> ContrastiveDecoder:
     torch.manual_seed(seed)
-    return ContrastiveDecoder(parse(Config, {"width": 8, **settings}), 6, 5)
+    return ContrastiveDecoder(parse_config(Config, {"width": 8, **settings}), 6, 5)
 
 
 def test_dropout_is_of_what_the_encoders_give_and_in_training_alone() -> None:
@@ -56,7 +56,7 @@ def test_dropout_is_of_what_the_encoders_give_and_in_training_alone() -> None:
     for embedding in decoder.train().embed(given):
         assert len(embedding.unique(dim=0)) > 8
     with pytest.raises(ConfigError, match=r"dropout"):
-        parse(Config, {"dropout": 1.0})
+        parse_config(Config, {"dropout": 1.0})
 
 
 def by_hand(
@@ -173,7 +173,7 @@ def test_a_missing_image_changes_nothing(weights_N: Tensor | None) -> None:
         out = decoder(given, weights_N)
         out.loss_sum.backward()
         results.append(torch.cat([out.loss_sum.view(1), out.count.view(1), text_UD.grad.flatten()]))
-        assert decoder.embed(given)[0][2].eq(0).all()
+        assert decoder.embed_batch(given)[0][2].eq(0).all()
     assert torch.equal(*results)
     assert results[0].isfinite().all()
     assert results[0][1].item() == 2
@@ -209,7 +209,7 @@ def test_autocast_does_not_coarsen_the_similarities() -> None:
     decoder = make(temperature=0.01)
     given = encoded(torch.randn(8, 6), torch.randn(8, 5), range(8), range(8))
     with torch.autocast("cpu", torch.bfloat16):
-        image_BD, text_ND = decoder.embed(given)
+        image_BD, text_ND = decoder.embed_batch(given)
         loss = decoder(given).loss_sum
     scores = 100 * image_BD @ text_ND.T
     both = torch.nn.functional.cross_entropy(scores, torch.arange(8), reduction="sum")
@@ -248,7 +248,7 @@ def plain_model(processor: VLProcessor, decoder: dict[str, Any]) -> VLModel:
         "heads": 2,
         "feed_forward": 16,
     }
-    return VLModel.from_tree(tiny_tree(vision=vision, task=decoder), processor)
+    return VLModel.create_from_config(tiny_tree(vision=vision, task=decoder), processor)
 
 
 def test_text_keys_are_those_of_what_the_model_reads(contrastive: VLProcessor, captioned: list[Example]) -> None:
@@ -305,9 +305,9 @@ def test_compiled_is_the_same(contrastive: VLProcessor, captioned: list[Example]
 def test_a_topology_that_encodes_text_is_refused(decoder: dict[str, Any]) -> None:
     message = f"topology.kind='single' .* task.kind='{decoder['kind']}' .* use topology.kind='dual'"
     with pytest.raises(ConfigError, match=message):
-        parse(ModelConfig, {"topology": {"kind": "single"}, "task": decoder})
+        parse_config(ModelConfig, {"topology": {"kind": "single"}, "task": decoder})
     for tree in ({"topology": {"kind": "single"}}, {"task": decoder}):
-        parse(ModelConfig, tree)
+        parse_config(ModelConfig, tree)
 
 
 Case = tuple[VLModel, list[dict[str, Tensor]], list[dict[str, Tensor]]]

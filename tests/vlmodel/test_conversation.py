@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerFast
 
 from vlmodel import conversation
 from vlmodel.config import ConfigError
-from vlmodel.conversation import ConversationError, Turn
+from vlmodel.conversation import ConversationError, ConversationTurn
 from vlmodel.heads._prompts import PromptTemplate
 
 SPECIAL = ["<|im_start|>", "<|im_end|>"]
@@ -35,41 +35,48 @@ def shown(ids: list[int]) -> str:
     return " ".join(str(tokenizer().convert_ids_to_tokens(i)) if i >= 0 else f"[{i}]" for i in ids)
 
 
-QUESTION = conversation.of_question("what is it")
+QUESTION = conversation.conversation_from_question("what is it")
 
 
 def test_a_chat_template_is_rendered_around_the_turns() -> None:
     template = PromptTemplate(tokenizer(), "chat")
-    assert shown(template.prompt(QUESTION)) == ("<|im_start|> user [-1] what is it <|im_end|> <|im_start|> assistant")
-    assert shown(template.prompt(QUESTION, system="be brief")) == (
+    assert shown(template.tokenize_conversation(QUESTION)) == (
+        "<|im_start|> user [-1] what is it <|im_end|> <|im_start|> assistant"
+    )
+    assert shown(template.tokenize_conversation(QUESTION, system="be brief")) == (
         "<|im_start|> system be brief <|im_end|> <|im_start|> user [-1] what is it <|im_end|> <|im_start|> assistant"
     )
     # What ends the assistant's turn in the template, and not the tokenizer's own end.
-    assert shown(template.target("a dog", 9)) == "a dog <|im_end|>"
-    assert shown(template.target("a dog", 2)) == "a <|im_end|>"
+    assert shown(template.tokenize_answer("a dog", 9)) == "a dog <|im_end|>"
+    assert shown(template.tokenize_answer("a dog", 2)) == "a <|im_end|>"
 
 
 def test_turns_follow_each_other_and_slots_are_where_they_say() -> None:
     turns = (
-        Turn("user", ("hello", None)), Turn("assistant", ("world",)), Turn("user", ("what is it",)),
-    )  # fmt: skip
-    assert shown(PromptTemplate(tokenizer(), "chat").prompt(turns)) == (
+        ConversationTurn("user", ("hello", None)),
+        ConversationTurn("assistant", ("world",)),
+        ConversationTurn("user", ("what is it",)),
+    )
+    assert shown(PromptTemplate(tokenizer(), "chat").tokenize_conversation(turns)) == (
         "<|im_start|> user hello [-1] <|im_end|> <|im_start|> assistant world <|im_end|> "
         "<|im_start|> user what is it <|im_end|> <|im_start|> assistant"
     )
-    assert shown(PromptTemplate(tokenizer(), "plain").prompt(turns)) == "hello [-1] <s> world </s> what is it <s>"
-    several = (Turn("user", (None, "is it", None)),)
-    assert shown(PromptTemplate(tokenizer(), "plain").prompt(several)) == "[-2] is it [-3] <s>"
+    assert (
+        shown(PromptTemplate(tokenizer(), "plain").tokenize_conversation(turns))
+        == "hello [-1] <s> world </s> what is it <s>"
+    )
+    several = (ConversationTurn("user", (None, "is it", None)),)
+    assert shown(PromptTemplate(tokenizer(), "plain").tokenize_conversation(several)) == "[-2] is it [-3] <s>"
 
 
 def test_what_a_user_writes_is_never_a_special_token() -> None:
     template = PromptTemplate(tokenizer(), "chat")
-    ids = template.prompt(conversation.of_question("<|im_end|> hello"))
+    ids = template.tokenize_conversation(conversation.conversation_from_question("<|im_end|> hello"))
     assert shown(ids) == "<|im_start|> user [-1] [UNK] hello <|im_end|> <|im_start|> assistant"
 
 
 def test_long_questions_are_cut_and_the_template_is_not() -> None:
-    ids = PromptTemplate(tokenizer(), "chat").prompt(QUESTION, limit=2)
+    ids = PromptTemplate(tokenizer(), "chat").tokenize_conversation(QUESTION, limit=2)
     assert shown(ids) == "<|im_start|> user [-1] what is <|im_end|> <|im_start|> assistant"
 
 
@@ -98,18 +105,20 @@ def test_templates_that_cannot_be(template: str, message: str) -> None:
 
 
 def test_a_row_holds_a_question_or_a_conversation() -> None:
-    turns = (Turn("system", ("be brief",)), *QUESTION)
-    assert conversation.of_text(conversation.dumps(turns)) == turns
-    assert conversation.of_text("what is it") == QUESTION
-    assert conversation.of_text("") == (Turn("user", (None,)),)
-    assert conversation.of_text('[["user", ["a"]]]') == conversation.of_question('[["user", ["a"]]]')
-    assert conversation.transcript(turns) == "system: be brief\nuser: what is it"
+    turns = (ConversationTurn("system", ("be brief",)), *QUESTION)
+    assert conversation.conversation_from_text(conversation.conversation_to_json(turns)) == turns
+    assert conversation.conversation_from_text("what is it") == QUESTION
+    assert conversation.conversation_from_text("") == (ConversationTurn("user", (None,)),)
+    assert conversation.conversation_from_text('[["user", ["a"]]]') == conversation.conversation_from_question(
+        '[["user", ["a"]]]'
+    )
+    assert conversation.format_transcript(turns) == "system: be brief\nuser: what is it"
 
 
 @pytest.mark.parametrize("damaged", ['[["user"]]', "[[1, [2]]]", "[", '[["user", [3]]]', "3"])
 def test_texts_that_are_no_conversation(damaged: str) -> None:
     with pytest.raises(ConversationError):
-        conversation.loads(damaged)
+        conversation.conversation_from_json(damaged)
 
 
 @pytest.mark.parametrize(
@@ -126,10 +135,13 @@ def test_texts_that_are_no_conversation(damaged: str) -> None:
 )
 def test_conversations_that_cannot_be_answered(roles: str, message: str) -> None:
     with pytest.raises(ConversationError, match=message):
-        conversation.check_prompt([Turn(role, ("a",)) for role in roles.split()])
+        conversation.check_conversation([ConversationTurn(role, ("a",)) for role in roles.split()])
 
 
 def test_inputs_are_the_users() -> None:
-    for turns in ([Turn("system", (None,)), *QUESTION], [*QUESTION, Turn("assistant", (None,)), *QUESTION]):
+    for turns in (
+        [ConversationTurn("system", (None,)), *QUESTION],
+        [*QUESTION, ConversationTurn("assistant", (None,)), *QUESTION],
+    ):
         with pytest.raises(ConversationError, match=re.escape("inputs belong to the user's turns")):
-            conversation.check_prompt(turns)
+            conversation.check_conversation(turns)

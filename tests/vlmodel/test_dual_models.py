@@ -19,7 +19,7 @@ from transformers import (
     SiglipModel,
 )
 
-from vlmodel.config import ConfigError, parse
+from vlmodel.config import ConfigError, parse_config
 from vlmodel.model import VLModel
 from vlmodel.model_config import ModelConfig
 from vlmodel.processor import Example, ProcessorConfig, VLProcessor
@@ -62,7 +62,7 @@ def tokenizer() -> PreTrainedTokenizerFast:
 
 
 def tree_of(folder: Path, family: str, **task: Any) -> ModelConfig:
-    return parse(
+    return parse_config(
         ModelConfig,
         {
             "vision": {"kind": "hf", "name": str(folder), "output": "pooled"},
@@ -73,7 +73,7 @@ def tree_of(folder: Path, family: str, **task: Any) -> ModelConfig:
 
 
 def processor_of(tree: ModelConfig, tokenizer: PreTrainedTokenizerFast) -> VLProcessor:
-    return VLProcessor(ProcessorConfig(image_size=32, max_tokens=9), tokenizer, [], tree.task.tasks())
+    return VLProcessor(ProcessorConfig(image_size=32, max_tokens=9), tokenizer, [], tree.task.tasks_by_name())
 
 
 def arrays_of(processor: VLProcessor) -> dict[str, Tensor]:
@@ -87,7 +87,7 @@ def arrays_of(processor: VLProcessor) -> dict[str, Tensor]:
 def embeddings(model: VLModel, arrays: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
     head: Any = model.decoder
     with torch.no_grad():
-        return head.embed(model.encode_task("", model.encode_inputs(arrays), arrays))
+        return head.embed_batch(model.encode_task("", model.encode_inputs(arrays), arrays))
 
 
 @pytest.mark.parametrize("family", ["clip", "siglip"])
@@ -100,7 +100,7 @@ def test_similarities_are_those_of_transformers(
     tree = tree_of(tmp_path, family)
     tokenizer.padding_side = side
     processor = processor_of(tree, tokenizer)
-    model = VLModel.from_tree(tree, processor).eval()
+    model = VLModel.create_from_config(tree, processor).eval()
     arrays = arrays_of(processor)
     image_BD, text_ND = embeddings(model, arrays)
     tokenizer.padding_side = "right"
@@ -108,7 +108,7 @@ def test_similarities_are_those_of_transformers(
     ids_NT = torch.tensor(tokenizer(list(TEXTS), **padding)["input_ids"])
     vision: Any = model.vision
     with torch.no_grad():
-        theirs = whole(input_ids=ids_NT, pixel_values=vision.normalise(arrays["image.pixels_BHWC"]))
+        theirs = whole(input_ids=ids_NT, pixel_values=vision.normalise_pixels(arrays["image.pixels_BHWC"]))
     torch.testing.assert_close(image_BD, theirs.image_embeds, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(text_ND, theirs.text_embeds, rtol=1e-5, atol=1e-5)
     logits_BN = image_BD @ text_ND.T * model.decoder.log_scale.exp()
@@ -125,15 +125,15 @@ def test_another_width_is_refused(tmp_path: Path, tokenizer: PreTrainedTokenizer
     whole_model("clip").save_pretrained(tmp_path)
     tree = tree_of(tmp_path, "clip", width=13)
     with pytest.raises(WeightsError, match=r"maps images from 16 to 12 numbers, and here .* set task\.width=12"):
-        VLModel.from_tree(tree, processor_of(tree, tokenizer))
+        VLModel.create_from_config(tree, processor_of(tree, tokenizer))
 
 
 def test_what_is_no_dual_model_is_refused(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
     sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
     BertModel(BertConfig(**sizes, vocab_size=len(WORDS))).save_pretrained(tmp_path)
-    tree = parse(ModelConfig, {"task": {"kind": "contrastive", "pretrained": str(tmp_path), "width": 16}})
+    tree = parse_config(ModelConfig, {"task": {"kind": "contrastive", "pretrained": str(tmp_path), "width": 16}})
     with pytest.raises(WeightsError, match="is a 'bert', which compares no images and texts; name a CLIP or SigLIP"):
-        VLModel.from_tree(tree, processor_of(tree, tokenizer))
-    tree = parse(ModelConfig, {"language": {"kind": "tower", "pretrained": str(tmp_path)}})
+        VLModel.create_from_config(tree, processor_of(tree, tokenizer))
+    tree = parse_config(ModelConfig, {"language": {"kind": "tower", "pretrained": str(tmp_path)}})
     with pytest.raises(ConfigError, match=r"'bert' is no text tower.*language\.kind='transformer'"):
-        VLModel.from_tree(tree, VLProcessor(ProcessorConfig(image_size=32), tokenizer, ["yes", "no"]))
+        VLModel.create_from_config(tree, VLProcessor(ProcessorConfig(image_size=32), tokenizer, ["yes", "no"]))

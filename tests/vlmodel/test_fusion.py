@@ -10,14 +10,14 @@ import torch
 from pydantic import ValidationError
 from torch import nn
 
-from vlmodel.config import part_config
-from vlmodel.layers import Attention, masked_softmax
+from vlmodel.config import find_part_config_class
+from vlmodel.layers import MultiHeadAttention, masked_softmax
 from vlmodel.tokens import Tokens
 
 
 def fusion_of(kind: str, widths: dict[str, int], **settings: Any) -> Any:
     torch.manual_seed(0)
-    config: Any = part_config("vlmodel.fusion", kind)
+    config: Any = find_part_config_class("vlmodel.fusion", kind)
     return config(**settings).build(widths).eval()
 
 
@@ -37,7 +37,7 @@ def test_gated_fusion_of_two_is_the_bimodal_unit() -> None:
         fusion.gate.bias.copy_(torch.tensor([0.1, 0.3]))
     a = one_token([0.3], [0.3], [9.0], [9.0], present=[True, True, False, False])
     b = one_token([0.7], [9.0], [0.7], [9.0], present=[True, False, True, False])
-    fused = fusion({"b": fusion.adapt("b", b), "a": fusion.adapt("a", a)})
+    fused = fusion({"b": fusion.adapt_stream("b", b), "a": fusion.adapt_stream("a", a)})
     u, v = 2 * 0.3 + 0.5, -0.7 + 0.25
     z = 1 / (1 + np.exp(-((u + 2 * v + 0.1) - (0.5 * u - v + 0.3))))
     expected = [z * np.tanh(u) + (1 - z) * np.tanh(v), np.tanh(u), np.tanh(v), 0]
@@ -54,13 +54,15 @@ def test_gates_of_many_sum_to_one() -> None:
         nn.init.zeros_(adapter.bias)
     vector = [0.5, -0.2, 0.1]
     for missing in range(4):
-        streams = {name: fusion.adapt(name, one_token(vector, present=[i >= missing])) for i, name in enumerate("abcd")}
+        streams = {
+            name: fusion.adapt_stream(name, one_token(vector, present=[i >= missing])) for i, name in enumerate("abcd")
+        }
         torch.testing.assert_close(fusion(streams).tokens.pooled_BD, torch.tensor([vector]).tanh())
 
 
 def test_a_single_stream_has_no_gate() -> None:
     fusion = fusion_of("gated", {"a": 2}, width=2)
-    tokens = fusion.adapt("a", one_token([1.0, 2.0], present=[True]))
+    tokens = fusion.adapt_stream("a", one_token([1.0, 2.0], present=[True]))
     torch.testing.assert_close(fusion({"a": tokens}).tokens.pooled_BD, tokens.pooled_BD.tanh())
     assert {name for name, _ in fusion.named_parameters()} == {"adapters.a.weight", "adapters.a.bias"}
 
@@ -75,8 +77,8 @@ def test_without_other_streams_only_the_feed_forward_acts() -> None:
     single.load_state_dict({**own, "combine.weight": single.combine.weight, "combine.bias": single.combine.bias})
     audio = Tokens(torch.randn(2, 3, 6), torch.ones(2, 3, dtype=torch.bool), torch.randn(2, 6))
     nothing = Tokens(torch.randn(2, 4, 6), torch.zeros(2, 4, dtype=torch.bool), torch.randn(2, 6))
-    with_missing = pair({"audio": pair.adapt("audio", audio), "vision": pair.adapt("vision", nothing)})
-    alone = single({"audio": single.adapt("audio", audio)}, output_attention=True)
+    with_missing = pair({"audio": pair.adapt_stream("audio", audio), "vision": pair.adapt_stream("vision", nothing)})
+    alone = single({"audio": single.adapt_stream("audio", audio)}, output_attention=True)
     assert not any("attention" in name for name, _ in single.named_parameters())
     torch.testing.assert_close(with_missing.tokens.x_BTD[:, :3], alone.tokens.x_BTD)
     assert alone.spans == {"audio": (0, 3)}
@@ -86,7 +88,7 @@ def test_without_other_streams_only_the_feed_forward_acts() -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_attention_to_nothing_is_zero(dtype: torch.dtype) -> None:
     torch.manual_seed(0)
-    attention = Attention(8, 2).to(dtype)
+    attention = MultiHeadAttention(8, 2).to(dtype)
     nn.init.ones_(attention.out.bias)
     x = torch.randn(3, 4, 8, dtype=dtype, requires_grad=True)
     context = torch.randn(3, 5, 8, dtype=dtype, requires_grad=True)
@@ -118,7 +120,7 @@ def test_without_a_language_stream_the_first_token_is_the_mean() -> None:
     cls, mean = (fusion_of("transformer", {"vision": 4, "audio": 4}, width=8, pooling=p) for p in ("cls", "mean"))
     mean.load_state_dict(cls.state_dict())
     tokens = Tokens(torch.randn(2, 3, 4), torch.tensor([[True, True, False]] * 2), torch.randn(2, 4))
-    adapted = {name: cls.adapt(name, tokens) for name in ("vision", "audio")}
+    adapted = {name: cls.adapt_stream(name, tokens) for name in ("vision", "audio")}
     for pooled_only in (False, True):
         pooled = [fusion.eval()(adapted, pooled_only=pooled_only).tokens.pooled_BD for fusion in (cls, mean)]
         torch.testing.assert_close(*pooled)
@@ -138,7 +140,7 @@ def test_interactive_fusion_combines_zeros_for_a_missing_stream(missing: str) ->
     streams = {}
     for name in ("language", "vision"):
         mask = torch.full((1, 3), name != missing)
-        streams[name] = fusion.adapt(name, Tokens(torch.randn(1, 3, 4), mask, torch.randn(1, 4)))
+        streams[name] = fusion.adapt_stream(name, Tokens(torch.randn(1, 3, 4), mask, torch.randn(1, 4)))
     fusion(streams)
     halves = dict(zip(streams, combined[0].chunk(2, dim=1), strict=True))
     assert {name for name, half in halves.items() if half.any()} == streams.keys() - {missing}

@@ -17,7 +17,7 @@ from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
 from tests.vlmodel.conftest import LABELS
 from tests.vlmodel.tiny import collate
-from vlmodel.config import ConfigError, parse
+from vlmodel.config import ConfigError, parse_config
 from vlmodel.images.errors import ImageError
 from vlmodel.inference import Predictor
 from vlmodel.model import VLModel
@@ -154,7 +154,7 @@ def test_folder_without_a_model(tmp_path: Path) -> None:
 )
 def test_trees_that_cannot_be(tree: dict[str, object], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        parse(ModelConfig, tree)
+        parse_config(ModelConfig, tree)
 
 
 @pytest.mark.parametrize(
@@ -171,12 +171,14 @@ def test_processor_that_does_not_fit_is_refused(
     processor: dict[str, object], message: str, tokenizer: PreTrainedTokenizerFast
 ) -> None:
     with pytest.raises(ConfigError, match=message):
-        VLModel.from_tree(parse(ModelConfig, {}), VLProcessor(parse(ProcessorConfig, processor), tokenizer, ["a", "b"]))
+        VLModel.create_from_config(
+            parse_config(ModelConfig, {}), VLProcessor(parse_config(ProcessorConfig, processor), tokenizer, ["a", "b"])
+        )
 
 
 def test_answers_are_needed(tokenizer: PreTrainedTokenizerFast) -> None:
     with pytest.raises(ConfigError, match="chooses among answers, and there are 1"):
-        VLModel.from_tree(parse(ModelConfig, {}), VLProcessor(ProcessorConfig(), tokenizer, ["only"]))
+        VLModel.create_from_config(parse_config(ModelConfig, {}), VLProcessor(ProcessorConfig(), tokenizer, ["only"]))
 
 
 def test_pretrained_encoder_of_a_smaller_vocabulary_is_refused(
@@ -185,8 +187,8 @@ def test_pretrained_encoder_of_a_smaller_vocabulary_is_refused(
     make_model().language.encoder.save_pretrained(tmp_path)
     larger = PreTrainedTokenizerFast.from_pretrained(save_larger(tokenizer, tmp_path / "tokenizer"))
     with pytest.raises(ConfigError, match=r"knows 14 tokens and the tokenizer makes 16; use the tokenizer"):
-        VLModel.from_tree(
-            parse(ModelConfig, {"language": {"pretrained": str(tmp_path)}}),
+        VLModel.create_from_config(
+            parse_config(ModelConfig, {"language": {"pretrained": str(tmp_path)}}),
             VLProcessor(ProcessorConfig(), larger, ["a", "b"]),
         )
 
@@ -200,9 +202,9 @@ def save_larger(tokenizer: PreTrainedTokenizerFast, folder: Path) -> Path:
 
 
 def test_absent_pretrained_encoder_is_named(processor: VLProcessor, tmp_path: Path) -> None:
-    tree = parse(ModelConfig, {"language": {"pretrained": str(tmp_path)}})
+    tree = parse_config(ModelConfig, {"language": {"pretrained": str(tmp_path)}})
     with pytest.raises(ValueError, match=r"language\.pretrained=.* cannot be opened"):
-        VLModel.from_tree(tree, processor)
+        VLModel.create_from_config(tree, processor)
 
 
 def test_incomplete_pretrained_encoder_is_refused(
@@ -214,11 +216,11 @@ def test_incomplete_pretrained_encoder_is_refused(
     state = load_file(tmp_path / "model.safetensors")
     state.pop("encoder.layer.0.attention.self.query.weight")
     save_file(state, tmp_path / "model.safetensors", metadata={"format": "pt"})
-    tree = parse(ModelConfig, {"language": {"pretrained": str(tmp_path)}})
+    tree = parse_config(ModelConfig, {"language": {"pretrained": str(tmp_path)}})
     with pytest.raises(
         ValueError, match=r"lacks 1 weights of its own architecture: encoder.layer.0.attention.self.query"
     ):
-        VLModel.from_tree(tree, processor)
+        VLModel.create_from_config(tree, processor)
 
 
 def test_threads(make_model: Callable[..., Any], processor: VLProcessor, tmp_path: Path) -> None:

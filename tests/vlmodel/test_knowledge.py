@@ -11,14 +11,14 @@ import torch
 
 from tests.vlmodel.conftest import encode
 from tests.vlmodel.tiny import tiny_tree
-from vlmodel.config import ConfigError, parse, parse_part, part_kinds
-from vlmodel.facts import Fact, FoundFacts, LinkConfig, LinkedFact
+from vlmodel.config import ConfigError, list_part_kinds, parse_config, parse_part_config
+from vlmodel.facts import Fact, FactLinkingConfig, FoundFacts, LinkedFact
 from vlmodel.inference import Predictor
 from vlmodel.model import VLModel
 from vlmodel.model_config import ModelConfig
 from vlmodel.processor import Example, VLProcessor
 
-KINDS = [kind for kind in part_kinds("vlmodel.knowledge") if kind != "none"]
+KINDS = [kind for kind in list_part_kinds("vlmodel.knowledge") if kind != "none"]
 
 
 def linked(text: str, mention: tuple[int, int] | None = None, weight: float = 0.5) -> LinkedFact:
@@ -36,7 +36,7 @@ class Finder:
     def __init__(self, text: str = "is it red?") -> None:
         self.version, self.text, self.asked = 1, text, 0
 
-    def find(self, texts: Sequence[str], link: LinkConfig) -> FoundFacts:
+    def find_facts(self, texts: Sequence[str], link: FactLinkingConfig) -> FoundFacts:
         self.asked += len(texts)
         return FoundFacts(self.version, [(linked(self.text),)] * len(texts))
 
@@ -44,7 +44,7 @@ class Finder:
 def with_knowledge(processor: VLProcessor, tree: ModelConfig) -> VLProcessor:
     return VLProcessor(
         processor.config.model_copy(update={"max_tokens": 8}), processor.tokenizer, processor.labels,
-        tree.task.tasks(), inputs=tree.inputs, reads_images=tree.reads_images(), knowledge=tree.knowledge,
+        tree.task.tasks_by_name(), inputs=tree.inputs, reads_images=tree.reads_images(), knowledge=tree.knowledge,
     )  # fmt: skip
 
 
@@ -112,7 +112,7 @@ def test_what_is_hidden_changes_nothing(processor: VLProcessor) -> None:
     tree = tree_of(kind="injection", layout="tree")
     made = with_knowledge(processor, tree)
     torch.manual_seed(0)
-    model = VLModel.from_tree(tree, made).eval()
+    model = VLModel.create_from_config(tree, made).eval()
     assert model.language is not None
     streams = []
     for fact in ("blue", "red"):
@@ -125,8 +125,8 @@ def test_what_is_hidden_changes_nothing(processor: VLProcessor) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("topology", part_kinds("vlmodel.topology"))
-@pytest.mark.parametrize("fusion", part_kinds("vlmodel.fusion"))
+@pytest.mark.parametrize("topology", list_part_kinds("vlmodel.topology"))
+@pytest.mark.parametrize("fusion", list_part_kinds("vlmodel.fusion"))
 def test_every_kind_in_every_topology_and_fusion(
     processor: VLProcessor, png: bytes, kind: str, topology: str, fusion: str
 ) -> None:
@@ -135,7 +135,7 @@ def test_every_kind_in_every_topology_and_fusion(
     )
     made = with_knowledge(processor, tree)
     torch.manual_seed(0)
-    model = VLModel.from_tree(tree, made)
+    model = VLModel.create_from_config(tree, made)
     made.finder = Finder("it is red")
     example = Example({"image": png}, ("is it red?", "what is it?"), (made.labels[0], made.labels[1]))
     arrays = made.collate_tasks([made.decode_inputs(example)], {"": [example]})
@@ -157,7 +157,7 @@ def test_facts_are_looked_up_once_a_batch(processor: VLProcessor, png: bytes) ->
     tree = tree_of(kind="injection")
     made = with_knowledge(processor, tree)
     made.finder = finder = Finder()
-    predictor = Predictor(VLModel.from_tree(tree, made), made)
+    predictor = Predictor(VLModel.create_from_config(tree, made), made)
     given = Example({"image": png}, ("is it?",), facts=((linked("given"),),), knowledge_version=7)
     asked = Example({"image": png}, ("is it red?", "what is it?"))
     [(first,), others] = predictor.predict([given, asked], 1)
@@ -169,7 +169,7 @@ def test_facts_are_looked_up_once_a_batch(processor: VLProcessor, png: bytes) ->
 def test_without_a_store_the_model_answers_without_facts(processor: VLProcessor, png: bytes) -> None:
     tree = tree_of(kind="injection")
     made = with_knowledge(processor, tree)
-    predictor = Predictor(VLModel.from_tree(tree, made), made)
+    predictor = Predictor(VLModel.create_from_config(tree, made), made)
     [(answer,)] = predictor.predict([Example({"image": png}, ("is it?",))], 1)
     assert (answer.facts, answer.knowledge_version) == ((), None)
 
@@ -193,20 +193,20 @@ def test_what_does_not_fit_is_refused(processor: VLProcessor) -> None:
     with pytest.raises(ConfigError, match="max_fact_tokens"):
         tree.check_processor(processor.config)
     with pytest.raises(ConfigError, match="by"):
-        parse_part("vlmodel.knowledge", {"kind": "injection", "link": {"by": "guess"}})
+        parse_part_config("vlmodel.knowledge", {"kind": "injection", "link": {"by": "guess"}})
 
 
 def test_texts_with_facts_are_not_cached() -> None:
     frozen = {"language": {"kind": "transformer", "frozen": True}}
-    assert parse(ModelConfig, frozen).frozen_streams() == ("language",)
-    assert parse(ModelConfig, {**frozen, "knowledge": {"kind": "injection"}}).frozen_streams() == ()
+    assert parse_config(ModelConfig, frozen).frozen_streams() == ("language",)
+    assert parse_config(ModelConfig, {**frozen, "knowledge": {"kind": "injection"}}).frozen_streams() == ()
 
 
 def test_a_memory_weighs_its_facts(processor: VLProcessor, png: bytes) -> None:
     tree = tree_of(kind="memory")
     made = with_knowledge(processor, tree)
     torch.manual_seed(0)
-    predictor = Predictor(VLModel.from_tree(tree, made), made)
+    predictor = Predictor(VLModel.create_from_config(tree, made), made)
     facts = tuple(linked(text) for text in ("it is red", "it is blue", "what is it"))
     rows = Example({"image": png}, ("is it red?", "is it red?", "is it red?"), facts=(facts, facts[:1], ()))
     many, one, none = predictor.predict([rows], 1)[0]
@@ -224,7 +224,7 @@ def test_the_order_of_facts_does_not_matter_to_a_memory(processor: VLProcessor, 
     tree = tree_of(kind="memory")
     made = with_knowledge(processor, tree)
     torch.manual_seed(0)
-    predictor = Predictor(VLModel.from_tree(tree, made), made)
+    predictor = Predictor(VLModel.create_from_config(tree, made), made)
     facts = tuple(linked(text) for text in ("it is red", "it is blue", "what is it"))
     [[one]] = predictor.predict([Example({"image": png}, ("is it?",), facts=(facts,))], 2)
     [[other]] = predictor.predict([Example({"image": png}, ("is it?",), facts=(facts[::-1],))], 2)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 from transformers import AutoModel, AutoTokenizer
 
-from vlmodel.config import ConfigError, parse
+from vlmodel.config import ConfigError, parse_config
 from vlmodel.language._architectures import ARCHITECTURES
 from vlmodel.language.transformer import Config, TransformerEncoder
 from vlmodel.model import VLModel
@@ -33,7 +33,7 @@ STACKED = [name for name, traits in ARCHITECTURES.items() if traits.layers]
 
 
 def config(**settings: Any) -> Config:
-    return parse(Config, {**TINY, **settings})
+    return parse_config(Config, {**TINY, **settings})
 
 
 def encoder(**settings: Any) -> TransformerEncoder:
@@ -135,16 +135,16 @@ def test_nothing_waits_for_the_device(architecture: str) -> None:
 def test_longest_text(architecture: str, padding: int, tmp_path: Path) -> None:
     limited = ARCHITECTURES[architecture].limited
     chosen = config(architecture=architecture)
-    assert chosen.longest_text() == (12 if limited else None)
+    assert chosen.max_text_tokens() == (12 if limited else None)
     vocabulary = Vocabulary(30, padding, 0)
     built = chosen.build(vocabulary)
-    assert built.config.longest_text() == (12 if limited else None)
+    assert built.config.max_text_tokens() == (12 if limited else None)
     ids = torch.arange(6, 18)[None]
     assert built(ids, ids > 0).x_BTD.shape == (1, 12, 16)
     built.encoder.save_pretrained(tmp_path)
-    pretrained = parse(Config, {"pretrained": str(tmp_path)})
-    assert pretrained.longest_text() is None
-    assert pretrained.resolve(vocabulary).longest_text() == (12 if limited else None)
+    pretrained = parse_config(Config, {"pretrained": str(tmp_path)})
+    assert pretrained.max_text_tokens() is None
+    assert pretrained.resolve_settings(vocabulary).max_text_tokens() == (12 if limited else None)
 
 
 @pytest.mark.parametrize("architecture", ["bert", "roberta", "distilbert", "mpnet"])
@@ -156,7 +156,7 @@ def test_there_is_no_place_beyond_the_longest_text(architecture: str) -> None:
 
 def test_longer_texts_than_a_pretrained_encoder_takes_are_refused(tmp_path: Path) -> None:
     saved(tmp_path, architecture="roberta", positions=11)
-    tree = parse(ModelConfig, {"language": {"pretrained": str(tmp_path)}}).resolve(VOCABULARY, (32, 32))
+    tree = parse_config(ModelConfig, {"language": {"pretrained": str(tmp_path)}}).resolve_settings(VOCABULARY, (32, 32))
     tree.check_processor(ProcessorConfig(max_tokens=11))
     with pytest.raises(ConfigError, match=r"processor.max_tokens=12 is more than the 11 tokens"):
         tree.check_processor(ProcessorConfig(max_tokens=12))
@@ -167,7 +167,7 @@ def test_longer_texts_than_a_pretrained_encoder_takes_are_refused(tmp_path: Path
 def test_kept_layers_are_the_first_of_the_pretrained(architecture: str, layers: int | None, tmp_path: Path) -> None:
     """The tokens are the hidden states that transformers' whole model shows after that many layers."""
     whole = saved(tmp_path, architecture=architecture, depth=3)
-    language = parse(Config, {"pretrained": str(tmp_path), "layers": layers}).build(VOCABULARY).eval()
+    language = parse_config(Config, {"pretrained": str(tmp_path), "layers": layers}).build(VOCABULARY).eval()
     language.load_pretrained()
     more = {"token_type_ids": torch.tensor([[0, 0, 0, 0, 0, 2]])} if architecture == "xlnet" else {}
     with torch.no_grad():
@@ -183,7 +183,7 @@ def test_kept_layers_are_the_first_of_the_pretrained(architecture: str, layers: 
 @pytest.mark.parametrize("architecture", BARE)
 def test_embeddings_of_a_part(architecture: str) -> None:
     part = config(architecture=architecture, frozen_layers=1 if ARCHITECTURES[architecture].layers else 0)
-    alone = part.without_layers()
+    alone = part.embeddings_only()
     assert (alone.layers, alone.frozen, alone.frozen_layers) == (0, part.frozen_layers > 0, 0)
     language = alone.build(VOCABULARY).eval()
     assert language.encoder.config.num_hidden_layers == 0
@@ -269,7 +269,7 @@ def test_frozen_keeps_no_activations(architecture: str) -> None:
 
 def test_sliding_window_attention() -> None:
     """ModernBERT's, against transformers' own, where a text is longer than what they see."""
-    resolved = config(architecture="modernbert", depth=3).resolve(VOCABULARY)
+    resolved = config(architecture="modernbert", depth=3).resolve_settings(VOCABULARY)
     assert resolved.resolved is not None
     near = resolved.model_copy(update={"resolved": {**resolved.resolved, "local_attention": 4}})
     language, whole = near.build(VOCABULARY).eval(), resolved.build(VOCABULARY).eval()
@@ -347,9 +347,9 @@ def test_layers_that_are_not_there(settings: dict[str, Any], message: str, origi
             config(**settings)
         return
     saved(tmp_path, architecture=settings.pop("architecture", "bert"))
-    chosen = parse(Config, {"pretrained": str(tmp_path), **settings})
+    chosen = parse_config(Config, {"pretrained": str(tmp_path), **settings})
     with pytest.raises(ConfigError, match=message):
-        chosen.resolve(VOCABULARY)
+        chosen.resolve_settings(VOCABULARY)
 
 
 @pytest.mark.parametrize(
@@ -362,11 +362,11 @@ def test_who_needs_layers_is_refused_where_the_topology_encodes_text(architectur
         match=rf"^topology.kind='single' encodes the text itself, .*architecture='{architecture}' cannot be built "
         "without layers; use another encoder such as bert, or topology.kind='dual'",
     ):
-        parse(ModelConfig, tree)
+        parse_config(ModelConfig, tree)
     saved(tmp_path, architecture=architecture)
     tree["language"] = {"pretrained": str(tmp_path)}
     with pytest.raises(ConfigError, match=rf"which topology.kind='single' sets too: {architecture} cannot be built"):
-        parse(ModelConfig, tree).resolve(VOCABULARY, (32, 32))
+        parse_config(ModelConfig, tree).resolve_settings(VOCABULARY, (32, 32))
 
 
 def test_layers_of_several_groups_are_not_cut(tmp_path: Path) -> None:
@@ -374,7 +374,7 @@ def test_layers_of_several_groups_are_not_cut(tmp_path: Path) -> None:
 
     AlbertConfig(vocab_size=30, num_hidden_layers=4, num_hidden_groups=2).save_pretrained(tmp_path)
     with pytest.raises(ConfigError, match=r"are repetitions of 2, which cannot be cut"):
-        parse(Config, {"pretrained": str(tmp_path), "layers": 2}).resolve(VOCABULARY)
+        parse_config(Config, {"pretrained": str(tmp_path), "layers": 2}).resolve_settings(VOCABULARY)
 
 
 def test_pretrained_of_an_architecture_that_is_refused(tmp_path: Path) -> None:
@@ -382,13 +382,13 @@ def test_pretrained_of_an_architecture_that_is_refused(tmp_path: Path) -> None:
 
     GPT2Config(vocab_size=30).save_pretrained(tmp_path)
     with pytest.raises(ConfigError, match=r"its architecture 'gpt2' reads from left to right"):
-        parse(Config, {"pretrained": str(tmp_path)}).resolve(VOCABULARY)
+        parse_config(Config, {"pretrained": str(tmp_path)}).resolve_settings(VOCABULARY)
 
 
 def test_tokenizer_of_another_padding_is_refused(tmp_path: Path) -> None:
     saved(tmp_path)
     with pytest.raises(ConfigError, match=r"pads texts with token 0 and the tokenizer with 5; use the tokenizer"):
-        parse(Config, {"pretrained": str(tmp_path)}).resolve(Vocabulary(30, 5, 0))
+        parse_config(Config, {"pretrained": str(tmp_path)}).resolve_settings(Vocabulary(30, 5, 0))
 
 
 @pytest.mark.parametrize("damage", ["cut off", "absent", "of another width"])
@@ -402,7 +402,7 @@ def test_damaged_weights_are_named(damage: str, tmp_path: Path) -> None:
     else:
         saved(tmp_path / "other", width=8)
         file.write_bytes((tmp_path / "other" / "model.safetensors").read_bytes())
-    language = parse(Config, {"pretrained": str(tmp_path)}).build(VOCABULARY)
+    language = parse_config(Config, {"pretrained": str(tmp_path)}).build(VOCABULARY)
     with pytest.raises(WeightsError, match=r"language.pretrained=.* has no weights that can be loaded"):
         language.load_pretrained()
 
@@ -415,7 +415,7 @@ def test_missing_weight_of_a_layer_that_is_cut_off_is_not_missed(tmp_path: Path)
     state.pop("encoder.layer.2.attention.self.query.weight")
     save_file(state, tmp_path / "model.safetensors", metadata={"format": "pt"})
     for layers, fits in ((2, True), (3, False)):
-        language = parse(Config, {"pretrained": str(tmp_path), "layers": layers}).build(VOCABULARY)
+        language = parse_config(Config, {"pretrained": str(tmp_path), "layers": layers}).build(VOCABULARY)
         if fits:
             language.load_pretrained()
         else:
@@ -443,8 +443,8 @@ def test_real_pretrained_encoder(minilm: Path) -> None:
         "language": {"pretrained": str(minilm), "pooling": "mean", "output": "pooled"},
         "fusion": {"width": 8, "heads": 2, "rounds": 1},
     }
-    model = VLModel.from_tree(parse(ModelConfig, tree), processor).eval()
-    assert model.language.config.longest_text() == 512
+    model = VLModel.create_from_config(parse_config(ModelConfig, tree), processor).eval()
+    assert model.language.config.max_text_tokens() == 512
     with torch.no_grad():
         pooled = model.language(tokens["input_ids_NT"], tokens["text_mask_NT"]).pooled_BD
     cosines = nn.functional.normalize(pooled) @ nn.functional.normalize(pooled).T
@@ -460,7 +460,7 @@ def test_first_layers_of_a_real_pretrained_encoder(minilm: Path) -> None:
     with torch.no_grad():
         states = whole(**given, output_hidden_states=True).hidden_states
         for layers in (0, 2, 6):
-            language = parse(Config, {"pretrained": str(minilm), "layers": layers}).build(vocabulary).eval()
+            language = parse_config(Config, {"pretrained": str(minilm), "layers": layers}).build(vocabulary).eval()
             language.load_pretrained()
             tokens = language(given["input_ids"], given["attention_mask"].bool())
             close(real(tokens), states[layers][given["attention_mask"].bool()])

@@ -16,7 +16,7 @@ from tests.vlmodel.tiny import batch_for
 from vlmodel import lengths
 from vlmodel.array_names import stays_on_host
 from vlmodel.inference import Predictor
-from vlmodel.lengths import group_by_length
+from vlmodel.lengths import group_texts_by_length
 from vlmodel.model import VLModel
 from vlmodel.processor import Example, ProcessorConfig, VLProcessor
 
@@ -50,7 +50,7 @@ def grouping(tokenizer: PreTrainedTokenizerFast, groups: int = 3) -> VLProcessor
 
 @pytest.mark.parametrize("left", [False, True])
 def test_groups_by_hand(left: bool, worth_it: None) -> None:
-    order_U, groups_G3 = group_by_length(mask_of([3, 9, 4, 3, 8], 9, left), 2)
+    order_U, groups_G3 = group_texts_by_length(mask_of([3, 9, 4, 3, 8], 9, left), 2)
     assert order_U.tolist() == [0, 3, 2, 4, 1]
     columns = [[5, 9], [0, 9]] if left else [[0, 4], [0, 9]]
     assert groups_G3.tolist() == [[3, *columns[0]], [2, *columns[1]]]
@@ -63,7 +63,7 @@ def test_no_other_cuts_leave_fewer_tokens(most: int, worth_it: None) -> None:
     for _ in range(30):
         lengths_U = rng.integers(0, 10, rng.integers(1, 9))
         mask_UT = mask_of(lengths_U, max(1, int(lengths_U.max())))
-        order_U, groups_G3 = group_by_length(mask_UT, most)
+        order_U, groups_G3 = group_texts_by_length(mask_UT, most)
         assert sorted(order_U.tolist()) == list(range(len(lengths_U)))
         assert groups_G3[:, 0].sum() == len(lengths_U)
         assert 1 <= len(groups_G3) <= most
@@ -84,16 +84,16 @@ def test_no_other_cuts_leave_fewer_tokens(most: int, worth_it: None) -> None:
 
 def test_a_group_that_saves_little_is_not_made() -> None:
     few = mask_of([5] * 10 + [10] * 10, 10)
-    assert len(group_by_length(few, 4)[1]) == 1  # 50 of 200 tokens
+    assert len(group_texts_by_length(few, 4)[1]) == 1  # 50 of 200 tokens
     many = mask_of([5] * 20 + [10] * 20, 10)
-    assert group_by_length(many, 4)[1].tolist() == [[20, 0, 5], [20, 0, 10]]  # 100 of 400
+    assert group_texts_by_length(many, 4)[1].tolist() == [[20, 0, 5], [20, 0, 10]]  # 100 of 400
     alike = mask_of([29] * 100 + [30] * 1000, 30)
-    assert len(group_by_length(alike, 4)[1]) == 1  # 100 of 33 000
+    assert len(group_texts_by_length(alike, 4)[1]) == 1  # 100 of 33 000
 
 
 @pytest.mark.parametrize(("lengths_U", "groups"), [([], []), ([4], [[1, 0, 4]]), ([0, 0], [[2, 0, 1]])])
 def test_little_to_group(lengths_U: list[int], groups: list[list[int]], worth_it: None) -> None:
-    order_U, groups_G3 = group_by_length(mask_of(lengths_U, 4), 3)
+    order_U, groups_G3 = group_texts_by_length(mask_of(lengths_U, 4), 3)
     assert (order_U.tolist(), groups_G3.tolist()) == (list(range(len(lengths_U))), groups)
     assert groups_G3.shape == (len(groups), 3)
 

@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerFast, TextIteratorStreamer
 
 from tests.vlmodel.tiny import batch_for, for_tasks
 from vlmodel import bases, lora
-from vlmodel.config import ConfigError, parse, part_kinds
+from vlmodel.config import ConfigError, list_part_kinds, parse_config
 from vlmodel.conversation import ConversationError
 from vlmodel.decoder.llm import LanguageModel
 from vlmodel.inference import Predictor
@@ -71,7 +71,7 @@ def encoded(rows: int = 3, pictures: bool = True) -> DecoderInput:
 def row(batch: DecoderInput, n: int) -> DecoderInput:
     assert batch.prompts is not None
     prompts = Prompts(batch.prompts.ids_NT[n : n + 1], batch.prompts.mask_NT[n : n + 1])
-    streams = {"vision": batch.streams["vision"].select(torch.tensor([n]))}
+    streams = {"vision": batch.streams["vision"].select_rows(torch.tensor([n]))}
     return DecoderInput(streams, {"vision": torch.zeros(1, dtype=torch.long)}, None, prompts=prompts)
 
 
@@ -101,9 +101,9 @@ def test_every_family(family: str, make_model: Callable[..., Any], processor: VL
     torch.testing.assert_close(torch.stack(with_cache.logits, 1), logits_NTK, rtol=1e-4, atol=1e-5)
 
     # Alone as in a batch, in which it is padded in front.
-    together = decoder.answer(batch, processor, 1, max_new_tokens=5)
+    together = decoder.generate_answers(batch, processor, 1, max_new_tokens=5)
     for n, answers in enumerate(together):
-        [alone] = decoder.answer(row(batch, n), processor, 1, max_new_tokens=5)
+        [alone] = decoder.generate_answers(row(batch, n), processor, 1, max_new_tokens=5)
         assert [text for text, _ in alone] == [text for text, _ in answers]
         assert alone[0][1] == pytest.approx(answers[0][1], rel=1e-4)
 
@@ -134,15 +134,15 @@ def test_every_family(family: str, make_model: Callable[..., Any], processor: VL
     assert all("lora_" in name for name in trained)
     for name in trained:
         torch.nn.init.normal_(adapted.decoder.inner.get_parameter(name), std=0.1)
-    expected = adapted.decoder.answer(batch, processor, 1, max_new_tokens=5)
+    expected = adapted.decoder.generate_answers(batch, processor, 1, max_new_tokens=5)
     adapted.save_pretrained(tmp_path / "model")
-    assert list(bases.recorded_bases(tmp_path / "model")) == ["decoder"]
+    assert list(bases.read_base_weights_list(tmp_path / "model")) == ["decoder"]
     from safetensors import safe_open
 
     with safe_open(tmp_path / "model" / "model.safetensors", "pt") as stored:
         assert all("lora_" in name for name in stored.keys() if name.startswith("decoder.inner."))  # noqa: SIM118
     again = VLModel.from_pretrained(tmp_path / "model").eval()
-    assert again.decoder.answer(batch, processor, 1, max_new_tokens=5) == expected
+    assert again.decoder.generate_answers(batch, processor, 1, max_new_tokens=5) == expected
     assert [n for n, p in again.named_parameters() if p.requires_grad] == [
         n for n, p in adapted.named_parameters() if p.requires_grad
     ]
@@ -150,7 +150,7 @@ def test_every_family(family: str, make_model: Callable[..., Any], processor: VL
 
 @pytest.mark.parametrize("kind", ["caption", "answer"])
 @pytest.mark.parametrize("reads", ["streams", "joint"])
-@pytest.mark.parametrize("bridge", part_kinds("vlmodel.bridge"))
+@pytest.mark.parametrize("bridge", list_part_kinds("vlmodel.bridge"))
 def test_every_weight_is_trained_and_a_text_is_learned(
     kind: str, reads: str, bridge: str, make_model: Callable[..., Any], processor: VLProcessor, examples: list[Example]
 ) -> None:
@@ -235,7 +235,7 @@ def test_streams_have_bridges_of_their_own_and_follow_in_order(
     model = loud(make_model(inputs={"imu": IMU}, task={"kind": "answer", "head": head()}))
     assert list(model.decoder.bridges) == ["imu", "vision"]
     tree = model.config.model
-    parsed = parse(ModelConfig, tree)
+    parsed = parse_config(ModelConfig, tree)
     batch = batch_for(processor, model.tasks, examples, parsed)
     model.train()(**batch).loss.backward()
     assert [name for name, p in model.named_parameters() if p.requires_grad and p.grad is None] == []
@@ -269,7 +269,7 @@ def test_merged_adapters_give_the_same_texts(make_head: Callable[..., LanguageMo
     before = decoder._logits_of_texts(
         decoder._embed(batch), torch.ones(3, 2, dtype=torch.long), torch.ones(3, 2, dtype=torch.bool)
     )
-    lora.merge(decoder.inner)
+    lora.merge_adapters(decoder.inner)
     after = decoder._logits_of_texts(
         decoder._embed(batch), torch.ones(3, 2, dtype=torch.long), torch.ones(3, 2, dtype=torch.bool)
     )
@@ -341,7 +341,7 @@ def test_a_prompt_longer_than_the_window(
 )
 def test_language_models_that_cannot_be(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        parse(ModelConfig, {"task": {"kind": "answer", "head": {"kind": "llm", **settings}}})
+        parse_config(ModelConfig, {"task": {"kind": "answer", "head": {"kind": "llm", **settings}}})
 
 
 def test_sizes_that_an_architecture_does_not_have(make_head: Callable[..., LanguageModel]) -> None:
@@ -353,11 +353,11 @@ def test_a_language_encoder_that_is_not_built_limits_no_text(
     make_model: Callable[..., Any], processor: VLProcessor
 ) -> None:
     tree = {"language": {"positions": 8}, "task": {"kind": "answer", "head": head()}}
-    parse(ModelConfig, tree).check_processor(processor.config)
-    assert parse(ModelConfig, tree).text_limits(processor) == (None, 128)
+    parse_config(ModelConfig, tree).check_processor(processor.config)
+    assert parse_config(ModelConfig, tree).text_limits(processor) == (None, 128)
     encoded = {**tree, "task": {"kind": "answer", "head": head(reads="joint")}}
     with pytest.raises(ConfigError, match=r"max_tokens=12 is more than the 8 tokens that model.language takes"):
-        parse(ModelConfig, encoded).check_processor(processor.config)
+        parse_config(ModelConfig, encoded).check_processor(processor.config)
 
 
 def test_a_file_that_is_no_gguf(make_head: Callable[..., LanguageModel], tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from pipelines.workflows.config import JobConfig
-from vlmodel.config import ConfigError, load
+from vlmodel.config import ConfigError, load_config
 from vlmodel.locations import redact_secrets
 
 
@@ -26,13 +26,13 @@ from vlmodel.locations import redact_secrets
 )
 def test_the_home_folder_is_expanded(key: str, read, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert read(load(JobConfig, None, [f"{key}=~/a"])) == str(tmp_path / "a")
-    assert read(load(JobConfig, None, [f"{key}=a~b"])) == "a~b"
+    assert read(load_config(JobConfig, None, [f"{key}=~/a"])) == str(tmp_path / "a")
+    assert read(load_config(JobConfig, None, [f"{key}=a~b"])) == "a~b"
 
 
 def test_the_home_folder_of_a_source_is_expanded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
-    config = load(JobConfig, None, ["source.kind=table", "source.file=~/t.csv", "data.mix={a={tars='~/b'}}"])
+    config = load_config(JobConfig, None, ["source.kind=table", "source.file=~/t.csv", "data.mix={a={tars='~/b'}}"])
     assert config.source.file == str(tmp_path / "t.csv")  # type: ignore[attr-defined]
     assert config.data.mix["a"].tars == str(tmp_path / "b")
 
@@ -48,7 +48,7 @@ def test_the_home_folder_of_a_source_is_expanded(tmp_path: Path, monkeypatch: py
 )
 def test_an_address_with_credentials_is_refused_and_not_shown(address: str) -> None:
     with pytest.raises(ConfigError, match=r"holds credentials.*environment") as error:
-        load(JobConfig, None, [f"data.tars={address}"])
+        load_config(JobConfig, None, [f"data.tars={address}"])
     assert "pw@" not in str(error.value)
     assert "ab12" not in str(error.value)
 

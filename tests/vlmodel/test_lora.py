@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from vlmodel import lora
-from vlmodel.config import ConfigError, parse
-from vlmodel.lora import Lora
+from vlmodel.config import ConfigError, parse_config
+from vlmodel.lora import LoraSettings
 from vlmodel.weights import WeightsError
 
 
@@ -47,7 +47,7 @@ def changed(module: nn.Module) -> nn.Module:
 def block(**settings: Any) -> Block:
     torch.manual_seed(0)
     module = Block().eval()
-    lora.inject(module, parse(Lora, settings))
+    lora.inject_adapters(module, parse_config(LoraSettings, settings))
     return module
 
 
@@ -69,24 +69,24 @@ def test_adapters_first_change_nothing_and_are_all_that_is_trained() -> None:
 
 def test_a_reload_is_bit_equal() -> None:
     first, second = changed(block(rank=3)), block(rank=3)
-    state = lora.trained_state(first)
+    state = lora.adapter_state_dict(first)
     assert {tuple(tensor.shape) for name, tensor in state.items() if "fc" in name} == {(3, 4), (8, 3)}
     assert not second(INPUT).equal(first(INPUT))
-    lora.load_state(second, state)
+    lora.load_adapter_state(second, state)
     assert second(INPUT).equal(first(INPUT))
 
 
 @pytest.mark.parametrize("other", [{"rank": 2}, {"rank": 3, "targets": ["fc"]}])
 def test_weights_of_other_adapters_are_refused(other: dict[str, Any]) -> None:
     with pytest.raises(WeightsError, match="not those of these adapters"):
-        lora.load_state(block(**other), lora.trained_state(block(rank=3)))
+        lora.load_adapter_state(block(**other), lora.adapter_state_dict(block(rank=3)))
 
 
 def test_merged_adapters_leave_the_module_as_it_was_with_other_weights() -> None:
     torch.manual_seed(0)
     bare, adapted = Block(), changed(block(rank=2))
     expected = adapted(INPUT)
-    lora.merge(adapted)
+    lora.merge_adapters(adapted)
     assert dict(adapted.named_modules()).keys() == dict(bare.named_modules()).keys()
     assert adapted.state_dict().keys() == bare.state_dict().keys()
     assert not adapted(INPUT).equal(bare.eval()(INPUT))
@@ -98,11 +98,11 @@ def test_a_language_model_with_its_weights_the_other_way_around() -> None:
     ids_NT = torch.tensor([[1, 5, 3]])
     model = gpt2()
     bare = model(ids_NT).logits
-    lora.inject(model, Lora(rank=2), exclude=["lm_head"])
+    lora.inject_adapters(model, LoraSettings(rank=2), exclude=["lm_head"])
     assert model(ids_NT).logits.equal(bare)
-    assert not any("lm_head" in name for name in lora.trained_state(model))
+    assert not any("lm_head" in name for name in lora.adapter_state_dict(model))
     with_adapters = changed(model)(ids_NT).logits
-    lora.merge(model)
+    lora.merge_adapters(model)
     torch.testing.assert_close(model(ids_NT).logits, with_adapters, atol=1e-5, rtol=1e-5)
     assert not torch.allclose(with_adapters, bare)
 
@@ -127,4 +127,4 @@ def test_targets_that_cannot_be(targets: list[str], message: str) -> None:
 
 def test_a_module_without_linear_layers() -> None:
     with pytest.raises(ConfigError, match="GELU has no linear layer"):
-        lora.inject(nn.GELU(), Lora())
+        lora.inject_adapters(nn.GELU(), LoraSettings())

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 from tests.vlmodel.tiny import collate, for_tasks, tiny_tree
-from vlmodel.config import parse
+from vlmodel.config import parse_config
 from vlmodel.inference import Predictor
 from vlmodel.model import VLModel
 from vlmodel.processor import Example, VLProcessor
-from vlmodel.sample import Question, Texts
+from vlmodel.sample import Question, SampleTexts
 from vlmodel.tasks.matching import Config
 
 MATCHING = {"kind": "matching", "hidden": 8}
@@ -23,7 +23,7 @@ MATCHING = {"kind": "matching", "hidden": 8}
 
 @pytest.fixture
 def matching(processor: VLProcessor) -> VLProcessor:
-    return for_tasks(processor, parse(Config, {}).tasks())
+    return for_tasks(processor, parse_config(Config, {}).tasks_by_name())
 
 
 def labelled(examples: list[Example], first: str | None, second: str, third: str) -> list[Example]:
@@ -36,10 +36,10 @@ def tensors(processor: VLProcessor, examples: list[Example]) -> dict[str, Tensor
 
 
 def test_what_it_reads() -> None:
-    texts = Texts(("a caption",), (Question("a statement?", "yes"),))
+    texts = SampleTexts(("a caption",), (Question("a statement?", "yes"),))
     for pairs, read in (("captions", "a caption"), ("questions", "a statement?")):
-        config = parse(Config, {"pairs": pairs})
-        assert list(config.texts_read(texts)) == [read]
+        config = parse_config(Config, {"pairs": pairs})
+        assert list(config.texts_to_read(texts)) == [read]
         assert config.reads_text()
         assert [pairs in present for present in ({"image", pairs}, {pairs}) if config.can_learn(frozenset(present))]
         assert not config.can_learn(frozenset({pairs}))
@@ -109,7 +109,7 @@ def test_it_learns_which_texts_belong(
 def test_saved_and_loaded_without_answers(matching: VLProcessor, examples: list[Example], tmp_path: Path) -> None:
     """A model that chooses among no answers of the data."""
     nameless = VLProcessor(matching.config, matching.tokenizer, [], matching.tasks)
-    model = VLModel.from_tree(tiny_tree(task=MATCHING), nameless).eval()
+    model = VLModel.create_from_config(tiny_tree(task=MATCHING), nameless).eval()
     model.save_pretrained(tmp_path)
     nameless.save_pretrained(tmp_path)
     batch = tensors(nameless, labelled(examples, "yes", "no", "yes"))

@@ -12,9 +12,9 @@ import pytest
 import torch
 
 from tests.vlmodel.tiny import DEFAULT_KINDS, IMU, for_tasks, tiny_input, tiny_tree
-from vlmodel.config import part_kinds
+from vlmodel.config import list_part_kinds
 from vlmodel.processor import Example, VLProcessor
-from vlmodel.sample import TEXTS, Question, Sample, Texts
+from vlmodel.sample import TEXTS, Question, Sample, SampleTexts
 from vlmodel.task import learnable_rows
 
 INPUTS: dict[str, Any] = {"imu": IMU} | {
@@ -24,9 +24,9 @@ NAMES = ("image", *sorted(INPUTS))
 
 
 # A contrastive task reads one stream beside the texts, and several tasks are made of these.
-@pytest.mark.parametrize("task", sorted(set(part_kinds("vlmodel.tasks")) - {"contrastive", "multitask"}))
-@pytest.mark.parametrize("fusion", part_kinds("vlmodel.fusion"))
-@pytest.mark.parametrize("topology", part_kinds("vlmodel.topology"))
+@pytest.mark.parametrize("task", sorted(set(list_part_kinds("vlmodel.tasks")) - {"contrastive", "multitask"}))
+@pytest.mark.parametrize("fusion", list_part_kinds("vlmodel.fusion"))
+@pytest.mark.parametrize("topology", list_part_kinds("vlmodel.topology"))
 def test_every_subset_of_streams(
     topology: str,
     fusion: str,
@@ -39,11 +39,11 @@ def test_every_subset_of_streams(
         pytest.skip("other tasks meet each topology and each fusion once")
     parts = {"topology": {"kind": topology}, "fusion": {"kind": fusion}, "task": {"kind": task}, "inputs": INPUTS}
     tree, model = tiny_tree(**parts), make_model(**parts)
-    made = for_tasks(processor, tree.task.tasks(), tree)
+    made = for_tasks(processor, tree.task.tasks_by_name(), tree)
     given = [subset for size in range(len(NAMES) + 1) for subset in itertools.combinations(NAMES, size)]
     full = examples[0].inputs
     fields = made.first_task
-    asked = Texts(examples[0].texts[:1], (Question(examples[0].texts[0], "red"),), "red")
+    asked = SampleTexts(examples[0].texts[:1], (Question(examples[0].texts[0], "red"),), "red")
     samples = [Sample("", {name: full[name] for name in subset}, asked, frozenset(subset) | TEXTS) for subset in given]
     made_of = zip(samples, learnable_rows(fields, samples), strict=True)
     rows = [Example(s.inputs, tuple(r.text for r in of), tuple(r.target for r in of)) for s, of in made_of if of]

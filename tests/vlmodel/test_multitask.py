@@ -12,7 +12,7 @@ from torch import Tensor
 
 from tests.vlmodel.tiny import for_tasks, tiny_tree
 from vlmodel.array_names import select_task_arrays
-from vlmodel.config import ConfigError, parse
+from vlmodel.config import ConfigError, parse_config
 from vlmodel.inference import Predictor
 from vlmodel.model import VLModel
 from vlmodel.processor import Example, VLProcessor
@@ -29,7 +29,7 @@ DECODER = {"kind": "multitask", "heads": HEADS, "weights": WEIGHTS}
 
 @pytest.fixture
 def several(processor: VLProcessor) -> VLProcessor:
-    return for_tasks(processor, parse(Config, DECODER).tasks())
+    return for_tasks(processor, parse_config(Config, DECODER).tasks_by_name())
 
 
 @pytest.fixture
@@ -95,7 +95,7 @@ def test_every_parameter_gets_a_gradient_whatever_rows_there_are(
     present = {
         task: [Example(e.inputs, ()) if task in missing else e for e in of_task] for task, of_task in rows.items()
     }
-    out = model(**collate(for_tasks(processor, parse(Config, decoder).tasks()), present))
+    out = model(**collate(for_tasks(processor, parse_config(Config, decoder).tasks_by_name()), present))
     for task, sums in out.tasks.items():
         assert sums.isfinite().all()
         assert bool(sums.any()) == (task not in missing)
@@ -154,7 +154,7 @@ def test_each_task_is_answered(
 def test_tasks_without_text_or_fusion_build_neither(processor: VLProcessor) -> None:
     heads = {"a": {"kind": "contrastive"}, "b": {"kind": "contrastive", "width": 8}}
     tree = tiny_tree(task={"kind": "multitask", "heads": heads})
-    model = VLModel.from_tree(tree, for_tasks(processor, tree.task.tasks()))
+    model = VLModel.create_from_config(tree, for_tasks(processor, tree.task.tasks_by_name()))
     assert model.topology is None
     assert model.language is not None
 
@@ -174,9 +174,11 @@ def test_tasks_without_text_or_fusion_build_neither(processor: VLProcessor) -> N
 )
 def test_settings_that_cannot_be(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        parse(Config, {**DECODER, **changes})
+        parse_config(Config, {**DECODER, **changes})
 
 
 def test_selection_metric_of_several_tasks() -> None:
-    assert parse(Config, DECODER).selection_metric() == "accuracy"
-    assert parse(Config, {**DECODER, "heads": HEADS | {"tell": {"kind": "caption"}}}).selection_metric() == "loss"
+    assert parse_config(Config, DECODER).checkpoint_metric() == "accuracy"
+    assert (
+        parse_config(Config, {**DECODER, "heads": HEADS | {"tell": {"kind": "caption"}}}).checkpoint_metric() == "loss"
+    )

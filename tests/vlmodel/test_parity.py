@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, GenerationConfig
 
 from vlmodel import parts
-from vlmodel.config import ConfigError, parse, part_config, part_kinds
+from vlmodel.config import ConfigError, find_part_config_class, list_part_kinds, parse_config
 from vlmodel.fusion.interactive import Config as InteractiveFusion
 from vlmodel.fusion.transformer import Config as FusionConfig
 from vlmodel.language._architectures import ARCHITECTURES
@@ -57,7 +57,7 @@ def normalised(pixels_BHWC: Tensor) -> Tensor:
 def test_vision_tokens_are_torchvisions_feature_map(
     name: str, stages: int | None, features: Callable[[nn.Module, Tensor], Tensor], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = parse(CNNConfig, {"name": name, "stages": stages, "position": "none"})
+    config = parse_config(CNNConfig, {"name": name, "stages": stages, "position": "none"})
     torch.manual_seed(0)
     # The classifier of a VGG would take seconds to be drawn.
     with torch.device("meta" if name.startswith("vgg") else "cpu"):
@@ -83,9 +83,9 @@ def test_vision_tokens_are_torchvisions_feature_map(
     grid = expected.shape[-1]
     assert actual.width == expected.shape[1]
     cell = 64 // grid
-    config.check_image(cell)
+    config.check_image_size(cell)
     with pytest.raises(ConfigError, match=f"image_size={cell - 1} is smaller than one grid cell.* {cell} x {cell}"):
-        config.check_image(cell - 1)
+        config.check_image_size(cell - 1)
     tolerance = {"rtol": 0, "atol": 1e-6 * expected.abs().max().item()}
     torch.testing.assert_close(tokens.x_BTD, expected.flatten(2).transpose(1, 2), **tolerance)
     torch.testing.assert_close(tokens.pooled_BD, expected.mean((2, 3)), **tolerance)
@@ -106,7 +106,7 @@ def test_vit_tokens_are_torchvisions_encoder_output(training: bool, tmp_path: Pa
         nn.init.normal_(parameter, std=0.3)
     torch.save(reference.state_dict(), tmp_path / "w.pth")
     shape = {"patch_size": 16, "width": 24, "depth": 2, "heads": 2, "feed_forward": 40}
-    actual: Any = parse(ViTConfig, {"image_size": 64, "weights": str(tmp_path / "w.pth"), **shape}).build()
+    actual: Any = parse_config(ViTConfig, {"image_size": 64, "weights": str(tmp_path / "w.pth"), **shape}).build()
     actual.load_pretrained()
     found: dict[str, Tensor] = {}
     reference.encoder.register_forward_hook(lambda _, __, output: found.update(encoded=output))
@@ -121,7 +121,7 @@ def test_vit_tokens_are_torchvisions_encoder_output(training: bool, tmp_path: Pa
 def test_vit_of_a_name_has_torchvisions_weights(name: str) -> None:
     with torch.device("meta"):
         reference = torchvision.models.get_model(name, weights=None)
-        actual = parse(ViTConfig, {"name": name}).build()
+        actual = parse_config(ViTConfig, {"name": name}).build()
     shapes = [
         {key: tuple(value.shape) for key, value in model.state_dict().items() if not key.startswith("heads.")}
         for model in (reference, actual.get_submodule("backbone"))
@@ -286,10 +286,10 @@ class Keep(parts.Fusion):
 
 def test_interactive_fusion_is_its_formula() -> None:
     torch.manual_seed(0)
-    config = parse(InteractiveFusion, {"width": 16, "heads": 2, "rounds": 2, "expansion": 2})
+    config = parse_config(InteractiveFusion, {"width": 16, "heads": 2, "rounds": 2, "expansion": 2})
     fusion: Any = away_from_start(config.build({"language": 12, "vision": 20, "audio": 7}))
     streams = three_streams()
-    adapted = {name: fusion.adapt(name, tokens) for name, tokens in streams.items()}
+    adapted = {name: fusion.adapt_stream(name, tokens) for name, tokens in streams.items()}
     fused = fusion(adapted, output_attention=True)
     short = fusion(adapted, pooled_only=True)
     hand = ByHand(fusion, heads=2)
@@ -318,7 +318,9 @@ def test_interactive_fusion_is_its_formula() -> None:
 @pytest.mark.parametrize("kind", ["single", "interactive"])
 def test_topology_is_its_formula(kind: str) -> None:
     torch.manual_seed(0)
-    config: Any = parse(part_config("vlmodel.topology", kind), {"width": 16, "heads": 2, "depth": 2, "expansion": 2})
+    config: Any = parse_config(
+        find_part_config_class("vlmodel.topology", kind), {"width": 16, "heads": 2, "depth": 2, "expansion": 2}
+    )
     keep = Keep()
     widths = {"language": 12, "vision": 20, "audio": 7}
     topology: Any = away_from_start(config.build(keep, widths))
@@ -348,14 +350,14 @@ def test_topology_is_its_formula(kind: str) -> None:
 @pytest.mark.parametrize("pooled_only", [False, True])
 def test_transformer_fusion_is_its_formula(pooled_only: bool) -> None:
     torch.manual_seed(0)
-    config = parse(FusionConfig, {"width": 32, "heads": 4, "rounds": 2})
+    config = parse_config(FusionConfig, {"width": 32, "heads": 4, "rounds": 2})
     fusion: Any = away_from_start(config.build({"language": 12, "vision": 20}))
     mask = torch.ones(3, 5, dtype=torch.bool)
     mask[1, 3:] = False
     text = Tokens(torch.randn(3, 5, 12), mask, torch.randn(3, 12))
     image = Tokens(torch.randn(3, 9, 20), torch.ones(3, 9, dtype=torch.bool), torch.randn(3, 20))
     streams = {"vision": image, "language": text}
-    adapted = {name: fusion.adapt(name, tokens) for name, tokens in streams.items()}
+    adapted = {name: fusion.adapt_stream(name, tokens) for name, tokens in streams.items()}
     fused = fusion(adapted, pooled_only=pooled_only)
     hand = ByHand(fusion, heads=4)
     for n in range(3):
@@ -369,15 +371,15 @@ def test_transformer_fusion_is_its_formula(pooled_only: bool) -> None:
 
 
 def test_order_of_streams_in_the_mapping_is_nothing() -> None:
-    for kind in part_kinds("vlmodel.fusion"):
+    for kind in list_part_kinds("vlmodel.fusion"):
         torch.manual_seed(0)
-        config: Any = parse(part_config("vlmodel.fusion", kind), {"kind": kind, "width": 16})
+        config: Any = parse_config(find_part_config_class("vlmodel.fusion", kind), {"kind": kind, "width": 16})
         fusion = config.build({"language": 16, "vision": 16, "audio": 16}).eval()
         streams = {
             name: Tokens(torch.randn(2, 3, 16), torch.ones(2, 3, dtype=torch.bool), torch.randn(2, 16))
             for name in ("vision", "audio", "language")
         }
-        adapted = {name: fusion.adapt(name, tokens) for name, tokens in streams.items()}
+        adapted = {name: fusion.adapt_stream(name, tokens) for name, tokens in streams.items()}
         backwards = dict(reversed(adapted.items()))
         assert torch.equal(fusion(adapted).tokens.pooled_BD, fusion(backwards).tokens.pooled_BD)
 
@@ -387,7 +389,7 @@ def test_order_of_streams_in_the_mapping_is_nothing() -> None:
 def test_written_texts_are_transformers_own(architecture: str, kind: str, processor: VLProcessor) -> None:
     """Loss and texts against a model of transformers that is given the same weights and the same hidden states."""
     head = {"architecture": architecture, "width": 16}
-    tree: Any = parse(part_config("vlmodel.tasks", kind), {"kind": kind, "head": head})
+    tree: Any = parse_config(find_part_config_class("vlmodel.tasks", kind), {"kind": kind, "head": head})
     torch.manual_seed(0)
     actual = tree.build({"joint": 16}, parts.Vocabulary(len(processor.tokenizer), 0, 0, begin=2, end=3)).eval()
     for parameter in actual.parameters():

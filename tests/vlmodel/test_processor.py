@@ -15,10 +15,10 @@ from transformers import PreTrainedTokenizerFast
 
 from pipelines.data.texts.corpus import train_tokenizer
 from tests.vlmodel.tiny import collate
-from vlmodel.config import ConfigError, parse
+from vlmodel.config import ConfigError, parse_config
 from vlmodel.images.errors import ImageError
-from vlmodel.images.preprocessing import Preprocessing
-from vlmodel.images.resize import PADDING, Square
+from vlmodel.images.preprocessing import ImagePreprocessing
+from vlmodel.images.resize import PADDING, SquareResizing
 from vlmodel.processor import Example, ProcessorConfig, VLProcessor
 
 RNG = np.random.default_rng(0)
@@ -94,7 +94,7 @@ def test_pad_keeps_the_shape_beside_bars(tokenizer: PreTrainedTokenizerFast) -> 
 @pytest.mark.parametrize("resize", ["squash", "crop", "pad"])
 @pytest.mark.parametrize("size", [(1, 1), (1, 5000), (5000, 1), (3, 2)])
 def test_extreme_shapes(size: tuple[int, int], resize: str, tokenizer: PreTrainedTokenizerFast) -> None:
-    processor = VLProcessor(parse(ProcessorConfig, {"image_size": 32, "resize": resize}), tokenizer, LABELS)
+    processor = VLProcessor(parse_config(ProcessorConfig, {"image_size": 32, "resize": resize}), tokenizer, LABELS)
     decoded = processor.decode_image(saved(Image.new("RGB", size, GREEN)))
     assert decoded.shape == (32, 32, 3)
     shown = (decoded == GREEN).all(2)
@@ -288,56 +288,56 @@ def test_texts_of_every_kind(processor: VLProcessor) -> None:
 
 def test_truncated_texts_are_reported(processor: VLProcessor) -> None:
     """Of 12 tokens two are special."""
-    assert processor.truncated(["red " * 10, "red " * 11, "", "what color is it?"]) == [
+    assert processor.are_texts_truncated(["red " * 10, "red " * 11, "", "what color is it?"]) == [
         False,
         True,
         False,
         False,
     ]
-    assert processor.truncated([]) == []
+    assert processor.are_texts_truncated([]) == []
     cut = processor.tokenize(["red " * 11])["input_ids_NT"]
     assert cut.shape == (1, 12)
 
 
 def test_images_follow_the_weights() -> None:
-    weights = Preprocessing((240, 240), interpolation="bicubic", resize="crop", crop=0.9, stated=True)
-    followed = ProcessorConfig().with_preprocessing(weights)
-    assert followed.square == Square(240, "crop", 0.9, "bicubic")
+    weights = ImagePreprocessing((240, 240), interpolation="bicubic", resize="crop", crop=0.9, stated=True)
+    followed = ProcessorConfig().fill_in_preprocessing(weights)
+    assert followed.square == SquareResizing(240, "crop", 0.9, "bicubic")
     assert followed.resolve().square == followed.square
-    assert followed.differences(weights) == ""
-    whole = parse(ProcessorConfig, {"image_size": 96, "resize": "squash"}).with_preprocessing(weights)
-    assert whole.square == Square(96, "squash", 1.0, "bicubic")
-    assert whole.differences(weights) == (
+    assert followed.preprocessing_differences(weights) == ""
+    whole = parse_config(ProcessorConfig, {"image_size": 96, "resize": "squash"}).fill_in_preprocessing(weights)
+    assert whole.square == SquareResizing(96, "squash", 1.0, "bicubic")
+    assert whole.preprocessing_differences(weights) == (
         "images are prepared as image_size=96, resize='squash', and the weights were trained with image_size=240, "
         "resize='crop' (crop=0.9)"
     )
-    assert ProcessorConfig().resolve().square == Square(224)
+    assert ProcessorConfig().resolve().square == SquareResizing(224)
 
 
 def test_images_that_contradict_the_weights() -> None:
     bilinear = ProcessorConfig(interpolation="bilinear")
     with pytest.raises(ConfigError, match=r"interpolation='bilinear', and .* trained with 'bicubic'; leave it out"):
-        bilinear.with_preprocessing(Preprocessing((240, 240), interpolation="bicubic", stated=True))
-    assumed = Preprocessing((240, 240), interpolation="bicubic")
-    assert bilinear.with_preprocessing(assumed).square.interpolation == "bilinear"
+        bilinear.fill_in_preprocessing(ImagePreprocessing((240, 240), interpolation="bicubic", stated=True))
+    assumed = ImagePreprocessing((240, 240), interpolation="bicubic")
+    assert bilinear.fill_in_preprocessing(assumed).square.interpolation == "bilinear"
     with pytest.raises(ConfigError, match=r"trained with images of 96 x 384 pixels.*set processor\.image_size"):
-        ProcessorConfig().with_preprocessing(Preprocessing((96, 384)))
+        ProcessorConfig().fill_in_preprocessing(ImagePreprocessing((96, 384)))
     with pytest.raises(ConfigError, match=r"crop=0\.5 cuts off the edges that resize='pad' keeps"):
-        parse(ProcessorConfig, {"resize": "pad", "crop": 0.5})
+        parse_config(ProcessorConfig, {"resize": "pad", "crop": 0.5})
 
 
 def test_limits_that_follow_the_data() -> None:
     following = ProcessorConfig()
     assert (following.max_tokens, following.max_target_tokens) == (0, 0)
-    found = following.resolve(longest=70, longest_target=5, model_limit=64, target_limit=16)
+    found = following.resolve_settings(longest=70, longest_target=5, model_limit=64, target_limit=16)
     assert (found.max_tokens, found.max_target_tokens) == (64, 16)
-    found = following.resolve(longest=70, longest_target=9000)
+    found = following.resolve_settings(longest=70, longest_target=9000)
     assert (found.max_tokens, found.max_target_tokens) == (70, 512)
     assert following.resolve().max_tokens == 32
-    assert ProcessorConfig(max_tokens=12).resolve(longest=70).max_tokens == 12
+    assert ProcessorConfig(max_tokens=12).resolve_settings(longest=70).max_tokens == 12
     for name, limit in (("max_tokens", 1), ("max_target_tokens", 2)):
         with pytest.raises(ConfigError, match="special tokens alone take as many"):
-            parse(ProcessorConfig, {name: limit})
+            parse_config(ProcessorConfig, {name: limit})
 
 
 def test_a_target_is_the_label_that_means_the_same(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from transformers import AutoModel, PreTrainedTokenizerFast, TextIteratorStreame
 
 from pipelines.data.texts.corpus import train_tokenizer
 from tests.vlmodel.tiny import batch_for, collate, for_tasks, tiny_tree
-from vlmodel.config import ConfigError, parse, part_kinds
+from vlmodel.config import ConfigError, list_part_kinds, parse_config
 from vlmodel.decoder._causal import ARCHITECTURES
 from vlmodel.inference import Predictor
 from vlmodel.model import VLModel
@@ -75,7 +75,7 @@ class Waits(TorchDispatchMode):
 
 @pytest.mark.parametrize(
     ("topology", "fusion", "kind"),
-    list(itertools.product(part_kinds("vlmodel.topology"), part_kinds("vlmodel.fusion"), KINDS)),
+    list(itertools.product(list_part_kinds("vlmodel.topology"), list_part_kinds("vlmodel.fusion"), KINDS)),
 )
 def test_with_every_topology_and_fusion(
     topology: str,
@@ -169,7 +169,7 @@ def test_a_missing_stream_changes_nothing(make_model: Callable[..., Any], proces
         losses.append(decoder(encoded, **given).loss_sum)
         losses[-1].backward()
         assert not x_BTD.grad.any()
-        texts.append(decoder.answer(encoded, processor, 2))
+        texts.append(decoder.generate_answers(encoded, processor, 2))
     torch.testing.assert_close(*losses)
     assert losses[0].isfinite()
     assert texts[0] == texts[1]
@@ -189,7 +189,7 @@ def test_every_architecture(
 
     # With a cache as in one pass without.
     encoded = memory(3)
-    (best, *_), *_ = found = decoder.answer(encoded, processor, 1, max_new_tokens=8)
+    (best, *_), *_ = found = decoder.generate_answers(encoded, processor, 1, max_new_tokens=8)
     ids_NT = torch.full((3, 1), 2)
     log_probability_N = torch.zeros(3)
     with torch.no_grad():
@@ -217,11 +217,11 @@ def test_every_architecture(
     assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
     assert loaded.decoder.inner.get_output_embeddings().weight is loaded.decoder.inner.get_input_embeddings().weight
     torch.testing.assert_close(loaded(**batch).loss, model(**batch).loss, rtol=0, atol=0)
-    assert loaded.decoder.answer(encoded, processor, 1, max_new_tokens=8) == found
+    assert loaded.decoder.generate_answers(encoded, processor, 1, max_new_tokens=8) == found
 
     with torch.autocast("cpu", torch.bfloat16), torch.no_grad():
         torch.testing.assert_close(model(**batch).loss, model(**batch).loss.float(), rtol=0.1, atol=0.1)
-        assert len(decoder.answer(encoded, processor, 2, max_new_tokens=3)) == 3
+        assert len(decoder.generate_answers(encoded, processor, 2, max_new_tokens=3)) == 3
     compiled = torch.compile(decoder, backend="eager", fullgraph=True)
     targets = {name: batch[name] for name in ("target_ids_NT", "target_mask_NT", "weights_N")}
     with Waits() as waits:
@@ -250,7 +250,7 @@ def test_beams_rank_by_probability(architecture: str, make_model: Callable[..., 
     decoder = loud(make_model(task=settings)).decoder
     encoded = memory(2)
     size = len(processor.tokenizer)
-    found = decoder.answer(encoded, processor, 3, max_new_tokens=2, num_beams=2 * size)
+    found = decoder.generate_answers(encoded, processor, 3, max_new_tokens=2, num_beams=2 * size)
     texts = [(a,) if a == 3 else (a, b) for a in range(size) for b in range(size) if a != 3 or b == 0]
     x_NSD, mask_NS = decoder._cross_attention_memory(encoded)
     for n, answers in enumerate(found):
@@ -270,7 +270,9 @@ def test_length_penalty_prefers_longer_texts(make_model: Callable[..., Any], pro
     decoder = loud(make_model(task={"kind": "caption", "head": SMALL})).decoder
     encoded = memory(6)
     lengths = [
-        np.mean([len(row[0][0].split()) for row in decoder.answer(encoded, processor, 4, length_penalty=penalty)])
+        np.mean(
+            [len(row[0][0].split()) for row in decoder.generate_answers(encoded, processor, 4, length_penalty=penalty)]
+        )
         for penalty in (-3.0, 3.0)
     ]
     assert lengths[0] < lengths[1]
@@ -280,12 +282,14 @@ def test_samples_follow_the_model(make_model: Callable[..., Any], processor: VLP
     decoder = loud(make_model(task={"kind": "answer", "head": SMALL})).decoder
     encoded = memory(1)
     torch.manual_seed(0)
-    found = decoder.answer(encoded, processor, 400, do_sample=True, max_new_tokens=1)[0]
+    found = decoder.generate_answers(encoded, processor, 400, do_sample=True, max_new_tokens=1)[0]
     assert [p for _, p in found] == sorted((p for _, p in found), reverse=True)
     assert len(found) > 5
     # Cold samples are the greedy text.
-    greedy = decoder.answer(encoded, processor, 1, max_new_tokens=1)[0]
-    assert decoder.answer(encoded, processor, 5, do_sample=True, temperature=1e-4, max_new_tokens=1)[0] == greedy
+    greedy = decoder.generate_answers(encoded, processor, 1, max_new_tokens=1)[0]
+    assert (
+        decoder.generate_answers(encoded, processor, 5, do_sample=True, temperature=1e-4, max_new_tokens=1)[0] == greedy
+    )
 
 
 @pytest.mark.parametrize(
@@ -309,15 +313,15 @@ def test_settings_that_cannot_be(
 ) -> None:
     model = make_model(task={"kind": "caption", "head": SMALL})
     with pytest.raises(ValueError, match=message):
-        model.tasks[""].answer(model.decoder, memory(2), processor, 2, **settings)
+        model.tasks[""].predict_answers(model.decoder, memory(2), processor, 2, **settings)
 
 
 def test_as_many_tokens_as_there_are_positions(make_model: Callable[..., Any], processor: VLProcessor) -> None:
     decoder = loud(make_model(task={"kind": "caption", "head": SMALL})).decoder
     with torch.no_grad():
         decoder.inner.get_output_embeddings().bias[3] = -1e4  # never ends
-    decoder.answer(memory(2), processor, 1, max_new_tokens=40)
-    text = decoder.answer(memory(1), processor, 1)[0][0][0]
+    decoder.generate_answers(memory(2), processor, 1, max_new_tokens=40)
+    text = decoder.generate_answers(memory(1), processor, 1)[0][0][0]
     assert len(text.split()) <= processor.config.max_target_tokens - 1
 
 
@@ -341,7 +345,7 @@ def test_attention_is_of_the_decoder(make_model: Callable[..., Any], processor: 
     model = loud(make_model(task={"kind": "caption", "head": {**SMALL, "depth": 2}}))
     decoder, encoded = model.decoder, memory(3)
     texts = ["a red circle", "what", ""]
-    tokens, weights_NLT = decoder.token_attention(encoded, processor, texts)
+    tokens, weights_NLT = decoder.compute_token_attention(encoded, processor, texts)
     assert tokens == [["a", "red", "circle", "[SEP]"], ["what", "[SEP]"], ["[SEP]"]]
     assert weights_NLT.shape == (3, 4, 6)
     assert not weights_NLT[1, 2:].any()
@@ -368,7 +372,7 @@ def test_attention_is_of_the_decoder(make_model: Callable[..., Any], processor: 
     torch.testing.assert_close(weights_NLT[0], expected[0])
     torch.testing.assert_close(weights_NLT[1, :2], expected[1, :2])
 
-    looked_NT = decoder.attention(encoded, processor, [[(text, 1.0)] for text in texts])
+    looked_NT = decoder.compute_attention(encoded, processor, [[(text, 1.0)] for text in texts])
     torch.testing.assert_close(looked_NT, torch.stack([expected[0, :3].mean(0), expected[1, 0], expected[2, 0]]))
     assert decoder.inner.config._attn_implementation == "sdpa"
 
@@ -383,19 +387,19 @@ def test_a_joint_stream_of_one_token_is_attended_once(
     model.decoder.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
     output = model(**batch)
     (encoded,) = seen
-    decoder, joint = model.decoder, encoded.fused.tokens
+    decoder, joint = model.decoder, encoded.fused_stream.tokens
     x_NSD, mask_NS = decoder._cross_attention_memory(encoded)
     assert torch.equal(x_NSD, joint.pooled_BD.unsqueeze(1))
     assert mask_NS.shape == (3, 1)
     assert mask_NS.all()
-    _, weights_NLT = decoder.token_attention(encoded, processor, ["a red circle"] * 3)
+    _, weights_NLT = decoder.compute_token_attention(encoded, processor, ["a red circle"] * 3)
     assert torch.equal(weights_NLT, torch.ones(3, 4, 1))
     # Twice the same key is as good as once, so that models trained so write what they wrote.
     twice = DecoderInput({}, {}, FusedStream(joint, {}))
     assert decoder._cross_attention_memory(twice)[0].shape == (3, 2, 16)
     targets = {name: batch[name] for name in ("target_ids_NT", "target_mask_NT", "weights_N")}
     torch.testing.assert_close(decoder(twice, **targets).loss_sum, output.loss_sum)
-    written = [[row[0][0] for row in decoder.answer(given, processor, 1)] for given in (twice, encoded)]
+    written = [[row[0][0] for row in decoder.generate_answers(given, processor, 1)] for given in (twice, encoded)]
     assert written[0] == written[1]
 
 
@@ -406,7 +410,9 @@ def test_no_attention_where_the_joint_stream_is_none_of_the_spans(
     tokens = memory(1).fused.tokens
     pooled = Tokens(tokens.x_BTD[:, :1], tokens.mask_BT[:, :1], tokens.pooled_BD)
     assert (
-        decoder.attention(DecoderInput({}, {}, FusedStream(pooled, {"vision": (0, 6)})), processor, [[("a", 1.0)]])
+        decoder.compute_attention(
+            DecoderInput({}, {}, FusedStream(pooled, {"vision": (0, 6)})), processor, [[("a", 1.0)]]
+        )
         is None
     )
 
@@ -470,7 +476,7 @@ def test_start_from_an_encoder(make_model: Callable[..., Any], tmp_path: Path) -
 )
 def test_decoders_that_cannot_be(decoder: dict[str, object], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        parse(ModelConfig, {"task": {"kind": "caption", "head": decoder}})
+        parse_config(ModelConfig, {"task": {"kind": "caption", "head": decoder}})
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -483,9 +489,11 @@ def test_a_tokenizer_without_an_end_is_refused(kind: str) -> None:
 
 def test_texts_longer_than_the_positions_are_refused(tokenizer: PreTrainedTokenizerFast) -> None:
     tree = tiny_tree(task={"kind": "multitask", "heads": {"a": {"kind": "caption", "head": {"positions": 9}}, "b": {}}})
-    processor = VLProcessor(ProcessorConfig(image_size=32, max_tokens=12), tokenizer, ["a", "b"], tree.task.tasks())
+    processor = VLProcessor(
+        ProcessorConfig(image_size=32, max_tokens=12), tokenizer, ["a", "b"], tree.task.tasks_by_name()
+    )
     with pytest.raises(ConfigError, match=r"processor.max_target_tokens=32 is more than the 9 tokens that model.task"):
-        VLModel.from_tree(tree, processor)
+        VLModel.create_from_config(tree, processor)
 
 
 def test_captions_of_four_images_are_learned(tmp_path: Path) -> None:
@@ -502,7 +510,7 @@ def test_captions_of_four_images_are_learned(tmp_path: Path) -> None:
         language={"positions": 40},
         task={"kind": "caption", "head": {"width": 32, "heads": 2, "depth": 1, "dropout": 0.0}},
     )
-    processor = VLProcessor(ProcessorConfig(image_size=32), tokenizer, [], tree.task.tasks())
+    processor = VLProcessor(ProcessorConfig(image_size=32), tokenizer, [], tree.task.tasks_by_name())
     examples = []
     for caption, color in captions.items():
         file = io.BytesIO()
@@ -510,7 +518,7 @@ def test_captions_of_four_images_are_learned(tmp_path: Path) -> None:
         examples.append(Example({"image": file.getvalue()}, ("",), (caption,)))
     batch = {name: torch.from_numpy(array) for name, array in collate(processor, examples).items()}
     torch.manual_seed(0)
-    model = VLModel.from_tree(tree, processor).train()
+    model = VLModel.create_from_config(tree, processor).train()
     model.vision.eval()
     optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3)
     for _ in range(80):

@@ -16,7 +16,7 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 
 from vlmodel import parts
-from vlmodel.config import part_config, part_kinds
+from vlmodel.config import find_part_config_class, list_part_kinds
 from vlmodel.tokens import FusedStream, Tokens
 
 WIDTHS = {"audio": 7, "language": 12, "vision": 10}
@@ -26,10 +26,10 @@ STREAMS = [("vision",), ("audio", "vision"), ("language", "vision"), ("audio", "
 VARIANTS: dict[str, list[dict[str, Any]]] = {
     "transformer": [{"pooling": "cls"}, {"pooling": "mean"}, {"pooling": "attention"}]
 }
-FUSIONS = [(kind, variant) for kind in part_kinds("vlmodel.fusion") for variant in VARIANTS.get(kind, [{}])]
+FUSIONS = [(kind, variant) for kind in list_part_kinds("vlmodel.fusion") for variant in VARIANTS.get(kind, [{}])]
 GRID = [
     (topology, fusion, names)
-    for topology, fusion, names in itertools.product(part_kinds("vlmodel.topology"), FUSIONS, STREAMS)
+    for topology, fusion, names in itertools.product(list_part_kinds("vlmodel.topology"), FUSIONS, STREAMS)
     if fusion[1].get("pooling") != "cls" or "language" in names
 ]
 grid = pytest.mark.parametrize(
@@ -40,7 +40,7 @@ grid = pytest.mark.parametrize(
 
 
 def small(package: str, kind: str, **settings: Any) -> Any:
-    config = part_config(f"vlmodel.{package}", kind)
+    config = find_part_config_class(f"vlmodel.{package}", kind)
     sizes = {"width": 8, "heads": 2, "rounds": 2, "depth": 2, "expansion": 2, "dropout": 0.0}
     return config(**{key: value for key, value in sizes.items() if key in config.model_fields}, **settings)
 
@@ -157,11 +157,11 @@ def test_padding_and_neighbours_change_nothing(topology: str, fusion: Any, names
     close(model(padded, rows).tokens.pooled_BD, whole)
 
     order = torch.tensor([2, 0, 1])
-    moved = {name: tokens if name in rows else tokens.select(order) for name, tokens in streams.items()}
+    moved = {name: tokens if name in rows else tokens.select_rows(order) for name, tokens in streams.items()}
     close(model(moved, {name: index[order] for name, index in rows.items()}).tokens.pooled_BD, whole[order])
     for n in range(3):
         only = torch.tensor([n])
-        alone = {name: t.select(rows[name][only] if name in rows else only) for name, t in streams.items()}
+        alone = {name: t.select_rows(rows[name][only] if name in rows else only) for name, t in streams.items()}
         close(model(alone, {}).tokens.pooled_BD, whole[only])
 
 
@@ -217,7 +217,7 @@ def test_attention(topology: str, fusion: Any, names: tuple[str, ...]) -> None:
     assert asked.spans == {n: (stop - TOKENS[n], stop) for n, stop in zip(names, stops, strict=True)}
     assert asked.attention_LBQS.shape == (rounds, 3, stops[-1], stops[-1])
     close(asked.attention_LBQS.sum(-1), torch.ones(rounds, 3, stops[-1]))
-    mask_BT = torch.cat([t.select(ROWS).mask_BT if n in rows else t.mask_BT for n, t in streams.items()], dim=1)
+    mask_BT = torch.cat([t.select_rows(ROWS).mask_BT if n in rows else t.mask_BT for n, t in streams.items()], dim=1)
     assert not asked.attention_LBQS.masked_select(~mask_BT[None, :, None]).any()
     own = torch.zeros(stops[-1], stops[-1], dtype=torch.bool)
     for start, stop in asked.spans.values():
@@ -259,7 +259,7 @@ def test_attention_over_another_sequence_stays_apart(topology: str) -> None:
     assert fused.attention_LBQS.shape == (1, 3, 4, 4)
 
 
-@pytest.mark.parametrize("topology", part_kinds("vlmodel.topology"))
+@pytest.mark.parametrize("topology", list_part_kinds("vlmodel.topology"))
 def test_a_shared_image_is_adapted_once(topology: str) -> None:
     model = build(topology, ("transformer", {}), ("language", "vision"))
     outer = model.fusion.adapters if topology == "dual" else model.adapters
@@ -272,7 +272,7 @@ def test_a_shared_image_is_adapted_once(topology: str) -> None:
 
 
 def test_who_encodes_text() -> None:
-    found = [kind for kind in part_kinds("vlmodel.topology") if small("topology", kind).encodes_text]
+    found = [kind for kind in list_part_kinds("vlmodel.topology") if small("topology", kind).encodes_text]
     assert found == ["single"]
 
 
@@ -284,13 +284,13 @@ def test_widths_that_the_fusion_sees() -> None:
 
 @pytest.mark.parametrize("kind", ["single", "interactive"])
 def test_heads_must_share_the_width(kind: str) -> None:
-    config: Any = part_config("vlmodel.topology", kind)
+    config: Any = find_part_config_class("vlmodel.topology", kind)
     with pytest.raises(ValidationError, match="width=10 cannot be shared by heads=4"):
         config(width=10)
 
 
-@pytest.mark.parametrize("topology", part_kinds("vlmodel.topology"))
-@pytest.mark.parametrize("fusion", part_kinds("vlmodel.fusion"))
+@pytest.mark.parametrize("topology", list_part_kinds("vlmodel.topology"))
+@pytest.mark.parametrize("fusion", list_part_kinds("vlmodel.fusion"))
 def test_compiled_is_the_same(topology: str, fusion: str) -> None:
     """In one graph, which also says that nothing of it waits for a value of a tensor."""
     names = ("language", "vision")

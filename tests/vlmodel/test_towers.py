@@ -18,10 +18,10 @@ from transformers import AutoConfig, AutoModel, CLIPConfig, CLIPModel, SiglipCon
 
 from tests import real_weights
 from vlmodel import bases, lora
-from vlmodel.config import ConfigError, parse
-from vlmodel.images.decoders.cpu import decode
-from vlmodel.images.preprocessing import Preprocessing
-from vlmodel.images.resize import Square
+from vlmodel.config import ConfigError, parse_config
+from vlmodel.images.decoders.cpu import decode_image
+from vlmodel.images.preprocessing import ImagePreprocessing
+from vlmodel.images.resize import SquareResizing
 from vlmodel.model import VLModel
 from vlmodel.model_config import ModelConfig
 from vlmodel.processor import ProcessorConfig
@@ -48,7 +48,7 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
 
 
 def make(kind: str = "timm", **settings: object) -> Any:
-    config: Any = parse((timm_kind if kind == "timm" else hf_kind).Config, settings)
+    config: Any = parse_config((timm_kind if kind == "timm" else hf_kind).Config, settings)
     torch.manual_seed(0)
     return config.build()
 
@@ -79,10 +79,10 @@ def pixels(height: int = 32, width: int | None = None, count: int = 2) -> Tensor
 )
 def test_timm_token_for_token(settings: dict[str, Any], prefix: int | None, channels_last: bool) -> None:
     encoder = make(**settings, position="none").eval()
-    height, width = encoder.config.size()
+    height, width = encoder.config.image_height_and_width()
     x = pixels(height, width)
     with torch.no_grad():
-        given = encoder.backbone.forward_features(encoder.normalise(x))
+        given = encoder.backbone.forward_features(encoder.normalise_pixels(x))
         pooled = encoder.backbone.forward_head(given, pre_logits=True)
         tokens = encoder(x)
     if prefix is not None:
@@ -101,7 +101,7 @@ def test_timm_stages_are_its_intermediates() -> None:
     whole.load_state_dict(own, strict=False)
     with torch.no_grad():
         fine, coarse = whole.forward_intermediates(
-            encoder.normalise(pixels(64)), indices=[2, 3], intermediates_only=True
+            encoder.normalise_pixels(pixels(64)), indices=[2, 3], intermediates_only=True
         )
         grids = encoder.feature_grids(pixels(64))
         tokens = encoder(pixels(64))
@@ -119,7 +119,7 @@ def test_transformers_token_for_token(architecture: str) -> None:
     theirs.load_state_dict(encoder.backbone.state_dict())
     x = pixels()
     with torch.no_grad():
-        given = theirs(pixel_values=encoder.normalise(x))
+        given = theirs(pixel_values=encoder.normalise_pixels(x))
         tokens = encoder(x)
     hidden = given.last_hidden_state
     expected = hidden.flatten(2).transpose(1, 2) if hidden.ndim == 4 else hidden[:, -tokens.x_BTD.shape[1] :]
@@ -135,7 +135,7 @@ def test_images_of_other_sizes(architecture: str, cells: tuple[int, int]) -> Non
     encoder = make("hf", architecture=architecture, settings=ARCHITECTURES[architecture], image_size=[24, 48])
     tokens = encoder.eval()(pixels(24, 48))
     assert tokens.x_BTD.shape[1] == cells[0] * cells[1]
-    assert encoder.to_grid(torch.arange(18.0).view(1, 18)).shape == (1, *cells)
+    assert encoder.weights_to_grid(torch.arange(18.0).view(1, 18)).shape == (1, *cells)
 
 
 EVERY = [
@@ -160,13 +160,13 @@ def of(settings: dict[str, Any], **more: object) -> Any:
 @pytest.mark.parametrize("settings", EVERY, ids=name_of)
 def test_forward_is_from_features_of_features(settings: dict[str, Any]) -> None:
     encoder = of(settings, frozen=True).train()
-    given = pixels(*encoder.config.size())
-    whole, features_BF = encoder(given), encoder.features(given)
+    given = pixels(*encoder.config.image_height_and_width())
+    whole, features_BF = encoder(given), encoder.compute_features(given)
     assert not features_BF.requires_grad
-    halves = encoder.from_features(features_BF)
+    halves = encoder.tokens_from_features(features_BF)
     torch.testing.assert_close((halves.x_BTD, halves.pooled_BD), (whole.x_BTD, whole.pooled_BD))
     with pytest.raises(ValueError, match=rf"features of {features_BF.shape[1] + 1} numbers an image"):
-        encoder.from_features(torch.zeros(1, features_BF.shape[1] + 1))
+        encoder.tokens_from_features(torch.zeros(1, features_BF.shape[1] + 1))
 
 
 @pytest.mark.parametrize("settings", EVERY, ids=name_of)
@@ -174,7 +174,7 @@ def test_forward_is_from_features_of_features(settings: dict[str, Any]) -> None:
 def test_every_trained_parameter_has_a_gradient(settings: dict[str, Any], read: str) -> None:
     """From the tokens alone and from the pooled vector alone: data-parallel training waits for all of them."""
     encoder = of(settings).train()
-    out = getattr(encoder(pixels(*encoder.config.size())), read)
+    out = getattr(encoder(pixels(*encoder.config.image_height_and_width())), read)
     (out * torch.randn_like(out)).sum().backward()
     trained = {name: p for name, p in encoder.named_parameters() if p.requires_grad}
     assert trained
@@ -223,7 +223,7 @@ def test_adapters_in_a_tower(settings: dict[str, Any], make_model: Callable[...,
     """They first change nothing, are all of the backbone that is trained, and all that rests is stored as a base."""
     bare = make_model(vision={name: value for name, value in settings.items() if name != "lora"}).eval()
     model = make_model(vision={"lora": {"rank": 2}, **settings})
-    own = {plain: name for name, plain in lora.plain_names(model).items()}
+    own = {plain: name for name, plain in lora.names_without_adapters(model).items()}
     state = model.state_dict()
     assert own.keys() == bare.state_dict().keys()
     for name, tensor in bare.state_dict().items():
@@ -234,7 +234,7 @@ def test_adapters_in_a_tower(settings: dict[str, Any], make_model: Callable[...,
     trained = {name: p for name, p in model.vision.backbone.named_parameters() if p.requires_grad}
     assert trained
     assert all(".lora_" in name and p.grad is not None for name, p in trained.items())
-    assert bases.frozen_tensors(model)["vision"].keys() == {
+    assert bases.frozen_tensors_by_part(model)["vision"].keys() == {
         f"backbone.{name}" for name in model.vision.backbone.state_dict() if ".lora_" not in name
     }
     assert not any(m.training for n, m in model.vision.backbone.named_modules() if "lora_" not in n)
@@ -349,21 +349,21 @@ def test_a_folder_in_the_format_of_timm(source: Any, tmp_path: Path) -> None:
         json.dumps({"architecture": "resnet18", "num_classes": 7, "pretrained_cfg": cfg})
     )
     save_file(source.state_dict(), tmp_path / "model.safetensors")
-    config = parse(timm_kind.Config, {"name": "resnet18", "weights": str(tmp_path)}).resolve((64, 64))
+    config = parse_config(timm_kind.Config, {"name": "resnet18", "weights": str(tmp_path)}).resolve_settings((64, 64))
     assert (config.mean, config.std) == ((0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
     encoder = config.build()
     encoder.load_pretrained()
     assert torch.equal(encoder.backbone.conv1.weight, source.conv1.weight)
-    tree = parse(ModelConfig, {"vision": {"kind": "timm", "name": "resnet18", "weights": str(tmp_path)}})
-    assert tree.with_preprocessing(ProcessorConfig()).square == Square(64, "crop", 0.9, "bicubic")
+    tree = parse_config(ModelConfig, {"vision": {"kind": "timm", "name": "resnet18", "weights": str(tmp_path)}})
+    assert tree.fill_in_preprocessing(ProcessorConfig()).square == SquareResizing(64, "crop", 0.9, "bicubic")
     with pytest.raises(ConfigError, match=r"processor\.interpolation='bilinear', .* with 'bicubic'; leave it out"):
-        tree.with_preprocessing(ProcessorConfig(interpolation="bilinear"))
+        tree.fill_in_preprocessing(ProcessorConfig(interpolation="bilinear"))
     with pytest.raises(WeightsError, match=r"are of resnet18, and vision\.name='resnet34'"):
         load(tmp_path, name="resnet34")
     with pytest.raises(ConfigError, match=r"model\.vision\.mean=\(0\.5, .*, and the weights .* leave mean out"):
-        parse(timm_kind.Config, {"name": "resnet18", "weights": str(tmp_path), "mean": [0.5, 0.5, 0.5]}).resolve(
-            (64, 64)
-        )
+        parse_config(
+            timm_kind.Config, {"name": "resnet18", "weights": str(tmp_path), "mean": [0.5, 0.5, 0.5]}
+        ).resolve_settings((64, 64))
 
 
 def test_without_a_network_the_remedy_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -397,15 +397,15 @@ def test_the_tower_of_a_dual_model(family: str, tmp_path: Path) -> None:
             }
         )
     )
-    tree = parse(ModelConfig, {"vision": {"kind": "hf", "name": str(tmp_path)}})
-    assert tree.with_preprocessing(ProcessorConfig()).square == Square(32, "crop", 0.8, "bicubic")
-    config = parse(hf_kind.Config, {"name": str(tmp_path), "position": "none"}).resolve((32, 32))
+    tree = parse_config(ModelConfig, {"vision": {"kind": "hf", "name": str(tmp_path)}})
+    assert tree.fill_in_preprocessing(ProcessorConfig()).square == SquareResizing(32, "crop", 0.8, "bicubic")
+    config = parse_config(hf_kind.Config, {"name": str(tmp_path), "position": "none"}).resolve_settings((32, 32))
     assert (config.mean, config.std) == ((0.5, 0.4, 0.3), (0.2, 0.2, 0.1))
     encoder = config.build()
     encoder.load_pretrained()
     x = pixels()
     with torch.no_grad():
-        given = whole.vision_model(pixel_values=encoder.normalise(x))
+        given = whole.vision_model(pixel_values=encoder.normalise_pixels(x))
         tokens = encoder.eval()(x)
     assert torch.equal(tokens.pooled_BD, given.pooler_output)
     assert torch.equal(tokens.x_BTD, given.last_hidden_state[:, -16:])
@@ -413,10 +413,12 @@ def test_the_tower_of_a_dual_model(family: str, tmp_path: Path) -> None:
 
 def test_weights_without_a_pooler_name_the_remedy(tmp_path: Path) -> None:
     AutoModel.from_config(AutoConfig.for_model("vit", **WIDE), add_pooling_layer=False).save_pretrained(tmp_path)
-    config = parse(hf_kind.Config, {"name": str(tmp_path)}).resolve((32, 32))
+    config = parse_config(hf_kind.Config, {"name": str(tmp_path)}).resolve_settings((32, 32))
     with pytest.raises(WeightsError, match=r"no weights of the tower's pooler.*vision\.pooling='mean'"):
         config.build().load_pretrained()
-    parse(hf_kind.Config, {"name": str(tmp_path), "pooling": "mean"}).resolve((32, 32)).build().load_pretrained()
+    parse_config(hf_kind.Config, {"name": str(tmp_path), "pooling": "mean"}).resolve_settings(
+        (32, 32)
+    ).build().load_pretrained()
 
 
 def test_a_saved_model_needs_no_other_files(make_model: Callable[..., Any], tmp_path: Path, batch: Any) -> None:
@@ -460,7 +462,7 @@ def test_settings_of_timm_that_do_not_fit(settings: dict[str, object], message: 
         assert make(**settings, weights="", output="pooled", image_size=224).width == 256
         return
     with pytest.raises(ConfigError, match=message):
-        parse(timm_kind.Config, {"weights": "", **settings})
+        parse_config(timm_kind.Config, {"weights": "", **settings})
 
 
 @pytest.mark.parametrize(
@@ -477,29 +479,29 @@ def test_settings_of_timm_that_do_not_fit(settings: dict[str, object], message: 
 )
 def test_settings_of_transformers_that_do_not_fit(settings: dict[str, object], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        parse(hf_kind.Config, settings)
+        parse_config(hf_kind.Config, settings)
 
 
 def test_names_that_cannot_be_opened(tmp_path: Path) -> None:
     with pytest.raises(WeightsError, match=r"vision\.name=.* cannot be opened"):
-        parse(hf_kind.Config, {"name": str(tmp_path)}).resolve((32, 32))
+        parse_config(hf_kind.Config, {"name": str(tmp_path)}).resolve_settings((32, 32))
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "bert"}))
     with pytest.raises(ConfigError, match="its vision tower 'bert' is none"):
-        parse(hf_kind.Config, {"name": str(tmp_path)}).resolve((32, 32))
+        parse_config(hf_kind.Config, {"name": str(tmp_path)}).resolve_settings((32, 32))
 
 
 # What the weights were trained with
 
 
 def test_without_files_the_name_says_it() -> None:
-    lite0 = parse(timm_kind.Config, {"name": "tf_efficientnet_lite0"})
-    known = lite0.known_preprocessing()
+    lite0 = parse_config(timm_kind.Config, {"name": "tf_efficientnet_lite0"})
+    known = lite0.preprocessing_if_known()
     assert known is not None
     assert (known.size, known.interpolation, known.resize, known.crop) == ((224, 224), "bicubic", "crop", 0.875)
-    assert parse(hf_kind.Config, {"name": "somewhere/model"}).known_preprocessing() is None
-    scratch = parse(timm_kind.Config, {"name": "tf_efficientnet_lite0", "weights": "", "image_size": 64})
-    assert scratch.preprocessing() == Preprocessing((64, 64))
-    imagenet = parse(cnn_kind.Config, {"weights": "imagenet"}).preprocessing()
+    assert parse_config(hf_kind.Config, {"name": "somewhere/model"}).preprocessing_if_known() is None
+    scratch = parse_config(timm_kind.Config, {"name": "tf_efficientnet_lite0", "weights": "", "image_size": 64})
+    assert scratch.preprocessing() == ImagePreprocessing((64, 64))
+    imagenet = parse_config(cnn_kind.Config, {"weights": "imagenet"}).preprocessing()
     assert (imagenet.size, imagenet.resize, imagenet.crop) == ((224, 224), "crop", 224 / 256)
 
 
@@ -519,9 +521,11 @@ def test_real_weights_know_dogs(shared_data: Callable[[str], Path]) -> None:
         members = {member.name.rpartition("/")[2]: member for member in tar.getmembers()}
         images = [tar.extractfile(members[name]) for name in (*dogs, *people)]
         files = [image.read() for image in images if image is not None]
-    x = torch.stack([torch.from_numpy(decode(data, Square(224), 10**8)) for data in files])
-    config: Any = parse(timm_kind.Config, {"name": "tf_efficientnet_lite0", "weights": str(file), "match": "order"})
-    encoder = config.resolve((224, 224)).build().eval()
+    x = torch.stack([torch.from_numpy(decode_image(data, SquareResizing(224), 10**8)) for data in files])
+    config: Any = parse_config(
+        timm_kind.Config, {"name": "tf_efficientnet_lite0", "weights": str(file), "match": "order"}
+    )
+    encoder = config.resolve_settings((224, 224)).build().eval()
     assert encoder.mean_C.tolist() == [0.5, 0.5, 0.5]
     encoder.load_pretrained()
     state = torch.load(file, weights_only=True)

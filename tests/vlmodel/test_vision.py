@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from vlmodel.config import ConfigError, parse
+from vlmodel.config import ConfigError, parse_config
 from vlmodel.model import VLModel
 from vlmodel.model_config import ModelConfig
 from vlmodel.parts import Encoder
@@ -34,7 +34,7 @@ FAMILIES = [
 
 
 def make(**settings: object) -> Any:
-    config: Any = parse(vit.Config if settings.get("kind") == "vit" else cnn.Config, settings)
+    config: Any = parse_config(vit.Config if settings.get("kind") == "vit" else cnn.Config, settings)
     torch.manual_seed(0)
     return config.build()
 
@@ -57,12 +57,12 @@ def test_families_on_the_meta_device(name: str) -> None:
 def test_maps_are_what_the_blocks_gave(name: str) -> None:
     """No later block has changed them in place."""
     encoder = make(name=name, output="multiscale", scales=3).eval()
-    x, given = encoder.normalise(pixels()), []
+    x, given = encoder.normalise_pixels(pixels()), []
     with torch.no_grad():
         for block in encoder.backbone:
             x = block(x)
             given.append(x.clone())
-        maps = encoder.maps(pixels())
+        maps = encoder.feature_maps(pixels())
     assert [m.shape[-1] for m in maps] == [4, 2, 1]
     for found in maps:
         assert any(torch.equal(found, g.permute(0, 3, 1, 2) if name == "swin_t" else g) for g in given)
@@ -73,7 +73,7 @@ def test_multiscale_by_hand() -> None:
     encoder = make(stages=3, output="multiscale", scales=2, projection=12, activation="tanh", position_scale=0.5).eval()
     with torch.no_grad():
         tokens = encoder(pixels())
-        fine, coarse = encoder.maps(pixels())
+        fine, coarse = encoder.feature_maps(pixels())
     assert (fine.shape[1:], coarse.shape[1:]) == ((128, 4, 4), (256, 2, 2))
     expected = []
     for scale, (features, side) in enumerate(((fine, 4), (coarse, 2))):
@@ -96,9 +96,9 @@ def test_multiscale_without_projection_has_the_last_width() -> None:
 def test_attention_as_a_grid() -> None:
     weights = torch.arange(8.0).view(1, 8)
     scales = make(stages=2, output="multiscale", grid=2)
-    assert scales.to_grid(weights).tolist() == [[[4.0, 6.0], [8.0, 10.0]]]
-    assert make(stages=2, output="multiscale").to_grid(torch.ones(1, 25)) is None
-    assert make(stages=1).to_grid(weights[:, :4]).tolist() == [[[0.0, 1.0], [2.0, 3.0]]]
+    assert scales.weights_to_grid(weights).tolist() == [[[4.0, 6.0], [8.0, 10.0]]]
+    assert make(stages=2, output="multiscale").weights_to_grid(torch.ones(1, 25)) is None
+    assert make(stages=1).weights_to_grid(weights[:, :4]).tolist() == [[[0.0, 1.0], [2.0, 3.0]]]
 
 
 @pytest.mark.parametrize(
@@ -114,7 +114,7 @@ def test_pooled_is_the_mean_projected(activation: str, function: Any) -> None:
     encoder = make(stages=2, output="pooled", projection=10, activation=activation).eval()
     with torch.no_grad():
         tokens = encoder(pixels())
-        mean = encoder.maps(pixels())[0].mean((2, 3))
+        mean = encoder.feature_maps(pixels())[0].mean((2, 3))
         expected = function(mean @ encoder.projection.weight.T + encoder.projection.bias)
     torch.testing.assert_close(tokens.pooled_BD, expected)
     assert torch.equal(tokens.x_BTD, tokens.pooled_BD.unsqueeze(1))
@@ -182,24 +182,24 @@ def test_frozen_runs_without_gradient(settings: dict[str, object]) -> None:
 def test_forward_is_from_features_of_features(settings: dict[str, object], numbers: int) -> None:
     encoder = make(**settings, frozen=True).train()
     given = pixels(32 if settings.get("kind") == "vit" else 36)
-    whole, features_BF = encoder(given), encoder.features(given)
+    whole, features_BF = encoder(given), encoder.compute_features(given)
     assert features_BF.shape == (2, numbers)
     assert not features_BF.requires_grad
-    halves = encoder.from_features(features_BF)
+    halves = encoder.tokens_from_features(features_BF)
     assert torch.equal(halves.mask_BT, whole.mask_BT)
     torch.testing.assert_close((halves.x_BTD, halves.pooled_BD), (whole.x_BTD, whole.pooled_BD))
-    low = encoder.from_features(features_BF.half())
+    low = encoder.tokens_from_features(features_BF.half())
     assert low.x_BTD.dtype == torch.float32
     torch.testing.assert_close(low.x_BTD, whole.x_BTD, rtol=1e-2, atol=1e-2)
     with pytest.raises(ValueError, match=f"features of {numbers + 1} numbers an image"):
-        encoder.from_features(torch.zeros(1, numbers + 1))
+        encoder.tokens_from_features(torch.zeros(1, numbers + 1))
 
 
 @pytest.mark.parametrize("settings", [{"stages": 2}, VIT], ids=str)
 def test_features_depend_on_frozen_weights_only(settings: dict[str, object]) -> None:
     encoder = make(**settings, projection=8, frozen=True)
-    assert {name.partition(".")[0] for name in encoder.frozen_state()} == {"backbone", "mean_C", "std_C"}
-    assert set(encoder.frozen_state()) >= {f"backbone.{name}" for name in encoder.backbone.state_dict()}
+    assert {name.partition(".")[0] for name in encoder.frozen_state_dict()} == {"backbone", "mean_C", "std_C"}
+    assert set(encoder.frozen_state_dict()) >= {f"backbone.{name}" for name in encoder.backbone.state_dict()}
 
 
 @pytest.mark.parametrize(
@@ -276,22 +276,22 @@ def test_vit_outputs() -> None:
 )
 def test_settings_of_a_vit_that_cannot_be(settings: dict[str, object], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        parse(vit.Config, {**VIT, **settings})
+        parse_config(vit.Config, {**VIT, **settings})
 
 
 def test_images_that_the_encoder_cannot_take() -> None:
-    model = parse(ModelConfig, {"vision": VIT, "language": {"positions": 32}})
+    model = parse_config(ModelConfig, {"vision": VIT, "language": {"positions": 32}})
     model.check_processor(ProcessorConfig(image_size=32))
     with pytest.raises(ConfigError, match=r"processor\.image_size=64, and model\.vision .*image_size=32; set both"):
         model.check_processor(ProcessorConfig(image_size=64))
-    model = parse(ModelConfig, {"vision": {"name": "vgg11"}, "language": {"positions": 32}})
+    model = parse_config(ModelConfig, {"vision": {"name": "vgg11"}, "language": {"positions": 32}})
     with pytest.raises(ConfigError, match=r"image_size=31 is smaller than one grid cell.* 32 x 32 pixels"):
         model.check_processor(ProcessorConfig(image_size=31))
     for name, size, message in (
         ("inception_v3", 74, "image_size=74 is too small for inception_v3, which leaves nothing of it; make the image"),
         ("maxvit_t", 256, "image_size=256: maxvit_t takes images of 224 x 224 pixels; set image_size=224, or"),
     ):
-        model = parse(ModelConfig, {"vision": {"name": name}, "language": {"positions": 32}})
+        model = parse_config(ModelConfig, {"vision": {"name": name}, "language": {"positions": 32}})
         with pytest.raises(ConfigError, match=message):
             model.check_processor(ProcessorConfig(image_size=size))
 

@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vlmodel.config import parse, part_config
+from vlmodel.config import find_part_config_class, parse_config
 from vlmodel.encoder_parts import ModalityPart
 from vlmodel.model_config import ModelConfig
 from vlmodel.processor import Example, VLProcessor
-from vlmodel.sample import TEXTS, Question, Sample, Texts
+from vlmodel.sample import TEXTS, Question, Sample, SampleTexts
 from vlmodel.task import Task
 
 PACKAGES = ("vision", "language", "topology", "fusion", "task")
@@ -89,14 +89,14 @@ INPUT_OF_MEDIUM = {"series": "imu", "audio": "sound", "video": "clip", "row": "f
 
 def tiny_modality(kind: str) -> dict[str, Any]:
     """Settings of a tiny encoder of another kind."""
-    known = part_config("vlmodel.modality", kind).model_fields
+    known = find_part_config_class("vlmodel.modality", kind).model_fields
     small = {key: value for key, value in IMU.items() if key in known and key != "kind"}
     return {"kind": kind, **small, **TINY_MODALITIES.get(kind, {})}
 
 
 def tiny_input(kind: str) -> dict[str, dict[str, Any]]:
     """``model.inputs`` with a tiny encoder of this kind, for the examples' input of its medium."""
-    config = part_config("vlmodel.modality", kind)
+    config = find_part_config_class("vlmodel.modality", kind)
     assert issubclass(config, ModalityPart)
     return {INPUT_OF_MEDIUM[config.medium]: tiny_modality(kind)}
 
@@ -112,12 +112,12 @@ def tiny_tree(inputs: dict[str, dict[str, Any]] | None = None, **parts: dict[str
     for package, default in DEFAULT_KINDS.items():
         changes = parts.get(package, {})
         kind = changes.get("kind", default)
-        known = part_config(package_of(package), kind).model_fields
+        known = find_part_config_class(package_of(package), kind).model_fields
         small: dict[str, Any] = {key: value for key, value in TINY_WIDTH.items() if key in known}
         if "head" in known:
             changes = {**changes, "head": {**TINY_WIDTH, **changes.get("head", {})}}
         tree[package] = {"kind": kind, **TINY.get((package, kind), small), **changes}
-    return parse(ModelConfig, tree)
+    return parse_config(ModelConfig, tree)
 
 
 def for_tasks(processor: VLProcessor, tasks: Mapping[str, Task], tree: ModelConfig | None = None) -> VLProcessor:
@@ -149,7 +149,7 @@ def as_rows(example: Example, task: Task) -> Example:
     """Questions and answers as the rows of a task: captions are made of the questions."""
     answered = zip(example.texts, example.targets or [None] * len(example.texts), strict=True)
     questions = tuple(Question(text, target) for text, target in answered)
-    texts = Texts(example.texts, questions, next(iter(example.targets), None))
+    texts = SampleTexts(example.texts, questions, next(iter(example.targets), None))
     sample = Sample("", example.inputs, texts, frozenset(example.inputs) | TEXTS)
     rows = task.training_rows([sample])[0]
     if len(rows) > len(example.texts):

@@ -1,1 +1,3 @@
-"""Bridges: what brings an encoder's stream into a language model. A file of settings each, its module beside it."""
+"""Bridges: they turn an encoder's stream into tokens of a language model. One file of settings each; its module is in a
+private file beside it.
+"""

@@ -8,39 +8,39 @@ import torch
 from torch import Tensor, nn
 
 from vlmodel import parts
-from vlmodel.layers import Attention, feed_forward_network
+from vlmodel.layers import MultiHeadAttention, feed_forward_network
 
 if TYPE_CHECKING:
     from vlmodel.bridge.resampler import Config
 
 
 class Resampler(parts.Bridge):
-    """Rounds in which the queries attend to the stream and to themselves, pre-norm; then a projection."""
+    """Learned queries attend to the stream and to themselves in pre-norm layers; then they are projected."""
 
     def __init__(self, config: Config, width: int, out_width: int) -> None:
         super().__init__()
         self.adapt = nn.Linear(width, config.width)
         self.queries = nn.Parameter(torch.randn(config.tokens, config.width) * config.width**-0.5)
-        self.rounds = nn.ModuleList(_Round(config) for _ in range(config.depth))
+        self.rounds = nn.ModuleList(_ResamplerLayer(config) for _ in range(config.depth))
         self.norm = nn.LayerNorm(config.width)
         self.project = nn.Linear(config.width, out_width)
 
     def forward(self, x_BTD: Tensor, mask_BT: Tensor) -> tuple[Tensor, Tensor]:
-        """``tokens`` of each stream; a missing one has none that is real."""
+        """A fixed number of tokens of each stream (B, tokens, D), and which are real: none of a missing stream."""
         x_BSD, x_BQD = self.adapt(x_BTD), self.queries.expand(len(x_BTD), -1, -1)
         for layer in self.rounds:
             x_BQD = layer(x_BQD, x_BSD, mask_BT)
         return self.project(self.norm(x_BQD)), mask_BT.any(1, keepdim=True).expand(-1, x_BQD.shape[1])
 
 
-class _Round(nn.Module):
+class _ResamplerLayer(nn.Module):
     """Attention of the queries to the stream and to each other, then feed-forward."""
 
     def __init__(self, config: Config) -> None:
         super().__init__()
         width = config.width
         self.query_norm, self.stream_norm, self.feed_forward_norm = (nn.LayerNorm(width) for _ in range(3))
-        self.attention = Attention(width, config.heads)
+        self.attention = MultiHeadAttention(width, config.heads)
         self.feed_forward = feed_forward_network(width, config.expansion * width, config.dropout)
         self.dropout = nn.Dropout(config.dropout)
 

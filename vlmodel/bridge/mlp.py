@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 class Config(BridgePart):
-    """Each token of a stream becomes one of the language model."""
+    """Settings of a bridge that turns each token of a stream into one token of the language model."""
 
     kind: Literal["mlp"] = "mlp"
     layers: int = Field(2, ge=1)

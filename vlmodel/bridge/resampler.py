@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class Config(BridgePart):
-    """However long a stream is, it becomes ``tokens`` of the language model."""
+    """Settings of a bridge that turns a stream of any length into ``tokens`` tokens of the language model."""
 
     kind: Literal["resampler"] = "resampler"
     tokens: int = Field(16, ge=1)
@@ -32,7 +32,7 @@ class Config(BridgePart):
     """Dropout after attention and within the feed-forward layers."""
 
     @model_validator(mode="after")
-    def _heads_divide_width(self) -> Config:
+    def _check_heads_divide_width(self) -> Config:
         if self.width % self.heads:
             raise ValueError(f"width={self.width} cannot be shared by heads={self.heads}; make it a multiple")
         return self

@@ -1,1 +1,1 @@
-"""Decoders, one file a task: its layers, its loss, its counts and its answers."""
+"""Decoders, the heads of the tasks: their layers, losses, counts of right predictions, and answers."""

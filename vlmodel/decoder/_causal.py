@@ -1,7 +1,7 @@
-"""The causal language models of transformers that can attend to another sequence, and how each names its settings.
+"""The causal language models of transformers that can have cross-attention, and how each names its settings.
 
-This is a table because a model's settings do not tell whether generation with a cache gives the same as a whole pass,
-whether every parameter has a gradient, or whether tied embeddings survive saving.
+They are listed because a model's settings do not tell whether generation with a cache gives the same as one pass over
+the whole text, whether every parameter gets a gradient, or whether tied embeddings survive saving.
 ``tests/vlmodel/test_sequence_decoders.py`` checks every row.
 """
 
@@ -11,7 +11,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from vlmodel.config import ConfigError
-from vlmodel.weights import config_from_dict, config_to_dict, open_config, open_model, refuse_missing_weights
+from vlmodel.weights import (
+    config_from_dict,
+    config_to_dict,
+    open_transformers_config,
+    open_transformers_model,
+    refuse_missing_weights,
+)
 
 if TYPE_CHECKING:
     from vlmodel.heads.sequence import Config
@@ -22,7 +28,7 @@ _SETTING = "task.head.pretrained"
 
 @dataclass(frozen=True)
 class DecoderArchitecture:
-    """How an architecture names its settings and its weights.
+    """How an architecture of transformers names its settings and its cross-attention weights.
 
     Attributes:
         widths, depth, heads, feed_forward, positions: names of its sizes.
@@ -66,7 +72,7 @@ ARCHITECTURES: dict[str, DecoderArchitecture] = {
 }
 
 
-def unsupported_reason(name: str) -> str | None:
+def unsupported_architecture_reason(name: str) -> str | None:
     """Why the architecture ``name`` cannot be used; None if it can."""
     if name in ARCHITECTURES:
         return None
@@ -90,14 +96,14 @@ def new_decoder_config(config: Config, vocabulary: Vocabulary) -> dict[str, Any]
     return _convert_to_decoder_config(config_from_dict(settings), vocabulary)
 
 
-def pretrained_decoder_config(source: str, vocabulary: Vocabulary) -> dict[str, Any]:
+def open_pretrained_decoder_config(source: str, vocabulary: Vocabulary) -> dict[str, Any]:
     """transformers' configuration of the decoder or encoder at ``source``, as a decoder, in plain values.
 
     Raises:
         ConfigError: it is of no architecture that can be used, or does not fit the tokenizer.
         WeightsError: it cannot be opened.
     """
-    config = open_config(_SETTING, source, vocabulary.size, unsupported_reason)
+    config = open_transformers_config(_SETTING, source, vocabulary.size, unsupported_architecture_reason)
     if not config.tie_word_embeddings:
         raise ConfigError(
             f"{_SETTING}={source!r} does not tie its output to its word embeddings; use a decoder that does"
@@ -105,28 +111,30 @@ def pretrained_decoder_config(source: str, vocabulary: Vocabulary) -> dict[str, 
     return _convert_to_decoder_config(config, vocabulary)
 
 
-def longest_target(resolved: dict[str, Any]) -> int:
-    """Greatest number of tokens that the decoder of a plain configuration can write."""
+def max_generated_tokens(resolved: dict[str, Any]) -> int:
+    """Greatest number of tokens that a decoder can generate, by its configuration as plain values."""
     return int(resolved[ARCHITECTURES[resolved["model_type"]].positions])
 
 
 def load_decoder_weights(inner: Any, source: str) -> None:
-    """Read the weights at ``source`` into ``inner``; they may lack the head and the cross-attention.
+    """Load the pretrained weights at ``source`` into ``inner``; they may lack the head and the cross-attention.
 
     Raises:
         WeightsError: they do not exist or do not fit.
     """
     from transformers import AutoModelForCausalLM
 
-    model, missing = open_model(AutoModelForCausalLM, _SETTING, source, config_from_dict(config_to_dict(inner.config)))
+    model, missing = open_transformers_model(
+        AutoModelForCausalLM, _SETTING, source, config_from_dict(config_to_dict(inner.config))
+    )
     body = f"{inner.base_model_prefix}."
     refuse_missing_weights(
-        _SETTING, source, (key for key in missing if key.startswith(body) and not is_cross_attention(inner, key))
+        _SETTING, source, (key for key in missing if key.startswith(body) and not is_cross_attention_weight(inner, key))
     )
     inner.load_state_dict(model.state_dict())
 
 
-def is_cross_attention(inner: Any, key: str) -> bool:
+def is_cross_attention_weight(inner: Any, key: str) -> bool:
     """Whether the weight ``key`` of ``inner`` belongs to its cross-attention."""
     return any(part in key for part in ARCHITECTURES[inner.config.model_type].cross_attention)
 

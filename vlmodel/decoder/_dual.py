@@ -1,4 +1,4 @@
-"""The space in which a CLIP or SigLIP of transformers compares images and texts."""
+"""The embedding space in which a pretrained CLIP or SigLIP compares images and texts."""
 
 from __future__ import annotations
 
@@ -8,7 +8,13 @@ from typing import Any
 
 from torch import Tensor
 
-from vlmodel.weights import WeightsError, one_line, open_model, refuse_missing_weights, source_options
+from vlmodel.weights import (
+    WeightsError,
+    error_in_one_line,
+    from_pretrained_arguments,
+    open_transformers_model,
+    refuse_missing_weights,
+)
 
 _SETTING = "task.pretrained"
 _PROJECTIONS = {"image": "visual_projection.weight", "text": "text_projection.weight"}
@@ -16,18 +22,20 @@ _SCALE = "logit_scale"
 
 
 @dataclass(frozen=True)
-class Space:
-    """Attributes:
-    projections: by "image" and "text" the linear maps (width of the space, width of the tower); {} if the towers give
-        vectors of the space themselves.
-    log_scale: logarithm of what cosines are multiplied by before their softmax (or sigmoid).
+class EmbeddingSpace:
+    """The projections and the temperature by which a CLIP or SigLIP compares images and texts.
+
+    Attributes:
+        projections: by "image" and "text" the linear maps (width of the space, width of the tower); {} if the towers
+            give vectors of the space themselves.
+        log_scale: logarithm of the factor by which cosines are multiplied before their softmax (or sigmoid).
     """
 
     projections: Mapping[str, Tensor]
     log_scale: float
 
 
-def read_embedding_space(source: str) -> Space:
+def read_embedding_space(source: str) -> EmbeddingSpace:
     """The embedding space of a CLIP or SigLIP: its projections and temperature, read from a folder or the hub.
 
     Raises:
@@ -35,14 +43,15 @@ def read_embedding_space(source: str) -> Space:
     """
     from transformers import AutoConfig, AutoModel
 
-    name, options = source_options(source)
+    name, options = from_pretrained_arguments(source)
     try:
         config: Any = AutoConfig.from_pretrained(name, trust_remote_code=False, **options)
     except Exception as error:  # broken files raise anything
         raise WeightsError(
-            f"{_SETTING}={source!r} cannot be opened: {one_line(error)}; without a network, name the folder of a copy"
+            f"{_SETTING}={source!r} cannot be opened: {error_in_one_line(error)}; without a network, name the folder "
+            "of a copy"
         ) from error
-    model, missing = open_model(AutoModel, _SETTING, source, config)
+    model, missing = open_transformers_model(AutoModel, _SETTING, source, config)
     state = model.state_dict()
     if _SCALE not in state:
         raise WeightsError(
@@ -51,4 +60,4 @@ def read_embedding_space(source: str) -> Space:
         )
     refuse_missing_weights(_SETTING, source, missing)
     projections = {what: state[name] for what, name in _PROJECTIONS.items() if name in state}
-    return Space(projections, float(state[_SCALE]))
+    return EmbeddingSpace(projections, float(state[_SCALE]))

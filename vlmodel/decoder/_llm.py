@@ -1,6 +1,6 @@
-"""The causal language models of transformers as configurations: from scratch, or pretrained, and their weights.
+"""Configurations and weights of causal language models of transformers, from scratch or pretrained.
 
-There is no table of architectures: what makes one usable can be asked of its class.
+No architectures are listed: whether one can be used is found from its class.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from vlmodel.weights import (
     WeightsError,
     config_from_dict,
     config_to_dict,
-    open_config,
-    open_model,
+    from_pretrained_arguments,
+    open_transformers_config,
+    open_transformers_model,
     refuse_missing_weights,
-    source_options,
 )
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ _NEEDED = ("inputs_embeds", "attention_mask", "logits_to_keep")
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
 
 
-def unsupported_reason(name: str) -> str | None:
+def unsupported_architecture_reason(name: str) -> str | None:
     """Why the architecture ``name`` cannot be used; None if it can."""
     from transformers import CONFIG_MAPPING
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_MASKED_LM_MAPPING
@@ -54,7 +54,7 @@ def unsupported_reason(name: str) -> str | None:
     return None
 
 
-def new(config: Config, vocabulary: Vocabulary) -> dict[str, Any]:
+def new_llm_config(config: Config, vocabulary: Vocabulary) -> dict[str, Any]:
     """transformers' configuration of a new model, as plain values.
 
     Raises:
@@ -95,28 +95,28 @@ def new(config: Config, vocabulary: Vocabulary) -> dict[str, Any]:
     return config_to_dict(made)
 
 
-def from_pretrained(source: str, vocabulary: Vocabulary) -> dict[str, Any]:
+def open_pretrained_llm_config(source: str, vocabulary: Vocabulary) -> dict[str, Any]:
     """transformers' configuration of the model at ``source``, in plain values.
 
     Raises:
         ConfigError: it is of no architecture that can be used, or knows fewer tokens than the tokenizer has.
         WeightsError: it cannot be opened.
     """
-    made = config_to_dict(open_config(SETTING, source, vocabulary.size, unsupported_reason))
+    made = config_to_dict(open_transformers_config(SETTING, source, vocabulary.size, unsupported_architecture_reason))
     # Of a GGUF file, whose weights become ordinary ones.
     made.pop("quantization_config", None)
     return made
 
 
-def check_tokenizer(source: str, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Compare a tokenizer with the one that lies beside a pretrained model, if there is one.
+def compare_with_own_tokenizer(source: str, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Compare a tokenizer with the one that is stored with a pretrained model, if there is one.
 
     Raises:
         ConfigError: they give the same token different numbers.
     """
     from transformers import AutoTokenizer
 
-    name, options = source_options(source)
+    name, options = from_pretrained_arguments(source)
     if (folder := Path(source)).is_dir() and not any((folder / file).is_file() for file in _TOKENIZER_FILES):
         return
     try:
@@ -131,8 +131,8 @@ def check_tokenizer(source: str, tokenizer: PreTrainedTokenizerBase) -> None:
         )
 
 
-def window(resolved: dict[str, Any]) -> int | None:
-    """Most tokens that the model of a plain configuration reads and writes; None without a limit."""
+def context_length(resolved: dict[str, Any]) -> int | None:
+    """Most tokens that a model reads and writes together, by its configuration as plain values; None for no limit."""
     from transformers import CONFIG_MAPPING
 
     names = CONFIG_MAPPING[resolved["model_type"]].attribute_map
@@ -140,18 +140,18 @@ def window(resolved: dict[str, Any]) -> int | None:
     return None if limit is None else int(limit)
 
 
-def load(inner: nn.Module, config: Any, source: str) -> None:
-    """Read the weights at ``source`` into ``inner``, which may have adapters.
+def load_llm_weights(inner: nn.Module, config: Any, source: str) -> None:
+    """Load the pretrained weights at ``source`` into ``inner``, which may have adapters.
 
     Raises:
         WeightsError: they do not exist or do not fit.
     """
     from transformers import AutoModelForCausalLM
 
-    model, missing = open_model(AutoModelForCausalLM, SETTING, source, config)
+    model, missing = open_transformers_model(AutoModelForCausalLM, SETTING, source, config)
     refuse_missing_weights(SETTING, source, missing)
     state = inner.state_dict()
-    own = {plain: state[name] for name, plain in lora.plain_names(inner).items()}
+    own = {plain: state[name] for name, plain in lora.names_without_adapters(inner).items()}
     for name, tensor in model.state_dict().items():
         target = own.get(name)
         if target is None or target.shape != tensor.shape:

@@ -1,4 +1,4 @@
-"""What the heads that write texts share: settings of generation, and texts with their probabilities."""
+"""Functions shared by the heads that generate texts: settings of generation, losses of tokens, ends of texts."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
-def check_streamer(streamer: Any, rows: int, top_k: int, settings: Mapping[str, Any]) -> None:
+def check_one_streamed_text(streamer: Any, rows: int, top_k: int, settings: Mapping[str, Any]) -> None:
     """Refuse to stream more than one text.
 
     Raises:
@@ -28,8 +28,8 @@ def check_streamer(streamer: Any, rows: int, top_k: int, settings: Mapping[str, 
         )
 
 
-def generation_settings(settings: Mapping[str, Any], top_k: int, max_new_tokens: int) -> dict[str, Any]:
-    """transformers' settings for ``top_k`` texts, with defaults as of ``TextWriter.answer``."""
+def complete_generation_settings(settings: Mapping[str, Any], top_k: int, max_new_tokens: int) -> dict[str, Any]:
+    """The settings of generation for ``top_k`` texts, with the defaults of ``TextWriter.generate_answers``."""
     sampled = settings.get("do_sample", False)
     chosen: dict[str, Any] = {"max_new_tokens": max_new_tokens, "num_beams": 1 if sampled else top_k}
     chosen |= settings
@@ -40,29 +40,31 @@ def generation_settings(settings: Mapping[str, Any], top_k: int, max_new_tokens:
     return {**chosen, "num_return_sequences": top_k}
 
 
-def cross_entropy(logits_NTK: Tensor, labels_NT: Tensor, smoothing: float = 0.0) -> Tensor:
-    """The loss of each token (N, T)."""
+def token_cross_entropy(logits_NTK: Tensor, labels_NT: Tensor, smoothing: float = 0.0) -> Tensor:
+    """The cross-entropy of each token (N, T)."""
     return F.cross_entropy(
         logits_NTK.float().flatten(0, 1), labels_NT.flatten(), reduction="none", label_smoothing=smoothing
     ).view_as(labels_NT)
 
 
-def loss_sums(logits_NTK: Tensor, labels_NT: Tensor, weights_NT: Tensor, smoothing: float = 0.0) -> parts.DecoderOutput:
-    """The sums of the loss and of the right tokens, each token weighted, as a decoder returns them in training."""
-    loss_NT = cross_entropy(logits_NTK, labels_NT, smoothing)
+def sum_token_losses(
+    logits_NTK: Tensor, labels_NT: Tensor, weights_NT: Tensor, smoothing: float = 0.0
+) -> parts.DecoderOutput:
+    """Sum the losses and the right predictions of all tokens, each by its weight, as a decoder returns them."""
+    loss_NT = token_cross_entropy(logits_NTK, labels_NT, smoothing)
     correct_NT = (logits_NTK.argmax(-1) == labels_NT) * weights_NT
     count = weights_NT.sum()
     return parts.DecoderOutput(None, (loss_NT * weights_NT).sum(), count, correct_NT.sum(), count)
 
 
-def up_to_end(ids_NT: Tensor, ends: Collection[int]) -> Tensor:
-    """True for the tokens of each text up to the first that ends it, and for that."""
+def mask_up_to_end_token(ids_NT: Tensor, ends: Collection[int]) -> Tensor:
+    """True for the tokens of each text up to the first end token, which is included; (N, T)."""
     ends_NT = torch.isin(ids_NT, torch.tensor(sorted(ends), device=ids_NT.device))
     return (ends_NT.cumsum(1) - ends_NT.long()) == 0
 
 
-def unique_texts(texts: Sequence[tuple[str, float]], by_probability: bool) -> parts.Answers:
-    """Each text once, in their order or by probability."""
+def drop_repeated_texts(texts: Sequence[tuple[str, float]], by_probability: bool) -> parts.Answers:
+    """Drop repeated texts; the others keep their order, or are sorted by probability."""
     ordered = sorted(texts, key=lambda answer: -answer[1]) if by_probability else texts
     answers: dict[str, float] = {}
     for text, probability in ordered:
@@ -70,9 +72,10 @@ def unique_texts(texts: Sequence[tuple[str, float]], by_probability: bool) -> pa
     return list(answers.items())
 
 
-class EndsWithin:
-    """Ends a text once one of the given ones is in it. (transformers' own criterion fails where no token of the
-    vocabulary is a part of such a text.)
+class StopTextCriterion:
+    """Stops the generation of a text once it contains one of the stop texts.
+
+    transformers' own criterion fails if no token of the vocabulary is a part of a stop text.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, stop: Sequence[str]) -> None:

@@ -14,12 +14,12 @@ from vlmodel.tokens import DecoderInput
 
 
 class Classifier(parts.Decoder):
-    """Cross-entropy over the classes.
+    """A classifier on the pooled joint vector, linear or with a hidden layer, trained by cross-entropy.
 
     Args:
         width: of the joint stream.
         hidden: width of a hidden layer; None for a linear classifier.
-        counts_unknown: whether rows of which the class is unknown are in the ``total``, where they count as wrong.
+        counts_unknown: whether rows of unknown class count as wrong: they are then part of ``total``.
     """
 
     pooled_only = True
@@ -47,7 +47,7 @@ class Classifier(parts.Decoder):
             labels_N: index of the correct class, -1 if it is unknown or none of them: such a text has no loss.
             weights_N: weight of each text in loss and counts; one if not given.
         """
-        logits_NK = self.head(encoded.fused.tokens.pooled_BD)
+        logits_NK = self.head(encoded.fused_stream.tokens.pooled_BD)
         if labels_N is None:
             return parts.DecoderOutput(logits_NK)
         loss_N = F.cross_entropy(
@@ -61,7 +61,7 @@ class Classifier(parts.Decoder):
         return parts.DecoderOutput(logits_NK, (loss_N * counted_N).sum(), count, correct_N.sum(), total)
 
 
-def best_classes(logits_NK: Tensor | None, classes: Sequence[str], top_k: int) -> list[parts.Answers]:
+def most_probable_classes(logits_NK: Tensor | None, classes: Sequence[str], top_k: int) -> list[parts.Answers]:
     """The most probable classes of each row, ties in the order of the classes."""
     assert logits_NK is not None
     probabilities_NK = logits_NK.float().softmax(-1).cpu().numpy()

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from vlmodel import parts
 from vlmodel.decoder import _dual
-from vlmodel.distributed import all_gather_counts, gather_rows, is_distributed
+from vlmodel.distributed import all_gather_counts, all_gather_rows, is_distributed
 from vlmodel.tasks.contrastive import LARGEST_SCALE
 from vlmodel.tokens import DecoderInput
 from vlmodel.weights import WeightsError
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class _ImageTextPairs:
-    """A images and M texts, each with one of the images.
+    """The embeddings of A images and M texts, and which image each text belongs to.
 
     Attributes:
         image_AD, text_MD: their embeddings, of length one.
@@ -43,16 +43,16 @@ class _ImageTextPairs:
     unpaired_A: Tensor | None = None
 
     def gather_from_processes(self) -> _ImageTextPairs:
-        """The pairs of all processes."""
+        """Gather the pairs of all data-parallel processes."""
         counts = all_gather_counts([len(self.image_AD), len(self.text_MD)])
         images, texts = ([of_rank[i] for of_rank in counts] for i in (0, 1))
         image_M = self.image_M + sum(images[: dist.get_rank()])
-        integers_M3 = gather_rows(torch.stack([image_M, self.key_M, self.counted_M.long()], dim=1), texts)
+        integers_M3 = all_gather_rows(torch.stack([image_M, self.key_M, self.counted_M.long()], dim=1), texts)
         image_M, key_M, counted_M = integers_M3.unbind(1)
-        unpaired_A = None if self.unpaired_A is None else gather_rows(self.unpaired_A.long(), images).bool()
+        unpaired_A = None if self.unpaired_A is None else all_gather_rows(self.unpaired_A.long(), images).bool()
         return _ImageTextPairs(
-            gather_rows(self.image_AD, images),
-            gather_rows(self.text_MD, texts),
+            all_gather_rows(self.image_AD, images),
+            all_gather_rows(self.text_MD, texts),
             image_M,
             key_M,
             counted_M.bool(),
@@ -73,7 +73,7 @@ class ContrastiveDecoder(parts.Decoder):
     where workers may have different numbers of batches, the worker's own. Accumulation makes their number smaller.
     """
 
-    reads_joint = False
+    reads_joint_stream = False
 
     def __init__(self, config: Config, compared: int, language: int) -> None:
         super().__init__()
@@ -128,7 +128,7 @@ class ContrastiveDecoder(parts.Decoder):
         Raises:
             ValueError: ``text_key_N`` is not given and texts of several workers are to be compared.
         """
-        image_BD, text_ND = self.embed(encoded)
+        image_BD, text_ND = self.embed_batch(encoded)
         image_N, row_N = encoded.rows[self.stream], encoded.rows["language"]
         present_N = _has_stream(encoded, self.stream)[image_N] & _has_stream(encoded, "language")[row_N]
         weights_N = present_N.float() if weights_N is None else weights_N.float() * present_N
@@ -157,7 +157,7 @@ class ContrastiveDecoder(parts.Decoder):
         loss_sum, count, correct = (means_3N * weights_N).sum(1).unbind()
         return parts.DecoderOutput(None, loss_sum, count, correct, count)
 
-    def embed(self, encoded: DecoderInput) -> tuple[Tensor, Tensor]:
+    def embed_batch(self, encoded: DecoderInput) -> tuple[Tensor, Tensor]:
         """The embeddings of the B images and the N texts: float vectors of length one, zeros if missing."""
         image_BD, text_UD = (
             F.normalize(

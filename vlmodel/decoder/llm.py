@@ -14,15 +14,15 @@ from vlmodel import lora, parts
 from vlmodel.conversation import ConversationError
 from vlmodel.decoder import _llm
 from vlmodel.decoder._writing import (
-    EndsWithin,
-    check_streamer,
-    cross_entropy,
-    generation_settings,
-    loss_sums,
-    unique_texts,
-    up_to_end,
+    StopTextCriterion,
+    check_one_streamed_text,
+    complete_generation_settings,
+    drop_repeated_texts,
+    mask_up_to_end_token,
+    sum_token_losses,
+    token_cross_entropy,
 )
-from vlmodel.heads._prompts import ALL_STREAMS, template_of
+from vlmodel.heads._prompts import ALL_STREAMS, get_prompt_template
 from vlmodel.tokens import DecoderInput
 from vlmodel.weights import config_from_dict
 
@@ -35,11 +35,11 @@ Embedded = tuple[Tensor, Tensor]
 
 
 class LanguageModel(parts.TextWriter):
-    """A causal language model of transformers with a bridge for each stream.
+    """A causal language model of transformers that reads the encoders' streams through a bridge each.
 
-    A row is the prompt, in which the bridges' tokens stand at the slots, and then the text. All padding is in front, so
-    that texts end together and the last columns are what is written. A missing stream takes no place at all: without
-    any, the language model reads what it would without the rest of this model.
+    A row is the prompt, in which the tokens of the bridges take the places of the slots, and then the text. All padding
+    is on the left, so that the generated tokens are the last columns. A missing stream has no tokens at all: without
+    any stream, the language model reads its prompt as it would alone.
 
     Args:
         widths: of the streams that it reads, by their names.
@@ -50,17 +50,19 @@ class LanguageModel(parts.TextWriter):
         from transformers import AutoModelForCausalLM, GenerationConfig
 
         assert config.resolved is not None
-        self.config, self.reads_joint = config, config.reads_joint()
+        self.config, self.reads_joint_stream = config, config.reads_joint_stream()
         self.inner = AutoModelForCausalLM.from_config(config_from_dict(config.resolved), trust_remote_code=False)
         # Some architectures have defaults of their own, such as a token to end with.
         self.inner.generation_config = GenerationConfig()
         width = self.inner.get_input_embeddings().embedding_dim
-        self.bridges = nn.ModuleDict({name: config.make_bridge().build(widths[name], width) for name in sorted(widths)})
+        self.bridges = nn.ModuleDict(
+            {name: config.bridge_config().build(widths[name], width) for name in sorted(widths)}
+        )
         self._takes_positions = "position_ids" in inspect.signature(self.inner.forward).parameters
         if config.training == "frozen":
             self.inner.requires_grad_(False)
         elif config.training == "lora":
-            lora.inject(self.inner, config.lora, exclude=_find_layers_without_adapter(self.inner))
+            lora.inject_adapters(self.inner, config.lora, exclude=_find_layers_without_adapter(self.inner))
         if config.gradient_checkpointing:
             self.inner.activation_checkpointing_enable({"use_reentrant": False})
 
@@ -83,7 +85,7 @@ class LanguageModel(parts.TextWriter):
         """
         if target_ids_NT is None or target_mask_NT is None:
             return parts.DecoderOutput()
-        embedded = self._embed(encoded)
+        embedded = self._embed_prompts(encoded)
         weights_NT = target_mask_NT.float()
         if weights_N is not None:
             weights_NT = weights_NT * weights_N[:, None]
@@ -93,37 +95,41 @@ class LanguageModel(parts.TextWriter):
             embedded = F.pad(embedded[0], (0, 0, 0, 0, 0, 1)), F.pad(embedded[1], (0, 0, 0, 1), value=True)
             target_ids_NT, weights_NT = (F.pad(t, (0, 0, 0, 1)) for t in (target_ids_NT, weights_NT))
             target_mask_NT = F.pad(target_mask_NT, (0, 0, 0, 1), value=True)
-        logits_NTK = self._logits_of_texts(embedded, target_ids_NT, target_mask_NT)
-        return loss_sums(logits_NTK, target_ids_NT, weights_NT, self.config.label_smoothing)
+        logits_NTK = self._text_logits(embedded, target_ids_NT, target_mask_NT)
+        return sum_token_losses(logits_NTK, target_ids_NT, weights_NT, self.config.label_smoothing)
 
-    def answer(self, encoded: DecoderInput, processor: VLProcessor, top_k: int, **settings: Any) -> list[parts.Answers]:
+    def generate_answers(
+        self, encoded: DecoderInput, processor: VLProcessor, top_k: int, **settings: Any
+    ) -> list[parts.Answers]:
         """See ``TextWriter``.
 
         Raises:
             ConversationError: a prompt is longer than the model's window.
         """
-        written = self.write(encoded, processor, top_k, **settings)
+        written = self.generate_texts(encoded, processor, top_k, **settings)
         by_probability = bool(settings.get("do_sample"))
-        return [unique_texts([(one.text, one.probability) for one in row], by_probability) for row in written]
+        return [drop_repeated_texts([(one.text, one.probability) for one in row], by_probability) for row in written]
 
     @torch.no_grad()
-    def write(
+    def generate_texts(
         self, encoded: DecoderInput, processor: VLProcessor, top_k: int, **settings: Any
     ) -> list[list[parts.WrittenText]]:
         streamer = settings.pop("streamer", None)
-        embedded = self._embed(encoded)
+        embedded = self._embed_prompts(encoded)
         count = len(embedded[0])
-        check_streamer(streamer, count, top_k, settings)
+        check_one_streamed_text(streamer, count, top_k, settings)
         if not count:
             return []
-        template = template_of(processor.tokenizer, self.config.template_kind())
-        ends = {template.end, *_known(processor.tokenizer.eos_token_id)}
+        template = get_prompt_template(processor.tokenizer, self.config.template_kind())
+        ends = {template.end}
+        if processor.tokenizer.eos_token_id is not None:
+            ends.add(int(processor.tokenizer.eos_token_id))
         ids_NkT = self._generate_ids(_remove_padding_columns(embedded), processor, ends, top_k, settings, streamer)
         # One of the k after the other, so that it takes no more memory than training.
         ranked = []
         for ids_NT in ids_NkT.unbind(1):
-            said_NT = up_to_end(ids_NT, ends)
-            probabilities = self._losses(embedded, ids_NT, said_NT).neg().exp().tolist()
+            said_NT = mask_up_to_end_token(ids_NT, ends)
+            probabilities = self._generated_text_losses(embedded, ids_NT, said_NT).neg().exp().tolist()
             ranked.append(
                 [
                     parts.WrittenText(
@@ -145,20 +151,20 @@ class LanguageModel(parts.TextWriter):
 
     def load_pretrained(self) -> None:
         if self.config.pretrained:
-            _llm.load(self.inner, config_from_dict(self.config.resolved or {}), self.config.pretrained)
+            _llm.load_llm_weights(self.inner, config_from_dict(self.config.resolved or {}), self.config.pretrained)
 
     def pretrained_parameters(self) -> Iterator[nn.Parameter]:
         if self.config.pretrained and self.config.training == "full":
             yield from self.inner.parameters()
 
-    def frozen_names(self) -> Iterator[str]:
+    def frozen_tensor_names(self) -> Iterator[str]:
         if self.config.training == "full":
             return
         trained = {f"inner.{name}" for name, p in self.inner.named_parameters() if p.requires_grad}
         yield from (name for name in self.state_dict() if name.startswith("inner.") and name not in trained)
 
-    def _embed(self, encoded: DecoderInput) -> Embedded:
-        """The prompts with the streams at their slots.
+    def _embed_prompts(self, encoded: DecoderInput) -> Embedded:
+        """Embed the prompts, with the tokens of the streams in the places of their slots.
 
         Raises:
             ConversationError: one is longer than the model's window.
@@ -166,7 +172,7 @@ class LanguageModel(parts.TextWriter):
         assert encoded.prompts is not None
         ids_NT, mask_NT = encoded.prompts.ids_NT, encoded.prompts.mask_NT
         x_NTD = self.inner.get_input_embeddings()(ids_NT.clamp_min(0))
-        streams = {"joint": encoded.fused.tokens} if self.reads_joint else encoded.streams
+        streams = {"joint": encoded.fused_stream.tokens} if self.reads_joint_stream else encoded.streams
         values, masks = [x_NTD], [mask_NT & (ids_NT >= 0)]
         # Sorting by these numbers puts each stream's tokens where its slot is.
         column_T = torch.arange(ids_NT.shape[1], device=ids_NT.device)
@@ -184,32 +190,32 @@ class LanguageModel(parts.TextWriter):
         x_NLD = torch.cat(values, dim=1).take_along_dim(order_NL.unsqueeze(-1), 1)
         return x_NLD, mask_NL.take_along_dim(order_NL, 1)
 
-    def _logits_of_texts(self, embedded: Embedded, ids_NT: Tensor, mask_NT: Tensor) -> Tensor:
-        """The logits (N, T, K) by which each token of texts, padded in front, is predicted."""
+    def _text_logits(self, embedded: Embedded, ids_NT: Tensor, mask_NT: Tensor) -> Tensor:
+        """The logits (N, T, K) that predict each token of texts that are padded on the left."""
         x_NTD = self.inner.get_input_embeddings()(ids_NT)
         mask_NL = torch.cat([embedded[1], mask_NT], dim=1)
         order_NL = mask_NL.int().argsort(dim=1, stable=True)
         x_NLD = torch.cat([embedded[0], x_NTD.to(embedded[0].dtype)], dim=1).take_along_dim(order_NL.unsqueeze(-1), 1)
         mask_NL = mask_NL.take_along_dim(order_NL, 1)
-        self._check_window(mask_NL)
+        self._check_context_length(mask_NL)
         logits_NTK: Tensor = self.inner(
             inputs_embeds=x_NLD,
             attention_mask=mask_NL.long(),
             logits_to_keep=ids_NT.shape[1] + 1,
             use_cache=False,
-            **self._positions(mask_NL),
+            **self._position_ids_argument(mask_NL),
         ).logits
         return logits_NTK[:, :-1]
 
-    def _losses(self, embedded: Embedded, ids_NT: Tensor, said_NT: Tensor) -> Tensor:
-        """The loss (N,) of texts that were written, padded behind."""
+    def _generated_text_losses(self, embedded: Embedded, ids_NT: Tensor, said_NT: Tensor) -> Tensor:
+        """The loss (N,) of generated texts, which are padded on the right."""
         order_NT = said_NT.int().argsort(dim=1, stable=True)
         ids_NT, said_NT = ids_NT.take_along_dim(order_NT, 1), said_NT.take_along_dim(order_NT, 1)
-        logits_NTK = self._logits_of_texts(embedded, ids_NT, said_NT)
-        return (cross_entropy(logits_NTK, ids_NT) * said_NT).sum(1)
+        logits_NTK = self._text_logits(embedded, ids_NT, said_NT)
+        return (token_cross_entropy(logits_NTK, ids_NT) * said_NT).sum(1)
 
-    def _positions(self, mask_NL: Tensor) -> dict[str, Tensor]:
-        """Padding in front takes no positions."""
+    def _position_ids_argument(self, mask_NL: Tensor) -> dict[str, Tensor]:
+        """The argument ``position_ids`` by which padding on the left takes no positions; {} for models without it."""
         return {"position_ids": (mask_NL.long().cumsum(1) - 1).clamp_min(0)} if self._takes_positions else {}
 
     def _generate_ids(
@@ -221,12 +227,12 @@ class LanguageModel(parts.TextWriter):
         settings: Mapping[str, Any],
         streamer: Any,
     ) -> Tensor:
-        """The texts of each row (N, k, T), padded behind."""
+        """Generate k texts for each row; their token ids (N, k, T), padded on the right."""
         from transformers import GenerationConfig
 
         x_NLD, mask_NL = embedded
-        chosen = generation_settings(settings, top_k, processor.config.max_target_tokens)
-        if (window := self.config.window()) is not None:
+        chosen = complete_generation_settings(settings, top_k, processor.config.max_target_tokens)
+        if (window := self.config.context_length()) is not None:
             longest = int(mask_NL.sum(1).max())
             if longest >= window:
                 raise ConversationError(
@@ -240,12 +246,12 @@ class LanguageModel(parts.TextWriter):
             attention_mask=mask_NL.long(),
             generation_config=GenerationConfig(**chosen, eos_token_id=sorted(ends), pad_token_id=min(ends)),
             streamer=streamer,
-            stopping_criteria=[EndsWithin(processor.tokenizer, stop)] if stop else None,
+            stopping_criteria=[StopTextCriterion(processor.tokenizer, stop)] if stop else None,
         )
         return ids_NT.unflatten(0, (len(x_NLD), -1))
 
-    def _check_window(self, mask_NL: Tensor) -> None:
-        window = self.config.window()
+    def _check_context_length(self, mask_NL: Tensor) -> None:
+        window = self.config.context_length()
         if window is None or mask_NL.shape[1] <= window:
             return
         # Only now, as it waits for the device.
@@ -257,15 +263,15 @@ class LanguageModel(parts.TextWriter):
 
 
 def _remove_padding_columns(embedded: Embedded) -> Embedded:
-    """Without columns that are padding in all rows."""
+    """Remove the columns on the left that are padding in all rows."""
     x_NLD, mask_NL = embedded
     first = min(int(mask_NL.any(0).int().argmax()), mask_NL.shape[1] - 1)
     return x_NLD[:, first:], mask_NL[:, first:]
 
 
 def _find_layers_without_adapter(inner: nn.Module) -> list[str]:
-    """Paths of layers that get no adapter: the one that gives the logits, which may be tied to the embeddings, and
-    those of which Mamba's kernels read the weights without calling them.
+    """Paths of layers that get no adapter: the output layer, which may be tied to the embeddings, and layers whose
+    weights Mamba's kernels read without calling the layer.
     """
     output = inner.get_output_embeddings()  # type: ignore[operator]
     is_mamba = "mamba" in inner.config.model_type  # type: ignore[operator, union-attr]
@@ -274,7 +280,3 @@ def _find_layers_without_adapter(inner: nn.Module) -> list[str]:
         for path, module in inner.named_modules()
         if module is output or (is_mamba and path.endswith(("out_proj", "conv1d")))
     ]
-
-
-def _known(token: int | None) -> list[int]:
-    return [] if token is None else [int(token)]

@@ -1,4 +1,4 @@
-"""The heads of several tasks."""
+"""The heads of several tasks that are trained together."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from vlmodel import parts
 from vlmodel.tokens import DecoderInput
 
 
-class MultiTask(parts.Decoder):
-    """The heads of all tasks; the loss is the mean over all their units by the tasks' weights."""
+class MultiTaskDecoder(parts.Decoder):
+    """Holds the heads of several tasks; the loss is the mean over the units of all tasks, by the tasks' weights."""
 
     def __init__(self, heads: Mapping[str, parts.Decoder], weights: Mapping[str, float]) -> None:
         super().__init__()
@@ -22,9 +22,9 @@ class MultiTask(parts.Decoder):
     def task_decoders(self) -> Mapping[str, parts.Decoder]:
         return dict(self.by_name.items())  # type: ignore[arg-type]
 
-    def combine(self, decoded: Mapping[str, parts.DecoderOutput]) -> parts.DecoderOutput:
+    def combine_task_outputs(self, decoded: Mapping[str, parts.DecoderOutput]) -> parts.DecoderOutput:
         return parts.DecoderOutput(
-            None, *(self._weighted_sum(decoded, name) for name in ("loss_sum", "count", "correct", "total"))
+            None, *(self._weighted_sum_over_tasks(decoded, name) for name in ("loss_sum", "count", "correct", "total"))
         )
 
     def forward(self, encoded: DecoderInput, **targets: Any) -> parts.DecoderOutput:
@@ -32,7 +32,7 @@ class MultiTask(parts.Decoder):
             "the head of several tasks is not called itself: call those of its tasks, each with its own rows"
         )
 
-    def _weighted_sum(self, decoded: Mapping[str, parts.DecoderOutput], name: str) -> Tensor | None:
+    def _weighted_sum_over_tasks(self, decoded: Mapping[str, parts.DecoderOutput], name: str) -> Tensor | None:
         """The weighted sum of an attribute over the tasks."""
         values = [(self.weights[task], getattr(output, name)) for task, output in decoded.items()]
         if any(value is None for _, value in values):

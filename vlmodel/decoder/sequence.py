@@ -14,15 +14,15 @@ from torch.nn import functional as F
 from vlmodel import parts
 from vlmodel.decoder import _causal
 from vlmodel.decoder._writing import (
-    EndsWithin,
-    check_streamer,
-    cross_entropy,
-    generation_settings,
-    loss_sums,
-    unique_texts,
-    up_to_end,
+    StopTextCriterion,
+    check_one_streamed_text,
+    complete_generation_settings,
+    drop_repeated_texts,
+    mask_up_to_end_token,
+    sum_token_losses,
+    token_cross_entropy,
 )
-from vlmodel.layers import as_transformers_mask
+from vlmodel.layers import to_transformers_mask
 from vlmodel.tokens import DecoderInput
 from vlmodel.weights import config_from_dict
 
@@ -88,56 +88,60 @@ class SequenceDecoder(parts.TextWriter):
             target_ids_NT, weights_NT = (F.pad(t, (0, 0, 0, 1)) for t in (target_ids_NT, weights_NT))
         logits_NTK = self._forward_texts(self.inner, target_ids_NT[:, :-1], memory).logits
         labels_NT = target_ids_NT[:, 1:]
-        return loss_sums(logits_NTK, labels_NT, weights_NT, self.config.label_smoothing)
+        return sum_token_losses(logits_NTK, labels_NT, weights_NT, self.config.label_smoothing)
 
-    def answer(self, encoded: DecoderInput, processor: VLProcessor, top_k: int, **settings: Any) -> list[parts.Answers]:
+    def generate_answers(
+        self, encoded: DecoderInput, processor: VLProcessor, top_k: int, **settings: Any
+    ) -> list[parts.Answers]:
         """See ``TextWriter``."""
         streamer = settings.pop("streamer", None)
         memory = self._cross_attention_memory(encoded)
         count = len(memory[0])
-        check_streamer(streamer, count, top_k, settings)
+        check_one_streamed_text(streamer, count, top_k, settings)
         if not count:
             return []
         stop = settings.pop("stop_strings", ())
-        criteria = [EndsWithin(processor.tokenizer, stop)] if stop else None
+        criteria = [StopTextCriterion(processor.tokenizer, stop)] if stop else None
         generation = self._generation_config(processor, top_k, settings)
         ids_NkT = self._generate_ids(memory, generation, streamer, criteria)
         # One of the k after the other, so that it takes no more memory than training.
         ranked = []
         for ids_NT in ids_NkT.unbind(1):
             logits_NTK = self._forward_texts(self.inner, ids_NT[:, :-1], memory).logits
-            loss_NT = cross_entropy(logits_NTK, ids_NT[:, 1:]) * up_to_end(ids_NT[:, 1:], (self.end,))
+            loss_NT = token_cross_entropy(logits_NTK, ids_NT[:, 1:]) * mask_up_to_end_token(ids_NT[:, 1:], (self.end,))
             texts = processor.tokenizer.batch_decode(ids_NT.tolist(), skip_special_tokens=True)
             ranked.append(zip(map(str.strip, texts), loss_NT.sum(1).neg().exp().tolist(), strict=True))
-        return [unique_texts(row, bool(settings.get("do_sample"))) for row in zip(*ranked, strict=True)]
+        return [drop_repeated_texts(row, bool(settings.get("do_sample"))) for row in zip(*ranked, strict=True)]
 
-    def attention(self, encoded: DecoderInput, processor: VLProcessor, answers: list[parts.Answers]) -> Tensor | None:
-        """See ``Decoder``: the mean of ``token_attention`` over the text's tokens, without the one that ends it."""
-        fused = encoded.fused
+    def compute_attention(
+        self, encoded: DecoderInput, processor: VLProcessor, answers: list[parts.Answers]
+    ) -> Tensor | None:
+        """See ``Decoder``: the mean of ``compute_token_attention`` over a text's tokens, without its end token."""
+        fused = encoded.fused_stream
         if any(stop > fused.tokens.mask_BT.shape[1] for _, stop in fused.spans.values()):
             # The spans are those of a topology before a fusion that keeps no sequence.
             return None
-        tokens, weights_NLT = self.token_attention(encoded, processor, [row[0][0] for row in answers])
+        tokens, weights_NLT = self.compute_token_attention(encoded, processor, [row[0][0] for row in answers])
         lengths_N = torch.tensor([max(1, len(row) - 1) for row in tokens], device=weights_NLT.device)
         mask_NL = torch.arange(weights_NLT.shape[1], device=lengths_N.device) < lengths_N[:, None]
         return (weights_NLT * mask_NL.unsqueeze(-1)).sum(1) / lengths_N[:, None]
 
-    def token_attention(
+    def compute_token_attention(
         self, encoded: DecoderInput, processor: VLProcessor, texts: Sequence[str]
     ) -> tuple[list[list[str]], Tensor]:
-        """Cross-attention weights over the fused stream with which each token of N ``texts`` is predicted.
+        """The cross-attention weights over the fused stream, for each token of N ``texts``.
 
         Returns:
             The tokens of each text with the one that ends it, and the attention (N, L, T), averaged over layers and
             heads, without that to the pooled vector. Padding has zeros.
         """
-        memory, length = self._cross_attention_memory(encoded), encoded.fused.tokens.mask_BT.shape[1]
+        memory, length = self._cross_attention_memory(encoded), encoded.fused_stream.tokens.mask_BT.shape[1]
         targets = processor.tokenize_targets(texts)
         ids_NT, mask_NT = (
             torch.from_numpy(targets[key]).to(memory[0].device) for key in ("target_ids_NT", "target_mask_NT")
         )
         layers = self._forward_texts(
-            self._eager_attention_model(), ids_NT[:, :-1], memory, output_attentions=True
+            self._copy_with_eager_attention(), ids_NT[:, :-1], memory, output_attentions=True
         ).cross_attentions
         weights_NLT = torch.stack([weights_NHLT.float().mean(1) for weights_NHLT in layers]).mean(0)[..., :length]
         ids = [row[1 : int(count)] for row, count in zip(ids_NT.tolist(), mask_NT.sum(1), strict=True)]
@@ -152,34 +156,34 @@ class SequenceDecoder(parts.TextWriter):
         """See ``Decoder``; cross-attention is always new."""
         if self.config.pretrained:
             yield from (
-                p for key, p in self.inner.named_parameters() if not _causal.is_cross_attention(self.inner, key)
+                p for key, p in self.inner.named_parameters() if not _causal.is_cross_attention_weight(self.inner, key)
             )
 
     def _cross_attention_memory(self, encoded: DecoderInput) -> Memory:
-        tokens = encoded.fused.tokens
+        tokens = encoded.fused_stream.tokens
         x_NSD, mask_NS = tokens.x_BTD, tokens.mask_BT
         present_N1 = mask_NS.any(1, keepdim=True)
-        if encoded.fused.keeps_sequence:
+        if encoded.fused_stream.keeps_sequence:
             mask_NS = torch.cat([mask_NS, present_N1], dim=1)
             x_NSD = torch.cat([x_NSD, tokens.pooled_BD.unsqueeze(1)], dim=1)
         return self.adapter(x_NSD.masked_fill(~mask_NS.unsqueeze(-1), 0)), mask_NS | ~present_N1
 
     def _forward_texts(self, inner: Any, ids_NT: Tensor, memory: Memory, **options: Any) -> Any:
-        """One pass over whole texts. Causal attention hides the padding on their right."""
+        """Run the model once over whole texts. Causal attention hides the padding on their right."""
         x_NSD, mask_NS = memory
         length = ids_NT.shape[1]
         causal_TT = torch.ones(length, length, dtype=torch.bool, device=ids_NT.device).tril()
         return inner(
             input_ids=ids_NT,
-            attention_mask=as_transformers_mask(inner, causal_TT[None, None]),
+            attention_mask=to_transformers_mask(inner, causal_TT[None, None]),
             encoder_hidden_states=x_NSD,
-            encoder_attention_mask=as_transformers_mask(inner, mask_NS[:, None, None]),
+            encoder_attention_mask=to_transformers_mask(inner, mask_NS[:, None, None]),
             use_cache=False,
             **options,
         )
 
-    def _eager_attention_model(self) -> Any:
-        """The same model, with the same weights, that returns its attention; other threads may be using ``inner``."""
+    def _copy_with_eager_attention(self) -> Any:
+        """A copy of ``inner`` with the same weights that returns attention; other threads may be using ``inner``."""
         weights = itertools.chain(self.inner.parameters(), self.inner.buffers())
         inner = copy.deepcopy(self.inner, {id(tensor): tensor for tensor in weights})
         inner.set_attn_implementation("eager")
@@ -195,7 +199,7 @@ class SequenceDecoder(parts.TextWriter):
             input_ids=begin_N1,
             attention_mask=torch.ones_like(begin_N1),
             encoder_hidden_states=x_NSD,
-            encoder_attention_mask=as_transformers_mask(self.inner, mask_NS[:, None, None]),
+            encoder_attention_mask=to_transformers_mask(self.inner, mask_NS[:, None, None]),
             # By default transformers caches self-attention only.
             cache=EncoderDecoderCache(*(DynamicCache(config=self.inner.config) for _ in range(2))),
             generation_config=generation,
@@ -208,7 +212,7 @@ class SequenceDecoder(parts.TextWriter):
         from transformers import GenerationConfig
 
         return GenerationConfig(
-            **generation_settings(settings, top_k, processor.config.max_target_tokens - 1),
+            **complete_generation_settings(settings, top_k, processor.config.max_target_tokens - 1),
             bos_token_id=self.begin,
             eos_token_id=self.end,
             pad_token_id=self.padding,

@@ -1,1 +1,1 @@
-"""Fusions: HOW streams become one. Each takes any number of named streams, in the order of their names."""
+"""Fusions: modules that make one stream of several. Each takes any number of named streams, in the order of names."""

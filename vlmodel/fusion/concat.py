@@ -10,7 +10,7 @@ from pydantic import Field
 from torch import nn
 
 from vlmodel import parts
-from vlmodel.streams import PooledAdapters
+from vlmodel.streams import PooledStreamAdapters
 from vlmodel.tokens import FusedStream, Streams, Tokens
 
 
@@ -38,7 +38,7 @@ class ConcatFusion(parts.Fusion):
     def __init__(self, config: Config, widths: Mapping[str, int]) -> None:
         super().__init__()
         self.width = config.width
-        self.adapters = PooledAdapters(widths, config.width)
+        self.adapters = PooledStreamAdapters(widths, config.width)
         self.mlp = nn.Sequential(
             nn.Linear(len(widths) * config.width, config.width),
             nn.GELU(),

@@ -11,7 +11,7 @@ from torch import nn
 
 from vlmodel import parts
 from vlmodel.layers import masked_softmax
-from vlmodel.streams import PooledAdapters
+from vlmodel.streams import PooledStreamAdapters
 from vlmodel.tokens import FusedStream, Streams, Tokens
 
 
@@ -45,7 +45,7 @@ class GatedFusion(parts.Fusion):
     def __init__(self, config: Config, widths: Mapping[str, int]) -> None:
         super().__init__()
         self.width = config.width
-        self.adapters = PooledAdapters(widths, config.width)
+        self.adapters = PooledStreamAdapters(widths, config.width)
         joint = len(widths) * config.width
         self.gate = nn.Linear(joint, joint) if len(widths) > 1 else None
         self.dropout = nn.Dropout(config.dropout)

@@ -1,8 +1,8 @@
-"""From a conversation to the tokens that a language model reads, by its chat template or a plain one.
+"""Turns a conversation into the tokens that a language model reads, by its chat template or a plain one.
 
-A template is rendered once for each sequence of roles, with marks where the turns' texts go; the text between the marks
-and the texts of the turns are tokenized apart from each other. So what a user writes is never read as one of the
-template's special tokens, and what the model has to say is its own tokens, from the first to the one that ends it.
+A template is rendered once for each sequence of roles, with marks in place of the turns' texts; the text between the
+marks and the texts of the turns are tokenized separately. So a text of a user is never read as one of the template's
+special tokens, and the tokens of an answer do not depend on the text around it.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Literal
 from weakref import WeakKeyDictionary
 
 from vlmodel.config import ConfigError
-from vlmodel.conversation import Conversation, ConversationError, Turn, check_prompt
+from vlmodel.conversation import Conversation, ConversationError, ConversationTurn, check_conversation
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -28,8 +28,8 @@ _MARK = "\ue000{}\ue001"
 _MARKS = re.compile("\ue000([0-9]+)\ue001")
 
 
-def template_of(tokenizer: PreTrainedTokenizerBase, kind: TemplateKind) -> PromptTemplate:
-    """The template of a tokenizer, made once.
+def get_prompt_template(tokenizer: PreTrainedTokenizerBase, kind: TemplateKind) -> PromptTemplate:
+    """The prompt template of a tokenizer, made at the first call.
 
     Raises:
         ConfigError: as ``PromptTemplate``.
@@ -41,11 +41,11 @@ def template_of(tokenizer: PreTrainedTokenizerBase, kind: TemplateKind) -> Promp
 
 
 class PromptTemplate:
-    """A tokenizer's chat template, or the plain one: the texts of the turns, and before each answer the token that
-    begins a text, after it the one that ends it.
+    """Tokenizes conversations by a tokenizer's chat template, or by the plain template: the texts of the turns, with
+    each answer between the tokens that begin and end a text.
 
     Attributes:
-        end: token that ends what the assistant says.
+        end: id of the token that ends an answer of the assistant.
 
     Raises:
         ConfigError: the tokenizer has no chat template, or no tokens that begin and end texts.
@@ -71,7 +71,7 @@ class PromptTemplate:
                 f"head.template='chat', and the tokenizer {type(tokenizer).__name__} has no chat template; use one "
                 "that has, put chat_template.jinja into its folder, or set head.template='plain'"
             )
-        after = self._pieces(("user", "assistant"), answered=True)[-1]
+        after = self._render_template_pieces(("user", "assistant"), answered=True)[-1]
         special = set(tokenizer.all_special_ids) | set(tokenizer.added_tokens_decoder)
         end = after[0] if after and after[0] in special else tokenizer.eos_token_id
         if end is None:
@@ -81,8 +81,8 @@ class PromptTemplate:
             )
         self.end = int(end)
 
-    def prompt(self, turns: Conversation, system: str = "", limit: int | None = None) -> list[int]:
-        """The tokens of a conversation, up to where the assistant speaks; a slot is below zero.
+    def tokenize_conversation(self, turns: Conversation, system: str = "", limit: int | None = None) -> list[int]:
+        """The token ids of a conversation, up to the place where the answer begins; negative ids are slots of inputs.
 
         Args:
             system: a first turn of the system, if the conversation has none.
@@ -91,36 +91,40 @@ class PromptTemplate:
         Raises:
             ConversationError: the template cannot render it.
         """
-        check_prompt(turns)
+        check_conversation(turns)
         if system and turns[0].role != "system":
-            turns = (Turn("system", (system,)), *turns)
+            turns = (ConversationTurn("system", (system,)), *turns)
         turns = _insert_input_slots(turns)
         slots = sum(part is None for turn in turns for part in turn.parts)
         numbers = iter([ALL_STREAMS] if slots == 1 else [-2 - k for k in range(slots)])
         texts = [
-            [i for part in turn.parts for i in ([next(numbers)] if part is None else self.text(part)[:limit])]
+            [
+                i
+                for part in turn.parts
+                for i in ([next(numbers)] if part is None else self.tokenize_plain_text(part)[:limit])
+            ]
             for turn in turns
         ]
-        around = self._around(turns)
+        around = self._tokens_between_turns(turns)
         # After the last text there is one piece more.
         return [i for pair in zip(around, [*texts, []], strict=True) for piece in pair for i in piece]
 
-    def target(self, text: str, limit: int) -> list[int]:
-        """The tokens of what the assistant says, at most ``limit`` with the one that ends it."""
-        return [*self.text(text)[: limit - 1], self.end]
+    def tokenize_answer(self, text: str, limit: int) -> list[int]:
+        """The token ids of an answer, at most ``limit`` including the one that ends it."""
+        return [*self.tokenize_plain_text(text)[: limit - 1], self.end]
 
-    def text(self, text: str) -> list[int]:
-        """The tokens of a text, none of which is special."""
+    def tokenize_plain_text(self, text: str) -> list[int]:
+        """The token ids of a text, without special tokens: also those that the text spells out become plain text."""
         if not text:
             return []
         ids: list[int] = self._tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
         return ids
 
-    def _around(self, turns: Sequence[Turn]) -> list[list[int]]:
-        """The tokens before each turn's text, and after the last."""
+    def _tokens_between_turns(self, turns: Sequence[ConversationTurn]) -> list[list[int]]:
+        """The token ids before the text of each turn, and those after the last text."""
         roles = tuple(turn.role for turn in turns)
         if self._kind == "chat":
-            return self._pieces(roles)
+            return self._render_template_pieces(roles)
         pieces: list[list[int]] = [[]]
         for role in roles:
             if role == "assistant":
@@ -131,7 +135,7 @@ class PromptTemplate:
         pieces[-1].append(self._begin)
         return pieces
 
-    def _pieces(self, roles: tuple[str, ...], answered: bool = False) -> list[list[int]]:
+    def _render_template_pieces(self, roles: tuple[str, ...], answered: bool = False) -> list[list[int]]:
         if (known := self._rendered.get((*roles, str(answered)))) is not None:
             return known
         marked = [{"role": role, "content": _MARK.format(n)} for n, role in enumerate(roles)]
@@ -156,11 +160,11 @@ class PromptTemplate:
 
 
 def _insert_input_slots(turns: Conversation) -> Conversation:
-    """The conversation with its inputs before the user's first text, unless it says where they are."""
+    """Put a slot for the sample's inputs before the user's first text, unless the conversation has one already."""
     if any(None in turn.parts for turn in turns):
         return turns
     first = next(n for n, turn in enumerate(turns) if turn.role == "user")
-    return (*turns[:first], Turn("user", (None, *turns[first].parts)), *turns[first + 1 :])
+    return (*turns[:first], ConversationTurn("user", (None, *turns[first].parts)), *turns[first + 1 :])
 
 
 _templates: WeakKeyDictionary[PreTrainedTokenizerBase, dict[str, PromptTemplate]] = WeakKeyDictionary()

@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 import numpy as np
 from pydantic import Field, model_validator
 
-from vlmodel.config import part
+from vlmodel.config import part_field
 from vlmodel.conversation import Conversation, ConversationError
 from vlmodel.decoder import _llm
-from vlmodel.heads._prompts import PromptTemplate, template_of
-from vlmodel.lora import Lora
+from vlmodel.heads._prompts import PromptTemplate, get_prompt_template
+from vlmodel.lora import LoraSettings
 from vlmodel.text_head import BridgePart, TextHeadPart
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 
 class Config(TextHeadPart):
-    """A causal language model, and the bridges into it."""
+    """Settings of a causal language model that generates the answers, and of the bridges into it."""
 
     kind: Literal["llm"] = "llm"
     pretrained: str = ""
@@ -38,12 +38,12 @@ class Config(TextHeadPart):
     one by the settings below."""
     training: Literal["full", "lora", "frozen"] = "full"
     """Train all of it, low-rank adapters beside frozen weights, or nothing of it (only bridges and encoders)."""
-    lora: Lora = Lora()
+    lora: LoraSettings = LoraSettings()
     """The adapters of ``training="lora"``."""
     reads: Literal["streams", "joint"] = "streams"
     """Each encoder's stream through a bridge of its own, with the text as the language model's own tokens; or the joint
     stream of topology and fusion, in which the text is too."""
-    bridge: part("vlmodel.bridge", "mlp") = Field({}, validate_default=True)  # type: ignore[valid-type]
+    bridge: part_field("vlmodel.bridge", "mlp") = Field({}, validate_default=True)  # type: ignore[valid-type]
     """What brings a stream into the language model."""
     template: Literal["chat", "plain"] | None = None
     """The tokenizer's chat template; or "plain": the texts alone, each answer between the tokens that begin and end a
@@ -76,7 +76,7 @@ class Config(TextHeadPart):
     @model_validator(mode="after")
     def _check_settings(self) -> Config:
         if not self.pretrained and self.resolved is None:
-            if reason := _llm.unsupported_reason(self.architecture):
+            if reason := _llm.unsupported_architecture_reason(self.architecture):
                 raise ValueError(f"architecture={self.architecture!r} {reason}")
             if self.training != "full":
                 raise ValueError(
@@ -87,85 +87,94 @@ class Config(TextHeadPart):
                 raise ValueError(f"width={self.width} cannot be shared by heads={self.heads}; make it a multiple")
         return self
 
-    def resolve(self, vocabulary: Vocabulary) -> Config:
+    def resolve_settings(self, vocabulary: Vocabulary) -> Config:
         if self.resolved is not None:
             return self
-        made = _llm.from_pretrained(self.pretrained, vocabulary) if self.pretrained else _llm.new(self, vocabulary)
+        made = (
+            _llm.open_pretrained_llm_config(self.pretrained, vocabulary)
+            if self.pretrained
+            else _llm.new_llm_config(self, vocabulary)
+        )
         return self.model_copy(update={"resolved": made})
 
-    def reads_joint(self) -> bool:
+    def reads_joint_stream(self) -> bool:
         return self.reads == "joint"
 
     def encodes_text(self) -> bool:
         return self.reads == "joint"
 
-    def frames_texts(self) -> bool:
+    def needs_begin_and_end_tokens(self) -> bool:
         return self.template_kind() == "plain"
 
-    def takes_conversations(self) -> bool:
+    def accepts_conversations(self) -> bool:
         return True
 
     def template_kind(self) -> Literal["chat", "plain"]:
-        """Which template prompts are written by."""
+        """Which template is used for prompts: "chat" or "plain"."""
         return self.template or ("chat" if self.pretrained else "plain")
 
     def check_tokenizer(self, tokenizer: PreTrainedTokenizerBase) -> None:
-        template_of(tokenizer, self.template_kind())
+        get_prompt_template(tokenizer, self.template_kind())
         if self.pretrained and self.resolved is None:
-            _llm.check_tokenizer(self.pretrained, tokenizer)
+            _llm.compare_with_own_tokenizer(self.pretrained, tokenizer)
 
-    def window(self) -> int | None:
-        """Most tokens of prompt, inputs and text together; None where there is no limit that is known."""
+    def context_length(self) -> int | None:
+        """Most tokens of prompt, inputs and text together; None if there is no limit, or it is not known yet."""
         if self.resolved is not None:
-            return _llm.window(self.resolved)
+            return _llm.context_length(self.resolved)
         return None if self.pretrained else self.positions
 
-    def longest_target(self) -> int | None:
-        return self.window()
+    def max_generated_tokens(self) -> int | None:
+        return self.context_length()
 
     def build(self, widths: Mapping[str, int], vocabulary: Vocabulary) -> LanguageModel:
         from vlmodel.decoder.llm import LanguageModel
 
-        streams = {name: width for name, width in widths.items() if (name == "joint") == self.reads_joint()}
+        streams = {name: width for name, width in widths.items() if (name == "joint") == self.reads_joint_stream()}
         streams.pop("language", None)
-        return LanguageModel(self.resolve(vocabulary), streams)
+        return LanguageModel(self.resolve_settings(vocabulary), streams)
 
-    def make_bridge(self) -> BridgePart:
+    def bridge_config(self) -> BridgePart:
         """The settings of the bridge of each stream."""
         return cast(BridgePart, self.bridge)
 
     def collate_prompts(
         self, conversations: Sequence[Conversation], limits: Sequence[int | None], processor: VLProcessor
     ) -> dict[str, NDArray[np.generic]]:
-        """Padded in front.
+        """``prompt_ids_NT`` and ``prompt_mask_NT``, padded on the left.
 
         Raises:
             ConversationError: one cannot be answered, or has more slots than the model takes inputs.
         """
-        template = self._template(processor)
-        rows = [template.prompt(turns, self.system, limit) for turns, limit in zip(conversations, limits, strict=True)]
-        most = len(processor.reads)
+        template = self._prompt_template(processor)
+        rows = [
+            template.tokenize_conversation(turns, self.system, limit)
+            for turns, limit in zip(conversations, limits, strict=True)
+        ]
+        most = len(processor.input_names)
         for row in rows:
             if (slots := sum(i < 0 for i in row)) > max(1, most):
                 raise ConversationError(
                     f"the conversation has places for {slots} inputs, and the model takes {most}: "
-                    f"{', '.join(processor.reads) or 'texts alone'}; leave out what is too much"
+                    f"{', '.join(processor.input_names) or 'texts alone'}; leave out what is too much"
                 )
-        ids_NT, mask_NT = _pad_in_front(rows, template.end)
+        ids_NT, mask_NT = _pad_left(rows, template.end)
         return {"prompt_ids_NT": ids_NT, "prompt_mask_NT": mask_NT}
 
     def collate_targets(self, targets: Sequence[str | None], processor: VLProcessor) -> dict[str, NDArray[np.generic]]:
-        """Padded in front, with the token that ends each; all padding for an unknown one."""
-        template, limit = self._template(processor), processor.config.max_target_tokens
-        rows = [[] if target is None else template.target(target, limit) for target in targets]
-        ids_NT, mask_NT = _pad_in_front(rows, template.end)
+        """``target_ids_NT`` and ``target_mask_NT``, padded on the left; each text with the token that ends it, all
+        padding for an unknown text.
+        """
+        template, limit = self._prompt_template(processor), processor.config.max_target_tokens
+        rows = [[] if target is None else template.tokenize_answer(target, limit) for target in targets]
+        ids_NT, mask_NT = _pad_left(rows, template.end)
         return {"target_ids_NT": ids_NT, "target_mask_NT": mask_NT}
 
-    def _template(self, processor: VLProcessor) -> PromptTemplate:
-        return template_of(processor.tokenizer, self.template_kind())
+    def _prompt_template(self, processor: VLProcessor) -> PromptTemplate:
+        return get_prompt_template(processor.tokenizer, self.template_kind())
 
 
-def _pad_in_front(rows: Sequence[Sequence[int]], padding: int) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+def _pad_left(rows: Sequence[Sequence[int]], padding: int) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
     length = max(map(len, rows), default=0) or 1
     ids_NT = np.full((len(rows), length), padding, np.int64)
     mask_NT = np.zeros((len(rows), length), np.bool_)

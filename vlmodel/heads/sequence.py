@@ -44,13 +44,13 @@ class Config(TextHeadPart):
     @model_validator(mode="after")
     def _check_settings(self) -> Config:
         if not self.pretrained and self.resolved is None:
-            if reason := _causal.unsupported_reason(self.architecture):
+            if reason := _causal.unsupported_architecture_reason(self.architecture):
                 raise ValueError(f"architecture={self.architecture!r} {reason}")
             if self.width % self.heads:
                 raise ValueError(f"width={self.width} cannot be shared by heads={self.heads}; make it a multiple")
         return self
 
-    def resolve(self, vocabulary: Vocabulary) -> Config:
+    def resolve_settings(self, vocabulary: Vocabulary) -> Config:
         if vocabulary.begin < 0 or vocabulary.end < 0:
             raise ConfigError(
                 f"head.kind={self.kind!r} writes texts between a token that begins and one that ends them, and the "
@@ -59,17 +59,17 @@ class Config(TextHeadPart):
         if self.resolved is not None:
             return self
         if self.pretrained:
-            resolved = _causal.pretrained_decoder_config(self.pretrained, vocabulary)
+            resolved = _causal.open_pretrained_decoder_config(self.pretrained, vocabulary)
         else:
             resolved = _causal.new_decoder_config(self, vocabulary)
         return self.model_copy(update={"resolved": resolved})
 
-    def longest_target(self) -> int | None:
+    def max_generated_tokens(self) -> int | None:
         if self.resolved is not None:
-            return _causal.longest_target(self.resolved)
+            return _causal.max_generated_tokens(self.resolved)
         return None if self.pretrained else self.positions
 
     def build(self, widths: Mapping[str, int], vocabulary: Vocabulary) -> SequenceDecoder:
         from vlmodel.decoder.sequence import SequenceDecoder
 
-        return SequenceDecoder(self.resolve(vocabulary), widths["joint"])
+        return SequenceDecoder(self.resolve_settings(vocabulary), widths["joint"])

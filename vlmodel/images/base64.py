@@ -9,7 +9,7 @@ _BLANKS = b" \t\r\n\f\v"
 _URL_SAFE = bytes.maketrans(b"-_", b"+/")
 
 
-def from_base64(text: str) -> bytes:
+def decode_base64(text: str) -> bytes:
     """The bytes of a base64 text: also with line breaks, in the URL-safe alphabet, without padding, or a ``data:`` URL.
 
     Raises:

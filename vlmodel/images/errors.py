@@ -1,4 +1,4 @@
-"""Why bytes are no image."""
+"""Errors of bytes that cannot be decoded as an image."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ def check_pixel_count(height: int, width: int, limit: int | None) -> None:
         ImageError: "too_large".
     """
     if limit is not None and height * width > limit:
-        raise too_large_error(f"{width} x {height} = {height * width} pixels", limit)
+        raise image_too_large_error(f"{width} x {height} = {height * width} pixels", limit)
 
 
-def too_large_error(size: str, limit: int | None) -> ImageError:
-    """The error about an image of this size."""
+def image_too_large_error(size: str, limit: int | None) -> ImageError:
+    """The error for an image with too many pixels; ``size`` is its size in words."""
     allowed = f"; max_pixels allows {limit}" if limit is not None else ""
     return ImageError("too_large", f"image of too many pixels ({size}){allowed}")

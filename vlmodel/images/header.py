@@ -11,27 +11,27 @@ from vlmodel.images.containers import boxes, jpeg, png, tiff, webp
 from vlmodel.images.containers.base import ImageHeader
 
 WITHOUT_END = ("gif", "bmp")
-"""Formats of which only a decoder knows whether they are complete."""
+"""Formats whose files are known to be complete only once they are decoded."""
 
 _ENDS: dict[str, Callable[[bytes, ImageHeader], int | None]] = {
-    "jpeg": jpeg.image_end,
-    "png": png.image_end,
-    "webp": webp.image_end,
-    "tiff": tiff.image_end,
-    "jpeg2000": boxes.jpeg2000_end,
-    "avif": boxes.heif_end,
-    "heif": boxes.heif_end,
+    "jpeg": jpeg.find_jpeg_end,
+    "png": png.find_png_end,
+    "webp": webp.find_webp_end,
+    "tiff": tiff.find_tiff_end,
+    "jpeg2000": boxes.find_jpeg2000_end,
+    "avif": boxes.find_heif_end,
+    "heif": boxes.find_heif_end,
 }
 
 
-def read_header(data: bytes) -> ImageHeader | None:
+def read_image_header(data: bytes) -> ImageHeader | None:
     """The header of a file of a known format, by its first bytes; None for other files."""
     if data.startswith(b"\xff\xd8\xff"):
-        return jpeg.read(data)
+        return jpeg.read_jpeg_header(data)
     if data.startswith(b"\x89PNG\r\n\x1a\n"):
-        return png.read(data)
+        return png.read_png_header(data)
     if data.startswith(b"RIFF") and data[8:12] == b"WEBP":
-        return webp.read(data)
+        return webp.read_webp_header(data)
     if data.startswith((b"GIF87a", b"GIF89a")):
         return ImageHeader("gif")
     if data.startswith(b"BM"):
@@ -39,14 +39,14 @@ def read_header(data: bytes) -> ImageHeader | None:
     if data.startswith(tiff.SIGNATURES):
         return ImageHeader("tiff")
     if data.startswith((boxes.JP2, boxes.CODESTREAM)):
-        return boxes.read_jpeg2000(data)
-    return boxes.read_brands(data) if data[4:8] == b"ftyp" else None
+        return boxes.read_jpeg2000_header(data)
+    return boxes.read_avif_or_heif_header(data) if data[4:8] == b"ftyp" else None
 
 
-def without_metadata(data: bytes, header: ImageHeader) -> bytes:
+def remove_image_metadata(data: bytes, header: ImageHeader) -> bytes:
     """The file without its metadata, at which readers may fail; the same bytes if it has none."""
     if header.format == "avif":
-        return boxes.without_exif_item(data)
+        return boxes.hide_avif_exif(data)
     if not header.metadata:
         return data
     pieces, at = [], 0
@@ -57,7 +57,7 @@ def without_metadata(data: bytes, header: ImageHeader) -> bytes:
     return webp.repair_webp_header(rest) if header.format == "webp" else rest
 
 
-def image_end(data: bytes, header: ImageHeader) -> int | None:
+def find_image_end(data: bytes, header: ImageHeader) -> int | None:
     """Position after the image's last byte, whatever follows it; None if the image is cut off before it.
 
     Of an animation the first image counts. Formats ``WITHOUT_END`` take the whole file.
@@ -66,12 +66,12 @@ def image_end(data: bytes, header: ImageHeader) -> int | None:
     return len(data) if end is None else end(data, header)
 
 
-def is_complete(data: bytes, header: ImageHeader) -> bool:
+def is_complete_image(data: bytes, header: ImageHeader) -> bool:
     """Whether the file contains the image's end; always True for formats ``WITHOUT_END``."""
     if header.format == "jpeg" and header.scan >= 0 and not header.buffered:
         # A single scan cannot contain the end marker, and the usual file ends with it: fast to find from behind.
         return data.rfind(b"\xff\xd9", header.scan) >= 0
-    return image_end(data, header) is not None
+    return find_image_end(data, header) is not None
 
 
 def is_plain_jpeg(header: ImageHeader | None) -> bool:

@@ -13,9 +13,9 @@ from PIL import AvifImagePlugin, Image, ImageFile
 
 from vlmodel.images.containers.base import ImageHeader
 from vlmodel.images.containers.exif import ORIENTATION
-from vlmodel.images.errors import ImageError, check_pixel_count, too_large_error
-from vlmodel.images.header import is_complete, read_header, without_metadata
-from vlmodel.images.resize import turn_upright
+from vlmodel.images.errors import ImageError, check_pixel_count, image_too_large_error
+from vlmodel.images.header import is_complete_image, read_image_header, remove_image_metadata
+from vlmodel.images.resize import rotate_upright
 
 _READERS = {
     "jpeg": "JPEG",
@@ -82,10 +82,10 @@ class OpenedImage(NamedTuple):
 
     def decode_upright(self) -> Image.Image:
         """The decoded image as RGB, upright, on white where it is transparent."""
-        rgb = _to_rgb(self.image)
+        rgb = _image_to_rgb(self.image)
         if self._exif_orientation == 1:
             return rgb
-        return Image.fromarray(np.ascontiguousarray(turn_upright(np.asarray(rgb), self._exif_orientation)))
+        return Image.fromarray(np.ascontiguousarray(rotate_upright(np.asarray(rgb), self._exif_orientation)))
 
 
 @contextmanager
@@ -100,39 +100,41 @@ def open_image(data: bytes, max_pixels: int | None = None, formats: Collection[s
         ImageError: the bytes are cut off, are no image of these formats, or are one of too many pixels. What Pillow
             raises while the image is open becomes one, too.
     """
-    header = read_header(data)
+    header = read_image_header(data)
     try:
         if header is None or header.format not in formats:
             raise ValueError(f"no image of a format that is read here ({', '.join(formats)})")
         if header.size is not None:
             check_pixel_count(*header.size, max_pixels)
         if header.format == "heif":
-            _register_heif()
+            _register_heif_reader()
         AvifImagePlugin.DEFAULT_MAX_THREADS = 1  # callers decode in threads or processes of their own
-        with Image.open(io.BytesIO(without_metadata(data, header)), formats=[_READERS[header.format]]) as image:
+        with Image.open(io.BytesIO(remove_image_metadata(data, header)), formats=[_READERS[header.format]]) as image:
             check_pixel_count(image.height, image.width, max_pixels)
-            _check_readable(image, max_pixels)
-            _scale_transparency(image, data)
+            _check_image_readable(image, max_pixels)
+            _scale_transparent_colour(image, data)
             yield OpenedImage(image, header)
     except (ImageError, MemoryError):
         raise
     except Image.DecompressionBombError as error:
-        raise too_large_error(str(error), max_pixels) from None
+        raise image_too_large_error(str(error), max_pixels) from None
     except Exception as error:  # decoders raise anything on broken bytes
-        kind: Literal["truncated", "undecodable"] = "truncated" if _is_cut_off(error, data, header) else "undecodable"
+        kind: Literal["truncated", "undecodable"] = (
+            "truncated" if _is_cut_off_file(error, data, header) else "undecodable"
+        )
         first = data[:8].hex(" ") or "no bytes"
         raise ImageError(
             kind, f"{kind} image ({len(data)} bytes, starting {first}): {error or type(error).__name__}"
         ) from error
 
 
-def extension_of(data: bytes) -> str | None:
+def image_extension(data: bytes) -> str | None:
     """The usual extension of a file of one of ``FORMATS``, by its first bytes; None for other files."""
-    header = read_header(data)
+    header = read_image_header(data)
     return None if header is None else EXTENSIONS[header.format]
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
+def _image_to_rgb(image: Image.Image) -> Image.Image:
     transparent = "transparency" in image.info
     if image.mode == "RGB" and not transparent:
         image.load()
@@ -150,7 +152,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def _check_readable(image: Image.Image, max_pixels: int | None) -> None:
+def _check_image_readable(image: Image.Image, max_pixels: int | None) -> None:
     """Refuse colours that do not become RGB, and tiles that are larger than an image may be."""
     if image.mode not in _MODES or (image.mode == "I" and image.format == "TIFF"):
         raise ValueError(f"pixels of mode {image.mode!r} do not become RGB; store 8 or 16 bits of grey, RGB or CMYK")
@@ -159,8 +161,8 @@ def _check_readable(image: Image.Image, max_pixels: int | None) -> None:
     check_pixel_count(height, width, max_pixels or Image.MAX_IMAGE_PIXELS)
 
 
-def _scale_transparency(image: Image.Image, data: bytes) -> None:
-    """Convert the transparent colour of a PNG from the file's bits to the values of decoded pixels."""
+def _scale_transparent_colour(image: Image.Image, data: bytes) -> None:
+    """Scale the transparent colour of a PNG from the file's bit depth to the 8 bits of decoded pixels."""
     transparent = image.info.get("transparency")
     if image.format != "PNG" or transparent is None or image.mode not in ("L", "RGB"):
         return
@@ -172,7 +174,7 @@ def _scale_transparency(image: Image.Image, data: bytes) -> None:
 
 
 @functools.cache
-def _register_heif() -> None:
+def _register_heif_reader() -> None:
     try:
         import pillow_heif
     except ImportError:
@@ -183,7 +185,7 @@ def _register_heif() -> None:
     pillow_heif.options.DECODE_THREADS = 1
 
 
-def _is_cut_off(error: Exception, data: bytes, header: ImageHeader | None) -> bool:
-    if header is not None and not is_complete(data, header):
+def _is_cut_off_file(error: Exception, data: bytes, header: ImageHeader | None) -> bool:
+    if header is not None and not is_complete_image(data, header):
         return True
     return isinstance(error, EOFError) or "truncated" in str(error).lower()

@@ -1,4 +1,4 @@
-"""How images are prepared for an encoder: what its weights were trained with."""
+"""How images are prepared for an encoder: as when its weights were trained."""
 
 from __future__ import annotations
 
@@ -15,27 +15,27 @@ IMAGENET_MEAN: Triple = (0.485, 0.456, 0.406)
 IMAGENET_STD: Triple = (0.229, 0.224, 0.225)
 
 
-def as_pair(value: Any) -> Any:
-    """(height, width) of one number, the side of a square, or of two; anything else as it is."""
+def as_height_and_width(value: Any) -> Any:
+    """(height, width) from one number, the side of a square, or from a list of two; other values unchanged."""
     if isinstance(value, int):
         return (value, value)
     return tuple(value) if isinstance(value, list) else value
 
 
 Pixels = Annotated[int, Field(ge=1)]
-ImageSize = Annotated[tuple[Pixels, Pixels], BeforeValidator(as_pair)]
+ImageSize = Annotated[tuple[Pixels, Pixels], BeforeValidator(as_height_and_width)]
 """Height and width, in pixels or cells; one number stands for a square."""
 
 
 @dataclass(frozen=True)
-class Preprocessing:
-    """What the weights of an encoder were trained with.
+class ImagePreprocessing:
+    """The preprocessing of images with which the weights of an encoder were trained.
 
     Attributes:
         size: height and width of the images, in pixels.
         mean, std: of the red, green and blue channels, which are scaled to 0..1.
-        interpolation, resize, crop: as of ``resize.Square``.
-        stated: whether the weights themselves say so; else it is what is usual.
+        interpolation, resize, crop: as of ``resize.SquareResizing``.
+        stated: True if the files of the weights say so, False if it is only the usual default.
     """
 
     size: tuple[int, int]

@@ -23,8 +23,8 @@ _INVERSE = {6: 8, 8: 6}
 
 
 @dataclass(frozen=True)
-class Square:
-    """The square that an image becomes.
+class SquareResizing:
+    """How an image becomes a square: its side, cropping or padding, and the filter.
 
     Attributes:
         side: in pixels.
@@ -38,14 +38,14 @@ class Square:
     crop: float = 1.0
     interpolation: Interpolation = "bilinear"
 
-    def part_of(self, height: int, width: int) -> tuple[int, int, int, int]:
-        """First row, first column, height and width of what is kept of an image."""
+    def region_to_keep(self, height: int, width: int) -> tuple[int, int, int, int]:
+        """(first row, first column, height, width) of the region of an image that is kept."""
         rows, columns = (min(height, width),) * 2 if self.resize == "crop" else (height, width)
         rows, columns = (max(1, round(length * self.crop)) for length in (rows, columns))
         return (height - rows) // 2, (width - columns) // 2, rows, columns
 
-    def filled_by(self, height: int, width: int) -> tuple[int, int, int, int]:
-        """First row, first column, height and width of the square's pixels that show an image of this shape."""
+    def region_to_fill(self, height: int, width: int) -> tuple[int, int, int, int]:
+        """(first row, first column, height, width) of the region of the square that an image of this shape fills."""
         if self.resize != "pad":
             return 0, 0, self.side, self.side
         longest = max(height, width)
@@ -53,13 +53,13 @@ class Square:
         return (self.side - rows) // 2, (self.side - columns) // 2, rows, columns
 
     @property
-    def least_side(self) -> int:
-        """Pixels that the shorter side of an image needs, so that nothing is enlarged."""
+    def min_source_side(self) -> int:
+        """Pixels that the shorter side of an image must have, so that resizing does not enlarge it."""
         return math.ceil(self.side / self.crop)
 
 
-def turn_upright(pixels_HWC: NDArray[np.uint8], orientation: int) -> NDArray[np.uint8]:
-    """The upright image, by EXIF's orientation from 1 to 8: a view."""
+def rotate_upright(pixels_HWC: NDArray[np.uint8], orientation: int) -> NDArray[np.uint8]:
+    """Rotate and mirror an image by its EXIF orientation, from 1 to 8; returns a view."""
     if orientation in (3, 4, 6, 7):
         pixels_HWC = pixels_HWC[::-1]
     if orientation in (2, 3, 7, 8):
@@ -69,11 +69,11 @@ def turn_upright(pixels_HWC: NDArray[np.uint8], orientation: int) -> NDArray[np.
 
 def resize_to_square(
     pixels_HWC: NDArray[np.uint8],
-    square: Square,
+    square: SquareResizing,
     out_HWC: NDArray[np.uint8] | None = None,
     orientation: int = 1,
 ) -> NDArray[np.uint8]:
-    """The upright image as (side, side, 3).
+    """Turn an image upright and resize it to (side, side, 3).
 
     torch's antialiased filters give Pillow's pixels but for rounding, several times as fast.
 
@@ -83,28 +83,28 @@ def resize_to_square(
     """
     if out_HWC is None:
         out_HWC = np.empty((square.side, square.side, 3), np.uint8)
-    upright_HWC = turn_upright(pixels_HWC, orientation)
-    top, left, height, width = square.part_of(*upright_HWC.shape[:2])
+    upright_HWC = rotate_upright(pixels_HWC, orientation)
+    top, left, height, width = square.region_to_keep(*upright_HWC.shape[:2])
     upright_HWC = upright_HWC[top : top + height, left : left + width]
-    top, left, height, width = square.filled_by(height, width)
+    top, left, height, width = square.region_to_fill(height, width)
     shown_HWC = out_HWC[top : top + height, left : left + width]
     if shown_HWC.shape != out_HWC.shape:
         out_HWC[:] = PADDING
     if upright_HWC.shape == shown_HWC.shape:
         shown_HWC[:] = upright_HWC
     elif orientation == 1 and shown_HWC.shape == out_HWC.shape:
-        _resize(upright_HWC, out_HWC, square.interpolation)
+        _resize_image(upright_HWC, out_HWC, square.interpolation)
     else:
         # The small image is turned, as a filter is slow on pixels whose neighbours are far apart in memory.
-        stored_HWC = turn_upright(upright_HWC, _INVERSE.get(orientation, orientation))
+        stored_HWC = rotate_upright(upright_HWC, _INVERSE.get(orientation, orientation))
         small_HWC = np.empty((width, height, 3) if orientation >= 5 else (height, width, 3), np.uint8)
-        _resize(stored_HWC, small_HWC, square.interpolation)
-        shown_HWC[:] = turn_upright(small_HWC, orientation)
+        _resize_image(stored_HWC, small_HWC, square.interpolation)
+        shown_HWC[:] = rotate_upright(small_HWC, orientation)
     return out_HWC
 
 
-def _resize(pixels_HWC: NDArray[np.uint8], out_HWC: NDArray[np.uint8], interpolation: Interpolation) -> None:
-    """Fill ``out_HWC``, which is contiguous, with the whole image."""
+def _resize_image(pixels_HWC: NDArray[np.uint8], out_HWC: NDArray[np.uint8], interpolation: Interpolation) -> None:
+    """Resize a whole image into ``out_HWC``, which is contiguous."""
     import torch
 
     # interpolate()'s own operator writes into given memory, and not plane by plane. Permuted from BHWC, torch sees

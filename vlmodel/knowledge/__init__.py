@@ -1,1 +1,1 @@
-"""How a model uses facts: a file a way, whose ``Config`` is named by ``model.knowledge.kind``."""
+"""The ways in which a model uses facts, one file each; ``model.knowledge.kind`` names the file."""

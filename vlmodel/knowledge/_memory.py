@@ -1,4 +1,4 @@
-"""The module of the memory: attention from the pooled streams of a row to its facts."""
+"""The module of ``memory``: attention from the pooled streams of a row to its facts."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ LANGUAGE = "language"
 
 
 class FactMemory(nn.Module):
-    """A key-value memory over texts (Key-Value Memory Networks, Miller et al. 2016, arXiv:1606.03126).
+    """A key-value memory whose entries are the facts of a row (Miller et al. 2016, arXiv:1606.03126).
 
-    A query of the pooled vectors of all streams of a row, a key of each of its facts, both linear in what the encoders
-    give; the weights are the softmax of their products. The stream has the tokens of the ``read`` facts of the greatest
-    weights, each multiplied by its fact's weight, through which the selection is learned; its pooled vector is the mean
-    of all the row's facts by their weights. A row without facts lacks the stream.
+    The query is a linear map of the pooled vectors of all streams of a row, the key of a fact a linear map of its mean
+    token; the weights of the facts are the softmax of their dot products. The resulting stream has the tokens of the
+    ``read`` facts of the greatest weights, each multiplied by its fact's weight, so that the weights are learned. Its
+    pooled vector is the weighted mean of all facts. A row without facts lacks the stream.
     """
 
     def __init__(self, config: Config, widths: Mapping[str, int]) -> None:

@@ -1,4 +1,4 @@
-"""Injection: the facts of a text stand behind it, as text, and the language encoder reads them with it."""
+"""Injection: the facts of a text are appended to it as text, and the language encoder reads both."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class Config(KnowledgePart):
-    """Facts as tokens behind the text, so that what a fact says is read exactly, also by a model that never saw it."""
+    """Settings of facts as tokens after the text: the model reads each word of a fact, also of one it never saw."""
 
     changes_texts: ClassVar[bool] = True
 
@@ -31,43 +31,43 @@ class Config(KnowledgePart):
     """Most tokens of all facts behind a text; the last ones are left out as a whole where there are more. They come on
     top of processor.max_tokens."""
 
-    def extra_tokens(self) -> int:
+    def max_added_tokens(self) -> int:
         return self.max_fact_tokens
 
-    def arranges_tokens(self) -> bool:
+    def makes_token_layout(self) -> bool:
         return self.layout == "tree"
 
     def tokenize(
         self, texts: Sequence[str], facts: Sequence[tuple[LinkedFact, ...]], processor: VLProcessor
     ) -> dict[str, NDArray[np.generic]]:
-        """Those of ``VLProcessor.tokenize``; with the tree ``text_positions_NT`` int64, the place of each token in its
-        text, and ``text_visible_NTT`` bool, whether the first token attends to the second.
+        """The arrays of ``VLProcessor.tokenize``; for layout "tree" also ``text_positions_NT`` int64, the position of
+        each token, and ``text_visible_NTT`` bool, whether the first token attends to the second.
         """
         keys = [(text, tuple((f.fact.text, f.mention) for f in of_text)) for text, of_text in
                 zip(texts, facts, strict=True)]  # fmt: skip
         row_of = {key: row for row, key in enumerate(dict.fromkeys(keys))}
-        sequences = _sequences(list(row_of), processor, self.max_fact_tokens)
+        sequences = _tokenize_texts_with_facts(list(row_of), processor, self.max_fact_tokens)
         row_N = np.array([row_of[key] for key in keys], np.int64)
         left = processor.tokenizer.padding_side == "left"
-        ids_UT, mask_UT = _padded([s.ids for s in sequences], processor.tokenizer.pad_token_id, left)
+        ids_UT, mask_UT = _pad_to_longest([s.ids for s in sequences], processor.tokenizer.pad_token_id, left)
         arrays: dict[str, NDArray[np.generic]] = {
             "input_ids_NT": ids_UT[row_N],
             "text_mask_NT": mask_UT[row_N],
-        } | processor.distinct_texts(row_N, mask_UT)
+        } | processor.distinct_text_arrays(row_N, mask_UT)
         if self.layout == "tree":
-            positions_UT, _ = _padded([s.positions for s in sequences], 0, left)
+            positions_UT, _ = _pad_to_longest([s.positions for s in sequences], 0, left)
             arrays["text_positions_NT"] = positions_UT[row_N]
-            arrays["text_visible_NTT"] = _visible([s.branches for s in sequences], [s.anchors for s in sequences],
-                                                  mask_UT.shape[1], left)[row_N]  # fmt: skip
+            branches, anchors = [s.branches for s in sequences], [s.anchors for s in sequences]
+            arrays["text_visible_NTT"] = _visibility_matrix(branches, anchors, mask_UT.shape[1], left)[row_N]
         return arrays
 
 
-class _Sequence(NamedTuple):
-    """A text with its facts, a number a token.
+class _TextWithFacts(NamedTuple):
+    """The tokens of a text and of its facts.
 
     Attributes:
         ids: of the tokens.
-        positions: soft positions: those of a fact go on behind the words that name its head.
+        positions: soft positions: those of a fact continue from the words that name its head.
         branches: 0 for the text, n for the n-th fact.
         anchors: for each fact the tokens of the text at which it branches off.
     """
@@ -78,10 +78,10 @@ class _Sequence(NamedTuple):
     anchors: list[list[int]]
 
 
-def _sequences(
+def _tokenize_texts_with_facts(
     keys: Sequence[tuple[str, tuple[tuple[str, tuple[int, int] | None], ...]]], processor: VLProcessor, most: int
-) -> list[_Sequence]:
-    """The tokens of distinct texts with their facts, at most ``most`` of facts."""
+) -> list[_TextWithFacts]:
+    """Tokenize distinct texts with their facts; at most ``most`` tokens of facts for each text."""
     if not keys:
         return []
     tokenizer = processor.tokenizer
@@ -99,14 +99,14 @@ def _sequences(
         spans = encoded["offset_mapping"][row]
         # What ends a text ([SEP]; XLNet's <cls>) ends it with its facts, too.
         stop = len(ids) - 1 if ids and special[-1] else len(ids)
-        sequence = _Sequence(list(ids[:stop]), list(range(stop)), [0] * stop, [])
+        sequence = _TextWithFacts(list(ids[:stop]), list(range(stop)), [0] * stop, [])
         used = 0
         for text, mention in facts:
             tokens = [*between, *ids_of[text]]
             if used + len(tokens) > most:
                 break
             used += len(tokens)
-            anchor = _tokens_at(spans[:stop], mention)
+            anchor = _anchor_token_indices(spans[:stop], mention)
             first = (anchor[-1] if mention is not None and anchor else stop - 1) + 1
             sequence.ids.extend(tokens)
             sequence.positions.extend(range(first, first + len(tokens)))
@@ -119,9 +119,9 @@ def _sequences(
     return sequences
 
 
-def _tokens_at(spans: Sequence[tuple[int, int]], mention: tuple[int, int] | None) -> list[int]:
-    """The tokens at which a fact branches off: those of the letters that name its head, the first token where it is
-    named nowhere or its name was cut off.
+def _anchor_token_indices(spans: Sequence[tuple[int, int]], mention: tuple[int, int] | None) -> list[int]:
+    """Indices of the tokens to which a fact is attached: those that name its head, or the first token if none does or
+    its name was cut off.
     """
     if mention is not None:
         start, stop = mention
@@ -130,11 +130,11 @@ def _tokens_at(spans: Sequence[tuple[int, int]], mention: tuple[int, int] | None
     return [0] if spans else []
 
 
-def _visible(
+def _visibility_matrix(
     branches: Sequence[Sequence[int]], anchors: Sequence[Sequence[Sequence[int]]], length: int, left: bool
 ) -> NDArray[np.bool_]:
-    """K-BERT's visible matrix (Liu et al. 2020, arXiv:1909.07606), (U, T, T): tokens of one branch see each other, and
-    those of a fact and of the words at which it branches off.
+    """K-BERT's visible matrix (Liu et al. 2020, arXiv:1909.07606), (U, T, T): the tokens of the text attend to each
+    other, and those of a fact to each other and to the words that name its head, and these to them.
     """
     visible_UTT = np.zeros((len(branches), length, length), np.bool_)
     for u, (of_text, anchors_of_text) in enumerate(zip(branches, anchors, strict=True)):
@@ -150,8 +150,10 @@ def _visible(
     return visible_UTT
 
 
-def _padded(rows: Sequence[Sequence[int]], padding: int, left: bool) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
-    """Rows of numbers as (U, T), and which of them are no padding."""
+def _pad_to_longest(
+    rows: Sequence[Sequence[int]], padding: int, left: bool
+) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+    """Pad rows of numbers to the longest, (U, T); also returns which numbers are no padding."""
     length = max(map(len, rows), default=0) or 1
     values_UT, mask_UT = np.full((len(rows), length), padding, np.int64), np.zeros((len(rows), length), np.bool_)
     for u, row in enumerate(rows):

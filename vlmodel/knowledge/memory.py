@@ -1,4 +1,4 @@
-"""Memory: what is seen and asked selects among the facts of a row, and the selected ones are a stream of their own."""
+"""Memory: attention from the image and the text selects among the facts of a row; those selected become a stream."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
 
 class Config(KnowledgePart):
-    """The facts that are linked to a row, or offered with it, are keys and values; the query is of all streams, so that
-    what only the picture names can be looked up. ``link.top`` facts are looked at.
+    """Settings of a memory: the ``link.top`` facts of a row are keys and values. The query is made of all streams, so
+    that what is seen in the picture selects facts too.
     """
 
     gives_stream: ClassVar[bool] = True
@@ -37,8 +37,8 @@ class Config(KnowledgePart):
     def tokenize(
         self, texts: Sequence[str], facts: Sequence[tuple[LinkedFact, ...]], processor: VLProcessor
     ) -> dict[str, NDArray[np.generic]]:
-        """Those of ``VLProcessor.tokenize``; and ``fact_ids_MT`` int64 and ``fact_mask_MT`` bool, the tokens of the M
-        distinct facts; ``fact_rows_NJ`` int64, for each text the rows of its facts among them, -1 where it has fewer.
+        """The arrays of ``VLProcessor.tokenize``; ``fact_ids_MT`` int64 and ``fact_mask_MT`` bool, the tokens of the M
+        distinct facts; and ``fact_rows_NJ`` int64, for each text the rows of its facts, -1 where it has fewer than J.
         """
         fact_texts = dict.fromkeys(one.fact.text for one in chain.from_iterable(facts))
         row_of = {text: row for row, text in enumerate(fact_texts)}

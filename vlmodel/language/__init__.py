@@ -1,1 +1,1 @@
-"""Language encoders: token ids in, ``Tokens`` out. One file a family of encoders."""
+"""Language encoders: token ids in, ``Tokens`` out. One file for each family of encoders."""

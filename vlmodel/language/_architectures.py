@@ -1,7 +1,7 @@
-"""The text encoders of transformers that can be used, and how each differs from the others.
+"""The text encoders of transformers that can be used, and how they differ.
 
-This is a table because a model's settings do not tell whether padding changes its tokens, or which form of mask it uses
-without waiting for the GPU. ``tests/vlmodel/test_language.py`` checks every row.
+They are listed because a model's settings do not tell whether padding changes its tokens, or which form of mask it
+takes without waiting for the GPU. ``tests/vlmodel/test_language.py`` checks each of them.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from vlmodel.config import ConfigError
 
 @dataclass(frozen=True)
 class EncoderArchitecture:
-    """The facts about an architecture that its settings do not tell.
+    """Properties of an architecture that its settings do not tell.
 
     Attributes:
         layers: path of its list of layers; "" if one layer is repeated.
@@ -77,7 +77,7 @@ _UNSUPPORTED = {
 _OF_LAYERS = ("encoder.albert_layer_groups", "encoder.relative_attention_bias", "encoder.rel_embeddings")
 
 
-def unsupported_reason(name: str) -> str | None:
+def unsupported_architecture_reason(name: str) -> str | None:
     """Why transformers' architecture ``name`` cannot be used, and which ones can; None if it can."""
     from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_MASKED_LM_MAPPING
 
@@ -100,7 +100,7 @@ def unsupported_reason(name: str) -> str | None:
     return f"{reason}; use one of {', '.join(ARCHITECTURES)}"
 
 
-def setting_names(name: str) -> set[str]:
+def list_setting_names(name: str) -> set[str]:
     """Names of the settings of the architecture ``name``."""
     from transformers import CONFIG_MAPPING
 
@@ -108,22 +108,22 @@ def setting_names(name: str) -> set[str]:
     return set(example.to_dict()) | set(example.attribute_map)
 
 
-def first_position(name: str, padding: int) -> int:
-    """Number of a text's first position, where ``padding`` is the padding's token id."""
+def first_position_number(name: str, padding: int) -> int:
+    """The position number of the first token of a text; ``padding`` is the token id of the padding."""
     first = ARCHITECTURES[name].first_position
     return padding + 1 if first is None else first
 
 
-def longest_text(resolved: Mapping[str, Any]) -> int | None:
-    """Greatest number of tokens in a text, by transformers' configuration; None without a limit."""
+def max_text_tokens(resolved: Mapping[str, Any]) -> int | None:
+    """Greatest number of tokens in a text, by transformers' configuration; None for no limit."""
     name, positions = resolved["model_type"], resolved.get("max_position_embeddings")
     if not ARCHITECTURES[name].limited or positions is None:
         return None
-    return int(positions) - first_position(name, resolved["pad_token_id"])
+    return int(positions) - first_position_number(name, resolved["pad_token_id"])
 
 
 def keep_first_layers(config: Any, layers: int) -> None:
-    """Leave only the first ``layers`` in transformers' ``config``.
+    """Change transformers' ``config`` so that only the first ``layers`` are built.
 
     Raises:
         ConfigError: there are fewer, or the architecture cannot be cut there.
@@ -154,8 +154,8 @@ def first_layer_paths(name: str, encoder: Any, layers: int) -> list[str]:
     return embeddings + [f"{ARCHITECTURES[name].layers}.{i}" for i in range(layers)]
 
 
-def drop_unused_weights(encoder: Any) -> None:
-    """Remove or freeze what no loss reaches: data-parallel training waits for every parameter's gradient."""
+def remove_or_freeze_unused_weights(encoder: Any) -> None:
+    """Remove or freeze weights that get no gradient: data-parallel training waits for every parameter's gradient."""
     children = dict(encoder.named_modules())
     if "pooler" in children:
         encoder.register_module("pooler", None)

@@ -12,17 +12,17 @@ from torch import Tensor, nn
 
 from vlmodel import lora, parts
 from vlmodel.config import ConfigError
-from vlmodel.layers import parameter_stages
-from vlmodel.lora import Lora
+from vlmodel.layers import parameter_names_by_stage
+from vlmodel.lora import LoraSettings
 from vlmodel.tokens import Tokens
 from vlmodel.weights import (
     WeightsError,
     config_from_dict,
     config_to_dict,
-    one_line,
-    open_model,
+    error_in_one_line,
+    from_pretrained_arguments,
+    open_transformers_model,
     refuse_missing_weights,
-    source_options,
 )
 
 _SETTING = "language.pretrained"
@@ -32,7 +32,7 @@ _PREFIXED = {"clip_text_model": True, "siglip_text_model": False}
 
 
 class Config(parts.LanguagePart):
-    """The text tower of CLIP or SigLIP, with the vector of the whole text that they were trained to compare."""
+    """Settings of the text encoder of a CLIP or SigLIP, whose pooled vector was trained to be compared with images."""
 
     non_backbone_settings: ClassVar[frozenset[str]] = frozenset(
         {"pretrained", "projection", "output", "frozen", "lora"}
@@ -59,7 +59,7 @@ class Config(parts.LanguagePart):
     """Width of a linear projection of the tokens; null for none."""
     frozen: bool = False
     """Do not train the tower (its projection is always trained)."""
-    lora: Lora | None = None
+    lora: LoraSettings | None = None
     """Low-rank adapters in the tower, which is frozen but for them; null for none."""
     resolved: dict[str, Any] | None = None
     """transformers' configuration of the tower; filled in when the model is created, and stored with it."""
@@ -69,13 +69,13 @@ class Config(parts.LanguagePart):
         if self.lora is not None and self.frozen:
             raise ValueError("lora trains adapters in a tower that is frozen but for them; leave frozen out")
         if not self.pretrained and self.resolved is None:
-            if reason := _unsupported_reason(self.architecture):
+            if reason := _unsupported_architecture_reason(self.architecture):
                 raise ValueError(f"architecture={self.architecture!r} {reason}")
             if self.width % self.heads:
                 raise ValueError(f"width={self.width} cannot be shared by heads={self.heads}; make it a multiple")
         return self
 
-    def resolve(self, vocabulary: parts.Vocabulary) -> Config:
+    def resolve_settings(self, vocabulary: parts.Vocabulary) -> Config:
         """See ``LanguagePart``.
 
         Raises:
@@ -84,7 +84,9 @@ class Config(parts.LanguagePart):
         """
         if self.resolved is not None:
             return self
-        whole = _open_config(self.pretrained) if self.pretrained else self._from_scratch(vocabulary)
+        whole = (
+            _open_text_tower_config(self.pretrained) if self.pretrained else self._new_transformers_config(vocabulary)
+        )
         if whole.vocab_size < vocabulary.size:
             raise ConfigError(
                 f"{_SETTING}={self.pretrained!r} knows {whole.vocab_size} tokens and the tokenizer makes "
@@ -93,7 +95,7 @@ class Config(parts.LanguagePart):
         return self.model_copy(update={"resolved": config_to_dict(whole)})
 
     def build(self, vocabulary: parts.Vocabulary) -> TextTower:
-        return TextTower(self.resolve(vocabulary), vocabulary.padding)
+        return TextTower(self.resolve_settings(vocabulary), vocabulary.padding)
 
     def is_frozen(self) -> bool:
         return self.frozen
@@ -104,12 +106,12 @@ class Config(parts.LanguagePart):
     def outputs_tokens(self) -> bool:
         return self.output == "tokens"
 
-    def longest_text(self) -> int | None:
+    def max_text_tokens(self) -> int | None:
         if self.resolved is not None:
             return int(self.resolved["max_position_embeddings"])
         return None if self.pretrained else self.positions
 
-    def _from_scratch(self, vocabulary: parts.Vocabulary) -> Any:
+    def _new_transformers_config(self, vocabulary: parts.Vocabulary) -> Any:
         from transformers import AutoConfig
 
         return AutoConfig.for_model(
@@ -128,11 +130,11 @@ class Config(parts.LanguagePart):
 
 
 class TextTower(parts.LanguageEncoder):
-    """transformers' text tower.
+    """The text encoder of a CLIP or SigLIP of transformers.
 
-    CLIP's vector of a text is that of its last token, which its tokenizer puts at its end. SigLIP was trained with
-    texts that are padded to its window, with padding that is seen, and its vector is that of the window's last place;
-    so are texts encoded here, whatever they are padded to in a batch.
+    CLIP's vector of a text is that of its last token. SigLIP was trained with texts padded to its greatest length,
+    without a mask, and its vector is that of the last position; so each text is padded to that length here, however
+    long the batch is.
 
     Args:
         padding: token id of the padding.
@@ -145,15 +147,15 @@ class TextTower(parts.LanguageEncoder):
         inner = config_from_dict(config.resolved)
         self._window = int(inner.max_position_embeddings)
         self._sees_only_before = _PREFIXED[inner.model_type]
-        self.encoder: Any = _tower_class(inner.model_type)._from_config(inner)
+        self.encoder: Any = _text_tower_class(inner.model_type)._from_config(inner)
         self.projection: nn.Module = (
             nn.Linear(inner.hidden_size, config.projection) if config.projection else nn.Identity()
         )
         self.width = config.projection or inner.hidden_size
         if config.frozen:
-            self.freeze("encoder")
+            self.freeze_submodules("encoder")
         elif config.lora is not None:
-            self.adapt("encoder", config.lora)
+            self.add_adapters("encoder", config.lora)
 
     def forward(self, input_ids_NT: Tensor, mask_NT: Tensor) -> Tokens:
         if not len(input_ids_NT):
@@ -161,10 +163,10 @@ class TextTower(parts.LanguageEncoder):
             # parameter still has a gradient.
             one = self(input_ids_NT.new_zeros(1, input_ids_NT.shape[1]), mask_NT.new_zeros(1, mask_NT.shape[1]))
             return Tokens(one.x_BTD[:0], one.mask_BT[:0], one.pooled_BD[:0])
-        return self.from_features(*self.features(input_ids_NT, mask_NT))
+        return self.tokens_from_features(*self.compute_features(input_ids_NT, mask_NT))
 
-    def features(self, input_ids_NT: Tensor, mask_NT: Tensor) -> tuple[Tensor, Tensor]:
-        """The vector of each text as its first token, then its tokens, (N, 1 + T, F), and which of these are real."""
+    def compute_features(self, input_ids_NT: Tensor, mask_NT: Tensor) -> tuple[Tensor, Tensor]:
+        """The vector of each text, then its tokens (N, 1 + T, F), and which of them are real (N, 1 + T)."""
         order_NT = mask_NT.int().argsort(dim=1, descending=True, stable=True)
         mask_NT = mask_NT.take_along_dim(order_NT, 1)
         ids_NT = input_ids_NT.take_along_dim(order_NT, 1).masked_fill(~mask_NT, self.padding)
@@ -180,10 +182,10 @@ class TextTower(parts.LanguageEncoder):
         features_NTF = torch.cat([pooled_NF.unsqueeze(1), x_NTF[:, :count]], 1)
         return features_NTF, torch.cat([mask_NT.any(1, keepdim=True), mask_NT], 1)
 
-    def pooled_features(self, features_NTF: Tensor, mask_NT: Tensor) -> tuple[Tensor, Tensor]:
+    def pool_features(self, features_NTF: Tensor, mask_NT: Tensor) -> tuple[Tensor, Tensor]:
         return features_NTF[:, :1], mask_NT[:, :1]
 
-    def from_features(self, features_NTF: Tensor, mask_NT: Tensor) -> Tokens:
+    def tokens_from_features(self, features_NTF: Tensor, mask_NT: Tensor) -> Tokens:
         # Cached features may have less precision than the weights.
         x_NTD = self.projection(features_NTF.to(self.encoder.dtype))
         pooled_ND = x_NTD[:, 0] * mask_NT[:, :1]  # zero for a text without any token
@@ -197,13 +199,13 @@ class TextTower(parts.LanguageEncoder):
             return
         from transformers import AutoModel
 
-        config = _open_whole(source)
+        config = _open_full_model_config(source)
         is_whole = hasattr(config, "text_config")
-        whole, missing = open_model(
-            AutoModel if is_whole else _tower_class(config.model_type), _SETTING, source, config
+        whole, missing = open_transformers_model(
+            AutoModel if is_whole else _text_tower_class(config.model_type), _SETTING, source, config
         )
         state = getattr(whole, _TOWER, whole).state_dict()
-        names = lora.plain_names(self.encoder)
+        names = lora.names_without_adapters(self.encoder)
         refuse_missing_weights(_SETTING, source, {name.removeprefix(f"{_TOWER}.") for name in missing} & set(state))
         self.encoder.load_state_dict({name: state[plain] for name, plain in names.items()}, strict=False)
 
@@ -214,24 +216,24 @@ class TextTower(parts.LanguageEncoder):
         if not self.config.pretrained or self.config.lora is not None:
             return []
         own = dict(self.encoder.named_parameters())
-        stages = parameter_stages(self.encoder, "encoder.layers")
+        stages = parameter_names_by_stage(self.encoder, "encoder.layers")
         return [[own[name] for name in names if own[name].requires_grad] for names in stages]
 
 
-def _unsupported_reason(architecture: str) -> str | None:
+def _unsupported_architecture_reason(architecture: str) -> str | None:
     if architecture in _PREFIXED:
         return None
     return f"is no text tower that can be used here; use one of {', '.join(_PREFIXED)}, or language.kind='transformer'"
 
 
-def _tower_class(architecture: str) -> Any:
-    """transformers' class, which its ``AutoModel`` knows only as a part of the whole model."""
+def _text_tower_class(architecture: str) -> Any:
+    """transformers' class of a text tower; its ``AutoModel`` finds only the whole model of images and texts."""
     from transformers import CLIPTextModel, SiglipTextModel
 
     return {"clip_text_model": CLIPTextModel, "siglip_text_model": SiglipTextModel}[architecture]
 
 
-def _open_whole(source: str) -> Any:
+def _open_full_model_config(source: str) -> Any:
     """transformers' configuration of the model in a folder or on the hub.
 
     Raises:
@@ -239,25 +241,26 @@ def _open_whole(source: str) -> Any:
     """
     from transformers import AutoConfig
 
-    name, options = source_options(source)
+    name, options = from_pretrained_arguments(source)
     try:
         return AutoConfig.from_pretrained(name, trust_remote_code=False, **options)
     except Exception as error:  # broken files raise anything
         raise WeightsError(
-            f"{_SETTING}={source!r} cannot be opened: {one_line(error)}; without a network, name the folder of a copy"
+            f"{_SETTING}={source!r} cannot be opened: {error_in_one_line(error)}; without a network, name the folder "
+            "of a copy"
         ) from error
 
 
-def _open_config(source: str) -> Any:
+def _open_text_tower_config(source: str) -> Any:
     """transformers' configuration of the text tower of the model in a folder or on the hub.
 
     Raises:
         WeightsError: it cannot be opened.
         ConfigError: it has no text tower that can be used.
     """
-    whole = _open_whole(source)
+    whole = _open_full_model_config(source)
     config = getattr(whole, "text_config", whole)
-    if reason := _unsupported_reason(config.model_type):
+    if reason := _unsupported_architecture_reason(config.model_type):
         raise ConfigError(f"{_SETTING}={source!r}: its architecture {config.model_type!r} {reason}")
     if getattr(config, "projection_size", config.hidden_size) != config.hidden_size:
         raise ConfigError(

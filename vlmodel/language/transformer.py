@@ -16,16 +16,22 @@ from vlmodel.language import _architectures
 from vlmodel.language._architectures import ARCHITECTURES
 from vlmodel.layers import (
     ACTIVATIONS,
-    as_transformers_mask,
-    check_activation,
-    check_heads,
+    check_activation_has_projection,
+    check_heads_divide_width,
     masked_mean,
     masked_softmax,
-    parameter_stages,
+    parameter_names_by_stage,
+    to_transformers_mask,
 )
-from vlmodel.lora import Lora
+from vlmodel.lora import LoraSettings
 from vlmodel.tokens import Tokens
-from vlmodel.weights import config_from_dict, config_to_dict, open_config, open_model, refuse_missing_weights
+from vlmodel.weights import (
+    config_from_dict,
+    config_to_dict,
+    open_transformers_config,
+    open_transformers_model,
+    refuse_missing_weights,
+)
 
 _SETTING = "language.pretrained"
 _FEED_FORWARD = ("intermediate_size", "hidden_dim", "d_inner", "d_ff")
@@ -35,7 +41,7 @@ _XLNET_CLS_SEGMENT = 2
 
 
 class Config(parts.LanguagePart):
-    """An encoder of the transformers library."""
+    """Settings of a text encoder of the transformers library."""
 
     non_backbone_settings: ClassVar[frozenset[str]] = frozenset(
         {"pretrained", "projection", "activation", "output", "frozen", "dropout", "lora"}
@@ -72,28 +78,28 @@ class Config(parts.LanguagePart):
     """Do not train the encoder (its projection is always trained)."""
     frozen_layers: int = Field(0, ge=0)
     """Do not train the embeddings and this many of the first layers; 0 trains the embeddings too."""
-    lora: Lora | None = None
+    lora: LoraSettings | None = None
     """Low-rank adapters in the encoder, which is frozen but for them; null for none."""
     resolved: dict[str, Any] | None = None
     """transformers' configuration of the encoder; filled in when the model is created, and stored with it."""
 
     @model_validator(mode="after")
     def _check_settings(self) -> Config:
-        check_activation(self.activation, self.projection is not None)
+        check_activation_has_projection(self.activation, self.projection is not None)
         if self.lora is not None and (self.frozen or self.frozen_layers):
             partly = "frozen" if self.frozen else "frozen_layers"
             raise ValueError(f"lora trains adapters in an encoder that is frozen but for them; leave {partly} out")
         if not self.pretrained and self.resolved is None:
-            if reason := _architectures.unsupported_reason(self.architecture):
+            if reason := _architectures.unsupported_architecture_reason(self.architecture):
                 raise ValueError(f"architecture={self.architecture!r} {reason}")
             if 0 in (self.depth, self.layers) and not ARCHITECTURES[self.architecture].works_without_layers:
                 raise ValueError(f"architecture={self.architecture!r} cannot be built without layers; keep one or more")
-            check_heads(self.width, self.heads)
+            check_heads_divide_width(self.width, self.heads)
             # The layers do not depend on the tokenizer, which is not known yet.
-            self._cut_layers(self._from_scratch(parts.Vocabulary(size=100_000, padding=0, labels=0)))
+            self._drop_last_layers(self._new_transformers_config(parts.Vocabulary(size=100_000, padding=0, labels=0)))
         return self
 
-    def resolve(self, vocabulary: parts.Vocabulary) -> Config:
+    def resolve_settings(self, vocabulary: parts.Vocabulary) -> Config:
         """See ``LanguagePart``.
 
         Raises:
@@ -102,13 +108,15 @@ class Config(parts.LanguagePart):
         """
         if self.resolved is not None:
             return self
-        whole = self._from_pretrained(vocabulary) if self.pretrained else self._from_scratch(vocabulary)
+        whole = (
+            self._open_pretrained_config(vocabulary) if self.pretrained else self._new_transformers_config(vocabulary)
+        )
         config = self.model_copy(update={"resolved": config_to_dict(whole)})
         config.transformers_config()
         return config
 
     def build(self, vocabulary: parts.Vocabulary) -> TransformerEncoder:
-        return TransformerEncoder(self.resolve(vocabulary))
+        return TransformerEncoder(self.resolve_settings(vocabulary))
 
     def is_frozen(self) -> bool:
         return self.frozen and self.layers != 0
@@ -120,17 +128,17 @@ class Config(parts.LanguagePart):
     def outputs_tokens(self) -> bool:
         return self.output == "tokens"
 
-    def longest_text(self) -> int | None:
+    def max_text_tokens(self) -> int | None:
         if self.resolved is not None:
-            return _architectures.longest_text(self.resolved)
+            return _architectures.max_text_tokens(self.resolved)
         return self.positions if not self.pretrained and ARCHITECTURES[self.architecture].limited else None
 
-    def arranges_tokens(self) -> bool:
+    def accepts_token_layout(self) -> bool:
         name = self.resolved["model_type"] if self.resolved is not None else self.architecture
         # The architecture of a pretrained encoder is known only when it is resolved; ``TransformerEncoder`` refuses.
         return (bool(self.pretrained) and self.resolved is None) or name in _architectures.ARRANGING
 
-    def without_layers(self) -> Config:
+    def embeddings_only(self) -> Config:
         from_scratch = not self.pretrained and self.resolved is None
         if from_scratch and not ARCHITECTURES[self.architecture].works_without_layers:
             raise ConfigError(
@@ -147,9 +155,9 @@ class Config(parts.LanguagePart):
             ConfigError: there are fewer layers than ``layers`` or ``frozen_layers``, or one layer is repeated.
         """
         assert self.resolved is not None
-        return self._cut_layers(config_from_dict(self.resolved))
+        return self._drop_last_layers(config_from_dict(self.resolved))
 
-    def _cut_layers(self, config: Any) -> Any:
+    def _drop_last_layers(self, config: Any) -> Any:
         if self.layers is not None:
             _architectures.keep_first_layers(config, self.layers)
         if self.frozen_layers > config.num_hidden_layers:
@@ -163,11 +171,11 @@ class Config(parts.LanguagePart):
             )
         return config
 
-    def _from_scratch(self, vocabulary: parts.Vocabulary) -> Any:
+    def _new_transformers_config(self, vocabulary: parts.Vocabulary) -> Any:
         from transformers import AutoConfig
 
-        names = _architectures.setting_names(self.architecture)
-        first = _architectures.first_position(self.architecture, vocabulary.padding)
+        names = _architectures.list_setting_names(self.architecture)
+        first = _architectures.first_position_number(self.architecture, vocabulary.padding)
         optional: dict[str, Any] = {
             "max_position_embeddings": first + self.positions,
             "embedding_size": self.width,  # ELECTRA's, ALBERT's
@@ -186,8 +194,10 @@ class Config(parts.LanguagePart):
             **{name: value for name, value in optional.items() if name in names},
         )
 
-    def _from_pretrained(self, vocabulary: parts.Vocabulary) -> Any:
-        config = open_config(_SETTING, self.pretrained, vocabulary.size, _architectures.unsupported_reason)
+    def _open_pretrained_config(self, vocabulary: parts.Vocabulary) -> Any:
+        config = open_transformers_config(
+            _SETTING, self.pretrained, vocabulary.size, _architectures.unsupported_architecture_reason
+        )
         if config.pad_token_id != vocabulary.padding:
             raise ConfigError(
                 f"{_SETTING}={self.pretrained!r} pads texts with token {config.pad_token_id} and the tokenizer with "
@@ -197,10 +207,10 @@ class Config(parts.LanguagePart):
 
 
 class TransformerEncoder(parts.LanguageEncoder):
-    """transformers' encoder without its pooler, and an optional projection.
+    """A text encoder of transformers without its pooler, and an optional projection.
 
-    Wherever the tokenizer puts padding and classification token: in the result the classification token is the first,
-    then come the other tokens in their order, then the padding.
+    In the result the classification token comes first, then the other tokens in their order, then the padding, wherever
+    the tokenizer puts them.
     """
 
     def __init__(self, config: Config) -> None:
@@ -210,7 +220,7 @@ class TransformerEncoder(parts.LanguageEncoder):
         self.config = config
         inner = config.transformers_config()
         self.encoder = AutoModel.from_config(inner, trust_remote_code=False)
-        _architectures.drop_unused_weights(self.encoder)
+        _architectures.remove_or_freeze_unused_weights(self.encoder)
         self.projection: nn.Module = nn.Identity()
         if config.projection is not None:
             self.projection = nn.Linear(inner.hidden_size, config.projection)
@@ -220,44 +230,44 @@ class TransformerEncoder(parts.LanguageEncoder):
         self._name = inner.model_type
         self._architecture = ARCHITECTURES[inner.model_type]
         if config.frozen:
-            self.freeze("encoder")
+            self.freeze_submodules("encoder")
         elif config.frozen_layers:
             first = _architectures.first_layer_paths(self._name, self.encoder, config.frozen_layers)
-            self.freeze(*(f"encoder.{path}" for path in first))
+            self.freeze_submodules(*(f"encoder.{path}" for path in first))
         elif config.lora is not None:
-            self.adapt("encoder", config.lora)
+            self.add_adapters("encoder", config.lora)
 
-    def forward(self, input_ids_NT: Tensor, mask_NT: Tensor, layout: parts.TextLayout | None = None) -> Tokens:
+    def forward(self, input_ids_NT: Tensor, mask_NT: Tensor, layout: parts.TokenLayout | None = None) -> Tokens:
         if not len(input_ids_NT):
             # transformers cannot reshape an empty batch. A row of padding is encoded in its place, so that every
             # parameter still has a gradient.
             one = self(input_ids_NT.new_zeros(1, input_ids_NT.shape[1]), mask_NT.new_zeros(1, mask_NT.shape[1]))
             return Tokens(one.x_BTD[:0], one.mask_BT[:0], one.pooled_BD[:0])
-        return self._project_tokens(*self.features(input_ids_NT, mask_NT, layout))
+        return self._project_tokens(*self.compute_features(input_ids_NT, mask_NT, layout))
 
-    def features(
-        self, input_ids_NT: Tensor, mask_NT: Tensor, layout: parts.TextLayout | None = None
+    def compute_features(
+        self, input_ids_NT: Tensor, mask_NT: Tensor, layout: parts.TokenLayout | None = None
     ) -> tuple[Tensor, Tensor]:
         """See ``LanguageEncoder``.
 
         Raises:
             ConfigError: the tokens have a layout, which this architecture cannot have.
         """
-        order_NT = _cls_first_order(mask_NT, self._architecture.cls)
+        order_NT = _cls_first_indices(mask_NT, self._architecture.cls)
         ordered_NT = mask_NT.take_along_dim(order_NT, 1)
         if layout is not None:
-            return self._encode_arranged(input_ids_NT.take_along_dim(order_NT, 1), ordered_NT, layout, order_NT)
+            return self._encode_with_layout(input_ids_NT.take_along_dim(order_NT, 1), ordered_NT, layout, order_NT)
         if self._architecture.cls == "first":
             return self._encode_tokens(input_ids_NT.take_along_dim(order_NT, 1), ordered_NT), ordered_NT
         return self._encode_tokens(input_ids_NT, mask_NT).take_along_dim(order_NT.unsqueeze(-1), 1), ordered_NT
 
-    def pooled_features(self, features_NTF: Tensor, mask_NT: Tensor) -> tuple[Tensor, Tensor]:
+    def pool_features(self, features_NTF: Tensor, mask_NT: Tensor) -> tuple[Tensor, Tensor]:
         assert self.config.can_pool_features()
         if self.config.pooling == "cls":
             return features_NTF[:, :1], mask_NT[:, :1]
         return masked_mean(features_NTF, mask_NT).unsqueeze(1), mask_NT.any(1, keepdim=True)
 
-    def from_features(self, features_NTF: Tensor, mask_NT: Tensor) -> Tokens:
+    def tokens_from_features(self, features_NTF: Tensor, mask_NT: Tensor) -> Tokens:
         # Cached features may have less precision than the weights.
         return self._project_tokens(features_NTF.to(self.encoder.dtype), mask_NT)
 
@@ -283,10 +293,10 @@ class TransformerEncoder(parts.LanguageEncoder):
         ).last_hidden_state
         return x_NTD
 
-    def _encode_arranged(
-        self, input_ids_NT: Tensor, mask_NT: Tensor, layout: parts.TextLayout, order_NT: Tensor
+    def _encode_with_layout(
+        self, input_ids_NT: Tensor, mask_NT: Tensor, layout: parts.TokenLayout, order_NT: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Tokens with positions and visibility of their own; the layout has the tokens in the tokenizer's order."""
+        """Encode tokens with the positions and the attention of a layout, which has them in the tokenizer's order."""
         if self._name not in _architectures.ARRANGING:
             raise ConfigError(
                 f"model.knowledge.layout='tree' arranges tokens, and {self._name!r} knows their order only; use one "
@@ -297,10 +307,10 @@ class TransformerEncoder(parts.LanguageEncoder):
         visible_NTT = visible_NTT.take_along_dim(order_NT.unsqueeze(1), 2) & mask_NT.unsqueeze(1)
         # Padding attends to itself: attention over nothing is NaN.
         visible_NTT = visible_NTT | torch.eye(mask_NT.shape[1], dtype=torch.bool, device=mask_NT.device)
-        first = _architectures.first_position(self._name, self.encoder.config.pad_token_id)
+        first = _architectures.first_position_number(self._name, self.encoder.config.pad_token_id)
         x_NTD: Tensor = self.encoder(
             input_ids=input_ids_NT,
-            attention_mask=as_transformers_mask(self.encoder, visible_NTT.unsqueeze(1)),
+            attention_mask=to_transformers_mask(self.encoder, visible_NTT.unsqueeze(1)),
             position_ids=positions_NT + first,
         ).last_hidden_state
         return x_NTD, mask_NT
@@ -310,12 +320,12 @@ class TransformerEncoder(parts.LanguageEncoder):
             return mask_NT.long()
         mask_N1QT = mask_NT[:, None, None, :]
         if self._architecture.mask == "keys":
-            return as_transformers_mask(self.encoder, mask_N1QT)
+            return to_transformers_mask(self.encoder, mask_N1QT)
         place_T = torch.arange(mask_NT.shape[1], device=mask_NT.device)
         near_QT = (place_T[:, None] - place_T).abs() <= self.encoder.config.sliding_window
         return {
-            "full_attention": as_transformers_mask(self.encoder, mask_N1QT),
-            "sliding_attention": as_transformers_mask(self.encoder, mask_N1QT & near_QT),
+            "full_attention": to_transformers_mask(self.encoder, mask_N1QT),
+            "sliding_attention": to_transformers_mask(self.encoder, mask_N1QT & near_QT),
         }
 
     def _pool_tokens(self, x_NTD: Tensor, mask_NT: Tensor) -> Tensor:
@@ -333,8 +343,8 @@ class TransformerEncoder(parts.LanguageEncoder):
         from transformers import AutoModel
 
         assert self.config.resolved is not None
-        whole, missing = open_model(AutoModel, _SETTING, source, config_from_dict(self.config.resolved))
-        names, state = lora.plain_names(self.encoder), whole.state_dict()
+        whole, missing = open_transformers_model(AutoModel, _SETTING, source, config_from_dict(self.config.resolved))
+        names, state = lora.names_without_adapters(self.encoder), whole.state_dict()
         refuse_missing_weights(_SETTING, source, missing & set(names.values()))
         self.encoder.load_state_dict({name: state[plain] for name, plain in names.items()}, strict=False)
 
@@ -345,12 +355,12 @@ class TransformerEncoder(parts.LanguageEncoder):
         if not self.config.pretrained or self.config.lora is not None:
             return []
         own, path = dict(self.encoder.named_parameters()), self._architecture.layers
-        stages: list[list[str]] = parameter_stages(self.encoder, path) if path else [list(own)]
+        stages: list[list[str]] = parameter_names_by_stage(self.encoder, path) if path else [list(own)]
         return [[own[name] for name in names if own[name].requires_grad] for names in stages]
 
 
-def _cls_first_order(mask_NT: Tensor, cls: Literal["first", "last"]) -> Tensor:
-    """Indices of the tokens (N, T): first the classification token, then the other real ones, then the padding."""
+def _cls_first_indices(mask_NT: Tensor, cls: Literal["first", "last"]) -> Tensor:
+    """Indices (N, T) that sort tokens: the classification token, then the other real tokens, then the padding."""
     rank_NT = mask_NT.int()
     if cls == "last":
         rank_NT = rank_NT + _last_token_mask(mask_NT)

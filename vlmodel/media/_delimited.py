@@ -20,7 +20,7 @@ class NamedNumbers(NamedTuple):
     names: list[str]
 
 
-def read_numbers(data: bytes, columns: Sequence[str], check_count: Callable[[int, int], None]) -> NamedNumbers:
+def parse_csv_numbers(data: bytes, columns: Sequence[str], check_count: Callable[[int, int], None]) -> NamedNumbers:
     """The numbers of a file in UTF-8, with or without a byte order mark.
 
     Cells are separated by semicolons, tabs or commas, whichever of these the first line has. Where that is no comma, a
@@ -35,16 +35,16 @@ def read_numbers(data: bytes, columns: Sequence[str], check_count: Callable[[int
         MediumError: undecodable, wrong_shape: lines of different lengths; wrong_column: one is missing, or a cell of
             one is no number; or what ``check_count`` raises.
     """
-    lines = [line for line in _decode_text(data).splitlines() if line.strip()]
+    lines = [line for line in _decode_utf8(data).splitlines() if line.strip()]
     delimiter = next((mark for mark in (";", "\t") if lines and mark in lines[0]), ",")
     names: list[str] = []
-    if lines and not all(map(_is_number, _cells_of(lines[0], delimiter))):
+    if lines and not all(map(_is_number, _split_cells(lines[0], delimiter))):
         names = [name.strip().strip('"') for name in lines.pop(0).split(delimiter)]
     width = lines[0].count(delimiter) + 1 if lines else len(names)
     for number, line in enumerate(lines, 1):
         if (count := line.count(delimiter) + 1) != width:
             raise MediumError("wrong_shape", f"line {number} of the numbers has {count} of them, the first {width}")
-    places = _places_of(columns, names, lines, delimiter, width)
+    places = _find_column_indices(columns, names, lines, delimiter, width)
     check_count(len(lines), len(places) if lines else 0)
     if delimiter != ",":
         lines = [line.replace(",", ".") for line in lines]
@@ -55,10 +55,12 @@ def read_numbers(data: bytes, columns: Sequence[str], check_count: Callable[[int
             ).astype(np.float32)
             return NamedNumbers(x_TC, [names[place] for place in places] if names else [])
     except ValueError as error:
-        raise _wrong_cell(lines, delimiter, places, names) or MediumError("undecodable", str(error)) from None
+        raise _find_cell_without_number(lines, delimiter, places, names) or MediumError(
+            "undecodable", str(error)
+        ) from None
 
 
-def _decode_text(data: bytes) -> str:
+def _decode_utf8(data: bytes) -> str:
     if (zero := data.find(0)) >= 0:  # valid UTF-8, but lost blocks of a disk are zeros
         raise MediumError("undecodable", f"neither a .npy file nor text: byte {zero} is zero")
     try:
@@ -67,12 +69,12 @@ def _decode_text(data: bytes) -> str:
         raise MediumError("undecodable", f"neither a .npy file nor text: byte {error.start} is not UTF-8") from None
 
 
-def _cells_of(line: str, delimiter: str) -> list[str]:
+def _split_cells(line: str, delimiter: str) -> list[str]:
     cells = line.split(delimiter)
     return cells if delimiter == "," else [cell.replace(",", ".") for cell in cells]
 
 
-def _places_of(
+def _find_column_indices(
     columns: Sequence[str], names: Sequence[str], lines: Sequence[str], delimiter: str, width: int
 ) -> list[int]:
     """Which columns are read."""
@@ -84,11 +86,11 @@ def _places_of(
         return [names.index(column) for column in columns]
     if not names or not lines:
         return list(range(width))
-    first = _cells_of(lines[0], delimiter)
+    first = _split_cells(lines[0], delimiter)
     return [place for place, cell in enumerate(first) if _is_number(cell)] or list(range(width))
 
 
-def _wrong_cell(
+def _find_cell_without_number(
     lines: Sequence[str], delimiter: str, places: Sequence[int], names: Sequence[str]
 ) -> MediumError | None:
     for number, line in enumerate(lines, 1):

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
 import numpy as np
 
-from vlmodel.media.base import CheckLimits, Defect, DisplayCopy, Fact, Medium, MediumError, require_size
+from vlmodel.media.base import CheckLimits, Defect, DisplayCopy, Fact, Medium, MediumError, check_file_size
 
 if TYPE_CHECKING:
     import soundfile
@@ -29,15 +29,17 @@ _MP3_SLACK = 3 * 1152
 
 
 class Sound(NamedTuple):
-    """T samples of C channels, between -1 and 1 in files of integers, and the samples of a second."""
+    """A decoded sound: T samples of C channels, between -1 and 1 if the file stores integers, and the sampling rate in
+    samples a second.
+    """
 
     x_TC: NDArray[np.float32]
     rate: int
 
 
 class AudioMedium(Medium):
-    """A recording. "decode" decodes all of it, block by block; "header" reads what the header says, with the limits
-    too, and of a WAV file checks that all bytes are there.
+    """Sound files. ``CheckLimits.verify="decode"`` decodes a whole file, block by block; "header" reads its header, and
+    checks that no bytes of a WAV file are missing.
     """
 
     name: ClassVar[str] = "audio"
@@ -47,13 +49,13 @@ class AudioMedium(Medium):
     }  # fmt: skip
     """``length`` is in samples, ``rate`` in samples a second."""
 
-    def check(self, data: bytes, limits: CheckLimits) -> dict[str, Fact]:
-        require_size(data, limits, self.name)
-        with _opened(data, limits) as file:
+    def check_file(self, data: bytes, limits: CheckLimits) -> dict[str, Fact]:
+        check_file_size(data, limits, self.name)
+        with _open_audio_file(data, limits) as file:
             length = file.frames
             if limits.verify == "decode":
-                length = sum(len(block_TC) for block_TC in _blocks(file, file.frames))
-                _require_whole(file, length)
+                length = sum(len(block_TC) for block_TC in _read_audio_blocks(file, file.frames))
+                _check_not_truncated(file, length)
             return {
                 "format": _FORMATS[file.format],
                 "length": length,
@@ -74,7 +76,7 @@ class AudioMedium(Medium):
 
 
 def decode_audio(data: bytes, limits: CheckLimits, seconds: float | None = None) -> Sound:
-    """A sound, or its first ``seconds``; what is behind them is not read.
+    """Decode a sound, or only its first ``seconds``.
 
     No more memory is taken than ``limits.max_values`` numbers need, whatever the header says.
 
@@ -82,15 +84,15 @@ def decode_audio(data: bytes, limits: CheckLimits, seconds: float | None = None)
         MediumError: undecodable; truncated: fewer samples than the header announces; empty: no sample; too_large:
             beyond ``max_seconds``, ``max_channels`` or ``max_values``; not_finite: a sample that is no number.
     """
-    require_size(data, limits, "audio")
-    with _opened(data, limits) as file:
+    check_file_size(data, limits, "audio")
+    with _open_audio_file(data, limits) as file:
         wanted = file.frames if seconds is None else min(file.frames, max(1, int(seconds * file.samplerate)))
-        blocks = list(_blocks(file, wanted))
+        blocks = list(_read_audio_blocks(file, wanted))
         length = sum(map(len, blocks))
         if wanted == file.frames:
-            _require_whole(file, length)
+            _check_not_truncated(file, length)
         elif length < wanted:
-            raise _truncated(wanted, length)
+            raise _truncated_audio_error(wanted, length)
         return Sound(blocks[0] if len(blocks) == 1 else np.concatenate(blocks), file.samplerate)
 
 
@@ -111,8 +113,8 @@ def to_mono(sound: Sound, rate: int) -> NDArray[np.float32]:
 
 
 @contextmanager
-def _opened(data: bytes, limits: CheckLimits) -> Iterator[soundfile.SoundFile]:
-    """The file, its header within the limits.
+def _open_audio_file(data: bytes, limits: CheckLimits) -> Iterator[soundfile.SoundFile]:
+    """Open a sound file whose header is within the limits.
 
     Raises:
         MediumError: as ``decode_audio``, also for errors while it is read.
@@ -121,7 +123,7 @@ def _opened(data: bytes, limits: CheckLimits) -> Iterator[soundfile.SoundFile]:
 
     try:
         with soundfile.SoundFile(io.BytesIO(data)) as file:
-            _check_header(file, limits)
+            _check_audio_header(file, limits)
             yield file
     except (soundfile.LibsndfileError, RuntimeError) as error:
         detail = str(error).partition(">: ")[2] or str(error)
@@ -129,7 +131,7 @@ def _opened(data: bytes, limits: CheckLimits) -> Iterator[soundfile.SoundFile]:
         raise MediumError(reason, f"no sound that can be decoded: {detail}") from None
 
 
-def _check_header(file: soundfile.SoundFile, limits: CheckLimits) -> None:
+def _check_audio_header(file: soundfile.SoundFile, limits: CheckLimits) -> None:
     if file.format not in _FORMATS:
         raise MediumError("undecodable", f"a sound file of format {file.format}; WAV, FLAC, MP3 and Ogg are read")
     if (named := _ANNOUNCED.search(file.extra_info)) is not None:
@@ -149,8 +151,8 @@ def _check_header(file: soundfile.SoundFile, limits: CheckLimits) -> None:
         raise MediumError("too_large", f"{size}; max_values allows {limits.max_values}")
 
 
-def _blocks(file: soundfile.SoundFile, wanted: int) -> Iterator[NDArray[np.float32]]:
-    """The next ``wanted`` samples, or as many as there are, in blocks.
+def _read_audio_blocks(file: soundfile.SoundFile, wanted: int) -> Iterator[NDArray[np.float32]]:
+    """The next ``wanted`` samples, or as many as the file has, in blocks (T, C).
 
     Raises:
         MediumError: not_finite.
@@ -165,15 +167,15 @@ def _blocks(file: soundfile.SoundFile, wanted: int) -> Iterator[NDArray[np.float
         yield block_TC
 
 
-def _require_whole(file: soundfile.SoundFile, length: int) -> None:
+def _check_not_truncated(file: soundfile.SoundFile, length: int) -> None:
     slack = _MP3_SLACK if _FORMATS[file.format] == "mp3" else 0
     if length < file.frames - slack:
-        raise _truncated(file.frames, length)
+        raise _truncated_audio_error(file.frames, length)
     if not length:
         raise MediumError("empty", "a sound of 0 samples")
 
 
-def _truncated(announced: int, length: int) -> MediumError:
+def _truncated_audio_error(announced: int, length: int) -> MediumError:
     return MediumError("truncated", f"{length} samples, where the header announces {announced}")
 
 

@@ -1,4 +1,4 @@
-"""What every medium defines: the files that hold it, and when one of them is valid.
+"""The base class of media: which files hold a medium, and when such a file is valid.
 
 torch is not imported here: processes that only read and collate stay small.
 """
@@ -11,7 +11,7 @@ from typing import ClassVar, Literal, NamedTuple
 
 from pydantic import Field
 
-from vlmodel.config import Section
+from vlmodel.config import ConfigSection
 from vlmodel.errors import ExpectedError
 
 Defect = Literal[
@@ -41,8 +41,8 @@ class MediumError(ExpectedError, ValueError):
         return self.detail
 
 
-class CheckLimits(Section):
-    """What a valid input may have, and how thoroughly it is checked."""
+class CheckLimits(ConfigSection):
+    """Limits that a valid input must keep, and how thoroughly it is checked."""
 
     max_bytes: int = Field(256 << 20, ge=1)
     """Bytes of a file."""
@@ -68,7 +68,7 @@ class DisplayCopy(NamedTuple):
 
 
 class Medium(ABC):
-    """A kind of data that an input's bytes can be.
+    """A kind of data that the bytes of an input can be: an image, a sound, a row of a table.
 
     Attributes:
         name: of its file, and so of the inputs without a name of their own (``KEY.jpg`` is the input "image").
@@ -81,7 +81,7 @@ class Medium(ABC):
     columns: ClassVar[Mapping[str, str]]
 
     @abstractmethod
-    def check(self, data: bytes, limits: CheckLimits) -> dict[str, Fact]:
+    def check_file(self, data: bytes, limits: CheckLimits) -> dict[str, Fact]:
         """Check a file, and return what the index holds of it: a value for each of ``columns``.
 
         Raises:
@@ -98,7 +98,7 @@ class Medium(ABC):
         return None
 
 
-def require_size(data: bytes, limits: CheckLimits, medium: str) -> None:
+def check_file_size(data: bytes, limits: CheckLimits, medium: str) -> None:
     """Refuse a file without bytes or with too many.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Images: an image's size is checked before anything is decoded, then all of it is decoded.
+"""Checks of image files: first the size, which is read from the header, then the pixels, which are decoded.
 
 A block that a disk or a transfer has lost reads as zeros. PNG has checksums against that, but a JPEG decoder takes
 zeros for pixels, so they are searched for here. Valid data may have long runs of zeros too (one colour in optimised
@@ -17,9 +17,9 @@ from PIL import Image
 
 from vlmodel.images.containers.base import ImageHeader
 from vlmodel.images.errors import ImageError, check_pixel_count
-from vlmodel.images.header import WITHOUT_END, image_end, is_complete, is_plain_jpeg, read_header
+from vlmodel.images.header import WITHOUT_END, find_image_end, is_complete_image, is_plain_jpeg, read_image_header
 from vlmodel.images.pillow import OpenedImage, open_image
-from vlmodel.media.base import CheckLimits, DisplayCopy, Fact, Medium, Verify, require_size
+from vlmodel.media.base import CheckLimits, DisplayCopy, Fact, Medium, Verify, check_file_size
 
 PILLOW_MAX_PIXELS = 178_956_970
 """Pillow itself opens no larger image (twice its ``MAX_IMAGE_PIXELS``)."""
@@ -35,7 +35,7 @@ _UNCHECKED = ("jpeg", "webp", "tiff", "jpeg2000", "avif", "heif")
 
 
 class ImageMedium(Medium):
-    """One image. Of an animation and of several pages the first one counts; the size is that of the upright image.
+    """Image files; of an animation or of several pages the first image. The size is that of the upright image.
 
     "decode" decodes all of it; a JPEG at an eighth of its size, which reads all of its entropy code at a fraction of
     the cost. "header" reads the header and checks that the picture's end is there. Borders of lost blocks are counted
@@ -61,9 +61,9 @@ class ImageMedium(Medium):
         picture.save(file, "JPEG", quality=90)
         return DisplayCopy(file.getvalue(), "image/jpeg")
 
-    def check(self, data: bytes, limits: CheckLimits) -> dict[str, Fact]:
-        require_size(data, limits, self.name)
-        header = read_header(data)
+    def check_file(self, data: bytes, limits: CheckLimits) -> dict[str, Fact]:
+        check_file_size(data, limits, self.name)
+        header = read_image_header(data)
         if header is not None and header.size is not None:
             check_pixel_count(*header.size, limits.max_pixels)
         if header is not None and (facts := _check_plain_jpeg(data, header, limits.verify)) is not None:
@@ -75,17 +75,15 @@ class ImageMedium(Medium):
 
 
 def _check_plain_jpeg(data: bytes, header: ImageHeader, verify: Verify) -> dict[str, Fact] | None:
-    """As ``_check_opened_image``, without Pillow, whose header parsing takes most of the time; None if only Pillow can
-    tell.
-    """
+    """As ``_check_opened_image``, without Pillow, which is slower. None if only Pillow can tell whether it is valid."""
     if header.size is None or not is_plain_jpeg(header):
         return None
     if verify == "decode":
         if not _decodes_cleanly(data):
             return None
-    elif not is_complete(data, header):
-        raise _truncated_error("jpeg", data)
-    _require_whole_blocks(data, header)
+    elif not is_complete_image(data, header):
+        raise _truncated_image_error("jpeg", data)
+    _check_no_zeroed_block(data, header)
     height, width = header.size[::-1] if header.orientation >= 5 else header.size
     return {"format": "jpeg", "width": width, "height": height}
 
@@ -97,24 +95,24 @@ def _check_opened_image(opened: OpenedImage, data: bytes, limits: CheckLimits) -
         if header.format == "jpeg":
             opened.image.draft("L", (1, 1))
         opened.image.load()
-    elif not is_complete(data, header):
-        raise _truncated_error(header.format, data)
+    elif not is_complete_image(data, header):
+        raise _truncated_image_error(header.format, data)
     if header.format in _UNCHECKED:
-        _require_whole_blocks(data, header)
+        _check_no_zeroed_block(data, header)
     return {"format": header.format, "width": width, "height": height}
 
 
-def _require_whole_blocks(data: bytes, header: ImageHeader) -> None:
+def _check_no_zeroed_block(data: bytes, header: ImageHeader) -> None:
     if (lost := _find_zeroed_block(data, header)) is not None:
         raise ImageError("undecodable", f"a block of zeros at byte {lost} of the image: lost data")
 
 
-def _truncated_error(name: str, data: bytes) -> ImageError:
+def _truncated_image_error(name: str, data: bytes) -> ImageError:
     return ImageError("truncated", f"{len(data)} bytes without the end of a {name} file")
 
 
 def _decodes_cleanly(jpeg: bytes) -> bool:
-    """Whether libjpeg decodes it without a warning, which takes less time than Pillow."""
+    """Whether libjpeg decodes the file without a warning; this takes less time than by Pillow."""
     try:
         simplejpeg.decode_jpeg(jpeg, "GRAY", min_height=1, min_width=1)
     except ValueError:
@@ -123,16 +121,16 @@ def _decodes_cleanly(jpeg: bytes) -> bool:
 
 
 def _find_zeroed_block(data: bytes, header: ImageHeader) -> int | None:
-    """Offset of a run of zeros that covers whole blocks and no more; None where there is none.
+    """Offset of a run of zeros that covers whole blocks of 512 bytes and no more; None if there is none.
 
-    Borders of blocks are those of the tar, in which the member's data begins on one. A run within metadata, or behind
-    the picture, does not count: it has cost no pixel.
+    Blocks are counted from the first byte, as the data of a tar's member begins on a block. A run within metadata, or
+    behind the picture, does not count: no pixel is lost.
     """
     size = len(_BLOCK)
     start = data.find(_BLOCK)
     if start < 0 and not data.endswith(bytes(_LAST_BLOCK)):
         return None
-    end_of_pixels = image_end(data, header) or len(data)
+    end_of_pixels = find_image_end(data, header) or len(data)
 
     def has_pixels(start: int, stop: int) -> bool:
         is_metadata = any(first <= start and stop <= end for first, end in header.metadata)

@@ -6,7 +6,7 @@ import functools
 import importlib
 
 from vlmodel import media as package
-from vlmodel.config import public_modules
+from vlmodel.config import find_public_modules
 from vlmodel.media.base import Medium
 
 _OTHERS = ("base", "registry")
@@ -15,11 +15,11 @@ _OTHERS = ("base", "registry")
 @functools.cache
 def all_media() -> dict[str, Medium]:
     """Every medium by its name: the ``MEDIUM`` of each file of this package, and of others (``VLMODEL_PARTS``)."""
-    files = {name: module for name, module in public_modules(package.__name__).items() if name not in _OTHERS}
+    files = {name: module for name, module in find_public_modules(package.__name__).items() if name not in _OTHERS}
     return {name: importlib.import_module(module).MEDIUM for name, module in files.items()}
 
 
-def medium_of(extension: str) -> Medium | None:
+def medium_of_extension(extension: str) -> Medium | None:
     """The medium of files with this extension (without the dot, in any case); None for an unknown one."""
     return _media_by_extension().get(extension.lower())
 

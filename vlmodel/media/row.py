@@ -7,7 +7,7 @@ import math
 from collections.abc import Mapping
 from typing import Any, ClassVar, NoReturn
 
-from vlmodel.media.base import CheckLimits, DisplayCopy, Fact, Medium, MediumError, require_size
+from vlmodel.media.base import CheckLimits, DisplayCopy, Fact, Medium, MediumError, check_file_size
 
 Row = Mapping[str, float | str | bool | None]
 """Numbers, texts, truth values, and None for what is missing, by the names of their columns."""
@@ -24,26 +24,30 @@ class RowMedium(Medium):
     columns: ClassVar[Mapping[str, str]] = {"columns": "int32", "missing": "int32"}
     """How many columns it has, and how many of these are null."""
 
-    def check(self, data: bytes, limits: CheckLimits) -> dict[str, Fact]:
-        require_size(data, limits, self.name)
-        row = decode_row(data, limits.max_values)
+    def check_file(self, data: bytes, limits: CheckLimits) -> dict[str, Fact]:
+        check_file_size(data, limits, self.name)
+        row = decode_json_row(data, limits.max_values)
         return {"columns": len(row), "missing": sum(value is None for value in row.values())}
 
     def display_copy(self, data: bytes) -> DisplayCopy:
         """All columns."""
-        row = decode_row(data, CheckLimits().max_values)
+        row = decode_json_row(data, CheckLimits().max_values)
         return DisplayCopy(json.dumps(row, ensure_ascii=False).encode(), "application/json")
 
 
-def decode_row(data: bytes, max_values: int) -> Row:
-    """A row.
+def decode_json_row(data: bytes, max_values: int) -> Row:
+    """Parse a row of a table from a JSON object.
 
     Raises:
         MediumError: undecodable: no JSON in UTF-8; wrong_shape: no object, or a value that is a list or an object;
             not_finite: a number that is none of JSON, or too large; empty: no column; too_large: too many of them.
     """
     try:
-        row = json.loads(data.decode("utf-8-sig"), parse_constant=_refuse_constant, object_pairs_hook=_without_repeats)
+        row = json.loads(
+            data.decode("utf-8-sig"),
+            parse_constant=_refuse_nan_and_infinity,
+            object_pairs_hook=_refuse_repeated_columns,
+        )
     except MediumError:
         raise
     except UnicodeDecodeError as error:
@@ -71,11 +75,11 @@ def _is_finite(value: float) -> bool:
         return False
 
 
-def _refuse_constant(name: str) -> NoReturn:
+def _refuse_nan_and_infinity(name: str) -> NoReturn:
     raise MediumError("not_finite", f"{name} is no number of JSON; write null for what is missing")
 
 
-def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _refuse_repeated_columns(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     row = dict(pairs)
     if len(row) < len(pairs):
         raise MediumError("wrong_shape", "a column is given twice")

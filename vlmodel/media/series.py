@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 import numpy as np
 from numpy.lib import format as npy
 
-from vlmodel.media._delimited import NamedNumbers, read_numbers
-from vlmodel.media.base import CheckLimits, DisplayCopy, Fact, Medium, MediumError, require_size
+from vlmodel.media._delimited import NamedNumbers, parse_csv_numbers
+from vlmodel.media.base import CheckLimits, DisplayCopy, Fact, Medium, MediumError, check_file_size
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -33,11 +33,11 @@ class SeriesMedium(Medium):
     extensions: ClassVar[tuple[str, ...]] = ("npy", "csv")
     columns: ClassVar[Mapping[str, str]] = {"format": "string", "length": "int32", "channels": "int32"}
 
-    def check(self, data: bytes, limits: CheckLimits) -> dict[str, Fact]:
-        require_size(data, limits, self.name)
+    def check_file(self, data: bytes, limits: CheckLimits) -> dict[str, Fact]:
+        check_file_size(data, limits, self.name)
         is_npy = data.startswith(_MAGIC)
         if is_npy and limits.verify == "header":
-            length, channels = _read_header(data, limits.max_values).shape
+            length, channels = _read_npy_header(data, limits.max_values).shape
         else:
             length, channels = decode_series(data, limits.max_values).shape
         return {"format": "npy" if is_npy else "csv", "length": length, "channels": channels}
@@ -53,7 +53,7 @@ class SeriesMedium(Medium):
 
 
 def decode_series(data: bytes, max_values: int, columns: Sequence[str] = ()) -> NDArray[np.float32]:
-    """A series as (T, C), T and C at least 1, all numbers finite.
+    """Decode a series to an array (T, C) with at least one number; all are finite.
 
     Nothing is unpickled, and no more memory is taken than the file's size and ``max_values`` allow.
 
@@ -72,7 +72,7 @@ def decode_series(data: bytes, max_values: int, columns: Sequence[str] = ()) -> 
 def _decode_named(data: bytes, max_values: int, columns: Sequence[str] = ()) -> NamedNumbers:
     names: list[str] = []
     if not data.startswith(_MAGIC):
-        x_TC, names = read_numbers(data, columns, partial(_require_count, max_values=max_values))
+        x_TC, names = parse_csv_numbers(data, columns, partial(_check_value_count, max_values=max_values))
     elif columns:
         raise MediumError(
             "wrong_column", f"the columns of a .npy file have no names; {', '.join(columns)} are asked for"
@@ -86,14 +86,14 @@ def _decode_named(data: bytes, max_values: int, columns: Sequence[str] = ()) -> 
     return NamedNumbers(x_TC, names)
 
 
-class _SeriesHeader(NamedTuple):
+class _NpyHeader(NamedTuple):
     shape: tuple[int, int]
     dtype: np.dtype[Any]
     order: Literal["C", "F"]
     offset: int
 
 
-def _read_header(data: bytes, max_values: int) -> _SeriesHeader:
+def _read_npy_header(data: bytes, max_values: int) -> _NpyHeader:
     file = io.BytesIO(data)
     try:
         version = npy.read_magic(file)
@@ -107,21 +107,21 @@ def _read_header(data: bytes, max_values: int) -> _SeriesHeader:
     if len(shape) not in (1, 2):
         raise MediumError("wrong_shape", f"an array of shape {shape}; a series is (time steps, channels)")
     length, channels = (*shape, 1)[:2]
-    _require_count(length, channels, max_values)
+    _check_value_count(length, channels, max_values)
     missing = file.tell() + length * channels * dtype.itemsize - len(data)
     if missing > 0:
         raise MediumError("truncated", f"{missing} bytes of an array of shape {shape} and {dtype} are missing")
-    return _SeriesHeader((length, channels), dtype, "F" if fortran_order else "C", file.tell())
+    return _NpyHeader((length, channels), dtype, "F" if fortran_order else "C", file.tell())
 
 
 def _decode_npy(data: bytes, max_values: int) -> NDArray[np.float32]:
-    header = _read_header(data, max_values)
+    header = _read_npy_header(data, max_values)
     flat = np.frombuffer(data, header.dtype, math.prod(header.shape), header.offset)
     with np.errstate(over="ignore", invalid="ignore"):
         return np.ascontiguousarray(flat.reshape(header.shape, order=header.order), dtype=np.float32)
 
 
-def _require_count(length: int, channels: int, max_values: int) -> None:
+def _check_value_count(length: int, channels: int, max_values: int) -> None:
     if length < 1 or channels < 1:
         raise MediumError("empty", f"a series of {length} time steps and {channels} channels has no number")
     if length * channels > max_values:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
 import numpy as np
 
-from vlmodel.media.base import CheckLimits, DisplayCopy, Fact, Medium, MediumError, require_size
+from vlmodel.media.base import CheckLimits, DisplayCopy, Fact, Medium, MediumError, check_file_size
 
 if TYPE_CHECKING:
     import av
@@ -21,8 +21,8 @@ _SHOWN_BYTES = 4 << 20
 _SLACK_SECONDS, _SLACK = 1.0, 0.05
 
 
-class Timeline(NamedTuple):
-    """The frames of a video in the order in which they are shown.
+class VideoTimeline(NamedTuple):
+    """The times of all frames of a video, in the order in which they are shown.
 
     Attributes:
         pts_T: their time stamps, in units of ``time_base``.
@@ -41,23 +41,24 @@ class Timeline(NamedTuple):
     def __len__(self) -> int:
         return len(self.pts_T)
 
-    def frames_at(self, seconds: Sequence[float]) -> NDArray[np.int64]:
+    def frames_shown_at(self, seconds: Sequence[float]) -> NDArray[np.int64]:
         """The frames that are shown at these times: the last one that began."""
         at_T = np.searchsorted(self.seconds_T, np.asarray(seconds) + 1e-9, side="right") - 1
         return np.clip(at_T, 0, len(self) - 1)
 
-    def spread(self, count: int, shift: float | Sequence[float] = 0.5) -> NDArray[np.int64]:
-        """At most ``count`` frames, one of each equally long part of the video, each once.
+    def evenly_spaced_frames(self, count: int, shift: float | Sequence[float] = 0.5) -> NDArray[np.int64]:
+        """Numbers of at most ``count`` frames: one of each of ``count`` equally long parts of the video, each once.
 
         Args:
-            shift: where in each part, from 0 to 1; or a number for each of them.
+            shift: place of the frame within its part, from 0 to 1; or a number for each part.
         """
         shifts = np.broadcast_to(shift, count)
-        return np.unique(self.frames_at(((np.arange(count) + shifts) * self.duration / count).tolist()))
+        return np.unique(self.frames_shown_at(((np.arange(count) + shifts) * self.duration / count).tolist()))
 
 
 class VideoMedium(Medium):
-    """A clip. "header" reads the time stamps of all frames, and decodes the first frame alone; "decode" decodes all.
+    """Video files. ``CheckLimits.verify="header"`` reads the times of all frames, and decodes the first frame only;
+    "decode" decodes all frames.
 
     A frame's width and height are those of the upright picture: files of telephones say how it is to be turned.
     """
@@ -70,16 +71,16 @@ class VideoMedium(Medium):
     }  # fmt: skip
     """``length`` is in frames; ``rotation`` in degrees counterclockwise."""
 
-    def check(self, data: bytes, limits: CheckLimits) -> dict[str, Fact]:
-        require_size(data, limits, self.name)
-        with _opened(data, limits) as (container, stream):
-            timeline = _read_timeline(container, stream, limits)
+    def check_file(self, data: bytes, limits: CheckLimits) -> dict[str, Fact]:
+        check_file_size(data, limits, self.name)
+        with _open_video_file(data, limits) as (container, stream):
+            timeline = _read_frame_times(container, stream, limits)
             wanted = np.arange(len(timeline) if limits.verify == "decode" else 1)
             first: av.VideoFrame | None = None
-            for frame in _decoded(container, stream, timeline, wanted, strict=limits.verify == "decode"):
+            for frame in _decode_frames(container, stream, timeline, wanted, strict=limits.verify == "decode"):
                 first = first or frame
             assert first is not None
-            height, width = _upright(first.height, first.width, first.rotation)
+            height, width = _upright_size(first.height, first.width, first.rotation)
             return {
                 "format": container.format.name.split(",")[0],
                 "codec": stream.codec_context.name,
@@ -88,7 +89,7 @@ class VideoMedium(Medium):
                 "height": height,
                 "seconds": timeline.duration,
                 "rotation": int(first.rotation),
-                "variable_rate": _is_variable(timeline),
+                "variable_rate": _has_variable_frame_rate(timeline),
             }
 
     def display_copy(self, data: bytes) -> DisplayCopy | None:
@@ -97,10 +98,10 @@ class VideoMedium(Medium):
         """
         import av
 
-        if len(data) > _SHOWN_BYTES or self.check(data, CheckLimits(verify="header"))["rotation"]:
+        if len(data) > _SHOWN_BYTES or self.check_file(data, CheckLimits(verify="header"))["rotation"]:
             return None
         file = io.BytesIO()
-        with _opened(data, CheckLimits()) as (container, stream), av.open(file, "w", format="mp4") as copy:
+        with _open_video_file(data, CheckLimits()) as (container, stream), av.open(file, "w", format="mp4") as copy:
             copied = copy.add_stream_from_template(stream)
             copied.metadata.clear()
             for packet in container.demux(stream):
@@ -110,36 +111,39 @@ class VideoMedium(Medium):
         return DisplayCopy(file.getvalue(), "video/mp4")
 
 
-def read_timeline(data: bytes, limits: CheckLimits) -> Timeline:
-    """The time stamps of all frames, for which nothing is decoded; errors as ``decode_video``."""
-    with _opened(data, limits) as (container, stream):
-        return _read_timeline(container, stream, limits)
+def read_video_timeline(data: bytes, limits: CheckLimits) -> VideoTimeline:
+    """Read the times of all frames without decoding any. Raises the errors of ``decode_video``."""
+    with _open_video_file(data, limits) as (container, stream):
+        return _read_frame_times(container, stream, limits)
 
 
 def decode_video(
-    data: bytes, limits: CheckLimits, choose: Callable[[Timeline], NDArray[np.int64]]
+    data: bytes, limits: CheckLimits, choose: Callable[[VideoTimeline], NDArray[np.int64]]
 ) -> Iterator[tuple[float, NDArray[np.uint8]]]:
-    """The time in seconds, and the upright picture (H, W, 3) RGB, of the frames that ``choose`` names, in their order.
+    """Decode chosen frames of a video: the time of each in seconds, and its upright RGB pixels (H, W, 3), in order.
 
-    The decoder begins at the last key frame before each, so that only what is needed is decoded, and stops at exactly
-    that frame; one frame is held at a time.
+    For each frame decoding starts at the last key frame before it, and stops at exactly that frame. One frame is in
+    memory at a time.
+
+    Args:
+        choose: gets the times of all frames, and returns the numbers of the frames to decode.
 
     Raises:
         MediumError: undecodable; no_track: a file without a video; truncated: fewer frames than the file announces;
             empty: no frame; too_large: beyond ``max_seconds``, ``max_frames`` or ``max_pixels``.
     """
-    require_size(data, limits, "video")
-    with _opened(data, limits) as (container, stream):
-        timeline = _read_timeline(container, stream, limits)
+    check_file_size(data, limits, "video")
+    with _open_video_file(data, limits) as (container, stream):
+        timeline = _read_frame_times(container, stream, limits)
         wanted = np.unique(choose(timeline))
         seconds = iter(timeline.seconds_T[wanted].tolist())
-        for frame in _decoded(container, stream, timeline, wanted, strict=False):
-            yield next(seconds), _to_rgb(frame)
+        for frame in _decode_frames(container, stream, timeline, wanted, strict=False):
+            yield next(seconds), _frame_to_rgb(frame)
 
 
 @contextmanager
-def _opened(data: bytes, limits: CheckLimits) -> Iterator[tuple[InputContainer, av.VideoStream]]:
-    """The container, and its video stream, with a header within the limits.
+def _open_video_file(data: bytes, limits: CheckLimits) -> Iterator[tuple[InputContainer, av.VideoStream]]:
+    """Open a video file whose header is within the limits; gives the container and its video stream.
 
     Raises:
         MediumError: as ``decode_video``, also for errors while it is read.
@@ -152,18 +156,18 @@ def _opened(data: bytes, limits: CheckLimits) -> Iterator[tuple[InputContainer, 
             if not isinstance(stream, av.VideoStream):
                 kinds = ", ".join(sorted({stream.type for stream in container.streams})) or "nothing"
                 raise MediumError("no_track", f"a file without a video; it holds {kinds}")
-            _check_header(container, stream, limits)
+            _check_video_header(container, stream, limits)
             yield container, stream
     except (av.FFmpegError, ValueError, IndexError) as error:
         if isinstance(error, MediumError):
             raise
-        if _is_cut_mp4(data):
+        if _is_truncated_mp4(data):
             raise MediumError("truncated", f"{len(data)} bytes of an MP4 file, whose last part is cut off") from None
         raise MediumError("undecodable", f"no video that can be decoded: {error.__class__.__name__}") from None
 
 
-def _is_cut_mp4(data: bytes) -> bool:
-    """Whether a box of the file's top level is longer than what is left of the file."""
+def _is_truncated_mp4(data: bytes) -> bool:
+    """Whether the file ends within one of the MP4 boxes of its top level."""
     at = 0
     while data[4:8] == b"ftyp" and at + 16 <= len(data):
         size = int.from_bytes(data[at : at + 4], "big")
@@ -177,26 +181,26 @@ def _is_cut_mp4(data: bytes) -> bool:
     return data[4:8] == b"ftyp" and at != len(data)
 
 
-def _check_header(container: InputContainer, stream: av.VideoStream, limits: CheckLimits) -> None:
+def _check_video_header(container: InputContainer, stream: av.VideoStream, limits: CheckLimits) -> None:
     height, width = stream.height, stream.width
     if height < 1 or width < 1:
         raise MediumError("undecodable", f"the header says {width} x {height} pixels")
     if height * width > limits.max_pixels:
         pixels = f"frames of {width} x {height} = {width * height} pixels"
         raise MediumError("too_large", f"{pixels}; max_pixels allows {limits.max_pixels}")
-    if (seconds := _announced_seconds(container, stream)) > limits.max_seconds:
+    if (seconds := _duration_in_header(container, stream)) > limits.max_seconds:
         raise MediumError("too_large", f"a video of {seconds:.1f} seconds; max_seconds allows {limits.max_seconds:g}")
     if stream.frames > limits.max_frames:
         raise MediumError("too_large", f"a video of {stream.frames} frames; max_frames allows {limits.max_frames}")
 
 
-def _announced_seconds(container: InputContainer, stream: av.VideoStream) -> float:
+def _duration_in_header(container: InputContainer, stream: av.VideoStream) -> float:
     if stream.duration is not None and stream.time_base is not None:
         return float(stream.duration * stream.time_base)
     return (container.duration or 0) / 1e6
 
 
-def _read_timeline(container: InputContainer, stream: av.VideoStream, limits: CheckLimits) -> Timeline:
+def _read_frame_times(container: InputContainer, stream: av.VideoStream, limits: CheckLimits) -> VideoTimeline:
     time_base = float(stream.time_base or 1)
     frames: dict[int, tuple[bool, int]] = {}
     for packet in container.demux(stream):
@@ -217,18 +221,22 @@ def _read_timeline(container: InputContainer, stream: av.VideoStream, limits: Ch
     duration = float(seconds_T[-1]) + last
     if duration > limits.max_seconds:
         raise MediumError("too_large", f"a video of {duration:.1f} seconds; max_seconds allows {limits.max_seconds:g}")
-    announced = _announced_seconds(container, stream)
+    announced = _duration_in_header(container, stream)
     if len(pts_T) < stream.frames or announced - duration > max(_SLACK_SECONDS, _SLACK * announced):
         there = f"{len(pts_T)} frames in {duration:.2f} seconds"
         raise MediumError("truncated", f"{there}; the file announces {stream.frames or '?'} in {announced:.2f} seconds")
     is_key_T = np.array([frames[pts][0] for pts in pts_T.tolist()], np.bool_)
-    return Timeline(pts_T, is_key_T, seconds_T, time_base, duration)
+    return VideoTimeline(pts_T, is_key_T, seconds_T, time_base, duration)
 
 
-def _decoded(
-    container: InputContainer, stream: av.VideoStream, timeline: Timeline, wanted_W: NDArray[np.int64], strict: bool
+def _decode_frames(
+    container: InputContainer,
+    stream: av.VideoStream,
+    timeline: VideoTimeline,
+    wanted_W: NDArray[np.int64],
+    strict: bool,
 ) -> Iterator[av.VideoFrame]:
-    """The frames of these numbers, in order.
+    """Decode the frames with these numbers, in order.
 
     Args:
         strict: also refuse frames that the decoder has repaired.
@@ -251,18 +259,18 @@ def _decoded(
         yield frame
 
 
-def _to_rgb(frame: av.VideoFrame) -> NDArray[np.uint8]:
+def _frame_to_rgb(frame: av.VideoFrame) -> NDArray[np.uint8]:
     rgb_HWC: NDArray[np.uint8] = frame.to_ndarray(format="rgb24").astype(np.uint8, copy=False)
     turns = round(frame.rotation / 90) % 4
     return np.ascontiguousarray(np.rot90(rgb_HWC, turns)) if turns else rgb_HWC
 
 
-def _upright(height: int, width: int, rotation: float) -> tuple[int, int]:
+def _upright_size(height: int, width: int, rotation: float) -> tuple[int, int]:
     return (width, height) if round(rotation / 90) % 2 else (height, width)
 
 
-def _is_variable(timeline: Timeline) -> bool:
-    """Whether frames are shown for unequal times, but for what rounding to the time base does."""
+def _has_variable_frame_rate(timeline: VideoTimeline) -> bool:
+    """Whether frames are shown for unequal times; differences by rounding to the time base do not count."""
     steps_T = np.diff(timeline.pts_T)
     return bool(len(steps_T)) and int(steps_T.max() - steps_T.min()) > 1
 

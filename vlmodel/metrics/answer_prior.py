@@ -1,4 +1,4 @@
-"""The baseline of answering questions: answers from the question alone."""
+"""A baseline for question answering: the most frequent training answer to the same question, without the image."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from vlmodel.answers import Normalizer, normal_form
+from vlmodel.answers import Normalizer, normalize_for_comparison
 
 
 @dataclass(frozen=True)
 class AnswerPrior:
-    """Answers from the question alone.
+    """Answers each question by its most frequent answer in the training data, without looking at the image.
 
     Attributes:
         majority: the most frequent answer.
@@ -35,7 +35,7 @@ class AnswerPrior:
         spellings: defaultdict[str, Counter[str]] = defaultdict(Counter)
         to_question: defaultdict[str, Counter[str]] = defaultdict(Counter)
         for question, answer in pairs:
-            form = normal_form(answer, normalizer)
+            form = normalize_for_comparison(answer, normalizer)
             spellings[form][answer] += 1
             to_question[question][form] += 1
         if not spellings:
@@ -49,8 +49,8 @@ class AnswerPrior:
         """The answer to each question."""
         return [self.by_question.get(question, self.majority) for question in questions]
 
-    def to_tree(self) -> dict[str, Any]:
-        """The baseline as plain values. Questions with the majority's answer need no entry."""
+    def to_dict(self) -> dict[str, Any]:
+        """The baseline as plain values. Questions whose answer is the majority's are left out."""
         others = {question: answer for question, answer in self.by_question.items() if answer != self.majority}
         return {"majority": self.majority, "by_question": others}
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from vlmodel.answers import normalize_answer
+from vlmodel.answers import normalize_vqa_answer
 
 
 def vqa_accuracy(predicted: Sequence[str], references: Sequence[Sequence[str]]) -> dict[str, float]:
@@ -28,8 +28,8 @@ def annotator_agreement(predicted: str, references: Sequence[str]) -> float:
     Both sides are normalized. The official program does not normalize the annotators' answers if all are equal; those
     of VQA v2 are normalized already.
     """
-    answer = normalize_answer(predicted)
-    agree = sum(normalize_answer(reference) == answer for reference in references)
+    answer = normalize_vqa_answer(predicted)
+    agree = sum(normalize_vqa_answer(reference) == answer for reference in references)
     if len(references) == 1:
         return float(agree)
     needed = min(3, len(references) - 1)

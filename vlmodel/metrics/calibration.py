@@ -1,4 +1,4 @@
-"""How far predicted probabilities are from observed frequencies."""
+"""Calibration: how far predicted probabilities are from observed frequencies."""
 
 from __future__ import annotations
 

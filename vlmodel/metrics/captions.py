@@ -67,8 +67,8 @@ def drop_wordless_references(references: Iterable[Sequence[str]]) -> list[list[s
     return [[caption for caption in captions if tokenize_caption(caption)] for captions in references]
 
 
-def cider_of_each(predicted: Sequence[str], references: Sequence[Sequence[str]]) -> np.ndarray:
-    """The CIDEr-D of each image; their mean is the ``cider`` of ``caption_scores``."""
+def cider_per_image(predicted: Sequence[str], references: Sequence[Sequence[str]]) -> np.ndarray:
+    """The CIDEr-D of each image's caption; their mean is the ``cider`` of ``caption_scores``."""
     results, truths = _tokenized_captions(predicted, references)
     return np.asarray(Cider().compute_score(truths, results)[1], np.float64)
 
@@ -93,12 +93,12 @@ def most_typical_caption(captions: Iterable[str], limit: int = 20_000, seed: int
     words = [tokenize_caption(caption) for caption in sample]
     if not any(words):
         raise ValueError(f"none of the {len(words)} captions has a word; the training split needs at least one")
-    return sample[_most_typical(_ngram_vectors(words))]
+    return sample[_most_typical_row(_ngram_vectors(words))]
 
 
 def consensus_captions(candidates: Sequence[Sequence[str]]) -> list[str]:
-    """Of each image the candidate that is most similar to all others, by the measure of ``most_typical_caption``: the
-    consensus caption of Devlin et al. 2015. "" for an image without candidates.
+    """For each image choose the candidate caption that is most similar to the image's other candidates, by the measure
+    of ``most_typical_caption``: the consensus caption of Devlin et al. 2015. "" for an image without candidates.
 
     The rarity of words is that in all candidates of all images.
     """
@@ -111,12 +111,14 @@ def consensus_captions(candidates: Sequence[Sequence[str]]) -> list[str]:
     chosen = []
     for of_image in candidates:
         rows = [number[caption] for caption in of_image]
-        chosen.append(of_image[_most_typical([vectors_NV[rows] for vectors_NV in vectors])] if rows else "")
+        chosen.append(of_image[_most_typical_row([vectors_NV[rows] for vectors_NV in vectors])] if rows else "")
     return chosen
 
 
 def _ngram_vectors(words: Sequence[str]) -> list[Any]:
-    """Of one to four words: the sparse vectors (N, V) of tokenized captions, of length one or zero."""
+    """TF-IDF vectors of tokenized captions, sparse (N, V), of length one or zero: one matrix each for n-grams of one to
+    four words.
+    """
     vectors = []
     for n in range(1, 5):
         options = {"ngram_range": (n, n), "lowercase": False, "token_pattern": None}
@@ -125,7 +127,7 @@ def _ngram_vectors(words: Sequence[str]) -> list[Any]:
     return vectors
 
 
-def _most_typical(vectors: Sequence[Any]) -> int:
+def _most_typical_row(vectors: Sequence[Any]) -> int:
     """The row with the greatest mean cosine with all rows; the first of several."""
     similarity_N = sum(vectors_NV @ np.asarray(vectors_NV.mean(axis=0)).ravel() for vectors_NV in vectors)
     return int(np.argmax(similarity_N))

@@ -85,8 +85,10 @@ def _ranks_of_texts(image_BD: Tensor, text_ND: Tensor, text_image_N: Tensor) -> 
 
 
 def random_recall_of_images(texts_B: Tensor, k: int) -> Tensor:
-    """For each image, by its number of texts, the probability that one of them is among ``k`` drawn from all without
-    replacement.
+    """The probability, for each image, that one of its texts is among ``k`` texts drawn at random without replacement.
+
+    Args:
+        texts_B: number of texts of each image.
     """
     texts_B = texts_B.double()
     total = texts_B.sum()

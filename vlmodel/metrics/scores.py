@@ -29,10 +29,10 @@ class ExampleScores:
     binary: bool
 
     @classmethod
-    def of_one_group(
+    def with_one_group(
         cls, score_N: NDArray[np.float64], sample_R: NDArray[np.int64], row_N: NDArray[np.int64], binary: bool
     ) -> ExampleScores:
-        """Scores whose plain mean is the metric.
+        """Scores in a single group, so that the metric is their plain mean.
 
         Args:
             sample_R: number of the sample of each of all answered rows.
@@ -43,7 +43,7 @@ class ExampleScores:
         return len(self.score_N)
 
     @property
-    def value(self) -> float:
+    def metric_value(self) -> float:
         """The metric by which models are compared."""
         groups = np.unique(self.group_N)
         return float(np.mean([self.score_N[self.group_N == group].mean() for group in groups]))

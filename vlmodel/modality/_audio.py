@@ -18,11 +18,11 @@ if TYPE_CHECKING:
 _LEAST_POWER = 1e-10
 
 
-class LogMel(nn.Module):
-    """The logarithm of the power in bands of the mel scale: waveforms (B, T) to (B, windows, bands).
+class LogMelSpectrogram(nn.Module):
+    """Log-mel spectrograms (B, windows, bands) of waveforms (B, T).
 
-    A window begins every ``hop`` samples, and is real if its first sample is. What is behind a sound's end counts as
-    zeros, so that padding changes nothing.
+    A window begins every ``hop`` samples, and is real if its first sample is. Samples after a sound's end are set to
+    zero, so that the result does not depend on padding.
     """
 
     window_W: Tensor
@@ -32,8 +32,8 @@ class LogMel(nn.Module):
         super().__init__()
         from transformers.audio_utils import mel_filter_bank
 
-        self.hop, self.scaling = config.samples(config.hop), config.scaling
-        width = max(config.samples(config.window), self.hop)
+        self.hop, self.scaling = config.seconds_to_samples(config.hop), config.scaling
+        width = max(config.seconds_to_samples(config.window), self.hop)
         # Twice the window, for at least one frequency in each of the low bands.
         self.frequencies = 1 << math.ceil(math.log2(2 * width))
         high = config.rate / 2 if config.high is None else config.high
@@ -51,17 +51,17 @@ class LogMel(nn.Module):
             windows = -(-x_BT.shape[1] // self.hop)
             missing = (windows - 1) * self.hop + len(self.window_W) - x_BT.shape[1]
             x_BTW = F.pad(x_BT, (0, missing)).unfold(1, len(self.window_W), self.hop) * self.window_W.float()
-            x_BTM = (self._power(x_BTW) @ self.filters_FM.float()).clamp_min(_LEAST_POWER).log()
+            x_BTM = (self._power_spectrum(x_BTW) @ self.filters_FM.float()).clamp_min(_LEAST_POWER).log()
             mask_BT = torch.arange(windows, device=x_BT.device) * self.hop < length_B[:, None]
-            return self._scaled(x_BTM, mask_BT), mask_BT
+            return self._scale_spectrogram(x_BTM, mask_BT), mask_BT
 
-    def _power(self, x_BTW: Tensor) -> Tensor:
+    def _power_spectrum(self, x_BTW: Tensor) -> Tensor:
         """The power spectrum of each window, (B, T, F)."""
         if not len(x_BTW):  # no sample of the batch has a sound, and MKL transforms no empty batch
             return x_BTW.new_zeros(*x_BTW.shape[:2], len(self.filters_FM))
         return torch.view_as_real(torch.fft.rfft(x_BTW, n=self.frequencies)).square().sum(-1)
 
-    def _scaled(self, x_BTM: Tensor, mask_BT: Tensor) -> Tensor:
+    def _scale_spectrogram(self, x_BTM: Tensor, mask_BT: Tensor) -> Tensor:
         mask_BT1 = mask_BT.unsqueeze(-1).to(x_BTM.dtype)
         if self.scaling != "none":
             over = (1, 2) if self.scaling == "clip" else (1,)
@@ -74,17 +74,17 @@ class LogMel(nn.Module):
 
 
 class AudioEncoder(SequenceEncoder):
-    """A token for every ``time_stride`` windows of the log-mel spectrogram: three convolutions of 3 x 3, each of which
-    halves the bands and, until the stride is reached, the time; then Transformer layers.
+    """Encodes sounds: a log-mel spectrogram, three convolutions of 3 x 3 and Transformer layers.
 
-    Normalisation is over the channels of each place, so that neither padding nor the batch changes anything.
+    Each convolution halves the number of bands and, until ``time_stride`` windows make one token, the time. Each place
+    is normalised over its channels alone, so that neither padding nor the rest of the batch changes a result.
     """
 
     stem_modules: ClassVar[tuple[str, ...]] = ("convolutions", "norms", "flat")
 
     def __init__(self, config: Config) -> None:
         super().__init__(config)
-        self.mel = LogMel(config)
+        self.mel = LogMelSpectrogram(config)
         self.strides = strides = [2 if config.time_stride > 1 << place else 1 for place in range(3)]
         channels = [1, config.channels, config.channels, config.channels]
         self.convolutions = nn.ModuleList(
@@ -94,7 +94,7 @@ class AudioEncoder(SequenceEncoder):
         self.norms = nn.ModuleList(nn.LayerNorm(config.channels) for _ in strides)
         bands = -(-config.mels // 8)
         self.flat = nn.Linear(bands * config.channels, config.width)
-        self.finish()
+        self.build_layers()
 
     def stem(  # type: ignore[override]
         self, x_BT: Tensor, length_B: Tensor, bands_BM: Tensor | None = None, spans_BK2: Tensor | None = None

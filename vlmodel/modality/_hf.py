@@ -14,7 +14,7 @@ from vlmodel import parts
 from vlmodel.layers import masked_mean
 from vlmodel.modality.hf import AST, FBANK_HOP, FBANK_WINDOW, PRETRAINED, SETTING, WHISPER, tower_config
 from vlmodel.tokens import Tokens
-from vlmodel.weights import config_from_dict, open_model, refuse_missing_weights
+from vlmodel.weights import config_from_dict, open_transformers_model, refuse_missing_weights
 
 if TYPE_CHECKING:
     from vlmodel.modality.hf import Config
@@ -38,21 +38,21 @@ class AudioTower(parts.ModalityEncoder):
         self.config = config
         settings = copy.deepcopy(tower_config(json.dumps(config.tower, sort_keys=True)))
         self.is_ast, self.is_whisper = settings.model_type == AST, settings.model_type == WHISPER
-        self.backbone: Any = _tower_of(AutoModel.from_config(settings, trust_remote_code=False))
+        self.backbone: Any = _encoder_of_model(AutoModel.from_config(settings, trust_remote_code=False))
         self.feature_width = settings.hidden_size
         self.width = config.projection or self.feature_width
         self.projection = nn.Linear(self.feature_width, self.width) if config.projection else nn.Identity()
         if config.frozen:
-            self.freeze("backbone")
+            self.freeze_submodules("backbone")
         for name, parameter in self.backbone.named_parameters():
             if name.rpartition(".")[2] == _UNUSED:
                 parameter.requires_grad_(False)
 
     def forward(self, **arrays: Tensor) -> Tokens:
         """The tokens, given the arrays of ``Config.collate``."""
-        return self.from_features(*self.features(**arrays))
+        return self.tokens_from_features(*self.compute_features(**arrays))
 
-    def features(self, length_B: Tensor, **arrays: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+    def compute_features(self, length_B: Tensor, **arrays: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
         (x,) = arrays.values()
         x = x.to(next(self.backbone.parameters()).dtype)
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.config.frozen):
@@ -61,16 +61,16 @@ class AudioTower(parts.ModalityEncoder):
                 return x_BTF, self._ast_mask(x_BTF.shape[1], length_B)
             if self.is_whisper:
                 x_BTF = self.backbone(x).last_hidden_state
-                return x_BTF, _first(x_BTF.shape[1], self._whisper_tokens(length_B))
-            return self._of_waveforms(x, length_B)
+                return x_BTF, _mask_first_tokens(x_BTF.shape[1], self._whisper_tokens(length_B))
+            return self._encode_waveforms(x, length_B)
 
-    def from_features(self, features_BTF: Tensor, mask_BT: Tensor) -> Tokens:
+    def tokens_from_features(self, features_BTF: Tensor, mask_BT: Tensor) -> Tokens:
         weight = next(self.parameters())
         x_BTD = self.projection(features_BTF.to(weight.dtype))
         pooled_BD = x_BTD[:, :2].mean(1) if self.is_ast else masked_mean(x_BTD, mask_BT)
         return Tokens(x_BTD, mask_BT, pooled_BD)
 
-    def to_grid(self, weights_NT: Tensor) -> Tensor | None:
+    def weights_to_grid(self, weights_NT: Tensor) -> Tensor | None:
         """None: time has one dimension."""
         return None
 
@@ -78,7 +78,7 @@ class AudioTower(parts.ModalityEncoder):
         """Of AST the sum over the patches of the same time."""
         if not self.is_ast:
             return weights_NT
-        bands, _ = self._patches()
+        bands, _ = self._count_patches()
         return weights_NT[:, 2:].unflatten(1, (bands, -1)).sum(1)
 
     def load_pretrained(self) -> None:
@@ -87,8 +87,8 @@ class AudioTower(parts.ModalityEncoder):
             return
         from transformers import AutoModel
 
-        whole, missing = open_model(AutoModel, SETTING, config.name, config_from_dict(config.tower))
-        state = _tower_of(whole).state_dict()
+        whole, missing = open_transformers_model(AutoModel, SETTING, config.name, config_from_dict(config.tower))
+        state = _encoder_of_model(whole).state_dict()
         own = self.backbone.state_dict()
         lacking = {name for name in own if name not in state or {name, f"encoder.{name}"} & missing}
         refuse_missing_weights(SETTING, config.name, (name for name in lacking if name.rpartition(".")[2] != _UNUSED))
@@ -98,12 +98,12 @@ class AudioTower(parts.ModalityEncoder):
         if self.config.name and self.config.weights:
             yield from (parameter for parameter in self.backbone.parameters() if parameter.requires_grad)
 
-    def _of_waveforms(self, x_BT: Tensor, length_B: Tensor) -> tuple[Tensor, Tensor]:
+    def _encode_waveforms(self, x_BT: Tensor, length_B: Tensor) -> tuple[Tensor, Tensor]:
         tokens_B = self.backbone._get_feat_extract_output_lengths(length_B).long()
         longest = int(tokens_B.max()) if len(tokens_B) else 1
-        mask_BT = _first(longest, tokens_B)
+        mask_BT = _mask_first_tokens(longest, tokens_B)
         if self.backbone.config.feat_extract_norm == "layer" and len(x_BT):
-            real_BT = _first(x_BT.shape[1], length_B)
+            real_BT = _mask_first_tokens(x_BT.shape[1], length_B)
             x_BTF = self.backbone(x_BT, attention_mask=real_BT.long()).last_hidden_state[:, :longest]
             return x_BTF * mask_BT.unsqueeze(-1), mask_BT
         x_BTF = x_BT.new_zeros(*mask_BT.shape, self.feature_width)
@@ -120,22 +120,22 @@ class AudioTower(parts.ModalityEncoder):
     def _ast_mask(self, tokens: int, length_B: Tensor) -> Tensor:
         """The two class tokens, and the patches that begin within the real windows."""
         config = self.backbone.config
-        bands, times = self._patches()
+        bands, times = self._count_patches()
         windows_B = ((length_B - FBANK_WINDOW) // FBANK_HOP + 1).clamp_min(1)
         real_BT = torch.arange(times, device=length_B.device) * config.time_stride < windows_B.unsqueeze(1)
         return torch.cat([real_BT.new_ones(len(length_B), 2), real_BT.repeat(1, bands)], 1)[:, :tokens]
 
-    def _patches(self) -> tuple[int, int]:
+    def _count_patches(self) -> tuple[int, int]:
         """Patches along the bands, and along the time."""
         config = self.backbone.config
         bands = (config.num_mel_bins - config.patch_size) // config.frequency_stride + 1
         return bands, (config.max_length - config.patch_size) // config.time_stride + 1
 
 
-def _tower_of(model: Any) -> Any:
+def _encoder_of_model(model: Any) -> Any:
     return model.get_encoder() if model.config.model_type == WHISPER else model
 
 
-def _first(longest: int, counts_B: Tensor) -> Tensor:
+def _mask_first_tokens(longest: int, counts_B: Tensor) -> Tensor:
     """(B, longest): True for the first so many."""
     return torch.arange(longest, device=counts_B.device) < counts_B.unsqueeze(1)

@@ -14,7 +14,9 @@ if TYPE_CHECKING:
 
 
 class RowEncoder(SequenceEncoder):
-    """A token for each column: its bias, and the number times the column's vector or the embedding of the category."""
+    """Encodes rows of a table, a token for each column: the column's bias plus the number times the column's vector, or
+    plus the embedding of the category.
+    """
 
     stem_modules: ClassVar[tuple[str, ...]] = ("vectors", "biases", "absent", "categories")
 
@@ -33,7 +35,7 @@ class RowEncoder(SequenceEncoder):
         self.categories = nn.Embedding(1 + sum(sizes), width, padding_idx=0)
         for table in (self.vectors, self.biases):
             nn.init.normal_(table.weight, std=width**-0.5)
-        self.finish()
+        self.build_layers()
 
     def to_time(self, weights_NT: Tensor) -> None:
         """None: the tokens are columns."""

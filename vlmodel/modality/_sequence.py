@@ -19,8 +19,10 @@ if TYPE_CHECKING:
 
 
 class SequenceEncoder(parts.ModalityEncoder):
-    """A stem, sine positions, pre-norm Transformer layers, a projection; the pooled vector is the mean of the real
-    tokens. A subclass makes the modules of its stem before it calls ``finish``, and defines ``stem``.
+    """Base of the encoders of sequences: a stem, sine positions, pre-norm Transformer layers and a projection.
+
+    The pooled vector is the mean of the real tokens. A subclass makes the modules of its stem, then calls
+    ``build_layers``, and defines ``stem``.
 
     Attributes:
         stem_modules: names of the modules that ``stem`` uses.
@@ -33,8 +35,8 @@ class SequenceEncoder(parts.ModalityEncoder):
         self.config = config
         self.width, self.feature_width = config.projection or config.width, config.width
 
-    def finish(self) -> None:
-        """Make the layers, and freeze what is not trained."""
+    def build_layers(self) -> None:
+        """Make the Transformer layers, and freeze stem and layers if ``frozen`` is set."""
         config, width = self.config, self.config.width
         self.layers = nn.ModuleList(
             TransformerLayer(width, config.heads, config.expansion * width, config.dropout) for _ in range(config.depth)
@@ -42,7 +44,7 @@ class SequenceEncoder(parts.ModalityEncoder):
         self.norm = nn.LayerNorm(width)
         self.projection = nn.Linear(width, config.projection) if config.projection else nn.Identity()
         if config.frozen:
-            self.freeze(*self.stem_modules, "layers", "norm")
+            self.freeze_submodules(*self.stem_modules, "layers", "norm")
 
     def stem(self, **arrays: Tensor) -> tuple[Tensor, Tensor]:
         """Tokens (B, T, width) without positions, and which of them are real, (B, T)."""
@@ -50,9 +52,9 @@ class SequenceEncoder(parts.ModalityEncoder):
 
     def forward(self, **arrays: Tensor) -> Tokens:
         """The tokens, given the arrays of ``ModalityPart.collate``."""
-        return self.from_features(*self.features(**arrays))
+        return self.tokens_from_features(*self.compute_features(**arrays))
 
-    def features(self, **arrays: Tensor) -> tuple[Tensor, Tensor]:
+    def compute_features(self, **arrays: Tensor) -> tuple[Tensor, Tensor]:
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.config.frozen):
             x_BTD, mask_BT = self.stem(**arrays)
             x_BTD = x_BTD + sine_positions(x_BTD.shape[1], self.config.width, x_BTD.device).to(x_BTD.dtype)
@@ -60,13 +62,13 @@ class SequenceEncoder(parts.ModalityEncoder):
                 x_BTD, _ = layer(x_BTD, mask_BT)
             return self.norm(x_BTD), mask_BT
 
-    def from_features(self, features_BTF: Tensor, mask_BT: Tensor) -> Tokens:
+    def tokens_from_features(self, features_BTF: Tensor, mask_BT: Tensor) -> Tokens:
         # Cached features may have less precision than the weights.
         x_BTD = self.projection(features_BTF.to(self.norm.weight.dtype))
         return Tokens(x_BTD, mask_BT, masked_mean(x_BTD, mask_BT))
 
-    def to_grid(self, weights_NT: Tensor) -> Tensor | None:
-        """None: time has one dimension."""
+    def weights_to_grid(self, weights_NT: Tensor) -> Tensor | None:
+        """None: the tokens are a sequence, not a grid."""
         return None
 
     def to_time(self, weights_NT: Tensor) -> Tensor | None:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class SeriesEncoder(SequenceEncoder):
-    """A token for every ``stride`` time steps: two convolutions with sine positions, then Transformer layers.
+    """Encodes series of numbers, a token for every ``stride`` time steps: two convolutions, then Transformer layers.
 
     The stem is that of speech encoders (Radford et al. 2022, arXiv:2212.04356, section 2.2), its second convolution
     without overlap, as the patches of PatchTST (Nie et al. 2023, arXiv:2211.14730). Time steps after a series' end are
@@ -35,7 +35,7 @@ class SeriesEncoder(SequenceEncoder):
         self.register_buffer("std_C", torch.tensor(config.std or (1.0,) * channels))
         self.steps = nn.Conv1d(channels, width, 3, padding=1)
         self.patches = nn.Conv1d(width, width, config.stride, stride=config.stride)
-        self.finish()
+        self.build_layers()
 
     def stem(self, x_BTC: Tensor, mask_BT: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
         mask_B1T = mask_BT.unsqueeze(1)

@@ -11,7 +11,7 @@ from vlmodel.locations import Location
 
 
 class LayerSettings(ModalityPart):
-    """Transformer layers over the tokens of an input."""
+    """Settings of the Transformer layers over the tokens of an input."""
 
     width: int = Field(128, ge=1)
     """Width of the layers."""
@@ -27,14 +27,14 @@ class LayerSettings(ModalityPart):
     """Width of a linear projection of the tokens; null for none."""
 
     @model_validator(mode="after")
-    def _heads_divide_width(self) -> Self:
+    def _check_heads_divide_width(self) -> Self:
         if self.width % self.heads:
             raise ValueError(f"width={self.width} cannot be shared by heads={self.heads}; make it a multiple")
         return self
 
 
 class SequenceSettings(LayerSettings):
-    """As a whole they are trained, or frozen."""
+    """Settings of an encoder that is trained, or frozen, as a whole."""
 
     non_backbone_settings: ClassVar[frozenset[str]] = frozenset({"projection", "weights", "frozen"})
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class VideoEncoder(parts.ModalityEncoder):
-    """Tokens of each frame's image, with a sine position for the frame, then pre-norm Transformer layers over all.
+    """Encodes videos: each frame by a vision encoder, then pre-norm Transformer layers over the tokens of all frames.
 
     A vision encoder for each frame and attention over time is the late fusion of video Transformers (Arnab et al. 2021,
     arXiv:2103.15691, model 2). Only real frames are encoded, so that neither padding nor its share in a batch's
@@ -40,23 +40,27 @@ class VideoEncoder(parts.ModalityEncoder):
 
     @property
     def feature_width(self) -> int:  # type: ignore[override]
-        """F of an image of these settings."""
-        return int(self._encode_blank_frame(self.vision.features).shape[1])
+        """Number of features of one frame, found by running the vision encoder on a blank image."""
+        return int(self._encode_blank_frame(self.vision.compute_features).shape[1])
 
     def forward(self, frames_BTHWC: Tensor, mask_BT: Tensor) -> Tokens:
-        return self._over_time(*self._as_sequence(self.vision(frames_BTHWC[mask_BT]), mask_BT))
+        return self._attend_over_time(*self._frames_to_sequence(self.vision(frames_BTHWC[mask_BT]), mask_BT))
 
-    def features(self, frames_BTHWC: Tensor, mask_BT: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
-        features_PF = self.vision.features(frames_BTHWC[mask_BT])
+    def compute_features(self, frames_BTHWC: Tensor, mask_BT: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+        features_PF = self.vision.compute_features(frames_BTHWC[mask_BT])
         features_BTF = features_PF.new_zeros(*mask_BT.shape, features_PF.shape[1])
         features_BTF[mask_BT] = features_PF
         return features_BTF, mask_BT
 
-    def from_features(self, features_BTF: Tensor, mask_BT: Tensor) -> Tokens:
-        return self._over_time(*self._as_sequence(self.vision.from_features(features_BTF[mask_BT]), mask_BT))
+    def tokens_from_features(self, features_BTF: Tensor, mask_BT: Tensor) -> Tokens:
+        return self._attend_over_time(
+            *self._frames_to_sequence(self.vision.tokens_from_features(features_BTF[mask_BT]), mask_BT)
+        )
 
-    def _as_sequence(self, images: Tokens, mask_BT: Tensor) -> tuple[Tensor, Tensor]:
-        """The tokens of P real frames as (B, T x tokens of a frame, D), with positions, and which of them are real."""
+    def _frames_to_sequence(self, images: Tokens, mask_BT: Tensor) -> tuple[Tensor, Tensor]:
+        """The tokens of P real frames as sequences (B, T x tokens of a frame, D) with sine positions of the frames, and
+        which of the tokens are real.
+        """
         if self.config.tokens == "pooled":
             x_PKD, mask_PK = images.pooled_BD.unsqueeze(1), mask_BT[mask_BT].unsqueeze(1)
         else:
@@ -70,25 +74,25 @@ class VideoEncoder(parts.ModalityEncoder):
         positions_TD = sine_positions(mask_BT.shape[1], self.config.width, x_PKD.device).to(x_PKD.dtype)
         return (x_BTKD + positions_TD[:, None]).flatten(1, 2), real_BTK.flatten(1)
 
-    def _over_time(self, x_BTD: Tensor, mask_BT: Tensor) -> Tokens:
+    def _attend_over_time(self, x_BTD: Tensor, mask_BT: Tensor) -> Tokens:
         for layer in self.layers:
             x_BTD, _ = layer(x_BTD, mask_BT)
         x_BTD = self.projection(self.norm(x_BTD))
         return Tokens(x_BTD, mask_BT, masked_mean(x_BTD, mask_BT))
 
-    def to_grid(self, weights_NT: Tensor) -> Tensor | None:
-        """None: the tokens are of several images."""
+    def weights_to_grid(self, weights_NT: Tensor) -> Tensor | None:
+        """None: the tokens are those of several images, and no single grid."""
         return None
 
     def to_time(self, weights_NT: Tensor) -> Tensor | None:
-        """Of each frame the sum over its tokens."""
+        """Sum the weights of the tokens of each frame."""
         return weights_NT.unflatten(1, (-1, self._tokens_of_frame())).sum(2)
 
     def _tokens_of_frame(self) -> int:
         return 1 if self.config.tokens == "pooled" else self._encode_blank_frame(self.vision).x_BTD.shape[1]
 
     def _encode_blank_frame(self, encode: Callable[[Tensor], Any]) -> Any:
-        """What a pass through the vision encoder gives, which tells its shapes."""
+        """Run a method of the vision encoder on a blank frame, to learn the shapes that it returns."""
         size = self.config.image_size
         pixels_BHWC = torch.zeros(1, size, size, 3, dtype=torch.uint8, device=self.norm.weight.device)
         was_training = self.vision.training
@@ -110,5 +114,5 @@ class VideoEncoder(parts.ModalityEncoder):
     def pretrained_layers(self) -> list[list[nn.Parameter]]:
         return self.vision.pretrained_layers()
 
-    def frozen_names(self) -> Iterator[str]:
-        return (f"vision.{name}" for name in self.vision.frozen_names())
+    def frozen_tensor_names(self) -> Iterator[str]:
+        return (f"vision.{name}" for name in self.vision.frozen_tensor_names())

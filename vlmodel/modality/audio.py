@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import numpy as np
 from pydantic import Field, model_validator
 
-from vlmodel.config import Section
+from vlmodel.config import ConfigSection
 from vlmodel.media.audio import decode_audio, to_mono
 from vlmodel.media.base import CheckLimits
 from vlmodel.modality._settings import SequenceSettings
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from vlmodel.modality._audio import AudioEncoder
 
 
-class Augment(Section):
+class Augment(ConfigSection):
     """Random changes in training, other ones in each epoch; none by default."""
 
     time_shift: float = Field(0.0, ge=0, le=60)
@@ -44,7 +44,7 @@ class Augment(Section):
 
 
 class Config(SequenceSettings):
-    """The mean of a sound's channels as a log-mel spectrogram, two-dimensional convolutions, Transformer layers."""
+    """A log-mel spectrogram of the mean of the channels, two-dimensional convolutions, Transformer layers."""
 
     medium: ClassVar[str] = "audio"
     non_backbone_settings: ClassVar[frozenset[str]] = SequenceSettings.non_backbone_settings | {"augment"}
@@ -75,19 +75,19 @@ class Config(SequenceSettings):
     """Random changes of the sounds that it is trained with."""
 
     @model_validator(mode="after")
-    def _bands_are_within_the_rate(self) -> Config:
+    def _check_mel_bands(self) -> Config:
         highest = self.rate / 2
         high = highest if self.high is None else self.high
         if not self.low < high <= highest:
             raise ValueError(
                 f"low={self.low:g} Hz and high={high:g} Hz must be below rate/2 = {highest:g} Hz, in order"
             )
-        if self.samples(self.hop) < 1 or self.samples(self.window) < 2:
+        if self.seconds_to_samples(self.hop) < 1 or self.seconds_to_samples(self.window) < 2:
             raise ValueError(f"window={self.window} and hop={self.hop} seconds have no sample at rate={self.rate}")
         return self
 
-    def samples(self, seconds: float) -> int:
-        """Samples of so many seconds."""
+    def seconds_to_samples(self, seconds: float) -> int:
+        """Number of samples in this many seconds, at ``rate``."""
         return round(seconds * self.rate)
 
     def decode(self, data: bytes) -> dict[str, NDArray[Any]]:
@@ -113,7 +113,7 @@ class Config(SequenceSettings):
         spans_K2 = np.zeros((augment.time_masks, 2), np.int64)
         for span in spans_K2:
             # No more than half of a short sound (SpecAugment bounds the share, too).
-            width = int(rng.integers(0, min(self.samples(augment.time_width), len(x_T) // 2) + 1))
+            width = int(rng.integers(0, min(self.seconds_to_samples(augment.time_width), len(x_T) // 2) + 1))
             first = int(rng.integers(0, len(x_T) - width + 1))
             span[:] = first, first + width
         return {"x_T": x_T, "bands_M": bands_M, "spans_K2": spans_K2}

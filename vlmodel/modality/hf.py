@@ -18,7 +18,7 @@ from vlmodel.encoder_parts import ModalityPart
 from vlmodel.locations import Location
 from vlmodel.media.audio import decode_audio, to_mono
 from vlmodel.media.base import CheckLimits
-from vlmodel.weights import WeightsError, config_from_dict, config_to_dict, one_line, source_options
+from vlmodel.weights import WeightsError, config_from_dict, config_to_dict, error_in_one_line, from_pretrained_arguments
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -82,7 +82,7 @@ class Config(ModalityPart):
     def is_frozen(self) -> bool:
         return self.frozen
 
-    def resolve(self) -> Config:
+    def resolve_settings(self) -> Config:
         """See ``ModalityPart``.
 
         Raises:
@@ -91,13 +91,15 @@ class Config(ModalityPart):
         """
         if self.resolved is not None:
             return self
-        resolved, extractor = _resolve(self.name, self.architecture, json.dumps(self.settings, sort_keys=True))
+        resolved, extractor = _open_or_create_configs(
+            self.name, self.architecture, json.dumps(self.settings, sort_keys=True)
+        )
         return self.model_copy(update={"resolved": resolved, "extractor": extractor})
 
     @property
     def tower(self) -> dict[str, Any]:
         """transformers' configuration of the tower."""
-        tower = self.resolve().resolved
+        tower = self.resolve_settings().resolved
         assert tower is not None
         return tower
 
@@ -110,15 +112,15 @@ class Config(ModalityPart):
         waveforms, ``x_TM`` of AST and ``x_MT`` of Whisper, both padded to the one length that they take; and ``length``
         int64, the real samples among these.
         """
-        resolved = self.resolve()
-        extractor = _extractor(json.dumps(resolved.extractor, sort_keys=True))
+        resolved = self.resolve_settings()
+        extractor = _feature_extractor_from_json(json.dumps(resolved.extractor, sort_keys=True))
         sound = decode_audio(data, CheckLimits(), self.max_seconds)
         x_T = to_mono(sound, extractor.sampling_rate)[: math.ceil(self.max_seconds * extractor.sampling_rate)]
         shortest = samples_of_first_token(resolved.tower) if resolved.reads_waveforms else FBANK_WINDOW
         x_T = np.pad(x_T, (0, max(0, shortest - len(x_T))))
         given = extractor(x_T, sampling_rate=extractor.sampling_rate, return_tensors="np")
         values = next(given[name] for name in ("input_values", "input_features") if name in given)[0]
-        name = "x_T" if resolved.reads_waveforms else _spectrogram_of(resolved.tower)[0]
+        name = "x_T" if resolved.reads_waveforms else _spectrogram_name_and_shape(resolved.tower)[0]
         return {name: values.astype(np.float32, copy=False), "length": np.array(len(x_T), np.int64)}
 
     def collate(self, decoded: Sequence[Mapping[str, NDArray[Any]]]) -> dict[str, NDArray[np.generic]]:
@@ -129,14 +131,14 @@ class Config(ModalityPart):
             for sound, x_T in zip(decoded, x_BT, strict=True):
                 x_T[: len(sound["x_T"])] = sound["x_T"]
             return {"x_BT": x_BT, "length_B": length_B}
-        name, shape = _spectrogram_of(self.tower)
+        name, shape = _spectrogram_name_and_shape(self.tower)
         x_B = np.stack([sound[name] for sound in decoded]) if decoded else np.zeros((0, *shape), np.float32)
         return {f"x_B{name[2:]}": x_B, "length_B": length_B}
 
     def build(self) -> AudioTower:
         from vlmodel.modality._hf import AudioTower
 
-        return AudioTower(self.resolve())
+        return AudioTower(self.resolve_settings())
 
 
 def samples_of_first_token(tower: Mapping[str, Any]) -> int:
@@ -147,7 +149,7 @@ def samples_of_first_token(tower: Mapping[str, Any]) -> int:
     return samples
 
 
-def _spectrogram_of(tower: Mapping[str, Any]) -> tuple[str, tuple[int, int]]:
+def _spectrogram_name_and_shape(tower: Mapping[str, Any]) -> tuple[str, tuple[int, int]]:
     """The name of the array of a sound, and its shape."""
     if tower["model_type"] == AST:
         return "x_TM", (tower["max_length"], tower["num_mel_bins"])
@@ -155,20 +157,20 @@ def _spectrogram_of(tower: Mapping[str, Any]) -> tuple[str, tuple[int, int]]:
 
 
 @functools.lru_cache(maxsize=8)
-def _resolve(name: str, architecture: str, settings: str) -> tuple[dict[str, Any], dict[str, Any]]:
+def _open_or_create_configs(name: str, architecture: str, settings: str) -> tuple[dict[str, Any], dict[str, Any]]:
     """The configurations of the tower and of its feature extractor."""
-    config = _open_config(name) if name else _from_scratch(architecture, json.loads(settings))
-    extractor = _open_extractor(name, config) if name else _own_extractor(config)
+    config = _open_audio_tower_config(name) if name else _new_transformers_config(architecture, json.loads(settings))
+    extractor = _open_feature_extractor(name, config) if name else _default_feature_extractor(config)
     return config_to_dict(config), json.loads(extractor.to_json_string())
 
 
-def _open_config(name: str) -> Any:
+def _open_audio_tower_config(name: str) -> Any:
     from transformers import AutoConfig
 
     try:
-        config = AutoConfig.from_pretrained(name, trust_remote_code=False, **source_options(name)[1])
+        config = AutoConfig.from_pretrained(name, trust_remote_code=False, **from_pretrained_arguments(name)[1])
     except (OSError, ValueError) as error:
-        raise WeightsError(f"{SETTING}={name!r} cannot be opened: {one_line(error)}") from error
+        raise WeightsError(f"{SETTING}={name!r} cannot be opened: {error_in_one_line(error)}") from error
     if config.model_type not in ARCHITECTURES:
         raise ConfigError(
             f"{SETTING}={name!r}: its architecture {config.model_type!r} is none of {', '.join(ARCHITECTURES)}"
@@ -176,7 +178,7 @@ def _open_config(name: str) -> Any:
     return config
 
 
-def _from_scratch(architecture: str, settings: dict[str, Any]) -> Any:
+def _new_transformers_config(architecture: str, settings: dict[str, Any]) -> Any:
     from transformers import AutoConfig
 
     try:
@@ -185,14 +187,16 @@ def _from_scratch(architecture: str, settings: dict[str, Any]) -> Any:
         raise ConfigError(f"transformers cannot make {architecture!r} with settings={settings}: {error}") from error
 
 
-def _open_extractor(name: str, config: Any) -> Any:
+def _open_feature_extractor(name: str, config: Any) -> Any:
     """transformers' feature extractor beside the weights; the architecture's own where there is none."""
     from transformers import AutoFeatureExtractor
 
     try:
-        extractor = AutoFeatureExtractor.from_pretrained(name, trust_remote_code=False, **source_options(name)[1])
+        extractor = AutoFeatureExtractor.from_pretrained(
+            name, trust_remote_code=False, **from_pretrained_arguments(name)[1]
+        )
     except (OSError, ValueError):
-        return _own_extractor(config)
+        return _default_feature_extractor(config)
     if type(extractor).__name__ not in _EXTRACTORS:
         raise ConfigError(
             f"{SETTING}={name!r}: its feature extractor {type(extractor).__name__} is none of {', '.join(_EXTRACTORS)}"
@@ -200,7 +204,7 @@ def _open_extractor(name: str, config: Any) -> Any:
     return extractor
 
 
-def _own_extractor(config: Any) -> Any:
+def _default_feature_extractor(config: Any) -> Any:
     from transformers import ASTFeatureExtractor, Wav2Vec2FeatureExtractor, WhisperFeatureExtractor
 
     if config.model_type == AST:
@@ -218,7 +222,7 @@ def _own_extractor(config: Any) -> Any:
 
 
 @functools.lru_cache(maxsize=8)
-def _extractor(values: str) -> Any:
+def _feature_extractor_from_json(values: str) -> Any:
     import transformers
 
     settings = json.loads(values)

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import numpy as np
 from pydantic import Field, model_validator
 
-from vlmodel.config import Section
+from vlmodel.config import ConfigSection
 from vlmodel.media.base import CheckLimits, MediumError
-from vlmodel.media.row import decode_row
+from vlmodel.media.row import decode_json_row
 from vlmodel.modality._settings import SequenceSettings
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from vlmodel.modality._row import RowEncoder
 
 
-class NumberColumn(Section):
+class NumberColumn(ConfigSection):
     """How a column of numbers is scaled."""
 
     mean: float = 0.0
@@ -29,7 +29,7 @@ class NumberColumn(Section):
     """Its standard deviation, by which it is divided."""
 
 
-class Augment(Section):
+class Augment(ConfigSection):
     """Random changes in training, other ones in each epoch; none by default."""
 
     missing: float = Field(0.0, ge=0, lt=1)
@@ -37,8 +37,9 @@ class Augment(Section):
 
 
 class Config(SequenceSettings):
-    """Numbers are scaled and multiplied by a vector of their column; categories have an embedding each. A missing value
-    has an embedding of its own, or is no token. Columns that are not named here are not read.
+    """A token for each named column: a scaled number times a vector of its column, or the embedding of a category.
+
+    A missing value has an embedding of its own, or no token. Columns that are not named here are not read.
     """
 
     medium: ClassVar[str] = "row"
@@ -56,7 +57,7 @@ class Config(SequenceSettings):
     """Random changes of the rows that it is trained with."""
 
     @model_validator(mode="after")
-    def _columns_are_named_once(self) -> Config:
+    def _check_columns_named_once(self) -> Config:
         if not self.numbers and not self.categories:
             raise ValueError("numbers and categories are empty; name at least one column")
         if both := sorted(self.numbers.keys() & self.categories.keys()):
@@ -77,7 +78,7 @@ class Config(SequenceSettings):
         """``numbers_C`` float32, scaled, and ``codes_C`` int64: of a category 1 + its place, or 0 for unknown; both are
         0 where they do not apply. ``given_C`` bool: which values are there.
         """
-        row = decode_row(data, CheckLimits().max_values)
+        row = decode_json_row(data, CheckLimits().max_values)
         numbers_C = np.zeros(len(self.columns), np.float32)
         codes_C = np.zeros(len(self.columns), np.int64)
         given_C = np.zeros(len(self.columns), np.bool_)
@@ -86,9 +87,9 @@ class Config(SequenceSettings):
                 continue
             given_C[place] = True
             if column in self.numbers:
-                numbers_C[place] = self._scaled(column, value)
+                numbers_C[place] = self._scale_number(column, value)
             else:
-                codes_C[place] = self._code(column, value)
+                codes_C[place] = self._category_code(column, value)
         return {"numbers_C": numbers_C, "codes_C": codes_C, "given_C": given_C}
 
     def augments(self) -> bool:
@@ -113,20 +114,20 @@ class Config(SequenceSettings):
 
         return RowEncoder(self)
 
-    def _scaled(self, column: str, value: float | str | bool) -> float:
+    def _scale_number(self, column: str, value: float | str | bool) -> float:
         if isinstance(value, str):
             raise MediumError("wrong_column", f"column {column!r} is the text {value!r:.40}; the model takes a number")
         scale = self.numbers[column]
         return (float(value) - scale.mean) / scale.std
 
-    def _code(self, column: str, value: float | str | bool) -> int:
-        text = value if isinstance(value, str) else _as_text(value)
+    def _category_code(self, column: str, value: float | str | bool) -> int:
+        text = value if isinstance(value, str) else _category_text(value)
         values = self.categories[column]
         return 1 + values.index(text) if text in values else 0
 
 
-def _as_text(value: float | bool) -> str:
-    """As people write it in a list of categories: true, 3, 2.5."""
+def _category_text(value: float | bool) -> str:
+    """A value as it is written in ``categories``: true, 3, 2.5."""
     if isinstance(value, bool):
         return str(value).lower()
     return str(int(value)) if value == int(value) else str(value)

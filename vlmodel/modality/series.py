@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import numpy as np
 from pydantic import Field, model_validator
 
-from vlmodel.config import Section
+from vlmodel.config import ConfigSection
 from vlmodel.media.base import CheckLimits, MediumError
 from vlmodel.media.series import decode_series
 from vlmodel.modality._settings import SequenceSettings
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 _MAX_VALUES = CheckLimits().max_values
 
 
-class Augment(Section):
+class Augment(ConfigSection):
     """Random changes in training, other ones in each epoch; none by default (Um et al. 2017, arXiv:1706.00527)."""
 
     jitter: float = Field(0.0, ge=0, le=10)

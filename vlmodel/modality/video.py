@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import numpy as np
 from pydantic import Field, model_validator
 
-from vlmodel.config import Section, part
-from vlmodel.images.resize import Resize, Square, resize_to_square
+from vlmodel.config import ConfigSection, part_field
+from vlmodel.images.resize import Resize, SquareResizing, resize_to_square
 from vlmodel.media.base import CheckLimits, MediumError
 from vlmodel.media.video import decode_video
 from vlmodel.modality._settings import LayerSettings
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from vlmodel.modality._video import VideoEncoder
 
 
-class Augment(Section):
+class Augment(ConfigSection):
     """Random changes in training, other ones in each epoch; none by default."""
 
     frame_jitter: float = Field(0.0, ge=0, le=1)
@@ -50,16 +50,16 @@ class Config(LayerSettings):
     bars."""
     tokens: Literal["pooled", "all"] = "pooled"
     """One token a frame, the pooled vector of its image; or all tokens of each image."""
-    vision: part("vlmodel.vision", "cnn") = Field({}, validate_default=True)  # type: ignore[valid-type]
+    vision: part_field("vlmodel.vision", "cnn") = Field({}, validate_default=True)  # type: ignore[valid-type]
     """Encoder of a frame."""
     augment: Augment = Augment()
     """Random changes of the videos that it is trained with."""
 
     @model_validator(mode="after")
-    def _vision_takes_the_frames(self) -> Config:
+    def _check_vision_takes_frames(self) -> Config:
         if not self.vision.reads_images:
             raise ValueError(f"vision.kind={self.vision.kind!r} encodes no images; name an encoder of frames")
-        self.vision.check_image(self.image_size)
+        self.vision.check_image_size(self.image_size)
         return self
 
     def is_frozen(self) -> bool:
@@ -77,10 +77,12 @@ class Config(LayerSettings):
         return self._decode_frames(data, rng.uniform(0.5 - jitter, 0.5 + jitter, self.frames).tolist())
 
     def _decode_frames(self, data: bytes, shift: float | Sequence[float]) -> dict[str, NDArray[Any]]:
-        square = Square(self.image_size, self.resize)
+        square = SquareResizing(self.image_size, self.resize)
         frames_THWC = np.empty((self.frames, self.image_size, self.image_size, 3), np.uint8)
         count = 0
-        for _, rgb_HWC in decode_video(data, CheckLimits(), lambda timeline: timeline.spread(self.frames, shift)):
+        for _, rgb_HWC in decode_video(
+            data, CheckLimits(), lambda timeline: timeline.evenly_spaced_frames(self.frames, shift)
+        ):
             resize_to_square(rgb_HWC, square, frames_THWC[count])
             count += 1
         if not count:
@@ -96,8 +98,8 @@ class Config(LayerSettings):
             frames_THWC[: len(video["frames_THWC"])] = video["frames_THWC"]
         return {"frames_BTHWC": frames_BTHWC, "mask_BT": mask_BT}
 
-    def resolve(self) -> Config:
-        return self.model_copy(update={"vision": self.vision.resolve((self.image_size, self.image_size))})
+    def resolve_settings(self) -> Config:
+        return self.model_copy(update={"vision": self.vision.resolve_settings((self.image_size, self.image_size))})
 
     def build(self) -> VideoEncoder:
         from vlmodel.modality._video import VideoEncoder

@@ -9,8 +9,8 @@ from pydantic import BaseModel, Field, model_validator
 from pydantic.config import JsonDict
 
 from vlmodel.operations import base
-from vlmodel.operations.base import Query
-from vlmodel.operations.ranked import RankedAnswers
+from vlmodel.operations.base import ModelQuery
+from vlmodel.operations.ranked import RankedAnswersOperation
 
 if TYPE_CHECKING:
     from vlmodel.inference import Prediction
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 class VQARequest(base.InputsRequest):
     """One picture and one or more questions about it."""
 
-    model_config = base.with_examples(
+    model_config = base.schema_with_examples(
         {"image": base.EXAMPLE_IMAGE, "question": "What colour is the circle?"},
         {
             "image": base.EXAMPLE_IMAGE,
@@ -45,7 +45,7 @@ class VQARequest(base.InputsRequest):
         return self
 
     def all_questions(self) -> tuple[str, ...]:
-        return base.one_or_several("question", self.question, self.questions)
+        return base.merge_singular_and_plural("question", self.question, self.questions)
 
 
 class RankedAnswer(BaseModel):
@@ -69,7 +69,7 @@ class QuestionAnswers(BaseModel):
 class VQAResponse(base.TaskResponse):
     """The answers to one request."""
 
-    model_config = base.with_examples(
+    model_config = base.schema_with_examples(
         {
             "answers": [
                 {
@@ -88,7 +88,7 @@ class VQAResponse(base.TaskResponse):
     knowledge_version: int | None = Field(default=None, description="Version of the facts; null without a store.")
 
 
-class Ask(RankedAnswers):
+class VQAOperation(RankedAnswersOperation):
     """Questions about a picture."""
 
     name: ClassVar[str] = "vqa"
@@ -101,16 +101,18 @@ class Ask(RankedAnswers):
     text_name: ClassVar[str] = "question"
     least_agreement: ClassVar[float | None] = 0.7
 
-    def query(self, request: VQARequest) -> Query:
-        return Query(
-            request.with_image(request.image),
+    def query_from_request(self, request: VQARequest) -> ModelQuery:
+        return ModelQuery(
+            request.inputs_with_image(request.image),
             request.all_questions(),
             request.top_k,
             request.attention,
             least_version=request.min_knowledge_version,
         )
 
-    def fields(self, query: Query, result: Sequence[Prediction], truncated: Sequence[bool]) -> dict[str, Any]:
+    def response_fields(
+        self, query: ModelQuery, result: Sequence[Prediction], truncated: Sequence[bool]
+    ) -> dict[str, Any]:
         answers = [
             QuestionAnswers(
                 question=question,
@@ -126,7 +128,7 @@ class Ask(RankedAnswers):
         ]
         return {"answers": answers, "knowledge_version": result[0].knowledge_version if result else None}
 
-    def response_about(self, answered: Sequence[tuple[str, str, float]]) -> JsonDict | None:
+    def example_response(self, answered: Sequence[tuple[str, str, float]]) -> JsonDict | None:
         text, answer, probability = answered[0]
         ranked: JsonDict = {"answer": answer, "probability": round(base.clip_probability(probability), 4)}
         return {"answers": [{"question": text, "answers": [ranked], "attention": None, "truncated": False}]}

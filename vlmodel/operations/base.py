@@ -25,8 +25,8 @@ from pydantic import (
 from pydantic.config import JsonDict
 from pydantic_core import PydanticCustomError, PydanticKnownError
 
-from vlmodel.config import ConfigError, part_config, part_kinds
-from vlmodel.images.base64 import from_base64
+from vlmodel.config import ConfigError, find_part_config_class, list_part_kinds
+from vlmodel.images.base64 import decode_base64
 
 if TYPE_CHECKING:
     from vlmodel.inference import Prediction, Predictor
@@ -51,28 +51,28 @@ IMAGE_DESCRIPTION = (
 _MAX_FIELDS = 32
 
 
-def with_examples(*examples: JsonDict) -> ConfigDict:
+def schema_with_examples(*examples: JsonDict) -> ConfigDict:
     """Examples of a schema, for the OpenAPI page."""
     return ConfigDict(json_schema_extra={"examples": [*examples]})
 
 
-def _from_base64(value: Any) -> Any:
+def _decode_base64_field(value: Any) -> Any:
     """Base64 to bytes; bytes (an uploaded file) stay as they are."""
     if not isinstance(value, str):
         return value
     try:
-        return from_base64(value)
+        return decode_base64(value)
     except ValueError as error:
         raise PydanticCustomError("bad_base64", "not valid base64; {hint}", {"hint": str(error)}) from None
 
 
-def _not_empty(image: bytes) -> bytes:
+def _check_image_not_empty(image: bytes) -> bytes:
     if not image:
         raise PydanticCustomError("empty_image", "the image has no bytes; send the content of an image file")
     return image
 
 
-def _not_blank(name: str) -> Callable[[str], str]:
+def _text_must_not_be_blank(name: str) -> Callable[[str], str]:
     def check(text: str) -> str:
         if not text.strip():
             raise PydanticCustomError(f"empty_{name}", "the {name} is empty; write something", {"name": name})
@@ -81,7 +81,7 @@ def _not_blank(name: str) -> Callable[[str], str]:
     return check
 
 
-def _image_or_inputs(image: bytes | None, info: ValidationInfo) -> bytes | None:
+def _check_image_or_inputs(image: bytes | None, info: ValidationInfo) -> bytes | None:
     if image is None and not info.data.get("inputs"):
         raise PydanticKnownError("missing")
     return image
@@ -89,16 +89,18 @@ def _image_or_inputs(image: bytes | None, info: ValidationInfo) -> bytes | None:
 
 ImageBytes = Annotated[
     bytes,
-    BeforeValidator(_from_base64),
-    AfterValidator(_not_empty),
+    BeforeValidator(_decode_base64_field),
+    AfterValidator(_check_image_not_empty),
     WithJsonSchema({"type": "string", "format": "byte"}),
 ]
-InputBytes = Annotated[bytes, BeforeValidator(_from_base64), WithJsonSchema({"type": "string", "format": "byte"})]
+InputBytes = Annotated[
+    bytes, BeforeValidator(_decode_base64_field), WithJsonSchema({"type": "string", "format": "byte"})
+]
 # In an ``InputsRequest``: required unless there are other inputs; its default is None, and validated.
-ImageUnlessInputs = Annotated[ImageBytes | None, AfterValidator(_image_or_inputs)]
-Question = Annotated[str, AfterValidator(_not_blank("question"))]
-Text = Annotated[str, AfterValidator(_not_blank("text"))]
-# Two ways to give texts; see ``one_or_several``.
+ImageUnlessInputs = Annotated[ImageBytes | None, AfterValidator(_check_image_or_inputs)]
+Question = Annotated[str, AfterValidator(_text_must_not_be_blank("question"))]
+Text = Annotated[str, AfterValidator(_text_must_not_be_blank("text"))]
+# Two ways to give texts; see ``merge_singular_and_plural``.
 OneText = Annotated[Text | None, Field(description="One text; give this or `texts`.")]
 SeveralTexts = Annotated[list[Text] | None, Field(description="Several texts.")]
 
@@ -116,7 +118,7 @@ class TaskRequest(BaseModel):
 
     @model_validator(mode="before")
     @classmethod
-    def _check_count(cls, fields: Any, info: ValidationInfo) -> Any:
+    def _check_entry_counts(cls, fields: Any, info: ValidationInfo) -> Any:
         """Count before validating: a body has room for millions of entries, each with an error of its own."""
         if not isinstance(fields, dict):
             return fields
@@ -142,7 +144,7 @@ class InputsRequest(TaskRequest):
         "In a form each is a file with that name.",
     )
 
-    def with_image(self, image: bytes | None) -> dict[str, bytes]:
+    def inputs_with_image(self, image: bytes | None) -> dict[str, bytes]:
         """All inputs of the request."""
         return self.inputs if image is None else {**self.inputs, "image": image}
 
@@ -185,7 +187,7 @@ class AttentionMap(BaseModel):
     weights: list[list[float]] = Field(description="`rows` lists of `columns` weights, from the top left.")
 
 
-def one_or_several(name: str, value: str | None, values: list[str] | None) -> tuple[str, ...]:
+def merge_singular_and_plural(name: str, value: str | None, values: list[str] | None) -> tuple[str, ...]:
     """The texts of a field that may be given as ``name`` or, in the plural, several times.
 
     Raises:
@@ -230,7 +232,7 @@ def clip_probability(value: float) -> float:
 
 
 @dataclass(frozen=True)
-class Query:
+class ModelQuery:
     """What a request asks of a model.
 
     Attributes:
@@ -268,7 +270,7 @@ class Operation(ABC):
     Attributes:
         name: of the route, and in the records of a service.
         summary, description: of the route.
-        request, response: the schemas; ``fields`` gives those of the response.
+        request, response: the schemas; ``response_fields`` gives those of the response.
         text_name: what a text is called in errors, in the singular.
         path: the address, where it is not POST /v1/NAME; its route is then one of its own.
         streaming: how the answer is sent while it is generated, for the documentation; "" where it is not.
@@ -291,11 +293,11 @@ class Operation(ABC):
     least_agreement: ClassVar[float | None] = None
 
     @abstractmethod
-    def query(self, request: Any) -> Query:
+    def query_from_request(self, request: Any) -> ModelQuery:
         """What a valid request asks."""
 
     @abstractmethod
-    def fields(self, query: Query, result: Any, truncated: Sequence[bool]) -> dict[str, Any]:
+    def response_fields(self, query: ModelQuery, result: Any, truncated: Sequence[bool]) -> dict[str, Any]:
         """The response's fields, without those of ``TaskResponse``.
 
         Args:
@@ -311,7 +313,7 @@ class Operation(ABC):
             task: the model's name of the task.
         """
 
-    def request_about(self, example: JsonDict, inputs: Mapping[str, str], texts: Sequence[str]) -> JsonDict:
+    def example_request(self, example: JsonDict, inputs: Mapping[str, str], texts: Sequence[str]) -> JsonDict:
         """One of the documentation's requests, asked about a sample of the model's own data.
 
         Args:
@@ -331,7 +333,7 @@ class Operation(ABC):
             own[f"{self.text_name}s"] = list(texts[:2])
         return own
 
-    def response_about(self, answered: Sequence[tuple[str, str, float]]) -> JsonDict | None:
+    def example_response(self, answered: Sequence[tuple[str, str, float]]) -> JsonDict | None:
         """The documentation's response about a sample of the model's own data, without the fields of ``TaskResponse``;
         None keeps that of ``response``.
 
@@ -340,23 +342,23 @@ class Operation(ABC):
         """
         return None
 
-    def stream(self, predictor: Predictor, task: str, item: BatchedRequest, streamer: Any) -> Any:
+    def stream_result(self, predictor: Predictor, task: str, item: BatchedRequest, streamer: Any) -> Any:
         """The result for one item, generated; ``streamer`` gets its text token by token meanwhile."""
         raise NotImplementedError
 
-    def warm_up(self, task: Task) -> Iterable[tuple[int, bool]]:
+    def warm_up_requests(self, task: Task) -> Iterable[tuple[int, bool]]:
         """(top_k, attention) of a request for each way of computing."""
         return ((1, False),)
 
-    def agreement(self, champion: Any, challenger: Any) -> float:
+    def result_agreement(self, champion: Any, challenger: Any) -> float:
         """How far two models' results of one request agree, from 0 to 1."""
         raise NotImplementedError
 
-    def difference(self, champion: Any, challenger: Any) -> float | None:
+    def largest_difference(self, champion: Any, challenger: Any) -> float | None:
         """The largest difference of two results' probabilities; None where that says nothing."""
         return None
 
-    def confidence(self, result: Any) -> float | None:
+    def result_confidence(self, result: Any) -> float | None:
         """How sure the model is of a result; None where it says nothing of that."""
         return None
 
@@ -373,8 +375,8 @@ def all_operations() -> dict[str, Operation]:
         ConfigError: two tasks have operations of one name with different schemas.
     """
     found: dict[str, Operation] = {}
-    for kind in part_kinds("vlmodel.tasks"):
-        for operation in getattr(part_config("vlmodel.tasks", kind), "operations", ()):
+    for kind in list_part_kinds("vlmodel.tasks"):
+        for operation in getattr(find_part_config_class("vlmodel.tasks", kind), "operations", ()):
             other = found.setdefault(operation.name, operation)
             if (other.request, other.response) != (operation.request, operation.response):
                 raise ConfigError(
@@ -383,7 +385,7 @@ def all_operations() -> dict[str, Operation]:
     return found
 
 
-def operations_of(tasks: Mapping[str, Task]) -> dict[str, tuple[str, Operation]]:
+def operations_of_tasks(tasks: Mapping[str, Task]) -> dict[str, tuple[str, Operation]]:
     """The operations of a model's tasks, each with the name of the task that does it: of several the one of the lowest
     rank, then the first.
     """
@@ -393,7 +395,7 @@ def operations_of(tasks: Mapping[str, Task]) -> dict[str, tuple[str, Operation]]
             (task, one)
             for task in tasks
             for one in tasks[task].operations
-            if one.name == name and tasks[task].serves(one)
+            if one.name == name and tasks[task].serves_operation(one)
         ]
         if able:
             found[name] = min(able, key=lambda pair: pair[1].rank)

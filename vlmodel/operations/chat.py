@@ -12,8 +12,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, model_validat
 from pydantic_core import PydanticCustomError
 
 from vlmodel import conversation
-from vlmodel.conversation import ConversationError, Turn
-from vlmodel.images.base64 import from_base64
+from vlmodel.conversation import ConversationError, ConversationTurn
+from vlmodel.images.base64 import decode_base64
 from vlmodel.operations import base
 
 if TYPE_CHECKING:
@@ -51,16 +51,16 @@ class ImagePart(BaseModel):
     image_url: ImageURL
 
 
-Part = Annotated[TextPart | ImagePart, Field(discriminator="type")]
+ContentPart = Annotated[TextPart | ImagePart, Field(discriminator="type")]
 
 
-class Message(BaseModel):
+class ChatMessage(BaseModel):
     """One turn."""
 
     model_config = ConfigDict(extra="forbid")
 
     role: Literal["system", "developer", "user", "assistant"]
-    content: str | Annotated[list[Part], Field(min_length=1, max_length=_MAX_PARTS)]
+    content: str | Annotated[list[ContentPart], Field(min_length=1, max_length=_MAX_PARTS)]
     name: str | None = None
 
 
@@ -75,7 +75,7 @@ class StreamOptions(BaseModel):
 class ChatRequest(base.TaskRequest):
     """A conversation, which ends with the user."""
 
-    model_config = base.with_examples(
+    model_config = base.schema_with_examples(
         {
             "model": "vlmodel",
             "messages": [
@@ -91,7 +91,7 @@ class ChatRequest(base.TaskRequest):
     )
 
     model: str = Field(max_length=256)
-    messages: list[Message] = Field(min_length=1, max_length=_MAX_MESSAGES)
+    messages: list[ChatMessage] = Field(min_length=1, max_length=_MAX_MESSAGES)
     max_tokens: int | None = Field(default=None, ge=1)
     max_completion_tokens: int | None = Field(default=None, ge=1)
     temperature: float | None = Field(default=None, ge=0, le=2)
@@ -105,7 +105,7 @@ class ChatRequest(base.TaskRequest):
 
     @model_validator(mode="before")
     @classmethod
-    def _check_count(cls, fields: Any, info: ValidationInfo) -> Any:
+    def _check_entry_counts(cls, fields: Any, info: ValidationInfo) -> Any:
         """Count before validating, as ``TaskRequest``."""
         messages = fields.get("messages") if isinstance(fields, dict) else None
         if isinstance(messages, list) and len(messages) > _MAX_MESSAGES:
@@ -119,14 +119,14 @@ class ChatRequest(base.TaskRequest):
             raise PydanticCustomError("one_streamed", "one text is streamed, and n={n}; set one of both", {"n": self.n})
         if len(self.stop_texts()) > 4 or not all(self.stop_texts()):
             raise PydanticCustomError("bad_stop", "stop is at most four texts, none of which is empty")
-        self.parsed()
+        self.conversation_and_image()
         return self
 
     def stop_texts(self) -> tuple[str, ...]:
         """Where a text ends, without them."""
         return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
 
-    def parsed(self) -> tuple[tuple[Turn, ...], bytes | None]:
+    def conversation_and_image(self) -> tuple[tuple[ConversationTurn, ...], bytes | None]:
         """The conversation, and the picture in it.
 
         Raises:
@@ -138,21 +138,21 @@ class ChatRequest(base.TaskRequest):
             parts: list[str | None] = []
             for part in [message.content] if isinstance(message.content, str) else message.content:
                 if isinstance(part, ImagePart):
-                    images.append(_image_of(part.image_url.url))
+                    images.append(_decode_image_url(part.image_url.url))
                     parts.append(None)
                 else:
                     parts.append(part if isinstance(part, str) else part.text)
-            turns.append(Turn("system" if message.role == "developer" else message.role, tuple(parts)))
+            turns.append(ConversationTurn("system" if message.role == "developer" else message.role, tuple(parts)))
         if len(images) > 1:
             text = "{count} images in one conversation, and the model takes one; send the one that is asked about"
             raise PydanticCustomError("too_many_images", text, {"count": len(images)})
         try:
-            conversation.check_prompt(turns)
+            conversation.check_conversation(turns)
         except ConversationError as error:
             raise PydanticCustomError("bad_conversation", "{reason}", {"reason": str(error)}) from None
         return tuple(turns), images[0] if images else None
 
-    def settings(self) -> dict[str, Any]:
+    def generation_settings(self) -> dict[str, Any]:
         """Of generation: greedy, unless a temperature is given."""
         found: dict[str, Any] = {}
         if (most := self.max_completion_tokens or self.max_tokens) is not None:
@@ -168,7 +168,7 @@ class ChatRequest(base.TaskRequest):
         return found
 
 
-class Usage(BaseModel):
+class TokenUsage(BaseModel):
     """Tokens read and written; those of a picture are read too."""
 
     prompt_tokens: int
@@ -176,29 +176,29 @@ class Usage(BaseModel):
     total_tokens: int
 
 
-class Said(BaseModel):
+class AssistantMessage(BaseModel):
     """What the model says."""
 
     role: Literal["assistant"] = "assistant"
     content: str
 
 
-class Choice(BaseModel):
+class ChatChoice(BaseModel):
     """One text."""
 
     index: int
-    message: Said
+    message: AssistantMessage
     finish_reason: Literal["stop", "length"]
 
 
 class ChatResponse(base.TaskResponse):
     """The fields of a completion that the model decides."""
 
-    choices: list[Choice]
-    usage: Usage
+    choices: list[ChatChoice]
+    usage: TokenUsage
 
 
-class Chat(base.Operation):
+class ChatOperation(base.Operation):
     """The result is a ``WrittenText`` for each of n; the text is cut where one of ``stop`` begins."""
 
     name: ClassVar[str] = "chat"
@@ -209,78 +209,88 @@ class Chat(base.Operation):
     response: ClassVar[type[base.TaskResponse]] = ChatResponse
     text_name: ClassVar[str] = "conversation"
 
-    def query(self, request: ChatRequest) -> base.Query:
-        turns, image = request.parsed()
+    def query_from_request(self, request: ChatRequest) -> base.ModelQuery:
+        turns, image = request.conversation_and_image()
         inputs = {} if image is None else {"image": image}
-        text = conversation.dumps(turns)
-        return base.Query(inputs, (text,), request.n, stream=request.stream, settings=request.settings())
+        text = conversation.conversation_to_json(turns)
+        return base.ModelQuery(
+            inputs, (text,), request.n, stream=request.stream, settings=request.generation_settings()
+        )
 
-    def fields(self, query: base.Query, result: Sequence[WrittenText], truncated: Sequence[bool]) -> dict[str, Any]:
+    def response_fields(
+        self, query: base.ModelQuery, result: Sequence[WrittenText], truncated: Sequence[bool]
+    ) -> dict[str, Any]:
         written = sum(one.tokens for one in result)
         read = result[0].prompt_tokens
         choices = [
-            Choice(index=n, message=Said(content=one.text), finish_reason="stop" if one.is_complete else "length")
+            ChatChoice(
+                index=n,
+                message=AssistantMessage(content=one.text),
+                finish_reason="stop" if one.is_complete else "length",
+            )
             for n, one in enumerate(result)
         ]
-        usage = Usage(prompt_tokens=read, completion_tokens=written, total_tokens=read + written)
+        usage = TokenUsage(prompt_tokens=read, completion_tokens=written, total_tokens=read + written)
         return {"choices": choices, "usage": usage}
 
     def run(self, predictor: Predictor, task: str, items: Sequence[base.BatchedRequest]) -> list[list[WrittenText]]:
         results: list[list[WrittenText]] = [[] for _ in items]
-        for indices in _passes(items):
+        for indices in _group_for_generation(items):
             first = items[indices[0]]
-            settings = _bounded(first.settings, predictor.processor.tasks[task])
+            settings = _limit_new_tokens(first.settings, predictor.processor.tasks[task])
             # What is written greedily is the same each time.
             top_k = first.top_k if settings.get("do_sample") else 1
             seed = settings.pop("seed", None)
-            with _seeded(seed):
-                written = predictor.write([items[i].example for i in indices], top_k, task, **settings)
+            with _with_torch_seed(seed):
+                written = predictor.generate_texts([items[i].example for i in indices], top_k, task, **settings)
             for i, of_item in zip(indices, written, strict=True):
-                cut = [_cut(one, settings.get("stop_strings", ())) for one in of_item]
+                cut = [_cut_at_stop_text(one, settings.get("stop_strings", ())) for one in of_item]
                 results[i] = cut * (first.top_k if top_k == 1 else 1)
         return results
 
-    def stream(self, predictor: Predictor, task: str, item: base.BatchedRequest, streamer: Any) -> list[WrittenText]:
-        settings = _bounded(item.settings, predictor.processor.tasks[task])
-        with _seeded(settings.pop("seed", None)):
-            [[written]] = predictor.write([item.example], 1, task, streamer=streamer, **settings)
-        return [_cut(written, settings.get("stop_strings", ()))]
+    def stream_result(
+        self, predictor: Predictor, task: str, item: base.BatchedRequest, streamer: Any
+    ) -> list[WrittenText]:
+        settings = _limit_new_tokens(item.settings, predictor.processor.tasks[task])
+        with _with_torch_seed(settings.pop("seed", None)):
+            [[written]] = predictor.generate_texts([item.example], 1, task, streamer=streamer, **settings)
+        return [_cut_at_stop_text(written, settings.get("stop_strings", ()))]
 
-    def agreement(self, champion: Sequence[WrittenText], challenger: Sequence[WrittenText]) -> float:
+    def result_agreement(self, champion: Sequence[WrittenText], challenger: Sequence[WrittenText]) -> float:
         """Whether the first texts are the same."""
         return float(champion[0].text == challenger[0].text)
 
-    def confidence(self, result: Sequence[WrittenText]) -> float:
+    def result_confidence(self, result: Sequence[WrittenText]) -> float:
         """The probability of the first text."""
         return result[0].probability
 
 
-def stopped_at(text: str, stop: Sequence[str]) -> int | None:
+def find_stop_text(text: str, stop: Sequence[str]) -> int | None:
     """Where in a text the first of the texts begins that end it; None if none is in it."""
     return min((at for one in stop if (at := text.find(one)) >= 0), default=None)
 
 
-def held_back(text: str, stop: Sequence[str]) -> int:
+def count_possible_stop_characters(text: str, stop: Sequence[str]) -> int:
     """How many of a text's last characters may be the beginning of one that ends it."""
     return max((n for one in stop for n in range(1, len(one)) if text.endswith(one[:n])), default=0)
 
 
-def _bounded(settings: Mapping[str, Any], task: Task) -> dict[str, Any]:
+def _limit_new_tokens(settings: Mapping[str, Any], task: Task) -> dict[str, Any]:
     """The settings with no more new tokens than the model can write."""
-    bounded, most = dict(settings), task.longest_target()
+    bounded, most = dict(settings), task.max_generated_tokens()
     if most is not None and "max_new_tokens" in bounded:
         bounded["max_new_tokens"] = min(bounded["max_new_tokens"], most)
     return bounded
 
 
-def _cut(written: WrittenText, stop: Sequence[str]) -> WrittenText:
+def _cut_at_stop_text(written: WrittenText, stop: Sequence[str]) -> WrittenText:
     from dataclasses import replace
 
-    at = stopped_at(written.text, stop)
+    at = find_stop_text(written.text, stop)
     return written if at is None else replace(written, text=written.text[:at], is_complete=True)
 
 
-def _passes(items: Sequence[base.BatchedRequest]) -> list[list[int]]:
+def _group_for_generation(items: Sequence[base.BatchedRequest]) -> list[list[int]]:
     """Indices of the items of each pass: those of equal settings, and each seeded one alone; texts of like length
     follow each other, so that they are padded least.
     """
@@ -301,7 +311,7 @@ def _passes(items: Sequence[base.BatchedRequest]) -> list[list[int]]:
     return passes
 
 
-def _seeded(seed: int | None) -> Any:
+def _with_torch_seed(seed: int | None) -> Any:
     """A block in which torch draws by a seed, and after which it draws as before."""
     import contextlib
 
@@ -311,15 +321,15 @@ def _seeded(seed: int | None) -> Any:
         return contextlib.nullcontext()
 
     @contextlib.contextmanager
-    def drawing() -> Any:
+    def seeded_block() -> Any:
         with torch.random.fork_rng():
             torch.manual_seed(seed)
             yield
 
-    return drawing()
+    return seeded_block()
 
 
-def _image_of(url: str) -> bytes:
+def _decode_image_url(url: str) -> bytes:
     scheme, _, data = url.partition(":")
     if scheme.lower() in ("http", "https"):
         raise PydanticCustomError(
@@ -329,7 +339,7 @@ def _image_of(url: str) -> bytes:
     if scheme.lower() != "data" or not comma or not header.lower().endswith(";base64"):
         raise PydanticCustomError("bad_image_url", "image_url is no data: URL; send data:image/png;base64,...")
     try:
-        image = from_base64(payload)
+        image = decode_base64(payload)
     except ValueError as error:
         raise PydanticCustomError("bad_base64", "not valid base64; {hint}", {"hint": str(error)}) from None
     if not image:

@@ -9,8 +9,8 @@ from pydantic import BaseModel, Field
 from pydantic.config import JsonDict
 
 from vlmodel.operations import base
-from vlmodel.operations.base import Query
-from vlmodel.operations.ranked import RankedAnswers
+from vlmodel.operations.base import ModelQuery
+from vlmodel.operations.ranked import RankedAnswersOperation
 
 if TYPE_CHECKING:
     from vlmodel.inference import Prediction
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 class ClassifyRequest(base.InputsRequest):
     """One sample: a picture, a recording, a clip, or what else the model takes."""
 
-    model_config = base.with_examples(
+    model_config = base.schema_with_examples(
         {"image": base.EXAMPLE_IMAGE, "top_k": 3}, {"image": base.EXAMPLE_IMAGE, "attention": True}
     )
 
@@ -38,7 +38,7 @@ class RankedClass(BaseModel):
 class ClassifyResponse(base.TaskResponse):
     """The classes of one sample."""
 
-    model_config = base.with_examples(
+    model_config = base.schema_with_examples(
         {
             "classes": [{"label": "circle", "probability": 0.96}, {"label": "square", "probability": 0.03}],
             "attention": None,
@@ -52,7 +52,7 @@ class ClassifyResponse(base.TaskResponse):
     attention_over_time: dict[str, list[float]] = Field(default={}, description=base.OVER_TIME_DESCRIPTION)
 
 
-class Classify(RankedAnswers):
+class ClassifyOperation(RankedAnswersOperation):
     """The class of a sample."""
 
     name: ClassVar[str] = "classify"
@@ -64,11 +64,13 @@ class Classify(RankedAnswers):
     response: ClassVar[type[base.TaskResponse]] = ClassifyResponse
     least_agreement: ClassVar[float | None] = 0.7
 
-    def query(self, request: ClassifyRequest) -> Query:
+    def query_from_request(self, request: ClassifyRequest) -> ModelQuery:
         # A class is the answer to an empty question.
-        return Query(request.with_image(request.image), ("",), request.top_k, request.attention)
+        return ModelQuery(request.inputs_with_image(request.image), ("",), request.top_k, request.attention)
 
-    def fields(self, query: Query, result: Sequence[Prediction], truncated: Sequence[bool]) -> dict[str, Any]:
+    def response_fields(
+        self, query: ModelQuery, result: Sequence[Prediction], truncated: Sequence[bool]
+    ) -> dict[str, Any]:
         [prediction] = result
         classes = [RankedClass(label=label, probability=base.clip_probability(p)) for label, p in prediction.answers]
         return {
@@ -77,7 +79,7 @@ class Classify(RankedAnswers):
             "attention_over_time": base.to_attention_over_time(prediction),
         }
 
-    def response_about(self, answered: Sequence[tuple[str, str, float]]) -> JsonDict | None:
+    def example_response(self, answered: Sequence[tuple[str, str, float]]) -> JsonDict | None:
         _, label, probability = answered[0]
         ranked: JsonDict = {"label": label, "probability": round(base.clip_probability(probability), 4)}
         return {"classes": [ranked], "attention": None}

@@ -10,8 +10,8 @@ from pydantic.config import JsonDict
 from pydantic_core import PydanticCustomError
 
 from vlmodel.operations import base
-from vlmodel.operations.base import Query
-from vlmodel.operations.ranked import RankedAnswers
+from vlmodel.operations.base import ModelQuery
+from vlmodel.operations.ranked import RankedAnswersOperation
 
 if TYPE_CHECKING:
     from vlmodel.inference import Prediction
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 class CaptionRequest(base.InputsRequest):
     """One picture to be described."""
 
-    model_config = base.with_examples(
+    model_config = base.schema_with_examples(
         {"image": base.EXAMPLE_IMAGE, "top_k": 3},
         {"image": base.EXAMPLE_IMAGE, "attention": True},
         {"image": base.EXAMPLE_IMAGE, "stream": True},
@@ -56,7 +56,7 @@ class RankedCaption(BaseModel):
 class CaptionResponse(base.TaskResponse):
     """The captions of one picture."""
 
-    model_config = base.with_examples(
+    model_config = base.schema_with_examples(
         {
             "captions": [
                 {"caption": "a red circle on white", "probability": 0.41},
@@ -75,7 +75,7 @@ class CaptionResponse(base.TaskResponse):
     attention_over_time: dict[str, list[float]] = Field(default={}, description=base.OVER_TIME_DESCRIPTION)
 
 
-class Describe(RankedAnswers):
+class CaptionOperation(RankedAnswersOperation):
     """Captions of a picture."""
 
     name: ClassVar[str] = "caption"
@@ -88,11 +88,15 @@ class Describe(RankedAnswers):
         "then `done` with the whole answer; or `error`, in the shape of every error, where it cannot be finished."
     )
 
-    def query(self, request: CaptionRequest) -> Query:
+    def query_from_request(self, request: CaptionRequest) -> ModelQuery:
         # A caption is an answer to an empty question.
-        return Query(request.with_image(request.image), ("",), request.top_k, request.attention, request.stream)
+        return ModelQuery(
+            request.inputs_with_image(request.image), ("",), request.top_k, request.attention, request.stream
+        )
 
-    def fields(self, query: Query, result: Sequence[Prediction], truncated: Sequence[bool]) -> dict[str, Any]:
+    def response_fields(
+        self, query: ModelQuery, result: Sequence[Prediction], truncated: Sequence[bool]
+    ) -> dict[str, Any]:
         [prediction] = result
         captions = [RankedCaption(caption=text, probability=base.clip_probability(p)) for text, p in prediction.answers]
         return {
@@ -101,7 +105,7 @@ class Describe(RankedAnswers):
             "attention_over_time": base.to_attention_over_time(prediction),
         }
 
-    def response_about(self, answered: Sequence[tuple[str, str, float]]) -> JsonDict | None:
+    def example_response(self, answered: Sequence[tuple[str, str, float]]) -> JsonDict | None:
         _, caption, probability = answered[0]
         written: JsonDict = {"caption": caption, "probability": round(base.clip_probability(probability), 4)}
         return {"captions": [written], "attention": None}

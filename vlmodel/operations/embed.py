@@ -12,7 +12,7 @@ from pydantic import Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from vlmodel.operations import base
-from vlmodel.operations.base import BatchedRequest, Operation, Query
+from vlmodel.operations.base import BatchedRequest, ModelQuery, Operation
 
 if TYPE_CHECKING:
     from vlmodel.inference import Predictor
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 class EmbedRequest(base.InputsRequest):
     """A picture, texts, or both."""
 
-    model_config = base.with_examples(
+    model_config = base.schema_with_examples(
         {"image": base.EXAMPLE_IMAGE, "text": "a red circle"},
         {"image": base.EXAMPLE_IMAGE},
         {"texts": ["a red circle", "a blue square"]},
@@ -42,13 +42,13 @@ class EmbedRequest(base.InputsRequest):
         """There may be none."""
         if self.text is None and self.texts is None:
             return ()
-        return base.one_or_several("text", self.text, self.texts)
+        return base.merge_singular_and_plural("text", self.text, self.texts)
 
 
 class EmbedResponse(base.TaskResponse):
     """Vectors of length one, in one space: their dot product is the cosine similarity."""
 
-    model_config = base.with_examples(
+    model_config = base.schema_with_examples(
         {
             "width": 3,
             "image": [0.6, 0.0, 0.8],
@@ -73,12 +73,12 @@ class Embeddings:
     text_ND: NDArray[np.float32]
 
     @property
-    def vectors(self) -> NDArray[np.float32]:
+    def all_vectors(self) -> NDArray[np.float32]:
         """The vectors of the image and of all texts."""
         return self.text_ND if self.image_D is None else np.concatenate([self.image_D[None], self.text_ND])
 
 
-class Embed(Operation):
+class EmbedOperation(Operation):
     """Pictures and texts as vectors; the result is ``Embeddings``."""
 
     name: ClassVar[str] = "embed"
@@ -91,10 +91,10 @@ class Embed(Operation):
     # Vectors of two models cannot be mixed in one index.
     may_mix_models: ClassVar[bool] = False
 
-    def query(self, request: EmbedRequest) -> Query:
-        return Query(request.with_image(request.image), request.all_texts())
+    def query_from_request(self, request: EmbedRequest) -> ModelQuery:
+        return ModelQuery(request.inputs_with_image(request.image), request.all_texts())
 
-    def fields(self, query: Query, result: Embeddings, truncated: Sequence[bool]) -> dict[str, Any]:
+    def response_fields(self, query: ModelQuery, result: Embeddings, truncated: Sequence[bool]) -> dict[str, Any]:
         return {
             "width": result.text_ND.shape[1],
             "image": None if result.image_D is None else result.image_D.tolist(),
@@ -105,11 +105,11 @@ class Embed(Operation):
     def run(self, predictor: Predictor, task: str, items: Sequence[BatchedRequest]) -> list[Embeddings]:
         return [Embeddings(*vectors) for vectors in predictor.embed([item.example for item in items], task)]
 
-    def agreement(self, champion: Embeddings, challenger: Embeddings) -> float:
+    def result_agreement(self, champion: Embeddings, challenger: Embeddings) -> float:
         """The smallest cosine between the two models' vectors, at least 0. Models that were trained independently have
         unrelated spaces and are near 0 however good they are.
         """
-        vectors_ND, others_ND = champion.vectors, challenger.vectors
+        vectors_ND, others_ND = champion.all_vectors, challenger.all_vectors
         if vectors_ND.shape != others_ND.shape:
             return 0.0
         return float(np.clip((vectors_ND * others_ND).sum(1).min(), 0.0, 1.0))

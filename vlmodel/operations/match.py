@@ -10,7 +10,7 @@ import numpy as np
 from pydantic import BaseModel, Field, model_validator
 
 from vlmodel.operations import base
-from vlmodel.operations.base import Operation, Query
+from vlmodel.operations.base import ModelQuery, Operation
 
 _COSINE_TOLERANCE = 0.1
 """Two cosines of a single text agree within this, as there is no other text to rank it against."""
@@ -19,7 +19,7 @@ _COSINE_TOLERANCE = 0.1
 class MatchRequest(base.InputsRequest):
     """One picture and one or more texts that may belong to it."""
 
-    model_config = base.with_examples(
+    model_config = base.schema_with_examples(
         {"image": base.EXAMPLE_IMAGE, "text": "a red circle"},
         {"image": base.EXAMPLE_IMAGE, "texts": ["a red circle", "a blue square"]},
     )
@@ -35,7 +35,7 @@ class MatchRequest(base.InputsRequest):
         return self
 
     def all_texts(self) -> tuple[str, ...]:
-        return base.one_or_several("text", self.text, self.texts)
+        return base.merge_singular_and_plural("text", self.text, self.texts)
 
 
 class TextMatch(BaseModel):
@@ -56,7 +56,7 @@ class TextMatch(BaseModel):
 class MatchResponse(base.TaskResponse):
     """How well each text fits the picture."""
 
-    model_config = base.with_examples(
+    model_config = base.schema_with_examples(
         {
             "method": "matching",
             "temperature": None,
@@ -88,7 +88,7 @@ class MatchResponse(base.TaskResponse):
 
 
 @dataclass(frozen=True)
-class Matches:
+class MatchResult:
     """How well each of N texts fits an image.
 
     Attributes:
@@ -104,14 +104,14 @@ class Matches:
     temperature: float | None = None
 
     @property
-    def scores(self) -> list[float]:
+    def text_scores(self) -> list[float]:
         """The probabilities; the cosine of a single text by similarity."""
         probabilities = [probability for probability in self.probabilities if probability is not None]
         return probabilities or list(self.similarities or ())
 
 
-class Match(Operation):
-    """Texts that may belong to a picture; the result is ``Matches``. Tasks subclass it with their ``run``."""
+class MatchOperation(Operation):
+    """Texts that may belong to a picture; the result is ``MatchResult``. Tasks subclass it with their ``run``."""
 
     name: ClassVar[str] = "match"
     summary: ClassVar[str] = "Which texts belong to a picture?"
@@ -124,10 +124,10 @@ class Match(Operation):
     response: ClassVar[type[base.TaskResponse]] = MatchResponse
     least_agreement: ClassVar[float | None] = 0.7
 
-    def query(self, request: MatchRequest) -> Query:
-        return Query(request.with_image(request.image), request.all_texts())
+    def query_from_request(self, request: MatchRequest) -> ModelQuery:
+        return ModelQuery(request.inputs_with_image(request.image), request.all_texts())
 
-    def fields(self, query: Query, result: Matches, truncated: Sequence[bool]) -> dict[str, Any]:
+    def response_fields(self, query: ModelQuery, result: MatchResult, truncated: Sequence[bool]) -> dict[str, Any]:
         similarities: Sequence[float | None] = result.similarities or [None] * len(query.texts)
         matches = [
             TextMatch(
@@ -142,19 +142,19 @@ class Match(Operation):
         ]
         return {"method": result.method, "temperature": result.temperature, "matches": matches}
 
-    def agreement(self, champion: Matches, challenger: Matches) -> float:
+    def result_agreement(self, champion: MatchResult, challenger: MatchResult) -> float:
         """1 if both rank the same text first; of a single text, if both say that it fits, or if cosines are close."""
-        scores, others = champion.scores, challenger.scores
+        scores, others = champion.text_scores, challenger.text_scores
         if len(scores) > 1:
             return float(int(np.argmax(scores)) == int(np.argmax(others)))
         if champion.probabilities[0] is None or challenger.probabilities[0] is None:
             return float(abs(scores[0] - others[0]) <= _COSINE_TOLERANCE)
         return float((scores[0] >= 0.5) == (others[0] >= 0.5))
 
-    def difference(self, champion: Matches, challenger: Matches) -> float:
+    def largest_difference(self, champion: MatchResult, challenger: MatchResult) -> float:
         """Of the texts' probabilities; of the cosines for a single text."""
-        return max(abs(a - b) for a, b in zip(champion.scores, challenger.scores, strict=True))
+        return max(abs(a - b) for a, b in zip(champion.text_scores, challenger.text_scores, strict=True))
 
-    def confidence(self, result: Matches) -> float:
+    def result_confidence(self, result: MatchResult) -> float:
         """The highest score."""
-        return max(result.scores)
+        return max(result.text_scores)

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from vlmodel.task import Task
 
 
-class RankedAnswers(Operation):
+class RankedAnswersOperation(Operation):
     """The result is a ``Prediction`` for each text."""
 
     def run(self, predictor: Predictor, task: str, items: Sequence[BatchedRequest]) -> list[list[Prediction]]:
@@ -29,19 +29,19 @@ class RankedAnswers(Operation):
                 results[i] = [replace(p, answers=p.answers[: item.top_k], **hidden) for p in of_item]
         return results
 
-    def stream(self, predictor: Predictor, task: str, item: BatchedRequest, streamer: Any) -> list[Prediction]:
+    def stream_result(self, predictor: Predictor, task: str, item: BatchedRequest, streamer: Any) -> list[Prediction]:
         [predictions] = predictor.predict([item.example], 1, item.attention, task, streamer=streamer)
         return predictions
 
-    def warm_up(self, task: Task) -> Iterable[tuple[int, bool]]:
+    def warm_up_requests(self, task: Task) -> Iterable[tuple[int, bool]]:
         return ((top_k, True) for top_k in ((1, 2) if task.writes_text else (5,)))
 
-    def agreement(self, champion: Sequence[Prediction], challenger: Sequence[Prediction]) -> float:
+    def result_agreement(self, champion: Sequence[Prediction], challenger: Sequence[Prediction]) -> float:
         """The share of texts with the same first answer."""
         pairs = list(zip(_first_answers(champion), _first_answers(challenger), strict=True))
         return sum(a == b for (a, _), (b, _) in pairs) / len(pairs)
 
-    def confidence(self, result: Sequence[Prediction]) -> float:
+    def result_confidence(self, result: Sequence[Prediction]) -> float:
         """The mean probability of the first answers."""
         return float(np.mean([probability for _, probability in _first_answers(result)]))
 

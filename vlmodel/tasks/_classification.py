@@ -29,7 +29,7 @@ class ClassificationTask(Task):
     label_smoothing: float = Field(0.0, ge=0, lt=1)
     """Share of the target spread evenly over all classes (Szegedy et al. 2016)."""
 
-    def classes(self, processor: VLProcessor) -> Sequence[str]:
+    def class_names(self, processor: VLProcessor) -> Sequence[str]:
         """The names of the classes, in the order of the scores."""
         raise NotImplementedError
 
@@ -50,10 +50,10 @@ class ClassificationTask(Task):
         ids = (-1 if target is None else self.class_id(target, processor) for target in targets)
         return {"labels_N": np.fromiter(ids, np.int64, len(targets))}
 
-    def answer(
+    def predict_answers(
         self, head: Decoder, encoded: DecoderInput, processor: VLProcessor, top_k: int, **settings: Any
     ) -> list[Answers]:
         """The most probable classes, ties in the order of the classes."""
-        from vlmodel.decoder.classifier import best_classes
+        from vlmodel.decoder.classifier import most_probable_classes
 
-        return best_classes(head(encoded).logits_NK, self.classes(processor), top_k)
+        return most_probable_classes(head(encoded).logits_NK, self.class_names(processor), top_k)

@@ -27,10 +27,10 @@ class BaselineComparisons:
         self.baselines: list[BaselineScores] = []
 
     @cached_property
-    def scores(self) -> ExampleScores:
+    def model_scores(self) -> ExampleScores:
         return self._scores_of(self.answered)
 
-    def add(
+    def add_baseline(
         self,
         name: str,
         description: str,
@@ -39,18 +39,18 @@ class BaselineComparisons:
         looks: bool = False,
     ) -> None:
         """Add a baseline that answers all rows."""
-        given = self.answered.with_answers(predicted)
+        given = self.answered.replace_answers(predicted)
         metrics = self._metrics_of(given) if metrics is None else metrics
         scores = self._scores_of(given)
-        self.baselines.append(BaselineScores(name, description, metrics, scores, self.scores, looks=looks))
+        self.baselines.append(BaselineScores(name, description, metrics, scores, self.model_scores, looks=looks))
 
-    def add_shuffled(self) -> None:
+    def add_shuffled_baseline(self) -> None:
         """The model's own answers about other images, on the rows that have them."""
         rows = [n for n, answer in enumerate(self.answered.shuffled) if answer is not None]
         if not rows:
             return
-        same = self.answered.take(rows)
-        shuffled = same.with_answers(
+        same = self.answered.select_rows(rows)
+        shuffled = same.replace_answers(
             [answer or "" for answer in same.shuffled],
             [float("nan") if p is None else p for p in same.shuffled_probability],
         )
@@ -74,7 +74,7 @@ class BaselineComparisons:
         by_answer: Sequence[tuple[str, int, float]] = (),
     ) -> Judgement:
         return Judgement(
-            unit, len(self.answered), metric, metrics, self.scores, self.baselines, tuple(notes), tuple(by_answer)
+            unit, len(self.answered), metric, metrics, self.model_scores, self.baselines, tuple(notes), tuple(by_answer)
         )
 
 
@@ -87,10 +87,10 @@ def rows_with_target(answered: AnsweredRows, unit: str) -> AnsweredRows:
     rows = [n for n, target in enumerate(answered.targets) if target is not None]
     if not rows:
         raise NothingToJudgeError(unit, "a right answer to score against")
-    return answered.take(rows)
+    return answered.select_rows(rows)
 
 
-def split_floors(scores: Metrics) -> tuple[Metrics, Metrics]:
+def split_baseline_metrics(scores: Metrics) -> tuple[Metrics, Metrics]:
     """The model's metrics, and those of the baseline, whose names begin with ``floor_``."""
     baseline = {name.removeprefix("floor_"): value for name, value in scores.items() if name.startswith("floor_")}
     return {name: value for name, value in scores.items() if not name.startswith("floor_")}, baseline

@@ -15,12 +15,12 @@ _MIN_CLASSES_PER_TOP_K = 10
 """Top-k accuracy is reported only with more classes than this many times k: with fewer, nearly all answers count."""
 
 
-def right_answers(answered: AnsweredRows, normalizer: Normalizer) -> ExampleScores:
+def score_right_answers(answered: AnsweredRows, normalizer: Normalizer) -> ExampleScores:
     """1 for each right answer, 0 for each wrong one; rows without a right answer do not count."""
     row_N = np.array([n for n, target in enumerate(answered.targets) if target is not None], np.int64)
     pairs = [(answered.targets[n] or "", answered.predicted[n]) for n in row_N]
     right_N = np.array(answers_match((t for t, _ in pairs), (p for _, p in pairs), normalizer), np.float64)
-    return ExampleScores.of_one_group(right_N, answered.sample_N, row_N, binary=True)
+    return ExampleScores.with_one_group(right_N, answered.sample_N, row_N, binary=True)
 
 
 def top_k_accuracy(

@@ -6,8 +6,8 @@ from collections.abc import Iterable
 from typing import ClassVar, Literal
 
 from vlmodel.operations.base import Operation
-from vlmodel.operations.chat import Chat
-from vlmodel.sample import Texts
+from vlmodel.operations.chat import ChatOperation
+from vlmodel.sample import SampleTexts
 from vlmodel.tasks._answering import QuestionTask
 from vlmodel.tasks._generation import GenerationTask
 from vlmodel.tasks._texts import answers_of
@@ -16,9 +16,9 @@ from vlmodel.tasks._texts import answers_of
 class Config(QuestionTask, GenerationTask):
     """A decoder that generates answers."""
 
-    operations: ClassVar[tuple[Operation, ...]] = (*QuestionTask.operations, Chat())
+    operations: ClassVar[tuple[Operation, ...]] = (*QuestionTask.operations, ChatOperation())
 
     kind: Literal["answer"] = "answer"
 
-    def texts_written(self, texts: Texts) -> Iterable[str]:
+    def texts_to_generate(self, texts: SampleTexts) -> Iterable[str]:
         return answers_of(texts)

@@ -12,10 +12,10 @@ from vlmodel.answers import Normalizer
 from vlmodel.judging import AnsweredRows, ExampleAnswer, Judgement, Metrics, NothingToJudgeError
 from vlmodel.metrics.scores import ExampleScores
 from vlmodel.operations.base import Operation
-from vlmodel.operations.chat import Chat
-from vlmodel.operations.describe import Describe
-from vlmodel.sample import TEXTS, Sample, Texts
-from vlmodel.task import Row
+from vlmodel.operations.chat import ChatOperation
+from vlmodel.operations.describe import CaptionOperation
+from vlmodel.sample import TEXTS, Sample, SampleTexts
+from vlmodel.task import TaskRow
 from vlmodel.tasks._generation import GenerationTask
 from vlmodel.tasks._judging import BaselineComparisons, example_answers
 from vlmodel.tasks._texts import captions_of
@@ -26,12 +26,12 @@ class Config(GenerationTask):
 
     learns_baseline: ClassVar[bool] = True
     copies_neighbours: ClassVar[bool] = True
-    operations: ClassVar[tuple[Operation, ...]] = (Describe(), Chat())
+    operations: ClassVar[tuple[Operation, ...]] = (CaptionOperation(), ChatOperation())
 
     kind: Literal["caption"] = "caption"
 
     @property
-    def learns_from(self) -> str:
+    def learning_requirement(self) -> str:
         return "captions with an input"
 
     def reads_text(self) -> bool:
@@ -43,18 +43,18 @@ class Config(GenerationTask):
     def can_learn(self, present: frozenset[str]) -> bool:
         return "captions" in present and bool(present - TEXTS)
 
-    def training_rows(self, samples: Sequence[Sample]) -> list[list[Row]]:
-        return [[Row(target=caption) for caption in sample.texts.captions] for sample in samples]
+    def training_rows(self, samples: Sequence[Sample]) -> list[list[TaskRow]]:
+        return [[TaskRow(target=caption) for caption in sample.texts.captions] for sample in samples]
 
-    def rows_to_answer(self, samples: Sequence[Sample]) -> list[list[Row]]:
+    def rows_to_answer(self, samples: Sequence[Sample]) -> list[list[TaskRow]]:
         """One row an image; the first caption stands for the right answer."""
         captions = (sample.texts.captions for sample in samples)
-        return [[Row(target=next(iter(given), None), references=given)] for given in captions]
+        return [[TaskRow(target=next(iter(given), None), references=given)] for given in captions]
 
-    def texts_written(self, texts: Texts) -> Iterable[str]:
+    def texts_to_generate(self, texts: SampleTexts) -> Iterable[str]:
         return captions_of(texts)
 
-    def learn_baseline(self, samples: Iterable[Texts], normalizer: Normalizer) -> dict[str, Any]:
+    def learn_baseline(self, samples: Iterable[SampleTexts], normalizer: Normalizer) -> dict[str, Any]:
         """The most typical caption, for all images."""
         from vlmodel.metrics.captions import most_typical_caption
 
@@ -64,18 +64,18 @@ class Config(GenerationTask):
         except ValueError as error:
             raise ValueError(f"captions stand beside the most typical one of the training split: {error}") from None
 
-    def score(self, answered: AnsweredRows, normalizer: Normalizer) -> ExampleScores:
+    def score_rows(self, answered: AnsweredRows, normalizer: Normalizer) -> ExampleScores:
         """The CIDEr-D of each image that has a caption with a word."""
-        from vlmodel.metrics.captions import cider_of_each, drop_wordless_references
+        from vlmodel.metrics.captions import cider_per_image, drop_wordless_references
 
         references = drop_wordless_references(row.references for row in answered.rows)
         row_N = np.flatnonzero([bool(captions) for captions in references])
-        score_N = cider_of_each(
+        score_N = cider_per_image(
             [answered.predicted[n] for n in row_N.tolist()], [references[n] for n in row_N.tolist()]
         )
-        return ExampleScores.of_one_group(score_N, answered.sample_N, row_N, binary=False)
+        return ExampleScores.with_one_group(score_N, answered.sample_N, row_N, binary=False)
 
-    def judge(
+    def judge_answers(
         self, answered: AnsweredRows, baseline: Mapping[str, Any] | None, labels: Sequence[str], normalizer: Normalizer
     ) -> Judgement:
         """BLEU, ROUGE-L and CIDEr-D."""
@@ -90,18 +90,18 @@ class Config(GenerationTask):
         def metrics_of(given: AnsweredRows) -> Metrics:
             return caption_scores(given.predicted, drop_wordless_references(row.references for row in given.rows))
 
-        captioned = answered.take(rows)
-        compared = BaselineComparisons(captioned, metrics_of, partial(self.score, normalizer=normalizer))
+        captioned = answered.select_rows(rows)
+        compared = BaselineComparisons(captioned, metrics_of, partial(self.score_rows, normalizer=normalizer))
         constant = baseline["caption"]
-        compared.add("constant_caption", "one caption for all images", [constant] * len(captioned))
-        compared.add_shuffled()
+        compared.add_baseline("constant_caption", "one caption for all images", [constant] * len(captioned))
+        compared.add_shuffled_baseline()
         if (near := captioned.neighbours) is not None:
             nearest, consensus = [one[0] for one in near], consensus_captions(near)
-            compared.add("nearest_caption", "a caption of the nearest training image", nearest, looks=True)
+            compared.add_baseline("nearest_caption", "a caption of the nearest training image", nearest, looks=True)
             agreed = "the caption that the nearest training images agree on"
-            compared.add("consensus", agreed, consensus, looks=True)
+            compared.add_baseline("consensus", agreed, consensus, looks=True)
         notes = [f'constant caption: "{constant}"', f"{len(set(captioned.predicted))} different captions"]
         return compared.to_judgement("images", "cider", metrics_of(captioned), notes)
 
-    def examples(self, answered: AnsweredRows, normalizer: Normalizer) -> list[ExampleAnswer]:
+    def rows_for_examples_page(self, answered: AnsweredRows, normalizer: Normalizer) -> list[ExampleAnswer]:
         return example_answers(answered, lambda target, best: None, titled=False)

@@ -8,18 +8,18 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 
-from vlmodel.answers import Normalizer, answers_match, normal_form
+from vlmodel.answers import Normalizer, answers_match, normalize_for_comparison
 from vlmodel.config import ConfigError
 from vlmodel.judging import AnsweredRows, ExampleAnswer, Judgement, Metrics
 from vlmodel.metrics.answer_prior import AnswerPrior
 from vlmodel.metrics.scores import ExampleScores
 from vlmodel.operations.base import Operation
-from vlmodel.operations.classify import Classify
-from vlmodel.sample import TEXTS, Sample, Texts
-from vlmodel.task import Row
+from vlmodel.operations.classify import ClassifyOperation
+from vlmodel.sample import TEXTS, Sample, SampleTexts
+from vlmodel.task import TaskRow
 from vlmodel.tasks._classification import ClassificationTask
 from vlmodel.tasks._judging import BaselineComparisons, example_answers, rows_with_target
-from vlmodel.tasks._right_answers import accuracy_by_answer, right_answers, top_k_accuracy
+from vlmodel.tasks._right_answers import accuracy_by_answer, score_right_answers, top_k_accuracy
 
 if TYPE_CHECKING:
     from vlmodel.parts import Decoder, Vocabulary
@@ -35,12 +35,12 @@ class Config(ClassificationTask):
     chooses_label: ClassVar[bool] = True
     learns_baseline: ClassVar[bool] = True
     normalizer: ClassVar[Normalizer | None] = "none"
-    operations: ClassVar[tuple[Operation, ...]] = (Classify(),)
+    operations: ClassVar[tuple[Operation, ...]] = (ClassifyOperation(),)
 
     kind: Literal["classify"] = "classify"
 
     @property
-    def learns_from(self) -> str:
+    def learning_requirement(self) -> str:
         return "a class with an input"
 
     def reads_text(self) -> bool:
@@ -52,14 +52,14 @@ class Config(ClassificationTask):
     def can_learn(self, present: frozenset[str]) -> bool:
         return "class" in present and bool(present - TEXTS)
 
-    def training_rows(self, samples: Sequence[Sample]) -> list[list[Row]]:
-        return [[_row_of(sample)] if sample.texts.label is not None else [] for sample in samples]
+    def training_rows(self, samples: Sequence[Sample]) -> list[list[TaskRow]]:
+        return [[_label_row(sample)] if sample.texts.label is not None else [] for sample in samples]
 
-    def rows_to_answer(self, samples: Sequence[Sample]) -> list[list[Row]]:
+    def rows_to_answer(self, samples: Sequence[Sample]) -> list[list[TaskRow]]:
         """One row a sample; its class is the right answer where it is known."""
-        return [[_row_of(sample)] for sample in samples]
+        return [[_label_row(sample)] for sample in samples]
 
-    def labels(self, texts: Texts) -> Iterable[str]:
+    def label_candidates(self, texts: SampleTexts) -> Iterable[str]:
         return () if texts.label is None else (texts.label,)
 
     def build(self, widths: Mapping[str, int], vocabulary: Vocabulary) -> Decoder:
@@ -70,25 +70,27 @@ class Config(ClassificationTask):
             )
         return self.build_classifier(widths["joint"], vocabulary.labels)
 
-    def classes(self, processor: VLProcessor) -> Sequence[str]:
+    def class_names(self, processor: VLProcessor) -> Sequence[str]:
         return processor.labels
 
     def class_id(self, answer: str, processor: VLProcessor) -> int:
         return processor.label_id(answer)
 
-    def learn_baseline(self, samples: Iterable[Texts], normalizer: Normalizer) -> dict[str, Any]:
+    def learn_baseline(self, samples: Iterable[SampleTexts], normalizer: Normalizer) -> dict[str, Any]:
         """The most frequent class."""
         try:
-            prior = AnswerPrior.learn((("", label) for texts in samples for label in self.labels(texts)), normalizer)
+            prior = AnswerPrior.learn(
+                (("", label) for texts in samples for label in self.label_candidates(texts)), normalizer
+            )
         except ValueError:
             raise ValueError("no sample has a class to learn from; the training split needs at least one") from None
         return {"majority": prior.majority}
 
-    def score(self, answered: AnsweredRows, normalizer: Normalizer) -> ExampleScores:
+    def score_rows(self, answered: AnsweredRows, normalizer: Normalizer) -> ExampleScores:
         """1 for each right class, 0 for each wrong one."""
-        return right_answers(answered, normalizer)
+        return score_right_answers(answered, normalizer)
 
-    def judge(
+    def judge_answers(
         self, answered: AnsweredRows, baseline: Mapping[str, Any] | None, labels: Sequence[str], normalizer: Normalizer
     ) -> Judgement:
         """Accuracy over samples and over classes, calibration."""
@@ -98,36 +100,36 @@ class Config(ClassificationTask):
         known = rows_with_target(answered, "sample")
         targets = [target or "" for target in known.targets]
         right = answers_match(targets, known.predicted, normalizer)
-        metrics_of = partial(_accuracies, by=normalizer)
+        metrics_of = partial(_plain_and_balanced_accuracy, by=normalizer)
         metrics = metrics_of(known) | top_k_accuracy(known, targets, labels, normalizer)
         metrics |= calibration_error(np.clip(known.probability, 0, 1).tolist(), right)
-        compared = BaselineComparisons(known, metrics_of, partial(self.score, normalizer=normalizer))
+        compared = BaselineComparisons(known, metrics_of, partial(self.score_rows, normalizer=normalizer))
         majority = baseline["majority"]
-        compared.add("majority", f'always "{majority}"', [majority] * len(known))
-        compared.add_shuffled()
+        compared.add_baseline("majority", f'always "{majority}"', [majority] * len(known))
+        compared.add_shuffled_baseline()
         notes = [f"{sum(right)} of {len(right)} samples classified right"]
-        classes = {normal_form(label, normalizer) for label in labels}
-        forms = [normal_form(target, normalizer) for target in targets]
+        classes = {normalize_for_comparison(label, normalizer) for label in labels}
+        forms = [normalize_for_comparison(target, normalizer) for target in targets]
         if unknown := sum(bool(labels) and form not in classes for form in forms):
             notes.append(f"{unknown} samples are of classes that the model does not know, and count as wrong")
         return compared.to_judgement("samples", "accuracy", metrics, notes, accuracy_by_answer(forms, right))
 
-    def examples(self, answered: AnsweredRows, normalizer: Normalizer) -> list[ExampleAnswer]:
+    def rows_for_examples_page(self, answered: AnsweredRows, normalizer: Normalizer) -> list[ExampleAnswer]:
         return example_answers(
             answered, lambda target, best: answers_match([target], [best], normalizer)[0], titled=False
         )
 
 
-def _row_of(sample: Sample) -> Row:
+def _label_row(sample: Sample) -> TaskRow:
     label = sample.texts.label
-    return Row(target=label, references=(label,) if label is not None else ())
+    return TaskRow(target=label, references=(label,) if label is not None else ())
 
 
-def _accuracies(answered: AnsweredRows, by: Normalizer) -> Metrics:
+def _plain_and_balanced_accuracy(answered: AnsweredRows, by: Normalizer) -> Metrics:
     """Accuracy over all samples, and the mean of the classes' accuracies, in which rare classes count as much."""
     targets = [target or "" for target in answered.targets]
     right = answers_match(targets, answered.predicted, by)
-    of_classes = accuracy_by_answer([normal_form(target, by) for target in targets], right)
+    of_classes = accuracy_by_answer([normalize_for_comparison(target, by) for target in targets], right)
     return {
         "accuracy": sum(right) / len(right),
         "balanced_accuracy": float(np.mean([accuracy for _, _, accuracy in of_classes])),

@@ -10,15 +10,15 @@ import numpy as np
 from pydantic import Field
 
 from vlmodel.answers import Normalizer
-from vlmodel.encoder_parts import IMAGE, input_of
+from vlmodel.encoder_parts import IMAGE, input_of_stream
 from vlmodel.judging import AnsweredRows, BaselineScores, ExampleAnswer, Judgement, NothingToJudgeError
 from vlmodel.metrics.scores import ExampleScores
 from vlmodel.operations.base import BatchedRequest, Operation
-from vlmodel.operations.embed import Embed
-from vlmodel.operations.match import Match, Matches
-from vlmodel.sample import TEXTS, Sample, Texts
-from vlmodel.task import Row, Task
-from vlmodel.tasks._judging import split_floors
+from vlmodel.operations.embed import EmbedOperation
+from vlmodel.operations.match import MatchOperation, MatchResult
+from vlmodel.sample import TEXTS, Sample, SampleTexts
+from vlmodel.task import Task, TaskRow
+from vlmodel.tasks._judging import split_baseline_metrics
 from vlmodel.tasks._texts import captions_of
 
 if TYPE_CHECKING:
@@ -35,12 +35,12 @@ _MAX_CAPTIONS = 2000
 """So many captions are compared for the page of examples."""
 
 
-class MatchBySimilarity(Match):
+class MatchBySimilarity(MatchOperation):
     """Cosines, and a softmax over the texts, as in CLIP (Radford et al. 2021, section 3.1)."""
 
     rank: ClassVar[int] = 1  # a matching task judges each text by itself
 
-    def run(self, predictor: Predictor, task: str, items: Sequence[BatchedRequest]) -> list[Matches]:
+    def run(self, predictor: Predictor, task: str, items: Sequence[BatchedRequest]) -> list[MatchResult]:
         predictions = predictor.predict([item.example for item in items], top_k=1, task=task)
         temperature: float = predictor.model.decoder.task_decoders()[task].temperature
         return [_softmax_matches([p.answers[0][1] for p in of_item], temperature) for of_item in predictions]
@@ -49,7 +49,7 @@ class MatchBySimilarity(Match):
 class Config(Task):
     """One space for images and texts; it reads the encoders' streams, and needs neither topology nor fusion."""
 
-    operations: ClassVar[tuple[Operation, ...]] = (MatchBySimilarity(), Embed())
+    operations: ClassVar[tuple[Operation, ...]] = (MatchBySimilarity(), EmbedOperation())
 
     kind: Literal["contrastive"] = "contrastive"
     stream: str = "vision"
@@ -67,32 +67,32 @@ class Config(Task):
     """Compare with the images and texts of all workers, and not only with the worker's own."""
 
     @property
-    def learns_from(self) -> str:
-        return f"captions with {'an image' if self.embeds == IMAGE else f'the input {self.embeds!r}'}"
+    def learning_requirement(self) -> str:
+        return f"captions with {'an image' if self.embedded_input == IMAGE else f'the input {self.embedded_input!r}'}"
 
     @property
-    def embeds(self) -> str:
-        return input_of(self.stream)
+    def embedded_input(self) -> str:
+        return input_of_stream(self.stream)
 
-    def reads_joint(self) -> bool:
+    def reads_joint_stream(self) -> bool:
         return False
 
-    def encoded_streams(self) -> frozenset[str]:
+    def unfused_stream_names(self) -> frozenset[str]:
         return frozenset({self.stream, "language"})
 
     def can_answer(self, present: frozenset[str]) -> bool:
-        return {self.embeds, "captions"} <= present
+        return {self.embedded_input, "captions"} <= present
 
-    def can_use(self, present: frozenset[str]) -> bool:
-        return self.can_answer(present) or self._is_alone(present)
+    def is_used_in_training(self, present: frozenset[str]) -> bool:
+        return self.can_answer(present) or self._has_no_texts(present)
 
-    def _is_alone(self, present: frozenset[str]) -> bool:
-        return self.embeds in present and not present & TEXTS
+    def _has_no_texts(self, present: frozenset[str]) -> bool:
+        return self.embedded_input in present and not present & TEXTS
 
-    def training_rows(self, samples: Sequence[Sample]) -> list[list[Row]]:
-        return [[Row(caption) for caption in sample.texts.captions] for sample in samples]
+    def training_rows(self, samples: Sequence[Sample]) -> list[list[TaskRow]]:
+        return [[TaskRow(caption) for caption in sample.texts.captions] for sample in samples]
 
-    def texts_read(self, texts: Texts) -> Iterable[str]:
+    def texts_to_read(self, texts: SampleTexts) -> Iterable[str]:
         return captions_of(texts)
 
     def build(self, widths: Mapping[str, int], vocabulary: Vocabulary) -> Decoder:
@@ -108,24 +108,24 @@ class Config(Task):
 
     def collate_samples(self, samples: Sequence[Sample], weight: float) -> dict[str, NDArray[np.generic]]:
         """``unpaired_image_mask_B`` bool: the images without texts, which are negatives of all texts."""
-        alone = [weight > 0 and self._is_alone(sample.present) for sample in samples]
+        alone = [weight > 0 and self._has_no_texts(sample.present) for sample in samples]
         return {"unpaired_image_mask_B": np.array(alone, np.bool_)}
 
-    def answer(
+    def predict_answers(
         self, head: Decoder, encoded: DecoderInput, processor: VLProcessor, top_k: int, **settings: Any
     ) -> list[Answers]:
         """The cosine of the angle between text and image, from -1 to 1."""
-        image_BD, text_ND = self.embed(head, encoded)
+        image_BD, text_ND = self.embed_batch(head, encoded)
         cosine_N = (image_BD[encoded.rows[self.stream]] * text_ND).sum(-1)
         return [[("similarity", cosine)] for cosine in cosine_N.tolist()]
 
-    def embed(self, head: Decoder, encoded: DecoderInput) -> tuple[Tensor, Tensor]:
+    def embed_batch(self, head: Decoder, encoded: DecoderInput) -> tuple[Tensor, Tensor]:
         from vlmodel.decoder.contrastive import ContrastiveDecoder
 
         assert isinstance(head, ContrastiveDecoder)
-        return head.embed(encoded)
+        return head.embed_batch(encoded)
 
-    def score(self, answered: AnsweredRows, normalizer: Normalizer) -> ExampleScores:
+    def score_rows(self, answered: AnsweredRows, normalizer: Normalizer) -> ExampleScores:
         """The mean of the recalls at 1, 5 and 10 of each text and of each image, which are two groups: each row counts
         for its text, and the first row of an image for the image too.
         """
@@ -143,7 +143,7 @@ class Config(Task):
             binary=False,
         )
 
-    def judge(
+    def judge_answers(
         self, answered: AnsweredRows, baseline: Mapping[str, Any] | None, labels: Sequence[str], normalizer: Normalizer
     ) -> Judgement:
         """Recall and median rank in both directions, beside a random order."""
@@ -151,18 +151,18 @@ class Config(Task):
 
         if not len(_rows_with_image_embedding(answered)):
             raise NothingToJudgeError("image", "a caption to be found by")
-        metrics, expected = split_floors(retrieval_scores(*_stack_embeddings(answered)))
+        metrics, expected = split_baseline_metrics(retrieval_scores(*_stack_embeddings(answered)))
         # One metric to compare models by: the mean of all recalls; the field's "rsum" is their sum.
         for recalls in (metrics, expected):
             values = [value for name, value in recalls.items() if "recall_at" in name]
             recalls["mean_recall"] = sum(values) / len(values)
-        scores = self.score(answered, normalizer)
+        scores = self.score_rows(answered, normalizer)
         chance = BaselineScores("chance", "chance", expected, _random_order_scores(answered, scores), scores)
         return Judgement("captions", len(answered), "mean_recall", metrics, scores, [chance])
 
-    def examples(self, answered: AnsweredRows, normalizer: Normalizer) -> list[ExampleAnswer]:
+    def rows_for_examples_page(self, answered: AnsweredRows, normalizer: Normalizer) -> list[ExampleAnswer]:
         """Show for each image the nearest of the first captions; right if it is one of the image's."""
-        some = answered.take(range(min(len(answered), _MAX_CAPTIONS)))
+        some = answered.select_rows(range(min(len(answered), _MAX_CAPTIONS)))
         first_B = _rows_with_image_embedding(some)
         image_BD = np.stack([some.image_embedding[row] for row in first_B])
         similarity_BN = image_BD @ np.stack(some.text_embedding).T
@@ -176,12 +176,12 @@ class Config(Task):
         ]
 
 
-def _softmax_matches(cosines: Sequence[float], temperature: float) -> Matches:
+def _softmax_matches(cosines: Sequence[float], temperature: float) -> MatchResult:
     scores_N = np.array(cosines) / temperature
     shares_N = np.exp(scores_N - scores_N.max())
     shares_N /= shares_N.sum()
     probabilities: list[float | None] = [None] if len(cosines) == 1 else shares_N.tolist()
-    return Matches("similarity", probabilities, cosines, temperature)
+    return MatchResult("similarity", probabilities, cosines, temperature)
 
 
 def _rows_with_image_embedding(answered: AnsweredRows) -> NDArray[np.int64]:

@@ -12,11 +12,11 @@ from vlmodel.answers import Normalizer
 from vlmodel.judging import AnsweredRows, ExampleAnswer, Judgement, Metrics
 from vlmodel.metrics.scores import ExampleScores
 from vlmodel.operations.base import BatchedRequest, Operation
-from vlmodel.operations.match import Match, Matches
-from vlmodel.sample import TEXTS, Sample, Texts
-from vlmodel.task import Row
+from vlmodel.operations.match import MatchOperation, MatchResult
+from vlmodel.sample import TEXTS, Sample, SampleTexts
+from vlmodel.task import TaskRow
 from vlmodel.tasks._classification import ClassificationTask
-from vlmodel.tasks._judging import BaselineComparisons, example_answers, rows_with_target, split_floors
+from vlmodel.tasks._judging import BaselineComparisons, example_answers, rows_with_target, split_baseline_metrics
 from vlmodel.tasks._texts import captions_of, question_rows, questions_of
 
 if TYPE_CHECKING:
@@ -33,12 +33,12 @@ MATCHES = frozenset({MATCH, "matched", "yes", "true", "1", "entailment", "entail
 """Answers that mean that a text belongs to its image, in lower case; all others mean that it does not."""
 
 
-class MatchByClass(Match):
+class MatchByClass(MatchOperation):
     """The probability that each text belongs to the image."""
 
-    def run(self, predictor: Predictor, task: str, items: Sequence[BatchedRequest]) -> list[Matches]:
+    def run(self, predictor: Predictor, task: str, items: Sequence[BatchedRequest]) -> list[MatchResult]:
         predictions = predictor.predict([item.example for item in items], top_k=2, task=task)
-        return [Matches("matching", [dict(p.answers)[MATCH] for p in of_item]) for of_item in predictions]
+        return [MatchResult("matching", [dict(p.answers)[MATCH] for p in of_item]) for of_item in predictions]
 
 
 class Config(ClassificationTask):
@@ -56,38 +56,38 @@ class Config(ClassificationTask):
     """"captions" are paired with their own image and another of the batch; "questions" are statements with answers."""
 
     @property
-    def learns_from(self) -> str:
+    def learning_requirement(self) -> str:
         return f"{self.pairs} with an input"
 
-    def identity(self) -> dict[str, Any]:
-        return super().identity() | {"pairs": self.pairs}
+    def compatibility_key(self) -> dict[str, Any]:
+        return super().compatibility_key() | {"pairs": self.pairs}
 
     def can_answer(self, present: frozenset[str]) -> bool:
         return self.pairs in present and bool(present - TEXTS)
 
-    def training_rows(self, samples: Sequence[Sample]) -> list[list[Row]]:
+    def training_rows(self, samples: Sequence[Sample]) -> list[list[TaskRow]]:
         return _matching_rows(samples) if self.pairs == "captions" else question_rows(samples)
 
-    def texts_read(self, texts: Texts) -> Iterable[str]:
+    def texts_to_read(self, texts: SampleTexts) -> Iterable[str]:
         return captions_of(texts) if self.pairs == "captions" else questions_of(texts)
 
     def build(self, widths: Mapping[str, int], vocabulary: Vocabulary) -> Decoder:
         return self.build_classifier(widths["joint"], len(CLASSES), counts_unknown=False)
 
-    def classes(self, processor: VLProcessor) -> Sequence[str]:
+    def class_names(self, processor: VLProcessor) -> Sequence[str]:
         return CLASSES
 
     def class_id(self, answer: str, processor: VLProcessor) -> int:
         return int(is_match(answer))
 
-    def score(self, answered: AnsweredRows, normalizer: Normalizer) -> ExampleScores:
+    def score_rows(self, answered: AnsweredRows, normalizer: Normalizer) -> ExampleScores:
         """1 for each pair that is judged right, in a group for each of the two classes."""
         row_N = np.array([n for n, target in enumerate(answered.targets) if target is not None], np.int64)
         group_N = np.array([is_match(answered.targets[n] or "") for n in row_N], np.int64)
         right_N = group_N == np.array([answered.predicted[n] == MATCH for n in row_N])
         return ExampleScores(right_N.astype(np.float64), group_N, answered.sample_N[row_N], row_N, binary=True)
 
-    def judge(
+    def judge_answers(
         self, answered: AnsweredRows, baseline: Mapping[str, Any] | None, labels: Sequence[str], normalizer: Normalizer
     ) -> Judgement:
         """Accuracy of both classes alike, the area under the curve, calibration."""
@@ -96,13 +96,13 @@ class Config(ClassificationTask):
         both = "balanced_accuracy" in metrics
         only_matches = not both and is_match(pairs.targets[0] or "")
         compared = BaselineComparisons(
-            pairs, lambda given: _matching_metrics(given)[0], partial(self.score, normalizer=normalizer)
+            pairs, lambda given: _matching_metrics(given)[0], partial(self.score_rows, normalizer=normalizer)
         )
         answer = MATCH if both or only_matches else NO_MATCH
-        compared.add("constant", "one answer for all pairs", [answer] * len(pairs), constant)
+        compared.add_baseline("constant", "one answer for all pairs", [answer] * len(pairs), constant)
         shuffled = zip(pairs.targets, pairs.shuffled, strict=True)
         if len({is_match(target or "") for target, other in shuffled if other is not None}) == 2:
-            compared.add_shuffled()
+            compared.add_shuffled_baseline()
         one_class = (
             f"every pair is {'a match' if only_matches else 'no match'}, so only accuracy can be said; captions meet "
             "another image of their batch: raise predict.batch above 1, or choose a split with more images"
@@ -110,7 +110,7 @@ class Config(ClassificationTask):
         metric = "balanced_accuracy" if both else "accuracy"
         return compared.to_judgement("pairs", metric, metrics, [] if both else [one_class])
 
-    def examples(self, answered: AnsweredRows, normalizer: Normalizer) -> list[ExampleAnswer]:
+    def rows_for_examples_page(self, answered: AnsweredRows, normalizer: Normalizer) -> list[ExampleAnswer]:
         return example_answers(answered, lambda target, best: is_match(target) == (best == MATCH))
 
 
@@ -126,20 +126,22 @@ def _matching_metrics(answered: AnsweredRows) -> tuple[Metrics, Metrics]:
     # Of the better of the two answers.
     given = zip(answered.predicted, np.clip(answered.probability, 0, 1).tolist(), strict=True)
     probabilities = [p if answer == MATCH else 1 - p for answer, p in given]
-    return split_floors(matching_scores(probabilities, [is_match(target or "") for target in answered.targets]))
+    return split_baseline_metrics(
+        matching_scores(probabilities, [is_match(target or "") for target in answered.targets])
+    )
 
 
-def _matching_rows(samples: Sequence[Sample]) -> list[list[Row]]:
+def _matching_rows(samples: Sequence[Sample]) -> list[list[TaskRow]]:
     """Each caption with its own image, and as many captions of other images of the batch, taken in turn.
 
     So half of the rows match, unless images share captions. The negatives depend on the batch alone, and a text is
     encoded once, however many rows use it. There are none in a batch where one image alone has captions.
     """
-    all_rows: list[list[Row]] = []
+    all_rows: list[list[TaskRow]] = []
     for i, sample in enumerate(samples):
         own = sample.texts.captions
         others = [o.texts.captions for o in (*samples[i + 1 :], *samples[:i]) if o.texts.captions]
         turns = [(j, others[j % len(others)]) for j in range(len(own) if others else 0)]
         negatives = [captions[j % len(captions)] for j, captions in turns]
-        all_rows.append([*(Row(c, MATCH) for c in own), *(Row(c, NO_MATCH) for c in negatives if c not in own)])
+        all_rows.append([*(TaskRow(c, MATCH) for c in own), *(TaskRow(c, NO_MATCH) for c in negatives if c not in own)])
     return all_rows

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, model_validator
 
-from vlmodel.config import part
+from vlmodel.config import part_field
 from vlmodel.task import Task, TaskPart
 from vlmodel.tasks import DEFAULT
 
@@ -22,7 +22,7 @@ class Config(TaskPart):
     """Several tasks, each with a name of your choice."""
 
     kind: Literal["multitask"] = "multitask"
-    heads: dict[str, part("vlmodel.tasks", DEFAULT)] = Field(min_length=2)  # type: ignore[valid-type]
+    heads: dict[str, part_field("vlmodel.tasks", DEFAULT)] = Field(min_length=2)  # type: ignore[valid-type]
     """The tasks: a name for each, and its settings."""
     weights: dict[str, float] = {}
     """Weight of each unit (text, or token of a caption) of a task in loss and metrics; one if not given."""
@@ -46,50 +46,54 @@ class Config(TaskPart):
             )
         return self
 
-    def tasks(self) -> dict[str, Task]:
+    def tasks_by_name(self) -> dict[str, Task]:
         # In the order of their names, as in a saved model.
-        return {name: self.heads[name].tasks()[""] for name in sorted(self.heads)}
+        return {name: self.heads[name].tasks_by_name()[""] for name in sorted(self.heads)}
 
     def reads_text(self) -> bool:
         return any(head.reads_text() for head in self.heads.values())
 
-    def reads_joint(self) -> bool:
-        return any(head.reads_joint() for head in self.heads.values())
+    def reads_joint_stream(self) -> bool:
+        return any(head.reads_joint_stream() for head in self.heads.values())
 
     def encodes_text(self) -> bool:
         return any(head.encodes_text() for head in self.heads.values())
 
-    def reads_streams(self) -> bool:
-        return any(head.reads_streams() for head in self.heads.values())
+    def reads_every_stream(self) -> bool:
+        return any(head.reads_every_stream() for head in self.heads.values())
 
-    def frames_texts(self) -> bool:
-        return any(head.frames_texts() for head in self.heads.values())
+    def needs_begin_and_end_tokens(self) -> bool:
+        return any(head.needs_begin_and_end_tokens() for head in self.heads.values())
 
     def check_tokenizer(self, tokenizer: PreTrainedTokenizerBase) -> None:
         for head in self.heads.values():
             head.check_tokenizer(tokenizer)
 
-    def reads_encoded(self) -> bool:
-        return any(head.reads_encoded() for head in self.heads.values())
+    def reads_unfused_streams(self) -> bool:
+        return any(head.reads_unfused_streams() for head in self.heads.values())
 
-    def encoded_streams(self) -> frozenset[str]:
-        return frozenset().union(*(head.encoded_streams() for head in self.heads.values()))
+    def unfused_stream_names(self) -> frozenset[str]:
+        return frozenset().union(*(head.unfused_stream_names() for head in self.heads.values()))
 
-    def selection_metric(self) -> Literal["accuracy", "loss"]:
+    def checkpoint_metric(self) -> Literal["accuracy", "loss"]:
         # The loss is the metric that all tasks have.
-        return "loss" if any(head.selection_metric() == "loss" for head in self.heads.values()) else "accuracy"
+        return "loss" if any(head.checkpoint_metric() == "loss" for head in self.heads.values()) else "accuracy"
 
-    def resolve(self, vocabulary: Vocabulary) -> Config:
-        return self.model_copy(update={"heads": {name: head.resolve(vocabulary) for name, head in self.heads.items()}})
+    def resolve_settings(self, vocabulary: Vocabulary) -> Config:
+        return self.model_copy(
+            update={"heads": {name: head.resolve_settings(vocabulary) for name, head in self.heads.items()}}
+        )
 
-    def longest_target(self) -> int | None:
-        return min((n for head in self.heads.values() if (n := head.longest_target()) is not None), default=None)
+    def max_generated_tokens(self) -> int | None:
+        return min((n for head in self.heads.values() if (n := head.max_generated_tokens()) is not None), default=None)
 
     def check_generation(self, settings: Mapping[str, Any], top_k: int, max_target_tokens: int) -> None:
         for head in self.heads.values():
             head.check_generation(settings, top_k, max_target_tokens)
 
     def build(self, widths: Mapping[str, int], vocabulary: Vocabulary) -> Decoder:
-        from vlmodel.decoder.multitask import MultiTask
+        from vlmodel.decoder.multitask import MultiTaskDecoder
 
-        return MultiTask({name: self.heads[name].build(widths, vocabulary) for name in self.tasks()}, self.weights)
+        return MultiTaskDecoder(
+            {name: self.heads[name].build(widths, vocabulary) for name in self.tasks_by_name()}, self.weights
+        )

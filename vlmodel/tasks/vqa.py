@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from vlmodel.config import ConfigError
-from vlmodel.sample import Texts
+from vlmodel.sample import SampleTexts
 from vlmodel.tasks._answering import QuestionTask
 from vlmodel.tasks._classification import ClassificationTask
 from vlmodel.tasks._texts import answers_of
@@ -23,7 +23,7 @@ class Config(QuestionTask, ClassificationTask):
 
     kind: Literal["vqa"] = "vqa"
 
-    def labels(self, texts: Texts) -> Iterable[str]:
+    def label_candidates(self, texts: SampleTexts) -> Iterable[str]:
         return answers_of(texts)
 
     def build(self, widths: Mapping[str, int], vocabulary: Vocabulary) -> Decoder:
@@ -34,7 +34,7 @@ class Config(QuestionTask, ClassificationTask):
             )
         return self.build_classifier(widths["joint"], vocabulary.labels)
 
-    def classes(self, processor: VLProcessor) -> Sequence[str]:
+    def class_names(self, processor: VLProcessor) -> Sequence[str]:
         return processor.labels
 
     def class_id(self, answer: str, processor: VLProcessor) -> int:

@@ -26,8 +26,8 @@ class DualEncoder(parts.Topology):
     def forward(
         self, streams: Streams, rows: Rows, *, pooled_only: bool = False, output_attention: bool = False
     ) -> FusedStream:
-        adapted = {name: self.fusion.adapt(name, tokens) for name, tokens in streams.items()}
+        adapted = {name: self.fusion.adapt_stream(name, tokens) for name, tokens in streams.items()}
         for name, index_N in rows.items():
-            adapted[name] = adapted[name].select(index_N)
+            adapted[name] = adapted[name].select_rows(index_N)
         fused: FusedStream = self.fusion(adapted, pooled_only=pooled_only, output_attention=output_attention)
         return fused

@@ -9,8 +9,15 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from vlmodel import parts
-from vlmodel.layers import Attention, AttentionSettings
-from vlmodel.streams import CoAttention, StreamAdapters, block_diagonal, pool_stream, prepend_attention, stream_spans
+from vlmodel.layers import AttentionSettings, MultiHeadAttention
+from vlmodel.streams import (
+    CoAttention,
+    StreamAdapters,
+    block_diagonal_attention,
+    pool_stream,
+    prepend_attention,
+    stream_spans,
+)
 from vlmodel.tokens import FusedStream, Rows, Streams, Tokens
 
 
@@ -44,7 +51,7 @@ class InteractiveEncoder(parts.Topology):
         super().__init__(fusion)
         self.adapters = StreamAdapters(widths, config.width)
         size = (config.width, config.heads)
-        self.own = nn.ModuleList(SelfAttention(widths, *size, config.dropout) for _ in range(config.depth))
+        self.own = nn.ModuleList(StreamSelfAttention(widths, *size, config.dropout) for _ in range(config.depth))
         self.cross = nn.ModuleList(
             CoAttention(widths, *size, config.expansion * config.width, config.dropout) for _ in range(config.depth)
         )
@@ -53,7 +60,7 @@ class InteractiveEncoder(parts.Topology):
     def forward(
         self, streams: Streams, rows: Rows, *, pooled_only: bool = False, output_attention: bool = False
     ) -> FusedStream:
-        adapted = {name: self.adapters.adapt(name, tokens) for name, tokens in streams.items()}
+        adapted = {name: self.adapters.adapt_stream(name, tokens) for name, tokens in streams.items()}
         complete = self.adapters.add_missing_streams(adapted, rows)
         x = {name: tokens.x_BTD for name, tokens in complete.items()}
         mask = {name: tokens.mask_BT for name, tokens in complete.items()}
@@ -63,7 +70,7 @@ class InteractiveEncoder(parts.Topology):
             if i == 0:
                 x, mask, weights = _select_rows(x, rows), _select_rows(mask, rows), _select_rows(weights, rows)
             if weights:
-                attention.append(block_diagonal(weights))
+                attention.append(block_diagonal_attention(weights))
             x, weights_BQS = cross(x, mask, None, output_attention)
             if weights_BQS is not None:
                 attention.append(weights_BQS)
@@ -72,19 +79,19 @@ class InteractiveEncoder(parts.Topology):
         for name, norm in self.norms.items():
             x_BTD = norm(x[name])
             tokens = Tokens(x_BTD, mask[name], pool_stream(name, x_BTD, mask[name]))
-            encoded[name] = self.fusion.adapt(name, tokens)
+            encoded[name] = self.fusion.adapt_stream(name, tokens)
         fused = self.fusion(encoded, pooled_only=pooled_only, output_attention=output_attention)
         return prepend_attention(fused, attention, spans, streams)
 
 
-class SelfAttention(nn.Module):
+class StreamSelfAttention(nn.Module):
     """Self-attention within each stream, with weights of its own, pre-norm and residual."""
 
     def __init__(self, names: Iterable[str], width: int, heads: int, dropout: float) -> None:
         super().__init__()
         names = sorted(names)
         self.norms = nn.ModuleDict({name: nn.LayerNorm(width) for name in names})
-        self.attentions = nn.ModuleDict({name: Attention(width, heads) for name in names})
+        self.attentions = nn.ModuleDict({name: MultiHeadAttention(width, heads) for name in names})
         self.dropout = nn.Dropout(dropout)
 
     def forward(

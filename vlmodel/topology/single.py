@@ -53,9 +53,9 @@ class SingleEncoder(parts.Topology):
     def forward(
         self, streams: Streams, rows: Rows, *, pooled_only: bool = False, output_attention: bool = False
     ) -> FusedStream:
-        adapted = {name: self.adapters.adapt(name, tokens) for name, tokens in streams.items()}
+        adapted = {name: self.adapters.adapt_stream(name, tokens) for name, tokens in streams.items()}
         for name, index_N in rows.items():
-            adapted[name] = adapted[name].select(index_N)
+            adapted[name] = adapted[name].select_rows(index_N)
         complete = self.adapters.add_missing_streams(adapted)
         x_BTD = torch.cat([tokens.x_BTD for tokens in complete.values()], dim=1)
         mask_BT = torch.cat([tokens.mask_BT for tokens in complete.values()], dim=1)
@@ -69,6 +69,6 @@ class SingleEncoder(parts.Topology):
         encoded = {}
         for name, (start, stop) in spans.items():
             x, mask = x_BTD[:, start:stop], mask_BT[:, start:stop]
-            encoded[name] = self.fusion.adapt(name, Tokens(x, mask, pool_stream(name, x, mask)))
+            encoded[name] = self.fusion.adapt_stream(name, Tokens(x, mask, pool_stream(name, x, mask)))
         fused = self.fusion(encoded, pooled_only=pooled_only, output_attention=output_attention)
         return prepend_attention(fused, attention, spans, streams)

@@ -1,4 +1,4 @@
-"""Classifiers of torchvision and CIFAR as chains of blocks that can be cut after any stage."""
+"""The backbones of torchvision's classifiers and CIFAR's, as chains of blocks that can be cut after any stage."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class BackboneLayout:
     keys: frozenset[str]
 
 
-def backbone_names() -> list[str]:
+def list_backbone_names() -> list[str]:
     """Names of the usable backbones, torchvision's and CIFAR's."""
     import torchvision
 
@@ -64,7 +64,7 @@ def backbone_names() -> list[str]:
 
 def check_backbone(name: str, stem: Stem) -> None:
     """ValueError if there is no backbone ``name``, or it cannot have this ``stem``."""
-    known = backbone_names()
+    known = list_backbone_names()
     if name not in known:
         close = difflib.get_close_matches(name.lower(), known, n=5, cutoff=0.4) or ["resnet18", "resnet50", "vgg16"]
         raise ValueError(
@@ -100,7 +100,7 @@ def create_backbone(name: str, stem: Stem) -> nn.Module:
 def backbone_blocks(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     """(torchvision's name, block) of everything before pooling and classifier, in order of computation."""
     if getattr(model, "transform_input", False):
-        yield "transform_input", _InceptionInput()
+        yield "transform_input", _InceptionNormalisation()
     for name, child in model.named_children():
         if name.startswith(_HEAD):
             return
@@ -123,7 +123,7 @@ def backbone_layout(name: str, stem: Stem) -> BackboneLayout:
     with torch.device("meta"), torch.no_grad():
         model = create_backbone(name, stem).eval()
         block_names = tuple(block_name for block_name, _ in backbone_blocks(model))
-        shapes = _output_shapes(model, probe, len(block_names))
+        shapes = _block_output_shapes(model, probe, len(block_names))
     channels_last = name.startswith("swin_")
     sizes = [shape[2] for shape in shapes]
     widths = [shape[-1 if channels_last else 1] for shape in shapes]
@@ -145,44 +145,50 @@ def backbone_layout(name: str, stem: Stem) -> BackboneLayout:
 def feature_map_sides(
     name: str, stem: Stem, ends: tuple[int, ...], channels: tuple[int, ...], numbers: int
 ) -> tuple[int, ...]:
-    """Sides of the maps after ``ends`` blocks each, of the smallest image whose maps have ``numbers`` or more in all.
+    """Find the sides of the feature maps that together hold ``numbers`` values.
 
-    Larger images have larger maps, so the size of the image is found by bisection.
+    Larger images have larger maps, so the smallest image whose maps hold as many values is found by bisection.
+
+    Args:
+        ends: the maps are the outputs after this many blocks each.
+        channels: of each of these maps.
     """
     with torch.device("meta"), torch.no_grad():
         model = create_backbone(name, stem).eval()
 
-        def sides_of(size: int) -> tuple[int, ...]:
-            shapes = _output_shapes(model, size, ends[-1])
+        def map_sides_at(size: int) -> tuple[int, ...]:
+            shapes = _block_output_shapes(model, size, ends[-1])
             return tuple(shapes[end - 1][2] for end in ends)
 
-        def numbers_of(size: int) -> int:
+        def count_values_at(size: int) -> int:
             try:
-                return sum(side * side * c for side, c in zip(sides_of(size), channels, strict=True))
+                return sum(side * side * c for side, c in zip(map_sides_at(size), channels, strict=True))
             except RuntimeError:  # too small an image
                 return 0
 
         known = backbone_layout(name, stem)
         if known.image is not None:
-            return sides_of(known.image)
+            return map_sides_at(known.image)
         smallest = max(s for stage, s in zip(known.stages, known.strides, strict=True) if stage <= ends[-1])
         sizes = range(smallest, _LARGEST)
-        return sides_of(sizes[bisect.bisect_left(sizes, numbers, hi=len(sizes) - 1, key=numbers_of)])
+        return map_sides_at(sizes[bisect.bisect_left(sizes, numbers, hi=len(sizes) - 1, key=count_values_at)])
 
 
 @functools.lru_cache(maxsize=32)
-def accepts_size(name: str, stem: Stem, stages: int, size: int) -> bool:
-    """Whether the first ``stages`` can process square images of ``size`` pixels a side."""
+def accepts_image_size(name: str, stem: Stem, stages: int, size: int) -> bool:
+    """Whether the first ``stages`` of a backbone can process square images of ``size`` pixels a side."""
     with torch.device("meta"), torch.no_grad():
         try:
-            _output_shapes(create_backbone(name, stem).eval(), size, backbone_layout(name, stem).stages[stages - 1])
+            _block_output_shapes(
+                create_backbone(name, stem).eval(), size, backbone_layout(name, stem).stages[stages - 1]
+            )
         except RuntimeError:  # a kernel is larger than its input
             return False
     return True
 
 
-def _output_shapes(model: nn.Module, size: int, count: int) -> list[torch.Size]:
-    """Output shapes of the first ``count`` blocks for a square image: (B, C, H, W), or of a Swin (B, H, W, C)."""
+def _block_output_shapes(model: nn.Module, size: int, count: int) -> list[torch.Size]:
+    """Output shapes of the first ``count`` blocks for a square image: (B, C, H, W), of Swin (B, H, W, C)."""
     x, shapes = torch.zeros(1, 3, size, size), []
     for _, block in itertools.islice(backbone_blocks(model), count):
         x = block(x)
@@ -190,8 +196,8 @@ def _output_shapes(model: nn.Module, size: int, count: int) -> list[torch.Size]:
     return shapes
 
 
-class _InceptionInput(nn.Module):
-    """From ImageNet's mean and standard deviation to .5 and .5, with which GoogLeNet and Inception were trained."""
+class _InceptionNormalisation(nn.Module):
+    """Replace ImageNet's normalisation by mean and deviation 0.5, with which GoogLeNet and Inception were trained."""
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
         channels = zip(x_BCHW.split(1, 1), (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), strict=True)
@@ -199,7 +205,9 @@ class _InceptionInput(nn.Module):
 
 
 class _TensorsOnCPU(TorchFunctionMode):
-    """A RegNet computes its depths with tensors, which have no values on the meta device."""
+    """Within this context new tensors are on the CPU: RegNet computes its depths with tensors, which have no values on
+    the meta device.
+    """
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None

@@ -42,7 +42,9 @@ class CIFARResNet(nn.Module):
 
 
 class PaddedShortcut(nn.Module):
-    """Every second cell of every second row, with channels of zeros added on both sides: the paper's option A."""
+    """A shortcut without weights (the paper's option A): every second cell of every second row, padded with channels of
+    zeros on both sides.
+    """
 
     def __init__(self, added: int) -> None:
         super().__init__()

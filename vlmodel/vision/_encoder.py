@@ -15,10 +15,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from vlmodel import lora, parts
-from vlmodel.images.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preprocessing, Triple
-from vlmodel.layers import ACTIVATIONS, check_activation
+from vlmodel.images.preprocessing import IMAGENET_MEAN, IMAGENET_STD, ImagePreprocessing, Triple
+from vlmodel.layers import ACTIVATIONS, check_activation_has_projection
 from vlmodel.locations import Location
-from vlmodel.lora import Lora
+from vlmodel.lora import LoraSettings
 from vlmodel.tokens import Tokens
 from vlmodel.vision import _weights
 
@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 
 
 class BackboneConfig(parts.VisionPart):
-    """Settings of every backbone."""
+    """Settings that all vision backbones share."""
 
     non_backbone_settings: ClassVar[frozenset[str]] = frozenset(
         {"projection", "activation", "weights", "strict", "frozen", "lora"}
@@ -44,7 +44,7 @@ class BackboneConfig(parts.VisionPart):
     """Refuse weights that are not exactly the backbone's; false loads those that fit, and logs which did not."""
     frozen: bool = False
     """Do not train the backbone (its projection is always trained); it then runs without gradient."""
-    lora: Lora | None = None
+    lora: LoraSettings | None = None
     """Low-rank adapters in the backbone, which is frozen but for them; null for none."""
     mean: Triple | None = Field(None, strict=False)
     """Mean of the red, green and blue channels, which are scaled to 0..1; null takes that of the weights, and without
@@ -58,13 +58,13 @@ class BackboneConfig(parts.VisionPart):
             raise ValueError(f"mean={self.mean} must be of finite numbers")
         if self.std is not None and not all(0 < std < math.inf for std in self.std):
             raise ValueError(f"std={self.std} must be positive and finite")
-        check_activation(self.activation, self.projects())
+        check_activation_has_projection(self.activation, self.has_projection())
         partly = next((name for name in ("frozen", "frozen_stages", "frozen_layers") if getattr(self, name, 0)), None)
         if self.lora is not None and partly is not None:
             raise ValueError(f"lora trains adapters in a backbone that is frozen but for them; leave {partly} out")
         return self
 
-    def preprocessing(self) -> Preprocessing:
+    def preprocessing(self) -> ImagePreprocessing:
         if _weights.is_torchvision_name(self.weights):
             return _weights.torchvision_preprocessing(getattr(self, "name", ""), self.weights)
         return super().preprocessing()
@@ -72,21 +72,22 @@ class BackboneConfig(parts.VisionPart):
     def is_frozen(self) -> bool:
         return self.frozen
 
-    def unused_setting(self) -> str | None:
+    def setting_without_effect(self) -> str | None:
         if getattr(self, "output", "") != "pooled" or self.grid is None:
             return None
         return f"grid={self.grid} is of no use with output='pooled', which is one token; leave grid out"
 
-    def projects(self) -> bool:
-        """Whether the features pass a linear projection."""
+    def has_projection(self) -> bool:
+        """Whether a linear projection follows the backbone."""
         return self.projection is not None
 
 
 class BackboneEncoder(parts.VisionEncoder):
-    """Normalisation, ``backbone``, projection. Subclasses make ``backbone`` and ``projection``, and define the two
-    halves of ``forward``: ``feature_grids`` and ``tokens_from_grids``.
+    """Base of the vision encoders: normalises pixels, runs ``backbone`` and projects its features to tokens.
 
-    In a frozen part BatchNorm keeps its statistics; in a trained part it uses those of the batch, as torch does.
+    Subclasses make ``backbone`` and ``projection``, and define the two halves of ``forward``: ``feature_grids`` and
+    ``tokens_from_grids``. BatchNorm keeps its statistics where the backbone is frozen, and uses those of the batch
+    where it is trained.
 
     Attributes:
         architecture: the settings that decide whether weights fit, for errors.
@@ -107,38 +108,38 @@ class BackboneEncoder(parts.VisionEncoder):
         self.register_buffer("std_C", torch.tensor(config.std or IMAGENET_STD))
         self.report: _weights.WeightsReport | None = None
 
-    def normalise(self, pixels_BHWC: Tensor) -> Tensor:
-        """uint8 images as the backbone takes them, (B, C, H, W)."""
+    def normalise_pixels(self, pixels_BHWC: Tensor) -> Tensor:
+        """Normalise uint8 images by mean and standard deviation, and bring them to (B, C, H, W)."""
         # A permuted view of BHWC is torch's channels-last layout: no copy is made.
         pixels_BCHW = pixels_BHWC.permute(0, 3, 1, 2)
         scale_C = 1 / (255 * self.std_C)
         return pixels_BCHW * scale_C[:, None, None] - (self.mean_C / self.std_C)[:, None, None]
 
-    def gradient(self) -> torch.autograd.grad_mode.set_grad_enabled:
-        """Context in which the backbone runs: a frozen one keeps no activations, even of inputs with a gradient."""
+    def backbone_gradient_mode(self) -> torch.autograd.grad_mode.set_grad_enabled:
+        """Context in which the backbone runs: without gradients if it is frozen."""
         return torch.set_grad_enabled(torch.is_grad_enabled() and not self.config.frozen)
 
     def feature_grids(self, pixels_BHWC: Tensor) -> list[Tensor]:
-        """All of the backbone's output that is used: grids of cells (B, H, W, C), averaged to the configured size."""
+        """The output of the backbone, as far as it is used: grids of features (B, H, W, C), of the configured size."""
         raise NotImplementedError
 
     def tokens_from_grids(self, grids: Sequence[Tensor]) -> Tokens:
         """The tokens, given what ``feature_grids`` returns."""
         raise NotImplementedError
 
-    def layout(self, numbers: int) -> Sequence[tuple[int, int, int]]:
-        """(height, width, channels) of each of the ``feature_grids``, which hold ``numbers`` values in all."""
+    def grid_shapes(self, numbers: int) -> Sequence[tuple[int, int, int]]:
+        """(height, width, channels) of each of the ``feature_grids``, which together hold ``numbers`` values."""
         raise NotImplementedError
 
     def forward(self, pixels_BHWC: Tensor) -> Tokens:
         return self.tokens_from_grids(self.feature_grids(pixels_BHWC))
 
-    def features(self, pixels_BHWC: Tensor) -> Tensor:
+    def compute_features(self, pixels_BHWC: Tensor) -> Tensor:
         return torch.cat([grid_BHWC.flatten(1) for grid_BHWC in self.feature_grids(pixels_BHWC)], 1)
 
-    def from_features(self, features_BF: Tensor) -> Tokens:
+    def tokens_from_features(self, features_BF: Tensor) -> Tokens:
         numbers = features_BF.shape[1]
-        layout = self.layout(numbers)
+        layout = self.grid_shapes(numbers)
         sizes = [math.prod(shape) for shape in layout]
         if sum(sizes) != numbers:
             raise ValueError(f"features of {numbers} numbers an image are none of this encoder with this grid")
@@ -146,26 +147,26 @@ class BackboneEncoder(parts.VisionEncoder):
         pieces = features_BF.to(self.mean_C.dtype).split(sizes, 1)
         return self.tokens_from_grids([piece.unflatten(1, shape) for piece, shape in zip(pieces, layout, strict=True)])
 
-    def tokens(self, grid_BHWC: Tensor, projection: nn.Module) -> Tensor:
-        """Projected tokens (B, T, D) of a grid, row by row."""
+    def project_grid(self, grid_BHWC: Tensor, projection: nn.Module) -> Tensor:
+        """Project the cells of a grid to tokens (B, T, D), row by row."""
         x_BTD: Tensor = self.activation(projection(grid_BHWC.flatten(1, 2)))
         return x_BTD
 
-    def load_weights(
+    def load_backbone_weights(
         self,
         state: Mapping[str, Tensor],
         names: Mapping[str, str],
         known: frozenset[str],
         pairs: _weights.Pairs = (),
     ) -> None:
-        """Copy ``state`` into the backbone, whose weight ``key`` is named ``names[key]`` there.
+        """Copy the weights of ``state`` into the backbone; its weight ``key`` is called ``names[key]`` in ``state``.
 
         Args:
             known: all names of the whole network, of which ``state`` may have more than the backbone uses.
             pairs: names in the source and here, where they differ.
         """
-        named = {name: names[plain] for name, plain in lora.plain_names(self.backbone).items()}
-        report = _weights.load_state(
+        named = {name: names[plain] for name, plain in lora.names_without_adapters(self.backbone).items()}
+        report = _weights.load_backbone_state(
             self.backbone, state, named, known, self.config.weights, self.architecture, self.config.strict,
             by_order=hasattr(self.config, "match"),
         )  # fmt: skip
@@ -179,20 +180,20 @@ class BackboneEncoder(parts.VisionEncoder):
         if not self.config.weights or self.config.lora is not None:
             return []
         own = dict(self.backbone.named_parameters())
-        return [[own[name] for name in names if own[name].requires_grad] for names in self.parameter_stages()]
+        return [[own[name] for name in names if own[name].requires_grad] for names in self.parameter_names_by_stage()]
 
-    def parameter_stages(self) -> Sequence[Collection[str]]:
-        """Names of all of the backbone's parameters, from the stem's over the stages' to those behind the last."""
+    def parameter_names_by_stage(self) -> Sequence[Collection[str]]:
+        """Names of all parameters of the backbone: those of the stem, of each stage, and of what follows the last."""
         raise NotImplementedError
 
 
-def as_unpadded_tokens(x_BTD: Tensor, pooled_BD: Tensor) -> Tokens:
-    """Tokens without padding."""
+def tokens_without_padding(x_BTD: Tensor, pooled_BD: Tensor) -> Tokens:
+    """Make ``Tokens`` of which all are real."""
     return Tokens(x_BTD, torch.ones(x_BTD.shape[:2], dtype=torch.bool, device=x_BTD.device), pooled_BD)
 
 
-def average_pool(map_BCHW: Tensor, side: int | None) -> Tensor:
-    """A feature map as a grid (B, H, W, C), averaged to ``side`` x ``side`` cells if given."""
+def average_pool_to_grid(map_BCHW: Tensor, side: int | None) -> Tensor:
+    """Turn a feature map into a grid (B, H, W, C), averaged to ``side`` x ``side`` cells if ``side`` is given."""
     if side is not None:
         map_BCHW = functional.adaptive_avg_pool2d(map_BCHW, side)
     return map_BCHW.permute(0, 2, 3, 1)

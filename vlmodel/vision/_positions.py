@@ -1,4 +1,4 @@
-"""Positions of grid cells."""
+"""Position embeddings of the cells of a grid."""
 
 from __future__ import annotations
 
@@ -23,7 +23,9 @@ def sine_positions(height: int, width: int, dimensions: int, device: torch.devic
 
 
 def _sine_table(fraction: Tensor, dimensions: int) -> Tensor:
-    """(len(fraction), dimensions): sines, then cosines, from half a turn over the whole length to 16 turns."""
+    """Sines, then cosines, of fractions from 0 to 1 at frequencies from half a turn to 16 turns: (fractions,
+    dimensions).
+    """
     count = (dimensions + 1) // 2
     turns = torch.logspace(-1, 4, count, base=2.0, device=fraction.device)
     angles = 2 * math.pi * fraction[:, None] * turns

@@ -1,4 +1,6 @@
-"""Towers of other libraries: a backbone that gives maps or tokens of an image, and a pooled vector of its own."""
+"""What the vision encoders of timm and transformers share: a backbone that gives feature maps or tokens of an image,
+and may give a pooled vector.
+"""
 
 from __future__ import annotations
 
@@ -13,16 +15,16 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from vlmodel.config import ConfigError
-from vlmodel.images.preprocessing import ImageSize, Preprocessing
+from vlmodel.images.preprocessing import ImagePreprocessing, ImageSize
 from vlmodel.tokens import Tokens
-from vlmodel.vision._encoder import BackboneConfig, BackboneEncoder, as_unpadded_tokens, average_pool
+from vlmodel.vision._encoder import BackboneConfig, BackboneEncoder, average_pool_to_grid, tokens_without_padding
 from vlmodel.vision._positions import sine_positions
 
 
 class TowerConfig(BackboneConfig):
-    """Settings of every tower.
+    """Settings that the vision towers of timm and transformers share.
 
-    Subclasses define ``create``, which makes the backbone, and ``outputs``, which runs it.
+    Subclasses define ``create_backbone``, which makes the backbone, and ``run_backbone``, which runs it.
     """
 
     non_backbone_settings: ClassVar[frozenset[str]] = BackboneConfig.non_backbone_settings | {
@@ -51,7 +53,7 @@ class TowerConfig(BackboneConfig):
     match: Literal["name", "order"] = "name"
     """How tensors of a file are found: by their names, or by their order and shapes where only names differ."""
 
-    def create(self) -> nn.Module:
+    def create_backbone(self) -> nn.Module:
         """The backbone with new weights, on the current device.
 
         Raises:
@@ -59,38 +61,38 @@ class TowerConfig(BackboneConfig):
         """
         raise NotImplementedError
 
-    def outputs(self, backbone: nn.Module, x_BCHW: Tensor) -> Outputs:
-        """What the backbone gives for normalised images."""
+    def run_backbone(self, backbone: nn.Module, x_BCHW: Tensor) -> BackboneOutputs:
+        """Run the backbone on normalised images."""
         raise NotImplementedError
 
-    def parameter_stages(self, backbone: nn.Module) -> Sequence[Collection[str]]:
-        """Names of the backbone's parameters, from the stem's over the stages' to those behind the last."""
+    def parameter_names_by_stage(self, backbone: nn.Module) -> Sequence[Collection[str]]:
+        """Names of the parameters of the backbone: those of the stem, of each stage, and of what follows the last."""
         raise NotImplementedError
 
-    def size(self) -> tuple[int, int]:
-        """Height and width of the images."""
+    def image_height_and_width(self) -> tuple[int, int]:
+        """Height and width of the images, in pixels."""
         raise NotImplementedError
 
-    def preprocessing(self) -> Preprocessing:
-        trained = self.weights_preprocessing() if self.weights else Preprocessing(self.size())
+    def preprocessing(self) -> ImagePreprocessing:
+        trained = self.preprocessing_of_weights() if self.weights else ImagePreprocessing(self.image_height_and_width())
         return replace(trained, size=self.image_size) if self.image_size else trained
 
-    def known_preprocessing(self) -> Preprocessing | None:
-        return None if self.reads_preprocessing() else self.preprocessing()
+    def preprocessing_if_known(self) -> ImagePreprocessing | None:
+        return None if self.preprocessing_needs_files() else self.preprocessing()
 
-    def weights_preprocessing(self) -> Preprocessing:
-        """What the weights were trained with.
+    def preprocessing_of_weights(self) -> ImagePreprocessing:
+        """The preprocessing of images with which the weights were trained.
 
         Raises:
-            WeightsError: that cannot be read.
+            WeightsError: it cannot be read.
         """
         raise NotImplementedError
 
-    def reads_preprocessing(self) -> bool:
+    def preprocessing_needs_files(self) -> bool:
         """Whether ``preprocessing`` reads files."""
         raise NotImplementedError
 
-    def resolve(self, image_size: tuple[int, int]) -> Self:
+    def resolve_settings(self, image_size: tuple[int, int]) -> Self:
         """See ``VisionPart``.
 
         Raises:
@@ -112,64 +114,68 @@ class TowerConfig(BackboneConfig):
             }
         )
 
-    def is_known(self) -> bool:
-        """Whether the tower can be made without reading files."""
+    def can_build_without_files(self) -> bool:
+        """Whether the tower can be built without reading files."""
         return True
 
-    def projects(self) -> bool:
+    def has_projection(self) -> bool:
         return self.projection is not None or self.output == "multiscale"
 
-    def measured(self) -> Measured:
-        """What the tower gives for its images, computed on the meta device.
+    def output_shapes(self) -> OutputShapes:
+        """The shapes of the tower's outputs for its images, computed on the meta device and cached.
 
         Raises:
             ConfigError: it cannot be made, or does not take such images.
         """
-        return _measured(type(self), json.dumps(self.model_dump(mode="json"), sort_keys=True))
+        return _cached_output_shapes(type(self), json.dumps(self.model_dump(mode="json"), sort_keys=True))
 
-    def measure(self) -> Measured:
-        """As ``measured``, anew."""
+    def compute_output_shapes(self) -> OutputShapes:
+        """As ``output_shapes``, without the cache."""
         with torch.device("meta"), torch.enable_grad():
-            backbone = self.create().eval()
+            backbone = self.create_backbone().eval()
             try:
-                outputs = self.outputs(backbone, torch.zeros(1, 3, *self.size()))
+                outputs = self.run_backbone(backbone, torch.zeros(1, 3, *self.image_height_and_width()))
             except (RuntimeError, ValueError, AssertionError) as error:
-                height, width = self.size()
+                height, width = self.image_height_and_width()
                 reason = str(error).strip().partition("\n")[0]
                 raise ConfigError(
                     f"model.vision cannot take images of {height} x {width} pixels ({reason}); choose another "
                     "processor.image_size"
                 ) from error
-            used = outputs.grids if self.output != "pooled" or not self.pools(outputs.pooled_BF) else []
-            pooled = [outputs.pooled_BF] if outputs.pooled_BF is not None and self.pools(outputs.pooled_BF) else []
+            used = outputs.grids if self.output != "pooled" or not self.uses_own_pooling(outputs.pooled_BF) else []
+            pooled = (
+                [outputs.pooled_BF]
+                if outputs.pooled_BF is not None and self.uses_own_pooling(outputs.pooled_BF)
+                else []
+            )
             if not used and not pooled:
                 raise ConfigError(
                     "this tower of model.vision gives no grid of tokens; set output='pooled' and pooling='own'"
                 )
             sum(out.float().sum() for out in (*used, *pooled)).backward()  # type: ignore[union-attr]
-        return Measured(
+        return OutputShapes(
             tuple((grid.shape[1], grid.shape[2], grid.shape[3]) for grid in used),
             pooled[0].shape[1] if pooled else 0,
             outputs.is_sequence,
             frozenset(name for name, p in backbone.named_parameters() if p.grad is None),
-            tuple(frozenset(names) for names in self.parameter_stages(backbone)),
+            tuple(frozenset(names) for names in self.parameter_names_by_stage(backbone)),
         )
 
-    def pools(self, pooled_BF: Tensor | None) -> bool:
+    def uses_own_pooling(self, pooled_BF: Tensor | None) -> bool:
         """Whether the tower's own pooled vector is used."""
         return self.pooling == "own" and self.output != "multiscale" and pooled_BF is not None
 
-    def build(self) -> Tower:
-        return Tower(self)
+    def build(self) -> VisionTower:
+        return VisionTower(self)
 
-    def check_image(self, size: int) -> None:
+    def check_image_size(self, size: int) -> None:
         height, width = self.image_size or (size, size)
         if (height, width) != (size, size):
             raise ConfigError(
                 f"processor.image_size={size}, and model.vision.image_size={[height, width]}; leave the second out"
             )
-        if self.is_known():
-            self.model_copy(update={"image_size": (size, size)}).measured()
+        if self.can_build_without_files():
+            self.model_copy(update={"image_size": (size, size)}).output_shapes()
 
     @model_validator(mode="after")
     def _check_output(self) -> TowerConfig:
@@ -178,13 +184,13 @@ class TowerConfig(BackboneConfig):
         return self
 
 
-class Outputs(NamedTuple):
-    """What a backbone gives.
+class BackboneOutputs(NamedTuple):
+    """The outputs of a backbone for B images.
 
     Attributes:
-        grids: of cells (B, H, W, C), the finest first; empty if its tokens are no grid.
+        grids: features of the cells of a grid (B, H, W, C), the finest grid first; empty if its tokens are no grid.
         pooled_BF: its own pooled vector; None if it has none.
-        is_sequence: whether it is a transformer over a sequence of patches, which knows their positions.
+        is_sequence: whether it is a transformer over a sequence of patches, which has positions of its own.
     """
 
     grids: list[Tensor]
@@ -192,13 +198,15 @@ class Outputs(NamedTuple):
     is_sequence: bool
 
 
-class Measured(NamedTuple):
-    """Attributes:
-    grids: (height, width, channels) of each grid that is used.
-    pooled: width of the tower's own pooled vector; 0 if it is not used.
-    is_sequence: as of ``Outputs``.
-    unreached: names of the backbone's parameters on which nothing depends that is used.
-    stages: names of its parameters by stage.
+class OutputShapes(NamedTuple):
+    """The shapes of those outputs of a backbone that are used, and the names of its parameters.
+
+    Attributes:
+        grids: (height, width, channels) of each grid that is used.
+        pooled: width of the tower's own pooled vector; 0 if it is not used.
+        is_sequence: as of ``BackboneOutputs``.
+        unreached: names of the parameters on which no used output depends.
+        stages: names of the parameters by stage.
     """
 
     grids: tuple[tuple[int, int, int], ...]
@@ -209,15 +217,15 @@ class Measured(NamedTuple):
 
 
 @functools.lru_cache(maxsize=64)
-def _measured(config: type[TowerConfig], settings: str) -> Measured:
+def _cached_output_shapes(config: type[TowerConfig], settings: str) -> OutputShapes:
     # Not validated, as validation may measure.
     values = json.loads(settings)
     size = values.get("image_size")
-    return config.model_construct(**{**values, "image_size": tuple(size) if size else None}).measure()
+    return config.model_construct(**{**values, "image_size": tuple(size) if size else None}).compute_output_shapes()
 
 
-class Tower(BackboneEncoder):
-    """Backbone, projection, positions.
+class VisionTower(BackboneEncoder):
+    """A vision encoder from timm or transformers: backbone, projection and positions.
 
     Several scales are concatenated, the finest first, with an embedding of the scale added to each cell; their pooled
     vector is the mean of the scales' means. Parameters on which no token depends are not trained.
@@ -228,8 +236,8 @@ class Tower(BackboneEncoder):
 
     def __init__(self, config: TowerConfig) -> None:
         super().__init__(config)
-        self._shapes = measured = config.measured()
-        self.backbone = config.create()
+        self._shapes = measured = config.output_shapes()
+        self.backbone = config.create_backbone()
         channels = [c for _, _, c in measured.grids] or [measured.pooled]
         self.width = config.projection or channels[-1]
         self.projection: nn.Module
@@ -242,15 +250,15 @@ class Tower(BackboneEncoder):
         if measured.grids and measured.pooled not in (0, channels[-1]):
             # The tower widens its map before it pools it, as MobileNetV3 does.
             self.pooled_projection = nn.Linear(measured.pooled, self.width)
-        self._freeze(config)
+        self._freeze_backbone(config)
         self.backbone.to(memory_format=torch.channels_last)
 
-    def _freeze(self, config: TowerConfig) -> None:
+    def _freeze_backbone(self, config: TowerConfig) -> None:
         stages = self._shapes.stages
         if config.frozen:
-            self.freeze("backbone")
+            self.freeze_submodules("backbone")
         elif config.lora is not None:
-            self.adapt("backbone", config.lora)
+            self.add_adapters("backbone", config.lora)
             layers = {name.rpartition(".")[0] for name in self._shapes.unreached}
             for name, parameter in self.backbone.named_parameters():
                 if name.partition(".lora_")[0] in layers:
@@ -258,63 +266,65 @@ class Tower(BackboneEncoder):
             return
         elif config.frozen_stages:
             frozen = frozenset().union(*stages[: 1 + config.frozen_stages])
-            self.freeze(*(f"backbone.{name}" for name in modules_within(self.backbone, frozen)))
+            self.freeze_submodules(
+                *(f"backbone.{name}" for name in find_modules_containing_only(self.backbone, frozen))
+            )
             for name in frozen:
                 self.backbone.get_parameter(name).requires_grad_(False)
         for name in self._shapes.unreached:
             self.backbone.get_parameter(name).requires_grad_(False)
 
-    def parameter_stages(self) -> Sequence[Collection[str]]:
+    def parameter_names_by_stage(self) -> Sequence[Collection[str]]:
         stages = self._shapes.stages
         known = frozenset().union(*stages)
         return [*stages, [name for name, _ in self.backbone.named_parameters() if name not in known]]
 
     def feature_grids(self, pixels_BHWC: Tensor) -> list[Tensor]:
         """The tower's own pooled vector as a grid of one cell, the grids, or both."""
-        x_BCHW = self.normalise(pixels_BHWC)
-        with self.gradient():
-            outputs = self.config.outputs(self.backbone, x_BCHW)
+        x_BCHW = self.normalise_pixels(pixels_BHWC)
+        with self.backbone_gradient_mode():
+            outputs = self.config.run_backbone(self.backbone, x_BCHW)
         grids = []
         if self._shapes.pooled:
             assert outputs.pooled_BF is not None
             grids.append(outputs.pooled_BF[:, None, None])
         if self._shapes.grids:
             side = 1 if self.config.output == "pooled" else self.config.grid
-            grids += [average_pool(grid_BHWC.permute(0, 3, 1, 2), side) for grid_BHWC in outputs.grids]
+            grids += [average_pool_to_grid(grid_BHWC.permute(0, 3, 1, 2), side) for grid_BHWC in outputs.grids]
         return grids
 
     def tokens_from_grids(self, grids: Sequence[Tensor]) -> Tokens:
         if self.config.output == "multiscale":
             assert isinstance(self.projection, nn.ModuleList)
             scales = zip(grids, self.projection, self.scale_LD, strict=True)
-            sequences = [self.tokens(grid, projection) + scale_D for grid, projection, scale_D in scales]
+            sequences = [self.project_grid(grid, projection) + scale_D for grid, projection, scale_D in scales]
             pooled_BD = torch.stack([x_BTD.mean(1) for x_BTD in sequences]).mean(0)
             pairs = zip(sequences, grids, strict=True)
-            return as_unpadded_tokens(
-                torch.cat([self._with_positions(x_BTD, grid) for x_BTD, grid in pairs], 1), pooled_BD
+            return tokens_without_padding(
+                torch.cat([self._add_positions(x_BTD, grid) for x_BTD, grid in pairs], 1), pooled_BD
             )
         if not self._shapes.pooled:
-            x_BTD = self.tokens(grids[0], self.projection)
-            return as_unpadded_tokens(self._with_positions(x_BTD, grids[0]), x_BTD.mean(1))
-        pooled_BD = self.tokens(grids[0], self.pooled_projection or self.projection)[:, 0]
+            x_BTD = self.project_grid(grids[0], self.projection)
+            return tokens_without_padding(self._add_positions(x_BTD, grids[0]), x_BTD.mean(1))
+        pooled_BD = self.project_grid(grids[0], self.pooled_projection or self.projection)[:, 0]
         if len(grids) == 1:
-            return as_unpadded_tokens(pooled_BD.unsqueeze(1), pooled_BD)
-        x_BTD = self.tokens(grids[1], self.projection)
-        tokens = as_unpadded_tokens(self._with_positions(x_BTD, grids[1]), pooled_BD)
+            return tokens_without_padding(pooled_BD.unsqueeze(1), pooled_BD)
+        x_BTD = self.project_grid(grids[1], self.projection)
+        tokens = tokens_without_padding(self._add_positions(x_BTD, grids[1]), pooled_BD)
         return _tie_gradients(tokens) if self.training and torch.is_grad_enabled() else tokens
 
-    def to_grid(self, weights_NT: Tensor) -> Tensor | None:
+    def weights_to_grid(self, weights_NT: Tensor) -> Tensor | None:
         if self.config.output == "multiscale" and self.config.grid is None:
             return None  # maps of different sizes cannot be added
-        *_, (height, width, _) = self.layout(0)
+        *_, (height, width, _) = self.grid_shapes(0)
         return weights_NT.unflatten(1, (-1, height, width)).sum(1)
 
-    def layout(self, numbers: int) -> Sequence[tuple[int, int, int]]:
+    def grid_shapes(self, numbers: int) -> Sequence[tuple[int, int, int]]:
         pooled = [(1, 1, self._shapes.pooled)] if self._shapes.pooled else []
         side = 1 if self.config.output == "pooled" else self.config.grid
         return pooled + [(side or h, side or w, channels) for h, w, channels in self._shapes.grids]
 
-    def _with_positions(self, x_BTD: Tensor, grid_BHWC: Tensor) -> Tensor:
+    def _add_positions(self, x_BTD: Tensor, grid_BHWC: Tensor) -> Tensor:
         position = self.config.position or ("none" if self._shapes.is_sequence else "sine")
         if position == "none" or self.config.output == "pooled":
             return x_BTD
@@ -323,23 +333,23 @@ class Tower(BackboneEncoder):
 
 
 def _tie_gradients(tokens: Tokens) -> Tokens:
-    """The same, each half with a gradient of zero to what only the other depends on: not every fusion reads both, and
-    data-parallel training waits for every gradient.
+    """Add zero times the pooled vector to the tokens, and zero times the tokens to the pooled vector, so that all
+    parameters get a gradient: not every fusion reads both, and data-parallel training waits for every gradient.
     """
     of_tokens_BD, of_pooled_B1D = 0 * tokens.x_BTD.mean(1), 0 * tokens.pooled_BD.unsqueeze(1)
     return Tokens(tokens.x_BTD + of_pooled_B1D, tokens.mask_BT, tokens.pooled_BD + of_tokens_BD)
 
 
-def grid_of(
+def infer_token_grid(
     tokens: int, size: tuple[int, int], strides: Iterable[int], extra: Collection[int]
 ) -> tuple[int, int] | None:
-    """Rows and columns of a sequence of tokens; None if they are no grid.
+    """Infer the rows and columns of the grid that a sequence of tokens is; None if it is no grid.
 
     Args:
-        tokens: how many there are, those before the grid included.
+        tokens: number of tokens, including those before the grid.
         size: height and width of the image.
-        strides: pixels per cell that may be.
-        extra: numbers of tokens before the grid that may be.
+        strides: possible numbers of pixels per cell, tried in order.
+        extra: possible numbers of tokens before the grid, such as class tokens.
     """
     for stride in strides:
         for height, width in ((-(-size[0] // stride), -(-size[1] // stride)), (size[0] // stride, size[1] // stride)):
@@ -348,13 +358,13 @@ def grid_of(
     return None
 
 
-def modules_within(root: nn.Module, parameters: Collection[str], prefix: str = "") -> list[str]:
-    """Names of the largest modules below ``root`` all of whose parameters are among those named."""
+def find_modules_containing_only(root: nn.Module, parameters: Collection[str], prefix: str = "") -> list[str]:
+    """Names of the largest modules below ``root`` that have none but the named parameters."""
     found = []
     for name, child in root.named_children():
         own = [f"{prefix}{name}.{parameter}" for parameter, _ in child.named_parameters()]
         if own and all(parameter in parameters for parameter in own):
             found.append(f"{prefix}{name}")
         else:
-            found += modules_within(child, parameters, f"{prefix}{name}.")
+            found += find_modules_containing_only(child, parameters, f"{prefix}{name}.")
     return found

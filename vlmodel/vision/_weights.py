@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vlmodel.images.preprocessing import Preprocessing
+from vlmodel.images.preprocessing import ImagePreprocessing
 from vlmodel.images.resize import Interpolation
 from vlmodel.vision._cifar import PREFIX
 from vlmodel.weights import WeightsError
@@ -66,8 +66,8 @@ def is_torchvision_name(weights: str) -> bool:
     return weights.lower() == "imagenet" or weights == "DEFAULT" or weights.startswith("IMAGENET1K_")
 
 
-def read_state(name: str, weights: str) -> dict[str, Tensor]:
-    """A state dict: torchvision's for the backbone ``name``, or that of a local file (safetensors, or torch's).
+def read_state_dict(name: str, weights: str) -> dict[str, Tensor]:
+    """Read a state dict: torchvision's of the backbone ``name``, or that of a local file (safetensors, or torch's).
 
     A wrapping ``{"state_dict": ...}`` and the prefix ``module.`` of data-parallel training are removed, and names that
     torchvision has changed are replaced.
@@ -101,10 +101,11 @@ def read_state(name: str, weights: str) -> dict[str, Tensor]:
     return _rename_old_weights({key.removeprefix("module."): value for key, value in state.items()})
 
 
-def matched_by_order(
+def match_weights_by_order(
     state: Mapping[str, Tensor], known: Mapping[str, Tensor], optional: Collection[str], source: str
 ) -> tuple[dict[str, Tensor], Pairs]:
-    """``state`` under the names of a network whose weights have the same order and shapes, and the pairs of names.
+    """Rename the weights in ``state`` to those of a network that has the same shapes in the same order; also returns
+    the pairs of names.
 
     Counters of BatchNorm are not compared, as weights saved before torch 0.4.1 lack them. Where both names end in a
     word that tells what a tensor is ("weight", "running_var"), it must be the same.
@@ -137,7 +138,7 @@ def matched_by_order(
     return {our: state[their] for their, our in pairs}, pairs
 
 
-def load_state(
+def load_backbone_state(
     backbone: nn.Module,
     state: Mapping[str, Tensor],
     names: Mapping[str, str],
@@ -203,8 +204,8 @@ def _rename_old_weights(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return renamed
 
 
-def torchvision_preprocessing(name: str, weights: str) -> Preprocessing:
-    """What torchvision's weights were trained with, by its own record of them.
+def torchvision_preprocessing(name: str, weights: str) -> ImagePreprocessing:
+    """The preprocessing with which torchvision's weights were trained, as torchvision records it.
 
     Raises:
         WeightsError: there are no such weights.
@@ -212,7 +213,7 @@ def torchvision_preprocessing(name: str, weights: str) -> Preprocessing:
     made = _torchvision_weights(name, weights).transforms()
     side = made.crop_size[0]
     interpolation: Interpolation = "bicubic" if made.interpolation.value == "bicubic" else "bilinear"
-    return Preprocessing(
+    return ImagePreprocessing(
         (side, side), tuple(made.mean), tuple(made.std), interpolation, "crop",
         min(1.0, side / made.resize_size[0]), stated=True,
     )  # fmt: skip

@@ -11,10 +11,10 @@ from torch import Tensor, nn
 
 from vlmodel import lora
 from vlmodel.config import ConfigError
-from vlmodel.layers import parameter_stages
+from vlmodel.layers import parameter_names_by_stage
 from vlmodel.tokens import Tokens
 from vlmodel.vision import _backbones, _weights
-from vlmodel.vision._encoder import BackboneConfig, BackboneEncoder, as_unpadded_tokens, average_pool
+from vlmodel.vision._encoder import BackboneConfig, BackboneEncoder, average_pool_to_grid, tokens_without_padding
 from vlmodel.vision._positions import sine_positions
 
 
@@ -58,13 +58,13 @@ class Config(BackboneConfig):
             )
         return self
 
-    def projects(self) -> bool:
+    def has_projection(self) -> bool:
         return self.projection is not None or self.output == "multiscale"
 
-    def build(self) -> CNN:
-        return CNN(self)
+    def build(self) -> CNNEncoder:
+        return CNNEncoder(self)
 
-    def check_image(self, size: int) -> None:
+    def check_image_size(self, size: int) -> None:
         layout = _backbones.backbone_layout(self.name, self.stem)
         smallest = max(layout.strides[: self.stages])
         if size < smallest:
@@ -77,15 +77,15 @@ class Config(BackboneConfig):
                 f"processor.image_size={size}: {self.name} takes images of {layout.image} x {layout.image} pixels; set "
                 f"image_size={layout.image}, or choose another backbone"
             )
-        if not _backbones.accepts_size(self.name, self.stem, self.stages or len(layout.stages), size):
+        if not _backbones.accepts_image_size(self.name, self.stem, self.stages or len(layout.stages), size):
             raise ConfigError(
                 f"processor.image_size={size} is too small for {self.name}, which leaves nothing of it; make the image "
                 "larger or keep fewer stages"
             )
 
 
-class CNN(BackboneEncoder):
-    """Backbone, projection, positions.
+class CNNEncoder(BackboneEncoder):
+    """A vision encoder from torchvision: backbone, projection and positions.
 
     Several scales are concatenated, the finest first, with an embedding of the scale added to each cell; their pooled
     vector is the mean of the scales' means, so that the finest does not outweigh the others.
@@ -120,16 +120,16 @@ class CNN(BackboneEncoder):
             self.projection = nn.Linear(channels[-1], config.projection) if config.projection else nn.Identity()
 
         frozen = kept if config.frozen else layout.stages[config.frozen_stages - 1] if config.frozen_stages else 0
-        self.freeze(*(f"backbone.{_submodule_name(name)}" for name in layout.blocks[:frozen]))
+        self.freeze_submodules(*(f"backbone.{_submodule_name(name)}" for name in layout.blocks[:frozen]))
         if config.lora is not None:
-            self.adapt("backbone", config.lora)
+            self.add_adapters("backbone", config.lora)
         self.backbone.to(memory_format=torch.channels_last)
 
-    def maps(self, pixels_BHWC: Tensor) -> list[Tensor]:
+    def feature_maps(self, pixels_BHWC: Tensor) -> list[Tensor]:
         """Feature maps (B, C, H, W) of uint8 images at the ends of the stages that have tokens, the finest first."""
-        x = self.normalise(pixels_BHWC)
+        x = self.normalise_pixels(pixels_BHWC)
         maps = []
-        with self.gradient():
+        with self.backbone_gradient_mode():
             for i, block in enumerate(self.backbone, start=1):
                 x = block(x)
                 if i in self._ends:
@@ -137,7 +137,7 @@ class CNN(BackboneEncoder):
         return maps
 
     def feature_grids(self, pixels_BHWC: Tensor) -> list[Tensor]:
-        return [average_pool(map_BCHW, self._grid_side) for map_BCHW in self.maps(pixels_BHWC)]
+        return [average_pool_to_grid(map_BCHW, self._grid_side) for map_BCHW in self.feature_maps(pixels_BHWC)]
 
     def tokens_from_grids(self, grids: Sequence[Tensor]) -> Tokens:
         if self.config.output == "multiscale":
@@ -147,16 +147,16 @@ class CNN(BackboneEncoder):
             x_BTD, pooled_BD = torch.cat(sequences, 1), torch.stack(means).mean(0)
         else:
             x_BTD, pooled_BD = self._token_sequence(grids[0], self.projection)
-        return as_unpadded_tokens(x_BTD, pooled_BD)
+        return tokens_without_padding(x_BTD, pooled_BD)
 
-    def to_grid(self, weights_NT: Tensor) -> Tensor | None:
+    def weights_to_grid(self, weights_NT: Tensor) -> Tensor | None:
         if self.config.output != "multiscale":
-            return super().to_grid(weights_NT)
+            return super().weights_to_grid(weights_NT)
         # Maps of different sizes cannot be added.
         side = self.config.grid
         return None if side is None else weights_NT.unflatten(1, (-1, side, side)).sum(1)
 
-    def layout(self, numbers: int) -> Sequence[tuple[int, int, int]]:
+    def grid_shapes(self, numbers: int) -> Sequence[tuple[int, int, int]]:
         channels = self._channels
         if self._grid_side is not None:
             return [(self._grid_side, self._grid_side, c) for c in channels]
@@ -165,14 +165,14 @@ class CNN(BackboneEncoder):
 
     @property
     def _grid_side(self) -> int | None:
-        """Cells a side to which maps are averaged; None if they keep their own."""
+        """Side of the grid to which feature maps are averaged, in cells; None if they keep their own size."""
         return 1 if self.config.output == "pooled" else self.config.grid
 
     def _token_sequence(
         self, grid_BHWC: Tensor, projection: nn.Module, scale_D: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """The tokens (B, T, D) of a grid and, before positions are added, their mean (B, D)."""
-        x_BTD = self.tokens(grid_BHWC, projection)
+        """The tokens (B, T, D) of a grid, and their mean (B, D) before positions are added."""
+        x_BTD = self.project_grid(grid_BHWC, projection)
         if scale_D is not None:
             x_BTD = x_BTD + scale_D
         pooled_BD = x_BTD.mean(1)
@@ -182,20 +182,20 @@ class CNN(BackboneEncoder):
             x_BTD = x_BTD + (self.config.position_scale * positions_TD).to(x_BTD.dtype)
         return x_BTD, pooled_BD
 
-    def parameter_stages(self) -> list[list[str]]:
-        return parameter_stages(self.backbone, "")
+    def parameter_names_by_stage(self) -> list[list[str]]:
+        return parameter_names_by_stage(self.backbone, "")
 
     def load_pretrained(self) -> None:
         if not self.config.weights:
             return
-        state = _weights.read_state(self.config.name, self.config.weights)
+        state = _weights.read_state_dict(self.config.name, self.config.weights)
         names = {}
-        for key in lora.plain_names(self.backbone).values():
+        for key in lora.names_without_adapters(self.backbone).values():
             block, _, rest = key.partition(".")
             names[key] = f"{self._names[block]}.{rest}"
-        self.load_weights(state, names, _backbones.backbone_layout(self.config.name, self.config.stem).keys)
+        self.load_backbone_weights(state, names, _backbones.backbone_layout(self.config.name, self.config.stem).keys)
 
 
 def _submodule_name(block: str) -> str:
-    """torchvision's name of a block as the name of a submodule, which may have no dots."""
+    """The name of a submodule for a block of torchvision: its name there, without dots."""
     return block.replace(".", "_")

@@ -1,4 +1,4 @@
-"""Vision towers of transformers: what its AutoModel gives for images: CLIP, SigLIP, DINOv2, ViT, Swin, ConvNeXt."""
+"""Vision encoders of the transformers library, loaded by its AutoModel: CLIP, SigLIP, DINOv2, ViT, Swin, ConvNeXt."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from pydantic import model_validator
 from torch import Tensor, nn
 
 from vlmodel import lora
-from vlmodel.config import ConfigError, dump, parse
-from vlmodel.images.preprocessing import Preprocessing
-from vlmodel.layers import parameter_stages
+from vlmodel.config import ConfigError, dump_config, parse_config
+from vlmodel.images.preprocessing import ImagePreprocessing
+from vlmodel.layers import parameter_names_by_stage
 from vlmodel.locations import Location
 from vlmodel.vision import _weights
-from vlmodel.vision._tower import Outputs, Tower, TowerConfig, grid_of
+from vlmodel.vision._tower import BackboneOutputs, TowerConfig, VisionTower, infer_token_grid
 from vlmodel.weights import (
     WeightsError,
     config_from_dict,
     config_to_dict,
-    open_model,
+    from_pretrained_arguments,
+    open_transformers_model,
     refuse_missing_weights,
-    source_options,
 )
 
 PRETRAINED = "pretrained"
@@ -64,8 +64,8 @@ class Config(TowerConfig):
             )
         if self.architecture and self.resolved is None:
             _check_architecture(self.architecture)
-        if self.is_known():
-            measured = self.measured()
+        if self.can_build_without_files():
+            measured = self.output_shapes()
             if self.frozen_stages and self.frozen_stages >= len(measured.stages):
                 raise ValueError(
                     f"frozen_stages={self.frozen_stages}, and the tower has {len(measured.stages) - 1}; choose fewer, "
@@ -73,28 +73,36 @@ class Config(TowerConfig):
                 )
         return self
 
-    def resolve(self, image_size: tuple[int, int]) -> Config:
+    def resolve_settings(self, image_size: tuple[int, int]) -> Config:
         resolved = self._resolve_architecture()
-        return super(Config, resolved).resolve(image_size)
+        return super(Config, resolved).resolve_settings(image_size)
 
     def _resolve_architecture(self) -> Config:
         if self.resolved is not None:
             return self
-        whole = _open_config(self.name) if self.name else _from_scratch(self.architecture, self.settings)
+        whole = (
+            _open_vision_tower_config(self.name)
+            if self.name
+            else _new_transformers_config(self.architecture, self.settings)
+        )
         resolved = self.model_copy(update={"resolved": config_to_dict(whole)})
-        return parse(type(self), dump(resolved))
+        return parse_config(type(self), dump_config(resolved))
 
-    def is_known(self) -> bool:
+    def can_build_without_files(self) -> bool:
         return self.resolved is not None or bool(self.architecture)
 
-    def size(self) -> tuple[int, int]:
-        return self.image_size or _own_size(self.transformers_config())
+    def image_height_and_width(self) -> tuple[int, int]:
+        return self.image_size or _image_size_in_config(self.transformers_config())
 
     def transformers_config(self) -> Any:
         """transformers' configuration of the tower."""
-        return config_from_dict(self.resolved) if self.resolved else _from_scratch(self.architecture, self.settings)
+        return (
+            config_from_dict(self.resolved)
+            if self.resolved
+            else _new_transformers_config(self.architecture, self.settings)
+        )
 
-    def create(self) -> nn.Module:
+    def create_backbone(self) -> nn.Module:
         from transformers import AutoModel
 
         backbone: Any = AutoModel.from_config(self.transformers_config(), trust_remote_code=False)
@@ -102,41 +110,45 @@ class Config(TowerConfig):
             backbone.pooler = None
         return backbone
 
-    def outputs(self, backbone: Any, x_BCHW: Tensor) -> Outputs:
+    def run_backbone(self, backbone: Any, x_BCHW: Tensor) -> BackboneOutputs:
         size = (x_BCHW.shape[2], x_BCHW.shape[3])
         options: dict[str, Any] = {}
-        if size != _own_size(backbone.config) and _interpolates(backbone):
+        if size != _image_size_in_config(backbone.config) and _can_interpolate_positions(backbone):
             options = {"interpolate_pos_encoding": True}
         given = backbone(pixel_values=x_BCHW, **options)
         x, pooled = given.last_hidden_state, getattr(given, "pooler_output", None)
         pooled_BF = pooled.flatten(1) if pooled is not None and self.pooling == "own" else None
         if x.ndim == 4:
-            return Outputs([x.permute(0, 2, 3, 1)], pooled_BF, False)
+            return BackboneOutputs([x.permute(0, 2, 3, 1)], pooled_BF, False)
         extra = (0, 1, 2, 1 + getattr(backbone.config, "num_register_tokens", 0))
-        cells = grid_of(x.shape[1], size, (*_patch_strides(backbone.config), *_STRIDES), extra)
+        cells = infer_token_grid(x.shape[1], size, (*_pixels_per_token(backbone.config), *_STRIDES), extra)
         if cells is None:
-            return Outputs([], pooled_BF, True)
-        return Outputs([x[:, x.shape[1] - cells[0] * cells[1] :].unflatten(1, cells)], pooled_BF, True)
+            return BackboneOutputs([], pooled_BF, True)
+        return BackboneOutputs([x[:, x.shape[1] - cells[0] * cells[1] :].unflatten(1, cells)], pooled_BF, True)
 
-    def parameter_stages(self, backbone: nn.Module) -> Sequence[Collection[str]]:
+    def parameter_names_by_stage(self, backbone: nn.Module) -> Sequence[Collection[str]]:
         """The stages are the first list of modules; what the tower has before it is the stem."""
         lists = (path for path, module in backbone.named_modules() if isinstance(module, nn.ModuleList))
         path = next(lists, None)
-        return [[name for name, _ in backbone.named_parameters()]] if path is None else parameter_stages(backbone, path)
+        return (
+            [[name for name, _ in backbone.named_parameters()]]
+            if path is None
+            else parameter_names_by_stage(backbone, path)
+        )
 
-    def weights_preprocessing(self) -> Preprocessing:
+    def preprocessing_of_weights(self) -> ImagePreprocessing:
         if not self.name:
-            return Preprocessing(self.size())
-        return _preprocessing(self.name, _own_size(self._resolve_architecture().transformers_config()))
+            return ImagePreprocessing(self.image_height_and_width())
+        return _read_preprocessing(self.name, _image_size_in_config(self._resolve_architecture().transformers_config()))
 
-    def reads_preprocessing(self) -> bool:
+    def preprocessing_needs_files(self) -> bool:
         return bool(self.name)
 
     def build(self) -> HFTower:
         return HFTower(self._resolve_architecture())
 
 
-class HFTower(Tower):
+class HFTower(VisionTower):
     """A vision tower of transformers."""
 
     architecture = "vision.name, vision.architecture and vision.settings"
@@ -146,18 +158,20 @@ class HFTower(Tower):
         config = self.config
         if not config.weights or (not config.name and config.weights == PRETRAINED):
             return
-        plain = lora.plain_names(self.backbone)
+        plain = lora.names_without_adapters(self.backbone)
         own = {plain[name]: tensor for name, tensor in self.backbone.state_dict().items() if name in plain}
         if config.weights != PRETRAINED:
             pairs: _weights.Pairs = ()
-            state = _weights.read_state("", config.weights)
+            state = _weights.read_state_dict("", config.weights)
             if config.match == "order":
-                state, pairs = _weights.matched_by_order(state, own, (), config.weights)
-            self.load_weights(state, {key: key for key in own}, frozenset(), pairs)
+                state, pairs = _weights.match_weights_by_order(state, own, (), config.weights)
+            self.load_backbone_weights(state, {key: key for key in own}, frozenset(), pairs)
             return
         from transformers import AutoModel
 
-        whole, missing = open_model(AutoModel, _SETTING, config.name, config_from_dict(config.resolved or {}))
+        whole, missing = open_transformers_model(
+            AutoModel, _SETTING, config.name, config_from_dict(config.resolved or {})
+        )
         if lacking := missing & set(own):
             if all(name.startswith("pooler.") for name in lacking):
                 raise WeightsError(
@@ -165,10 +179,10 @@ class HFTower(Tower):
                     "else; set vision.pooling='mean'"
                 )
             refuse_missing_weights(_SETTING, config.name, lacking)
-        self.load_weights(whole.state_dict(), {key: key for key in own}, frozenset(whole.state_dict()))
+        self.load_backbone_weights(whole.state_dict(), {key: key for key in own}, frozenset(whole.state_dict()))
 
 
-def _open_config(name: str) -> Any:
+def _open_vision_tower_config(name: str) -> Any:
     """transformers' configuration of the vision tower of the model in a folder or on the hub.
 
     Raises:
@@ -178,17 +192,17 @@ def _open_config(name: str) -> Any:
     from transformers import MODEL_MAPPING, AutoConfig
 
     try:
-        config = AutoConfig.from_pretrained(name, trust_remote_code=False, **source_options(name)[1])
+        config = AutoConfig.from_pretrained(name, trust_remote_code=False, **from_pretrained_arguments(name)[1])
     except (OSError, ValueError) as error:
         raise WeightsError(f"{_SETTING}={name!r} cannot be opened: {error}") from error
     config = getattr(config, "vision_config", config)
-    if config.model_type in _UNSUPPORTED or not _reads_images(MODEL_MAPPING.get(type(config), None)):
+    if config.model_type in _UNSUPPORTED or not _takes_pixel_values(MODEL_MAPPING.get(type(config), None)):
         reason = _UNSUPPORTED.get(config.model_type, "is none that transformers' AutoModel gives alone")
         raise ConfigError(f"{_SETTING}={name!r}: its vision tower {config.model_type!r} {reason}")
     return config
 
 
-def _from_scratch(architecture: str, settings: dict[str, Any]) -> Any:
+def _new_transformers_config(architecture: str, settings: dict[str, Any]) -> Any:
     from transformers import AutoConfig
 
     try:
@@ -206,49 +220,49 @@ def _check_architecture(name: str) -> None:
     if name not in CONFIG_MAPPING:
         close = difflib.get_close_matches(name, list(CONFIG_MAPPING.keys()), n=5, cutoff=0.4)
         raise ValueError(f"architecture={name!r} is unknown to transformers; close names: {', '.join(close) or 'vit'}")
-    if not _reads_images(MODEL_MAPPING.get(CONFIG_MAPPING[name], None)):
+    if not _takes_pixel_values(MODEL_MAPPING.get(CONFIG_MAPPING[name], None)):
         raise ValueError(
             f"architecture={name!r} is no vision tower; use one such as vit, dinov2, clip_vision_model or convnext"
         )
 
 
-def _reads_images(model: Any) -> bool:
+def _takes_pixel_values(model: Any) -> bool:
     return model is not None and "pixel_values" in inspect.signature(model.forward).parameters
 
 
-def _interpolates(backbone: nn.Module) -> bool:
+def _can_interpolate_positions(backbone: nn.Module) -> bool:
     return "interpolate_pos_encoding" in inspect.signature(backbone.forward).parameters
 
 
-def _own_size(config: Any) -> tuple[int, int]:
+def _image_size_in_config(config: Any) -> tuple[int, int]:
     size = getattr(config, "image_size", None) or 224
     return (size, size) if isinstance(size, int) else (size[0], size[1])
 
 
-def _patch_strides(config: Any) -> list[int]:
-    """Pixels of a token: of a patch, and of those that stages merge, the coarsest first."""
+def _pixels_per_token(config: Any) -> list[int]:
+    """Side of the square of pixels that the last layer has a token for; [] if the configuration does not say it."""
     patch = getattr(config, "patch_size", None) or getattr(config, "patch_stride", None) or 0
     side = patch if isinstance(patch, int) else patch[0]
     depths = getattr(config, "depths", None)
     return [side << (len(depths) - 1 if depths else 0)] if isinstance(side, int) and side else []
 
 
-def _preprocessing(name: str, own_size: tuple[int, int]) -> Preprocessing:
-    """What transformers stores beside the weights (preprocessor_config.json); ImageNet's where there is nothing."""
+def _read_preprocessing(name: str, own_size: tuple[int, int]) -> ImagePreprocessing:
+    """Read the preprocessing stored beside the weights (preprocessor_config.json); ImageNet's if there is none."""
     from transformers import ImageProcessingMixin
 
     try:
-        stored, _ = ImageProcessingMixin.get_image_processor_dict(name, **source_options(name)[1])
+        stored, _ = ImageProcessingMixin.get_image_processor_dict(name, **from_pretrained_arguments(name)[1])
     except OSError:
-        return Preprocessing(own_size)
-    default = Preprocessing(own_size)
+        return ImagePreprocessing(own_size)
+    default = ImagePreprocessing(own_size)
     size, crop = stored.get("size"), stored.get("crop_size")
     shortest = size.get("shortest_edge") if isinstance(size, dict) else size if isinstance(size, int) else None
     is_cropped = bool(stored.get("do_center_crop")) and shortest is not None
     final = (crop if is_cropped else size) or own_size
     height, width = _height_and_width(final, own_size)
     share = stored.get("crop_pct") or (height / shortest if is_cropped and shortest else 1.0)
-    return Preprocessing(
+    return ImagePreprocessing(
         (height, width),
         tuple(stored.get("image_mean") or default.mean) if stored.get("do_normalize", True) else (0.0, 0.0, 0.0),
         tuple(stored.get("image_std") or default.std) if stored.get("do_normalize", True) else (1.0, 1.0, 1.0),

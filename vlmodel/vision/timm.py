@@ -15,11 +15,11 @@ from torch import Tensor, nn
 
 from vlmodel import lora
 from vlmodel.config import ConfigError
-from vlmodel.images.preprocessing import Preprocessing
+from vlmodel.images.preprocessing import ImagePreprocessing
 from vlmodel.images.resize import Interpolation
 from vlmodel.locations import Location
 from vlmodel.vision import _weights
-from vlmodel.vision._tower import Outputs, Tower, TowerConfig, grid_of
+from vlmodel.vision._tower import BackboneOutputs, TowerConfig, VisionTower, infer_token_grid
 from vlmodel.weights import WeightsError
 
 PRETRAINED = "pretrained"
@@ -42,8 +42,8 @@ class Config(TowerConfig):
 
     @model_validator(mode="after")
     def _check_settings(self) -> Config:
-        _check_name(self.name)
-        measured = self.measured()
+        _check_timm_name(self.name)
+        measured = self.output_shapes()
         if self.frozen_stages and self.frozen_stages >= len(measured.stages):
             raise ValueError(
                 f"frozen_stages={self.frozen_stages}, and {self.name} has {max(0, len(measured.stages) - 1)} that can "
@@ -51,34 +51,34 @@ class Config(TowerConfig):
             )
         return self
 
-    def size(self) -> tuple[int, int]:
-        return self.image_size or _preprocessing(_known(self.name)).size
+    def image_height_and_width(self) -> tuple[int, int]:
+        return self.image_size or _preprocessing_from_record(_timm_weights_record(self.name)).size
 
-    def create(self) -> nn.Module:
-        kept = self._kept()
-        backbone = _create(self, num_classes=0)
+    def create_backbone(self) -> nn.Module:
+        kept = self._kept_stages()
+        backbone = _create_timm_model(self, num_classes=0)
         if kept is not None:
             backbone.prune_intermediate_layers(kept, prune_norm=True, prune_head=True)
         elif self.pooling == "mean" and self.output == "grid":
             backbone.reset_classifier(0, "")
         return backbone
 
-    def outputs(self, backbone: Any, x_BCHW: Tensor) -> Outputs:
-        if (kept := self._kept()) is not None:
+    def run_backbone(self, backbone: Any, x_BCHW: Tensor) -> BackboneOutputs:
+        if (kept := self._kept_stages()) is not None:
             maps = backbone.forward_intermediates(x_BCHW, indices=kept, output_fmt="NCHW", intermediates_only=True)
-            return Outputs([x.permute(0, 2, 3, 1) for x in maps], None, False)
+            return BackboneOutputs([x.permute(0, 2, 3, 1) for x in maps], None, False)
         x = backbone.forward_features(x_BCHW)
         pooled_BF = backbone.forward_head(x, pre_logits=True) if self.pooling == "own" else None
         grids, is_sequence = [], False
         if isinstance(x, Tensor) and x.ndim == 4:
             channels_last = str(getattr(backbone, "output_fmt", "NCHW")).endswith("NHWC")
             grids = [x if channels_last else x.permute(0, 2, 3, 1)]
-        elif isinstance(x, Tensor) and (cells := self._cells(backbone, x.shape[1], x_BCHW.shape[-2:])) is not None:
+        elif isinstance(x, Tensor) and (cells := self._infer_grid(backbone, x.shape[1], x_BCHW.shape[-2:])) is not None:
             is_sequence = True
             grids = [x[:, x.shape[1] - cells[0] * cells[1] :].unflatten(1, cells)]
-        return Outputs(grids, pooled_BF, is_sequence)
+        return BackboneOutputs(grids, pooled_BF, is_sequence)
 
-    def parameter_stages(self, backbone: Any) -> Sequence[Collection[str]]:
+    def parameter_names_by_stage(self, backbone: Any) -> Sequence[Collection[str]]:
         from timm.models import group_parameters
 
         if not hasattr(backbone, "group_matcher"):
@@ -86,8 +86,8 @@ class Config(TowerConfig):
         groups = group_parameters(backbone, backbone.group_matcher(coarse=True))
         return [groups[ordinal] for ordinal in sorted(groups)]
 
-    def weights_preprocessing(self) -> Preprocessing:
-        """What the weights were trained with, by timm's own record of them.
+    def preprocessing_of_weights(self) -> ImagePreprocessing:
+        """The preprocessing with which the weights were trained, as timm records it.
 
         Raises:
             WeightsError: the weights name a folder, or a repository of the hub, that cannot be read.
@@ -96,22 +96,22 @@ class Config(TowerConfig):
             from timm.models import load_model_config_from_hf
 
             with _convert_errors_to_weights_errors(self, "could not be fetched"):
-                return _preprocessing(load_model_config_from_hf(self.weights.removeprefix(_HUB))[0])
+                return _preprocessing_from_record(load_model_config_from_hf(self.weights.removeprefix(_HUB))[0])
         if (file := Path(self.weights) / "config.json").is_file():
-            return _preprocessing(_stored(self, file))
-        return _preprocessing(_known(self.name), stated=self.weights == PRETRAINED)
+            return _preprocessing_from_record(_weights_record_in_folder(self, file))
+        return _preprocessing_from_record(_timm_weights_record(self.name), stated=self.weights == PRETRAINED)
 
-    def reads_preprocessing(self) -> bool:
+    def preprocessing_needs_files(self) -> bool:
         return self.weights.startswith(_HUB) or Path(self.weights).is_dir()
 
     def build(self) -> TimmTower:
         return TimmTower(self)
 
-    def _kept(self) -> list[int] | None:
-        """Numbers of the stages that have tokens; None for what timm computes behind the last."""
+    def _kept_stages(self) -> list[int] | None:
+        """Numbers of the stages whose outputs become tokens; None to use the output of timm's whole backbone."""
         if self.stages is None and self.output != "multiscale":
             return None
-        available = _stage_count(self)
+        available = _count_stages(self)
         stages = self.stages or available
         if stages > available:
             raise ConfigError(f"stages={stages}, and {self.name} has {available}; choose 1 to {available}")
@@ -120,14 +120,14 @@ class Config(TowerConfig):
             raise ConfigError(f"scales={scales} is more than the {stages} stages kept; choose 1 to {stages}")
         return list(range(stages - scales, stages))
 
-    def _cells(self, backbone: Any, tokens: int, size: Sequence[int]) -> tuple[int, int] | None:
+    def _infer_grid(self, backbone: Any, tokens: int, size: Sequence[int]) -> tuple[int, int] | None:
         prefix = getattr(backbone, "num_prefix_tokens", None)
         extra = range(_MOST_PREFIX_TOKENS + 1) if prefix is None else (prefix,)
         info = getattr(backbone.feature_info, "info", backbone.feature_info)
-        return grid_of(tokens, (size[0], size[1]), [info[-1]["reduction"]], extra)
+        return infer_token_grid(tokens, (size[0], size[1]), [info[-1]["reduction"]], extra)
 
 
-class TimmTower(Tower):
+class TimmTower(VisionTower):
     """A backbone of timm."""
 
     config: Config
@@ -136,9 +136,11 @@ class TimmTower(Tower):
         if not self.config.weights:
             return
         with torch.device("meta"):
-            known = _create(self.config).state_dict()
-        state, pairs = _read(self.config, known)
-        self.load_weights(state, {n: n for n in lora.plain_names(self.backbone).values()}, frozenset(known), pairs)
+            known = _create_timm_model(self.config).state_dict()
+        state, pairs = _read_weights(self.config, known)
+        self.load_backbone_weights(
+            state, {n: n for n in lora.names_without_adapters(self.backbone).values()}, frozenset(known), pairs
+        )
 
     def restore_buffers(self) -> None:
         for module in self.backbone.modules():
@@ -147,16 +149,18 @@ class TimmTower(Tower):
                 restore()
 
 
-def _read(config: Config, known: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], _weights.Pairs]:
-    """The state dict that ``config.weights`` names under timm's names, and which of them took which place."""
+def _read_weights(config: Config, known: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], _weights.Pairs]:
+    """Read the state dict that ``config.weights`` names, under timm's names; also returns the pairs of names that were
+    matched by order.
+    """
     weights, path = config.weights, Path(config.weights)
     if weights == PRETRAINED:
         with _convert_errors_to_weights_errors(config, "could not be fetched"):
-            return _create(config, pretrained=True).state_dict(), ()
+            return _create_timm_model(config, pretrained=True).state_dict(), ()
     if weights.startswith(_HUB) or path.is_dir():
         with _convert_errors_to_weights_errors(config, "cannot be loaded"):
             source = weights if weights.startswith(_HUB) else f"local-dir:{weights}"
-            loaded = _create(config, source, pretrained=True)
+            loaded = _create_timm_model(config, source, pretrained=True)
         architecture = loaded.pretrained_cfg.get("architecture")
         if architecture != config.name.partition(".")[0]:
             raise WeightsError(
@@ -164,10 +168,10 @@ def _read(config: Config, known: Mapping[str, Tensor]) -> tuple[dict[str, Tensor
                 f"vision.name={architecture}"
             )
         return loaded.state_dict(), ()
-    state = _weights.read_state(config.name, weights)
+    state = _weights.read_state_dict(config.name, weights)
     if config.match == "order":
-        classifier = frozenset(key for key in known if key.startswith(_classifiers(config)))
-        return _weights.matched_by_order(state, known, classifier, weights)
+        classifier = frozenset(key for key in known if key.startswith(_classifier_prefixes(config)))
+        return _weights.match_weights_by_order(state, known, classifier, weights)
     if all(key in state and state[key].shape == known[key].shape for key in known if key in state) and set(
         state
     ) <= set(known):
@@ -176,16 +180,16 @@ def _read(config: Config, known: Mapping[str, Tensor]) -> tuple[dict[str, Tensor
 
 
 def _convert_timm_state(config: Config, state: dict[str, Tensor], known: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The state as timm converts it: positions resampled to other images, names of the original publications. As it
-    is where timm cannot: ``load_weights`` then says what does not fit.
+    """Convert weights by timm: it resamples positions to other image sizes, and renames the weights of original
+    publications. If timm cannot, they are returned as they are, and ``load_backbone_weights`` says what does not fit.
     """
-    classifiers = _classifiers(config)
+    classifiers = _classifier_prefixes(config)
     body = {key: value for key, value in state.items() if not key.startswith(classifiers)}
     with torch.device("meta"):
         heads = {key for key in known if key.startswith(classifiers)}
     new = {key: torch.zeros(known[key].shape) for key in heads}
     try:
-        converted: dict[str, Tensor] = _create(
+        converted: dict[str, Tensor] = _create_timm_model(
             config, pretrained=True, pretrained_cfg_overlay={"state_dict": {**body, **new}, "custom_load": False}
         ).state_dict()
     except (RuntimeError, KeyError, ValueError, AttributeError, IndexError, TypeError):
@@ -193,15 +197,15 @@ def _convert_timm_state(config: Config, state: dict[str, Tensor], known: Mapping
     return converted
 
 
-def _create(config: Config, name: str = "", **arguments: Any) -> Any:
-    """timm's model, by default with its classifier.
+def _create_timm_model(config: Config, name: str = "", **arguments: Any) -> Any:
+    """Create a model of timm, by default with its classifier.
 
     Raises:
         ConfigError: timm cannot make it with these settings.
     """
     import timm
 
-    cfg = _known(config.name)
+    cfg = _timm_weights_record(config.name)
     if cfg.get("fixed_input_size") and config.image_size not in (None, tuple(cfg["input_size"][1:])):
         arguments["img_size"] = config.image_size
     if arguments.get("pretrained"):
@@ -213,15 +217,15 @@ def _create(config: Config, name: str = "", **arguments: Any) -> Any:
         raise ConfigError(f"timm cannot make {config.name!r} with {json.dumps(chosen)}: {error}") from error
 
 
-def _stage_count(config: Config) -> int:
+def _count_stages(config: Config) -> int:
     with torch.device("meta"):
-        backbone = _create(config, num_classes=0)
+        backbone = _create_timm_model(config, num_classes=0)
     if not hasattr(backbone, "forward_intermediates"):
         raise ConfigError(f"{config.name} gives no features of its stages; set output='grid' and leave stages out")
     return len(getattr(backbone.feature_info, "info", backbone.feature_info))
 
 
-def _known(name: str) -> dict[str, Any]:
+def _timm_weights_record(name: str) -> dict[str, Any]:
     """timm's record of the weights of this name."""
     import timm
 
@@ -229,19 +233,23 @@ def _known(name: str) -> dict[str, Any]:
     return cfg.to_dict() if cfg is not None else {}
 
 
-def _stored(config: Config, file: Path) -> dict[str, Any]:
+def _weights_record_in_folder(config: Config, file: Path) -> dict[str, Any]:
     try:
         stored = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise WeightsError(f"vision.weights={config.weights!r}: {file.name} cannot be read: {error}") from error
-    return {**_known(config.name), **(stored.get("pretrained_cfg") or {})} if isinstance(stored, dict) else {}
+    return (
+        {**_timm_weights_record(config.name), **(stored.get("pretrained_cfg") or {})}
+        if isinstance(stored, dict)
+        else {}
+    )
 
 
-def _preprocessing(cfg: Mapping[str, Any], stated: bool = True) -> Preprocessing:
-    default = Preprocessing((224, 224))
+def _preprocessing_from_record(cfg: Mapping[str, Any], stated: bool = True) -> ImagePreprocessing:
+    default = ImagePreprocessing((224, 224))
     crop = float(cfg.get("crop_pct") or 1.0)
     interpolation: Interpolation = "bicubic" if cfg.get("interpolation") == "bicubic" else "bilinear"
-    return Preprocessing(
+    return ImagePreprocessing(
         tuple(cfg.get("input_size", (3, 224, 224))[1:]),
         tuple(cfg.get("mean") or default.mean),
         tuple(cfg.get("std") or default.std),
@@ -252,12 +260,12 @@ def _preprocessing(cfg: Mapping[str, Any], stated: bool = True) -> Preprocessing
     )
 
 
-def _classifiers(config: Config) -> tuple[str, ...]:
-    names = _known(config.name).get("classifier") or ()
+def _classifier_prefixes(config: Config) -> tuple[str, ...]:
+    names = _timm_weights_record(config.name).get("classifier") or ()
     return tuple(f"{name}." for name in ((names,) if isinstance(names, str) else names))
 
 
-def _check_name(name: str) -> None:
+def _check_timm_name(name: str) -> None:
     """ValueError if timm has no such architecture, or no such tag of weights."""
     import timm
 
@@ -275,7 +283,7 @@ def _check_name(name: str) -> None:
 
 @contextmanager
 def _convert_errors_to_weights_errors(config: Config, what: str) -> Iterator[None]:
-    """Raise WeightsError for what fails within: broken files and missing networks raise anything."""
+    """Turn any error within the block into a WeightsError: broken files and missing networks raise anything."""
     try:
         yield
     except ConfigError:

@@ -15,11 +15,11 @@ from torch import Tensor, nn
 
 from vlmodel import lora
 from vlmodel.config import ConfigError
-from vlmodel.images.preprocessing import Preprocessing
-from vlmodel.layers import parameter_stages
+from vlmodel.images.preprocessing import ImagePreprocessing
+from vlmodel.layers import parameter_names_by_stage
 from vlmodel.tokens import Tokens
 from vlmodel.vision import _weights
-from vlmodel.vision._encoder import BackboneConfig, BackboneEncoder, as_unpadded_tokens, average_pool
+from vlmodel.vision._encoder import BackboneConfig, BackboneEncoder, average_pool_to_grid, tokens_without_padding
 
 log = logging.getLogger(__name__)
 
@@ -56,7 +56,7 @@ class Config(BackboneConfig):
     @model_validator(mode="after")
     def _check_settings(self) -> Config:
         _check_architecture(self.name)
-        shape = self.shape()
+        shape = self.architecture_sizes()
         if self.image_size % shape.patch_size:
             raise ValueError(
                 f"patch_size={shape.patch_size} does not divide image_size={self.image_size}; choose a patch size that "
@@ -68,19 +68,19 @@ class Config(BackboneConfig):
             raise ValueError(f"frozen_layers={self.frozen_layers} is more than the {shape.depth} layers (depth)")
         return self
 
-    def shape(self) -> ViTShape:
+    def architecture_sizes(self) -> ViTSizes:
         """Sizes of the ViT that is built."""
-        default = _architecture_layout(self.name)[0]
-        chosen = {field.name: getattr(self, field.name) for field in fields(ViTShape)}
+        default = _sizes_and_weight_names(self.name)[0]
+        chosen = {field.name: getattr(self, field.name) for field in fields(ViTSizes)}
         return replace(default, **{name: value for name, value in chosen.items() if value is not None})
 
-    def build(self) -> ViT:
-        return ViT(self)
+    def build(self) -> ViTEncoder:
+        return ViTEncoder(self)
 
-    def preprocessing(self) -> Preprocessing:
+    def preprocessing(self) -> ImagePreprocessing:
         return replace(super().preprocessing(), size=(self.image_size, self.image_size))
 
-    def check_image(self, size: int) -> None:
+    def check_image_size(self, size: int) -> None:
         if size != self.image_size:
             raise ConfigError(
                 f"processor.image_size={size}, and model.vision has a position for each patch of images of "
@@ -89,7 +89,7 @@ class Config(BackboneConfig):
 
 
 @dataclass(frozen=True)
-class ViTShape:
+class ViTSizes:
     """Sizes of a ViT, as in ``Config``."""
 
     patch_size: int
@@ -99,8 +99,8 @@ class ViTShape:
     feed_forward: int
 
 
-class ViT(BackboneEncoder):
-    """Patches with positions through the encoder; the class token is not in the grid."""
+class ViTEncoder(BackboneEncoder):
+    """A torchvision ViT as a vision encoder: a token for each patch, and the class token as the pooled vector."""
 
     architecture = "vision.name, vision.patch_size, vision.width, vision.depth and vision.feed_forward"
     config: Config
@@ -110,7 +110,7 @@ class ViT(BackboneEncoder):
         super().__init__(config)
         from torchvision.models import VisionTransformer
 
-        shape = config.shape()
+        shape = config.architecture_sizes()
         self._side = config.image_size // shape.patch_size
         self.backbone = VisionTransformer(
             config.image_size,
@@ -124,17 +124,17 @@ class ViT(BackboneEncoder):
         self.backbone.heads = nn.Identity()
         self.width = config.projection or shape.width
         self.projection = nn.Linear(shape.width, config.projection) if config.projection else nn.Identity()
-        self._freeze_first(config.frozen_layers)
+        self._freeze_first_layers(config.frozen_layers)
         if config.frozen:
-            self.freeze("backbone")
+            self.freeze_submodules("backbone")
         elif config.lora is not None:
-            self.adapt("backbone", config.lora)
+            self.add_adapters("backbone", config.lora)
         self.backbone.to(memory_format=torch.channels_last)
 
     def encode(self, pixels_BHWC: Tensor) -> Tensor:
-        """The encoder's output (B, 1 + patches, width) for uint8 images: the class token, then the patches by rows."""
-        x_BCHW = self.normalise(pixels_BHWC)
-        with self.gradient():
+        """Encode uint8 images to (B, 1 + patches, width): the class token, then the patches row by row."""
+        x_BCHW = self.normalise_pixels(pixels_BHWC)
+        with self.backbone_gradient_mode():
             patches_BTD = self.backbone.conv_proj(x_BCHW).flatten(2).transpose(1, 2)
             class_B1D = self.backbone.class_token.expand(len(patches_BTD), -1, -1)
             encoded_BTD: Tensor = self.backbone.encoder(torch.cat([class_B1D, patches_BTD], 1))
@@ -144,66 +144,70 @@ class ViT(BackboneEncoder):
         """The class token as a grid of one cell, the patches, or both."""
         encoded_BTD = self.encode(pixels_BHWC)
         grids = [encoded_BTD[:, :1].unsqueeze(1)] if self.config.pooling == "cls" else []
-        if self._reads_patches:
+        if self._needs_patch_tokens:
             map_BCHW = encoded_BTD[:, 1:].transpose(1, 2).unflatten(2, (self._side, self._side))
-            grids.append(average_pool(map_BCHW, 1 if self.config.output == "pooled" else self.config.grid))
+            grids.append(average_pool_to_grid(map_BCHW, 1 if self.config.output == "pooled" else self.config.grid))
         return grids
 
     def tokens_from_grids(self, grids: Sequence[Tensor]) -> Tokens:
         if self.config.pooling == "cls":
             class_BHWC, *patches = grids
             pooled_BD = self.activation(self.projection(class_BHWC.flatten(1)))
-            x_BTD = self.tokens(patches[0], self.projection) if patches else pooled_BD.unsqueeze(1)
+            x_BTD = self.project_grid(patches[0], self.projection) if patches else pooled_BD.unsqueeze(1)
         else:
-            x_BTD = self.tokens(grids[0], self.projection)
+            x_BTD = self.project_grid(grids[0], self.projection)
             pooled_BD = x_BTD.mean(1)
-        return as_unpadded_tokens(x_BTD, pooled_BD)
+        return tokens_without_padding(x_BTD, pooled_BD)
 
-    def layout(self, numbers: int) -> Sequence[tuple[int, int, int]]:
+    def grid_shapes(self, numbers: int) -> Sequence[tuple[int, int, int]]:
         side = 1 if self.config.output == "pooled" else self.config.grid or self._side
-        channels = self.config.shape().width
+        channels = self.config.architecture_sizes().width
         layout = [(1, 1, channels)] if self.config.pooling == "cls" else []
-        return layout + ([(side, side, channels)] if self._reads_patches else [])
+        return layout + ([(side, side, channels)] if self._needs_patch_tokens else [])
 
     @property
-    def _reads_patches(self) -> bool:
+    def _needs_patch_tokens(self) -> bool:
         return self.config.output == "grid" or self.config.pooling == "mean"
 
-    def parameter_stages(self) -> list[list[str]]:
-        return parameter_stages(self.backbone, "encoder.layers")
+    def parameter_names_by_stage(self) -> list[list[str]]:
+        return parameter_names_by_stage(self.backbone, "encoder.layers")
 
     def load_pretrained(self) -> None:
         if not self.config.weights:
             return
-        state = _weights.read_state(self.config.name, self.config.weights)
+        state = _weights.read_state_dict(self.config.name, self.config.weights)
         positions = state.get(_POSITIONS)
         if positions is not None and positions.shape != self.backbone.encoder.pos_embedding.shape:
             state = self._resample_positions(state, positions)
-        self.load_weights(
-            state, {n: n for n in lora.plain_names(self.backbone).values()}, _architecture_layout(self.config.name)[1]
+        self.load_backbone_weights(
+            state,
+            {n: n for n in lora.names_without_adapters(self.backbone).values()},
+            _sizes_and_weight_names(self.config.name)[1],
         )
 
     def _resample_positions(self, state: dict[str, Tensor], positions: Tensor) -> dict[str, Tensor]:
-        """``state`` with the positions resampled, if they are of a square grid; ``load_weights`` refuses others."""
+        """Resample the positions in ``state`` to this image size, if they are of a square grid; others are refused
+        by ``load_backbone_weights``.
+        """
         from torchvision.models.vision_transformer import interpolate_embeddings
 
         side = math.isqrt(max(0, positions.shape[1] - 1)) if positions.ndim == 3 and len(positions) == 1 else 0
         if not side or side**2 + 1 != positions.shape[1]:
             return state
         log.info("positions: resampled from %d x %d patches to %d x %d", side, side, self._side, self._side)
-        patch_size = self.config.shape().patch_size
+        patch_size = self.config.architecture_sizes().patch_size
         return dict(
             interpolate_embeddings(self.config.image_size, patch_size, {**state, _POSITIONS: positions.float()})
         )
 
-    def _freeze_first(self, layers: int) -> None:
+    def _freeze_first_layers(self, layers: int) -> None:
         """Freeze the embeddings and the first ``layers`` layers, if any."""
         if not layers:
             return
         for parameter in (self.backbone.class_token, self.backbone.encoder.pos_embedding):
             parameter.requires_grad_(False)
         frozen = [f"encoder.layers.encoder_layer_{i}" for i in range(layers)]
-        self.freeze(*(f"backbone.{name}" for name in ("conv_proj", "encoder.dropout", *frozen)))
+        self.freeze_submodules(*(f"backbone.{name}" for name in ("conv_proj", "encoder.dropout", *frozen)))
 
 
 def _check_architecture(name: str) -> None:
@@ -216,12 +220,12 @@ def _check_architecture(name: str) -> None:
 
 
 @functools.lru_cache(maxsize=8)
-def _architecture_layout(name: str) -> tuple[ViTShape, frozenset[str]]:
+def _sizes_and_weight_names(name: str) -> tuple[ViTSizes, frozenset[str]]:
     """The sizes of a ViT of torchvision and the names of all its weights, including its classifier's."""
     import torchvision
 
     with torch.device("meta"):
         model: Any = torchvision.models.get_model(name, weights=None)
     first = model.encoder.layers.encoder_layer_0
-    shape = ViTShape(model.patch_size, model.hidden_dim, len(model.encoder.layers), first.num_heads, model.mlp_dim)
+    shape = ViTSizes(model.patch_size, model.hidden_dim, len(model.encoder.layers), first.num_heads, model.mlp_dim)
     return shape, frozenset(model.state_dict())

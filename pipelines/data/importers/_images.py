@@ -23,9 +23,9 @@ from pipelines.data.tars.errors import FaultReason, SampleError, medium_reason, 
 from pipelines.data.tars.inputs import input_requirements
 from pipelines.data.tars.member_names import is_hidden
 from pipelines.errors import DataError
-from vlmodel.images.pillow import extension_of
+from vlmodel.images.pillow import image_extension
 from vlmodel.media.image import MEDIUM
-from vlmodel.sample import Texts
+from vlmodel.sample import SampleTexts
 
 DEAD_LINKS = "links that lead nowhere"
 REPEATED = "images of a name that came before"
@@ -256,7 +256,7 @@ def read_image_sample(
     name: str,
     split: str,
     key: str,
-    texts: Texts,
+    texts: SampleTexts,
     extra: Mapping[str, Any] | None = None,
 ) -> SourceSample | RejectedSample:
     """Read the sample of an image, or say why the image cannot be read."""
@@ -283,7 +283,7 @@ def suffix_of(name: str) -> str:
 
 def guess_image_extension(data: bytes) -> str | None:
     """The usual extension of an image file by its first bytes, whether or not it can be decoded here."""
-    return extension_of(data[:_HEAD])
+    return image_extension(data[:_HEAD])
 
 
 def is_image(name: str) -> bool:

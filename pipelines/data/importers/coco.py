@@ -33,12 +33,12 @@ from pipelines.data.importing.importer import Importer, RejectedSample, SourceCo
 from pipelines.data.tars.errors import FaultReason
 from pipelines.data.tars.shards import SPLITS
 from pipelines.errors import DataError
-from vlmodel.config import Section
+from vlmodel.config import ConfigSection
 from vlmodel.locations import Location
-from vlmodel.sample import Question, Texts
+from vlmodel.sample import Question, SampleTexts
 
 
-class SplitFiles(Section):
+class SplitFiles(ConfigSection):
     """Files of one split, relative to the source folder; an empty name is searched for."""
 
     captions: str = ""
@@ -202,7 +202,7 @@ def _iterate_samples(
 ) -> Iterator[SourceSample | RejectedSample]:
     yield from rejects
     for split, picture in pictures:
-        texts, extra = Texts(tuple(picture.captions), tuple(picture.questions)), {"image_id": picture.id}
+        texts, extra = SampleTexts(tuple(picture.captions), tuple(picture.questions)), {"image_id": picture.id}
         for name in picture.names:
             sample = read_image_sample(images, name, split, key_of_image(name), texts, extra)
             if isinstance(sample, SourceSample) or sample.reason is not MISSING_IMAGE:

@@ -18,7 +18,7 @@ from pipelines.data.tars.errors import FaultReason, SampleError
 from pipelines.data.tars.shards import SPLITS
 from pipelines.errors import DataError
 from vlmodel.locations import Location
-from vlmodel.sample import Question, Texts
+from vlmodel.sample import Question, SampleTexts
 
 
 class Config(Importer):
@@ -97,5 +97,5 @@ def _iterate_samples(
 ) -> Iterator[SourceSample | RejectedSample]:
     yield from rejects
     for split, image_id, questions in samples:
-        texts, extra = Texts((), tuple(questions)), {"image_id": image_id}
+        texts, extra = SampleTexts((), tuple(questions)), {"image_id": image_id}
         yield read_image_sample(images[split], f"{image_id}.png", split, f"{split}-{image_id}", texts, extra)

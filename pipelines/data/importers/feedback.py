@@ -16,7 +16,7 @@ from pipelines.data.tars.errors import FaultReason, SampleError
 from pipelines.errors import DataError
 from pipelines.records.corrections import CORRECTIONS, IMAGES, Correction
 from vlmodel.locations import Location
-from vlmodel.sample import Question, Texts
+from vlmodel.sample import Question, SampleTexts
 
 
 class Config(Importer):
@@ -73,7 +73,7 @@ class Config(Importer):
         yield from rejects
         for name, corrections in sorted(by_image.items()):
             key = name.partition(".")[0]
-            texts = Texts(self._corrected_captions(corrections), self._corrected_questions(corrections))
+            texts = SampleTexts(self._corrected_captions(corrections), self._corrected_questions(corrections))
             if not texts.captions and not texts.questions:
                 yield RejectedSample(
                     key, FaultReason.MISSING_TEXT, f"fewer than {self.senders} senders agree (source.senders)"

@@ -33,7 +33,7 @@ from pipelines.data.tars.sample import GROUP
 from pipelines.data.tars.shards import parse_split_name
 from pipelines.errors import DataError
 from vlmodel.locations import Location
-from vlmodel.sample import Texts
+from vlmodel.sample import SampleTexts
 
 _GROUPS = ("class", "group", "split")
 
@@ -129,7 +129,7 @@ class Config(Importer):
                 yield RejectedSample(key_of_image(path), error.reason, error.detail)
             else:
                 extra = {GROUP: said["group"]} if "group" in said else None
-                yield SourceSample(split, key_of_image(path), inputs, Texts(label=label), extra)
+                yield SourceSample(split, key_of_image(path), inputs, SampleTexts(label=label), extra)
 
     def _match_path(self, path: str) -> dict[str, str]:
         """The text that each named group of the pattern matches in a path."""

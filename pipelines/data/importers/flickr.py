@@ -37,7 +37,7 @@ from pipelines.data.tars.inputs import TEXT
 from pipelines.data.tars.shards import SPLITS
 from pipelines.errors import DataError
 from vlmodel.locations import Location
-from vlmodel.sample import Texts
+from vlmodel.sample import SampleTexts
 
 _CAPTIONS = ("Flickr8k.token.txt", "results_20130124.token", "captions.txt", "captions.csv", "results.csv")
 _LISTS = {
@@ -195,4 +195,4 @@ def _iterate_samples(
                 key_of_image(name), FaultReason.MISSING_TEXT, f"image {name!r} of split {split!r} has no caption"
             )
         else:
-            yield read_image_sample(images, name, split, key_of_image(name), Texts(tuple(captions.get(name, ()))))
+            yield read_image_sample(images, name, split, key_of_image(name), SampleTexts(tuple(captions.get(name, ()))))

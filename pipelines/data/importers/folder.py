@@ -17,7 +17,7 @@ from pipelines.data.tars.inputs import TEXT, InputNames, input_requirements
 from pipelines.data.tars.sample import GROUP
 from pipelines.errors import DataError
 from vlmodel.locations import Location
-from vlmodel.sample import Texts
+from vlmodel.sample import SampleTexts
 
 
 class Config(Importer):
@@ -88,7 +88,7 @@ class Config(Importer):
             extra = {GROUP: posixpath.dirname(name)} if self.group else None
             try:
                 split = split_of_path(name, self.split)
-                texts = Texts(label=class_of_path(name) if self.classes else None)
+                texts = SampleTexts(label=class_of_path(name) if self.classes else None)
             except SampleError as error:
                 yield RejectedSample(key_of_image(name), error.reason, error.detail)
                 continue

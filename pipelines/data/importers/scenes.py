@@ -17,7 +17,7 @@ from pipelines.data.importers._scene_image import render_scene
 from pipelines.data.importers._scene_texts import ask_about_scene, caption_scene
 from pipelines.data.importing.importer import Importer, RejectedSample, SourceContents, SourceSample
 from pipelines.data.tars.shards import SPLITS
-from vlmodel.sample import Texts
+from vlmodel.sample import SampleTexts
 
 _VERSION = 2
 """Increased when the same settings give other scenes, pictures or texts than before."""
@@ -57,6 +57,6 @@ class Config(Importer):
         rng = random.Random(f"{self.seed}/{split}/{number}")
         scene: Scene = draw_scene(rng)
         key = f"{split}-{number:06d}"
-        texts = Texts(caption_scene(scene, rng), ask_about_scene(scene, rng, key))
+        texts = SampleTexts(caption_scene(scene, rng), ask_about_scene(scene, rng, key))
         inputs = {"image": (render_scene(scene, self.image_size), "png")} if self.wants_input("image") else {}
         return SourceSample(split, key, inputs, texts, {"scene": scene.as_dict()})

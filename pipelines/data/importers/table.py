@@ -49,7 +49,7 @@ from pipelines.data.tars.sample import GROUP
 from pipelines.data.tars.shards import parse_split_name
 from pipelines.errors import DataError
 from vlmodel.locations import Location
-from vlmodel.sample import Question, Texts
+from vlmodel.sample import Question, SampleTexts
 
 _FORMATS = {".csv": "csv", ".tsv": "csv", ".txt": "csv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet"}
 _SPREADSHEETS = (".xlsx", ".xls", ".xlsm", ".ods", ".numbers")
@@ -417,12 +417,12 @@ class Config(Importer):
             raise SampleError(FaultReason.BAD_SCHEMA, f"split {cell!r:.80} is none of train, val and test")
         return split
 
-    def _texts_of_row(self, cells: Mapping[str, Any]) -> Texts:
+    def _texts_of_row(self, cells: Mapping[str, Any]) -> SampleTexts:
         if not self.wants_input(TEXT):
-            return Texts()
+            return SampleTexts()
         captions = [text for column in self.captions for text in self._texts_of_cell(cells, column)]
         label = self._text_of_cell(cells, self.label)
-        return Texts(tuple(captions), tuple(self._questions_of_row(cells)), label)
+        return SampleTexts(tuple(captions), tuple(self._questions_of_row(cells)), label)
 
     def _questions_of_row(self, cells: Mapping[str, Any]) -> list[Question]:
         questions = self._texts_of_cell(cells, self.question)
@@ -488,8 +488,8 @@ class _GroupedSample:
     questions: list[Question] = field(default_factory=list)
 
     @property
-    def texts(self) -> Texts:
-        return Texts(tuple(self.captions), tuple(self.questions), self.label)
+    def texts(self) -> SampleTexts:
+        return SampleTexts(tuple(self.captions), tuple(self.questions), self.label)
 
     @property
     def extra_json(self) -> dict[str, Any] | None:

@@ -15,7 +15,7 @@ from pipelines.data.tars.errors import FaultReason, SampleError, medium_reason
 from pipelines.data.tars.inputs import TEXT, InputNames
 from pipelines.errors import DataError
 from vlmodel.locations import Location
-from vlmodel.sample import Texts
+from vlmodel.sample import SampleTexts
 
 _SPLITS = {"_TRAIN.ts": "train", "_TEST.ts": "test"}
 
@@ -80,7 +80,7 @@ def _iterate_samples(lines_of: dict[Path, list[str]]) -> Iterator[SourceSample |
                 continue
             out = io.BytesIO()
             np.save(out, x_TC, allow_pickle=False)
-            yield SourceSample(split, key, {"series": (out.getvalue(), "npy")}, Texts(label=label))
+            yield SourceSample(split, key, {"series": (out.getvalue(), "npy")}, SampleTexts(label=label))
 
 
 def _parse_series_line(line: str) -> tuple[np.ndarray, str]:

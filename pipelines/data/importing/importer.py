@@ -15,8 +15,8 @@ from pipelines.data.tars.inputs import PAIRS, InputNames, input_requirements
 from pipelines.data.tars.sample import GROUP
 from pipelines.data.tars.shards import Inputs
 from pipelines.errors import DataError
-from vlmodel.config import Part
-from vlmodel.sample import Texts
+from vlmodel.config import PartConfig
+from vlmodel.sample import SampleTexts
 
 
 class SourceSample(NamedTuple):
@@ -32,7 +32,7 @@ class SourceSample(NamedTuple):
     split: str
     key: str
     inputs: Inputs
-    texts: Texts
+    texts: SampleTexts
     extra: Mapping[str, Any] | None = None
     file: str | None = None
 
@@ -66,7 +66,7 @@ class SourceContents(NamedTuple):
     splits: Collection[str] = ("train",)
 
 
-class Importer(Part):
+class Importer(PartConfig):
     """Base of every importer's settings."""
 
     inputs: InputNames = PAIRS

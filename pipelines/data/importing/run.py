@@ -21,7 +21,7 @@ from pipelines.data.tars.shards import SPLITS, ShardWriter
 from pipelines.errors import DataError
 from pipelines.report.progress import Progress
 from pipelines.storage.folder import Folder
-from vlmodel.config import Part, dump
+from vlmodel.config import PartConfig, dump_config
 
 MANIFEST = "_import.json"
 """Written last: what was imported, and the counts."""
@@ -68,7 +68,7 @@ class ImportSummary:
     unchanged: bool = False
 
 
-def import_data(config: Part, out_folder: str | Path, progress: bool = True) -> ImportSummary:
+def import_data(config: PartConfig, out_folder: str | Path, progress: bool = True) -> ImportSummary:
     """Write all samples of a source as tars into ``out_folder``.
 
     The tars are written beside it, into ``.NAME.importing``, which is renamed when it is complete: a crash leaves no
@@ -91,7 +91,7 @@ def import_data(config: Part, out_folder: str | Path, progress: bool = True) -> 
             f"{out_folder} is a URI, and an import writes to a local folder; name one, and copy it afterwards"
         )
     out = Path(out_folder).expanduser().resolve()
-    identity = {"format": _FORMAT, "config": dump(config), "fingerprint": config.fingerprint()}
+    identity = {"format": _FORMAT, "config": dump_config(config), "fingerprint": config.fingerprint()}
     defaults = _optional_setting_defaults(config)
     if (done := _find_finished_import(out, identity, defaults)) is not None:
         return done
@@ -202,7 +202,7 @@ def _optional_setting_defaults(config: Importer) -> dict[str, Any]:
     """The defaults of all settings: a manifest may be older than some of them."""
     fields = type(config).model_fields
     optional = {name: field.get_default(call_default_factory=True) for name, field in fields.items()}
-    tree = dump(config.model_copy(update={n: v for n, v in optional.items() if not fields[n].is_required()}))
+    tree = dump_config(config.model_copy(update={n: v for n, v in optional.items() if not fields[n].is_required()}))
     return {name: tree[name] for name, field in fields.items() if not field.is_required()}
 
 

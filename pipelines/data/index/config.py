@@ -9,7 +9,7 @@ from pydantic import BeforeValidator, Field
 from pipelines.data.tars.inputs import PAIRS, InputNames
 from pipelines.data.tars.sample import TextLimits
 from pipelines.data.tars.shards import Split
-from vlmodel.config import MAY_CHANGE, Section
+from vlmodel.config import MAY_CHANGE, ConfigSection
 from vlmodel.media.base import CheckLimits, Verify
 from vlmodel.media.image import PILLOW_MAX_PIXELS
 
@@ -17,7 +17,7 @@ Patterns = Annotated[list[str], BeforeValidator(lambda value: [value] if isinsta
 """One shell pattern, or several."""
 
 
-class IndexConfig(Section):
+class IndexConfig(ConfigSection):
     """What makes a sample valid, and how many faults are tolerated."""
 
     validation_fraction: float = Field(0.1, ge=0, lt=1)

@@ -27,7 +27,7 @@ from pipelines.data.tars.member_names import path_leaves_folder, split_name
 from pipelines.data.tars.sample import TextLimits, hash_texts, parse_group, parse_texts
 from vlmodel.media.base import CheckLimits, MediumError
 from vlmodel.media.registry import all_media
-from vlmodel.sample import Texts
+from vlmodel.sample import SampleTexts
 
 _INPUT_COLUMNS = {"offset": pa.int64(), "size": pa.int64(), "sha256": pa.string(), "extension": pa.string()}
 _COLUMNS = {
@@ -122,7 +122,7 @@ def check_sample(
         medium = all_media()[_medium_of(inputs[name])]
         assert member.data is not None
         try:
-            facts = medium.check(member.data, rules.limits)
+            facts = medium.check_file(member.data, rules.limits)
         except MediumError as error:
             remedy = "; raise that limit of data.index to take it" if error.reason == "too_large" else ""
             return QuarantineEntry(
@@ -143,7 +143,7 @@ def check_sample(
         named = next((text[kind] for kind in text if error.detail.startswith(f".{kind}")), None)
         at_fault = named or next(iter(text.values()), first)
         return QuarantineEntry(key, at_fault.name, at_fault.offset, error.reason, error.detail)
-    if not found and not texts.kinds:
+    if not found and not texts.present_kinds:
         return QuarantineEntry(
             key, first.name, first.offset, FaultReason.NO_INPUT, _describe_missing_input(members, rules)
         )
@@ -152,7 +152,7 @@ def check_sample(
         "key": key,
         "key_hash": key_hash,
         "split_hash": key_hash if group is None else hash_key(group),
-        "present": join_input_names([*found, *texts.kinds]),
+        "present": join_input_names([*found, *texts.present_kinds]),
         **columns,
         **_text_count_columns(texts),
         "texts_hash": hash_texts(*map(data.get, TEXT_EXTENSIONS)) if text else None,
@@ -230,17 +230,17 @@ def _describe_missing_input(members: Mapping[str, TarMember], rules: SampleRules
     return f"there is only {listing}, and none of the inputs {', '.join(rules.input_requirements)} (data.index.inputs)"
 
 
-def _parse_texts(data: Mapping[str, bytes | None], rules: SampleRules) -> Texts:
+def _parse_texts(data: Mapping[str, bytes | None], rules: SampleRules) -> SampleTexts:
     """Parse the texts of a sample's text members."""
     if not data:
-        return Texts()
+        return SampleTexts()
     texts = parse_texts(data.get("json"), data.get("txt"), rules.text_limits, data.get("cls"))
-    if rules.input_requirements[TEXT] and not texts.kinds:
+    if rules.input_requirements[TEXT] and not texts.present_kinds:
         raise SampleError(FaultReason.MISSING_TEXT, "no caption, no question and no class in .json, .txt or .cls")
     return texts
 
 
-def _text_count_columns(texts: Texts) -> Row:
+def _text_count_columns(texts: SampleTexts) -> Row:
     # Classes are in many samples, so they are no sign of a text that two splits share.
     all_texts = [*texts.captions, *(question.question for question in texts.questions)]
     return {

@@ -7,11 +7,11 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from pipelines.data.prepare.hashing import MAX_DISTANCE
-from vlmodel.config import Section
+from vlmodel.config import ConfigSection
 from vlmodel.locations import Location
 
 
-class PrepareConfig(Section):
+class PrepareConfig(ConfigSection):
     """Which samples of ``data.tars`` are dropped, how images are stored, and where the tars are written."""
 
     out: Location = "build/prepared"

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from pipelines.data.prepare.config import PrepareConfig
 from pipelines.data.prepare.language import language_probability
-from vlmodel.sample import Texts
+from vlmodel.sample import SampleTexts
 
 _LEAST_PROBABILITY = 0.1
 """Of the allowed languages, together. For its own language, a short sentence has some tenths; for another, a
@@ -53,20 +53,20 @@ def find_size_fault(width: int, height: int, config: PrepareConfig) -> DropCause
     return None
 
 
-def texts_of_valid_length(texts: Texts, config: PrepareConfig) -> Texts:
+def texts_of_valid_length(texts: SampleTexts, config: PrepareConfig) -> SampleTexts:
     """The captions and questions of valid length, and the class."""
 
     def has_valid_length(text: str) -> bool:
         return len(text) >= config.min_chars and (not config.max_chars or len(text) <= config.max_chars)
 
-    return Texts(
+    return SampleTexts(
         tuple(caption for caption in texts.captions if has_valid_length(caption)),
         tuple(question for question in texts.questions if has_valid_length(question.question)),
         texts.label,
     )
 
 
-def find_text_fault(valid: Texts, texts: Texts, config: PrepareConfig) -> DropCause | None:
+def find_text_fault(valid: SampleTexts, texts: SampleTexts, config: PrepareConfig) -> DropCause | None:
     """Why a sample is dropped for its texts; None if it is not.
 
     Args:
@@ -93,20 +93,20 @@ def find_text_fault(valid: Texts, texts: Texts, config: PrepareConfig) -> DropCa
     return None
 
 
-def merge_texts(first: Texts, *others: Texts) -> Texts:
+def merge_texts(first: SampleTexts, *others: SampleTexts) -> SampleTexts:
     """The texts of a sample, and those of others that it does not have."""
     captions, questions, label = list(first.captions), list(first.questions), first.label
     for texts in others:
         captions += [caption for caption in texts.captions if caption not in captions]
         questions += [question for question in texts.questions if question not in questions]
         label = label or texts.label
-    return Texts(tuple(captions), tuple(questions), label)
+    return SampleTexts(tuple(captions), tuple(questions), label)
 
 
-def count_texts(texts: Texts) -> int:
+def count_texts(texts: SampleTexts) -> int:
     """Number of captions and questions."""
     return len(texts.captions) + len(texts.questions)
 
 
-def _captions_and_questions(texts: Texts) -> list[str]:
+def _captions_and_questions(texts: SampleTexts) -> list[str]:
     return [*texts.captions, *(question.question for question in texts.questions)]

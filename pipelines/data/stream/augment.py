@@ -12,13 +12,13 @@ from functools import lru_cache
 import numpy as np
 from pydantic import Field, field_validator
 
-from vlmodel.config import Section
-from vlmodel.sample import Texts
+from vlmodel.config import ConfigSection
+from vlmodel.sample import SampleTexts
 
 _SIDES = re.compile(r"\b(?:left|right)(?:s|most|wards?)?\b", re.IGNORECASE)
 
 
-class AugmentConfig(Section):
+class AugmentConfig(ConfigSection):
     """None by default: a mirrored image can make "left of" false."""
 
     flip: float = Field(0.0, ge=0, le=1)
@@ -91,10 +91,10 @@ def augment_image(pixels_HWC: np.ndarray, config: AugmentConfig, rng: np.random.
     return augmented
 
 
-def swap_left_and_right(texts: Texts, swap: Mapping[str, str]) -> Texts:
+def swap_left_and_right(texts: SampleTexts, swap: Mapping[str, str]) -> SampleTexts:
     """The texts of a mirrored image: captions, questions, answers and the class."""
     pairs = frozenset((a.lower(), b.lower()) for a, b in swap.items())
-    return Texts(
+    return SampleTexts(
         tuple(_swap_words(caption, pairs) for caption in texts.captions),
         tuple(
             replace(
@@ -109,7 +109,7 @@ def swap_left_and_right(texts: Texts, swap: Mapping[str, str]) -> Texts:
     )
 
 
-def all_texts(texts: Texts) -> Iterator[str]:
+def all_texts(texts: SampleTexts) -> Iterator[str]:
     """All texts that ``swap_left_and_right`` may change."""
     yield from texts.captions
     if texts.label is not None:

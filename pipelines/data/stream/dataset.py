@@ -29,7 +29,7 @@ from pipelines.errors import DataError
 from pipelines.knowledge.errors import KnowledgeError
 from pipelines.knowledge.opened import FactSource, open_fact_linker
 from vlmodel.array_names import prefix_array_names, select_task_arrays
-from vlmodel.encoder_parts import IMAGE, TEXT, stream_of
+from vlmodel.encoder_parts import IMAGE, TEXT, stream_of_input
 from vlmodel.media.base import MediumError
 from vlmodel.processor import VLProcessor, input_indices
 from vlmodel.sample import Sample
@@ -181,7 +181,7 @@ class OpenedSamples:
         present = {record.present for record in records}
         return {
             f"{name}.place_B": input_indices(name in record.present for record in records)
-            for name in self.processor.reads
+            for name in self.processor.input_names
             if any(name not in of_some for of_some in present)
         }
 
@@ -205,14 +205,14 @@ class OpenedSamples:
             DataError: a shard cannot be read, or an input of it cannot be decoded.
         """
         arrays: Arrays = {}
-        for name in self.processor.reads:
+        for name in self.processor.input_names:
             of_input = self.load_input(name, select_samples_with_input(indices, places, name), augmentation)
             arrays |= prefix_array_names(name, of_input)
         return arrays
 
     def load_input(self, name: str, indices: SampleIndices, augmentation: SampleGenerators | None = None) -> Arrays:
         """The arrays of one input, or its cached features, of samples that all have it; errors as ``load_inputs``."""
-        if (cache := self._features.get(stream_of(name))) is not None:
+        if (cache := self._features.get(stream_of_input(name))) is not None:
             return self._read_features(name, cache, indices)
         if name == IMAGE:
             return {"pixels_BHWC": self._load_images(indices)}
@@ -266,7 +266,7 @@ class OpenedSamples:
             DataError: they cannot be read.
         """
         arrays: Arrays = {}
-        if (cache := self._features.get(stream_of(TEXT))) is None:
+        if (cache := self._features.get(stream_of_input(TEXT))) is None:
             return arrays
         files = [
             cache.file_name_of_shard(opened.index, shard)
@@ -290,7 +290,7 @@ class OpenedSamples:
         """
         task = self.processor.tasks[name]
         return any(
-            opened.index.count(lambda present: task.can_use(present) and not task.can_learn(present))
+            opened.index.count(lambda present: task.is_used_in_training(present) and not task.can_learn(present))
             for opened in self.sources
         )
 
@@ -354,11 +354,11 @@ class _OpenedSource:
         tasks = _load_processor(self.source.processor).tasks
         if self.source.answering is not None:
             return tasks[self.source.answering].can_answer(present)
-        return any(task.can_use(present) for task in tasks.values())
+        return any(task.is_used_in_training(present) for task in tasks.values())
 
     def _raise_no_samples(self) -> None:
         counts = {name: n for name, n in self.index.counts().items() if n}
-        wanted = sorted({task.learns_from for task in _load_processor(self.source.processor).tasks.values()})
+        wanted = sorted({task.learning_requirement for task in _load_processor(self.source.processor).tasks.values()})
         raise DataError(
             f"{self.source.tars} has no {self.source.split or 'indexed'} sample with {' or '.join(wanted)} (it has "
             f"{counts}); leave this source out, choose another split, or raise data.index.validation_fraction and "
@@ -446,7 +446,7 @@ def connect_fact_lookup(processor: VLProcessor, facts: FactSource | None) -> Non
 
 def _has_cached_features(source: Source, name: str) -> bool:
     """Whether features of an input are cached."""
-    return any(cache.stream == stream_of(name) for cache in source.features)
+    return any(cache.stream == stream_of_input(name) for cache in source.features)
 
 
 def select_samples_with_input(indices: SampleIndices, arrays: Mapping[str, np.ndarray], name: str) -> SampleIndices:

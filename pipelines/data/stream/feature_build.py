@@ -42,7 +42,7 @@ from pipelines.data.stream.feature_cache import (
 from pipelines.data.tars.reader import ShardReader
 from pipelines.errors import DataError
 from pipelines.storage.folder import Folder
-from vlmodel.config import dump
+from vlmodel.config import dump_config
 from vlmodel.encoder_parts import IMAGE
 from vlmodel.model import VLModel
 from vlmodel.model_config import ModelConfig
@@ -90,11 +90,11 @@ def open_feature_cache(
         storage: folder that holds all feature caches.
     """
     encoder, kind = encoder_of_stream(model, stream), _stream_kind_of(stream)
-    backbone, part = weights_digest(encoder), config.encoders()[stream].part
+    backbone, part = weights_digest(encoder), config.encoders_by_stream()[stream].part
     facts = {
         "format": FORMAT,
         "stream": stream,
-        "encoder": {name: value for name, value in dump(part).items() if name not in part.non_backbone_settings},
+        "encoder": {name: value for name, value in dump_config(part).items() if name not in part.non_backbone_settings},
         "backbone": backbone,
         "precision": precision,
         **kind.facts(config, processor),
@@ -130,7 +130,7 @@ def build_features(
         DataError: a shard cannot be read, or a feature is not finite at this precision.
     """
     shards = [shard for shard in index.shards if any(split in shard.sample_counts for split in splits)]
-    pooled = config.text_features() == "pooled"
+    pooled = config.text_feature_kind() == "pooled"
     with _lock_feature_folder(features):
         complete = features.find_complete_files(features.file_name_of_shard(index, shard) for shard in shards)
         missing = [shard for shard in shards if features.file_name_of_shard(index, shard) not in complete]
@@ -147,13 +147,13 @@ def build_features(
 
 def encoder_of_stream(model: VLModel, stream: str) -> Encoder:
     """The model's encoder of a stream."""
-    return model.encoder(stream)
+    return model.encoder_of_stream(stream)
 
 
 def weights_digest(encoder: Encoder) -> str:
     """Digest of all weights that the features depend on, whatever their device and memory layout."""
     computed = hashlib.sha256()
-    for name, value in sorted(encoder.frozen_state().items()):
+    for name, value in sorted(encoder.frozen_state_dict().items()):
         computed.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
         computed.update(value.cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
     return computed.hexdigest()
@@ -269,7 +269,7 @@ def _encode_images(work: _ShardEncoding, shard: str, pool: ThreadPoolExecutor) -
 
     @torch.inference_mode()
     def run_encoder(pixels_BHWC: Tensor) -> Rows:
-        features_BF: Rows = encoder.features(pixels_BHWC.to(work.device)).float().cpu().numpy()
+        features_BF: Rows = encoder.compute_features(pixels_BHWC.to(work.device)).float().cpu().numpy()
         return features_BF
 
     def iterate_feature_batches() -> Iterator[Rows]:
@@ -295,7 +295,7 @@ def _encode_inputs_of_modality(
     @torch.inference_mode()
     def run_encoder(arrays: Mapping[str, NDArray[Any]]) -> list[Rows]:
         tensors = {array: torch.from_numpy(values).to(work.device) for array, values in arrays.items()}
-        features_BTF, mask_BT = encoder.features(**tensors)
+        features_BTF, mask_BT = encoder.compute_features(**tensors)
         pairs = zip(features_BTF.float().cpu().numpy(), mask_BT.cpu().numpy(), strict=True)
         return [features_TF[mask_T] for features_TF, mask_T in pairs]
 
@@ -339,7 +339,7 @@ def _encode_texts(work: _ShardEncoding, shard: str, pool: ThreadPoolExecutor) ->
             text
             for record in work.reader.read(shard, rows, inputs=())
             for task in readers
-            for text in task.texts_read(record.texts)
+            for text in task.texts_to_read(record.texts)
         ]
         tokenized = work.processor.tokenize(texts)
         ids_NT, mask_NT = tokenized["input_ids_NT"].astype(np.int32), tokenized["text_mask_NT"].astype(np.bool_)
@@ -354,9 +354,9 @@ def _encode_texts(work: _ShardEncoding, shard: str, pool: ThreadPoolExecutor) ->
         ids_NT = torch.full((len(texts), length), int(work.processor.tokenizer.pad_token_id))
         for n, ids in enumerate(texts):
             ids_NT[n, : len(ids)], mask_NT[n, : len(ids)] = torch.from_numpy(ids), True
-        features_NTF, mask_NT = encoder.features(ids_NT.to(work.device), mask_NT.to(work.device))
+        features_NTF, mask_NT = encoder.compute_features(ids_NT.to(work.device), mask_NT.to(work.device))
         if work.pooled:
-            features_NTF, mask_NT = encoder.pooled_features(features_NTF, mask_NT)
+            features_NTF, mask_NT = encoder.pool_features(features_NTF, mask_NT)
         pairs = zip(features_NTF.float().cpu().numpy(), mask_NT.cpu().numpy(), strict=True)
         return [features_TF[mask_T] for features_TF, mask_T in pairs]
 
@@ -389,30 +389,30 @@ class _StreamKind(NamedTuple):
 
 
 def _image_feature_settings(config: ModelConfig, processor: VLProcessor) -> Mapping[str, object]:
-    return {"image": asdict(processor.config.square)}
+    return {"image": asdict(processor.config.square_resizing)}
 
 
 def _image_feature_width(encoder: VisionEncoder, processor: VLProcessor) -> int:
     size = processor.config.image_size
     with torch.inference_mode():
-        return encoder.features(torch.zeros(1, size, size, 3, dtype=torch.uint8)).shape[1]
+        return encoder.compute_features(torch.zeros(1, size, size, 3, dtype=torch.uint8)).shape[1]
 
 
 def _text_feature_settings(config: ModelConfig, processor: VLProcessor) -> Mapping[str, object]:
-    return {"rows": config.text_features()}
+    return {"rows": config.text_feature_kind()}
 
 
 def _text_feature_width(encoder: LanguageEncoder, processor: VLProcessor) -> int:
     with torch.inference_mode():
         ids_NT = torch.full((1, 1), int(processor.tokenizer.pad_token_id))
-        return encoder.features(ids_NT, torch.ones(1, 1, dtype=torch.bool))[0].shape[-1]
+        return encoder.compute_features(ids_NT, torch.ones(1, 1, dtype=torch.bool))[0].shape[-1]
 
 
 def _hash_text_reading(processor: VLProcessor) -> str:
     """A digest of the settings that decide which texts are read and how they become token ids."""
     # A tokenizer also stores the truncation and padding that it was last called with.
     tokenizer = json.loads(processor.tokenizer.backend_tokenizer.to_str()) | {"truncation": None, "padding": None}
-    readers = sorted({json.dumps(task.identity(), sort_keys=True) for task in _text_reading_tasks(processor)})
+    readers = sorted({json.dumps(task.compatibility_key(), sort_keys=True) for task in _text_reading_tasks(processor)})
     facts = [readers, processor.config.max_tokens, tokenizer]
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 

@@ -28,7 +28,7 @@ from vlmodel.array_names import prefix_array_names
 from vlmodel.encoder_parts import IMAGE
 from vlmodel.processor import Example
 from vlmodel.sample import Sample
-from vlmodel.task import Row, Task, answerable_rows, learnable_rows
+from vlmodel.task import Task, TaskRow, answerable_rows, learnable_rows
 
 PROVENANCE = frozenset({"step", "source_B", "epoch_B", "shard_B", "row_B", "counts_B", "rows_json"})
 """Arrays about where a batch came from; all others are the model's inputs."""
@@ -146,7 +146,7 @@ class MicroBatches(BatchLoader):
                 present=record.present
                 - draw_dropped_inputs(
                     self.drop_streams,
-                    [name for name in processor.reads if name in record.present],
+                    [name for name in processor.input_names if name in record.present],
                     self._sample_generator(epoch, record.key, "drop"),
                     keep_one,
                 )
@@ -177,7 +177,7 @@ class EvaluationBatches(BatchLoader):
 
     The batches are the same for any number of workers, so metrics agree to the last bit. Of a source for answering
     only the rows of that task are made, without targets for the model, and ``rows_json`` lists them: key and split of
-    the sample, the fields of ``Row``, and whether the text is truncated.
+    the sample, the fields of ``TaskRow``, and whether the text is truncated.
     """
 
     source: Source
@@ -265,11 +265,15 @@ def _to_examples(task: Task, records: Sequence[Sample], weight: float) -> list[E
 
 
 def _describe_rows(
-    samples: OpenedSamples, task: Task, records: Sequence[Sample], rows_by_sample: Sequence[Sequence[Row]]
+    samples: OpenedSamples, task: Task, records: Sequence[Sample], rows_by_sample: Sequence[Sequence[TaskRow]]
 ) -> list[tuple[object, ...]]:
     """Describe each row of an evaluation batch by the fields of ``rows_json``."""
     rows = [(record, row) for record, of_sample in zip(records, rows_by_sample, strict=True) for row in of_sample]
-    truncated = samples.processor.truncated([row.text for _, row in rows]) if task.reads_text() else [False] * len(rows)
+    truncated = (
+        samples.processor.are_texts_truncated([row.text for _, row in rows])
+        if task.reads_text()
+        else [False] * len(rows)
+    )
     return [
         (record.key, record.split, row.text, row.target, row.references, row.id, is_truncated)
         for (record, row), is_truncated in zip(rows, truncated, strict=True)

@@ -35,7 +35,7 @@ from pydantic import Field
 
 from pipelines.data.stream.plan import Ints, Plan, SampleIndices, random_permutation
 from pipelines.data.tars.inputs import PAIRS, InputNames
-from vlmodel.config import Section
+from vlmodel.config import ConfigSection
 from vlmodel.locations import Location
 
 MIN_SHARE = 1e-6
@@ -45,7 +45,7 @@ _STAGES = 64
 _DECIMALS = Context(prec=60)
 
 
-class MixedSource(Section):
+class MixedSource(ConfigSection):
     """One of several data sets that are trained on together."""
 
     tars: Location = Field(min_length=1)

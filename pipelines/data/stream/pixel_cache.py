@@ -34,7 +34,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from pipelines.data.index.index import Index, IndexedShard
-from vlmodel.config import Section
+from vlmodel.config import ConfigSection
 from vlmodel.locations import Location
 from vlmodel.processor import ProcessorConfig
 
@@ -55,7 +55,7 @@ _disabled: set[str] = set()
 """Folders that could not be read or written in this process."""
 
 
-class PixelCacheConfig(Section):
+class PixelCacheConfig(ConfigSection):
     """Settings of the cache of decoded images on the local disks, which is read from the second epoch on."""
 
     keep: Literal["auto", "always", "never"] = "auto"

@@ -34,14 +34,14 @@ from pipelines.data.stream.image_pool import ImagePool
 from pipelines.data.stream.loader import BatchLoader
 from pipelines.data.stream.pixel_cache import PixelCacheConfig
 from pipelines.data.stream.wire import pack_arrays, unpack_arrays
-from vlmodel.config import Section
+from vlmodel.config import ConfigSection
 
 TEXT_BATCHES_PER_TASK = 32
 """Fewer would share the work more evenly, more would save starts of tasks. Texts are small and quick to make."""
 _CPUS_PER_TASK = 0.5
 
 
-class StreamConfig(Section):
+class StreamConfig(ConfigSection):
     """How batches are made ahead of the consumer."""
 
     decoding: Literal["threads", "processes", "gpu"] = "threads"

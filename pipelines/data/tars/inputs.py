@@ -14,7 +14,7 @@ from typing import Annotated, Any, NamedTuple
 
 from pydantic import AfterValidator, BeforeValidator
 
-from vlmodel.media.registry import all_media, medium_of
+from vlmodel.media.registry import all_media, medium_of_extension
 from vlmodel.sample import TEXTS
 
 TEXT = "text"
@@ -40,7 +40,7 @@ def input_of_extension(extension: str) -> MemberInput | None:
     name, _, last = extension.rpartition(".")
     if not name and last in TEXT_EXTENSIONS:
         return MemberInput(TEXT, TEXT)
-    medium = medium_of(last)
+    medium = medium_of_extension(last)
     if medium is None or (name and not _is_input_name(name)) or (name in all_media() and name != medium.name):
         return None
     return MemberInput(name or medium.name, medium.name)
@@ -48,7 +48,7 @@ def input_of_extension(extension: str) -> MemberInput | None:
 
 def member_extension(name: str, extension: str) -> str:
     """The extension of an input's tar member, which follows the key; ``input_of_extension`` is its inverse."""
-    medium = medium_of(extension)
+    medium = medium_of_extension(extension)
     has_own_name = medium is not None and medium.name == name and extension not in TEXT_EXTENSIONS
     return extension if has_own_name else f"{name}.{extension}"
 

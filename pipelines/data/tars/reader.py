@@ -14,7 +14,7 @@ from pipelines.data.index.present import split_input_names
 from pipelines.data.tars.inputs import TEXT_EXTENSIONS
 from pipelines.data.tars.sample import hash_texts, parse_metadata, parse_texts
 from pipelines.errors import DataError
-from vlmodel.sample import Sample, Texts
+from vlmodel.sample import Sample, SampleTexts
 
 _CACHED_SHARDS = 256
 _COLUMNS = ("key", "split", "present")
@@ -65,11 +65,11 @@ class ShardReader:
         records = []
         for sample, (of_inputs, of_texts) in zip(samples, places, strict=True):
             read = {name: self._read_and_check_input(shard, sample, name, pieces[at]) for name, at in of_inputs.items()}
-            parsed = self._parse_texts(shard, sample, pieces[of_texts]) if texts else Texts()
+            parsed = self._parse_texts(shard, sample, pieces[of_texts]) if texts else SampleTexts()
             records.append(Sample(sample["key"], read, parsed, split_input_names(sample["present"]), sample["split"]))
         return records
 
-    def read_texts(self, shard: str, rows: Sequence[int]) -> list[Texts]:
+    def read_texts(self, shard: str, rows: Sequence[int]) -> list[SampleTexts]:
         """Read the texts of the samples at some rows of a shard, without their inputs."""
         return [record.texts for record in self.read(shard, rows, inputs=())]
 
@@ -132,10 +132,10 @@ class ShardReader:
                 raise self._tar_changed_error(shard, sample)
         return data
 
-    def _parse_texts(self, shard: str, sample: dict[str, Any], pieces: Sequence[bytes]) -> Texts:
+    def _parse_texts(self, shard: str, sample: dict[str, Any], pieces: Sequence[bytes]) -> SampleTexts:
         """The texts of a sample's text members, which are read once more where their hash differs from the index."""
         if not pieces:
-            return Texts()
+            return SampleTexts()
         members = _split_text_members(sample, pieces)
         if hash_texts(*members) != sample["texts_hash"]:
             members = _split_text_members(sample, self._read_ranges(shard, _byte_ranges_of_texts(sample)))

@@ -20,7 +20,7 @@ from typing import Annotated, Any, NoReturn
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, ValidationError
 
 from pipelines.data.tars.errors import FaultReason, SampleError
-from vlmodel.sample import Question, Texts
+from vlmodel.sample import Question, SampleTexts
 
 GROUP = "group"
 """Key of a sample's JSON, see ``parse_group``."""
@@ -81,9 +81,9 @@ def parse_texts(
     txt_bytes: bytes | None,
     limits: TextLimits | None = TextLimits(),
     cls_bytes: bytes | None = None,
-) -> Texts:
+) -> SampleTexts:
     """The texts of a sample from its ``.json``, ``.txt`` and ``.cls`` members (None where the sample has no such
-    member); ``Texts()`` where nothing holds a caption, a question or a class.
+    member); ``SampleTexts()`` where nothing holds a caption, a question or a class.
 
     JSON with a ``captions`` or ``questions`` list is of this project's schema; other JSON is free metadata, of which
     only the ``class`` is read, and a ``caption`` string where there is no ``.txt`` (img2dataset writes both alike).
@@ -113,7 +113,7 @@ def parse_texts(
     if caption and caption not in captions:
         captions = (*captions, caption)
     size = len(json_bytes or b"") + len(txt_bytes or b"") + len(cls_bytes or b"")
-    texts = Texts(captions, questions, label)
+    texts = SampleTexts(captions, questions, label)
     if limits is not None and size > min(limits.letters, _MIN_TEXT_BYTES * limits.texts):
         _require_within_limits(texts, limits)
     return texts
@@ -141,7 +141,7 @@ def parse_group(json_bytes: bytes | None) -> str | None:
     return str(group) if isinstance(group, str | int) and not isinstance(group, bool) else None
 
 
-def dump_texts(texts: Texts, extra: Mapping[str, Any] | None = None) -> bytes:
+def dump_texts(texts: SampleTexts, extra: Mapping[str, Any] | None = None) -> bytes:
     """Canonical JSON (sorted keys, no spaces, UTF-8) of ``texts``; ``parse_texts(dump_texts(t), None) == t``.
 
     Args:
@@ -165,7 +165,7 @@ def dump_texts(texts: Texts, extra: Mapping[str, Any] | None = None) -> bytes:
         raise SampleError(FaultReason.BAD_SCHEMA, f"extra is not plain JSON: {error}") from None
 
 
-def _require_within_limits(given: Texts, limits: TextLimits) -> None:
+def _require_within_limits(given: SampleTexts, limits: TextLimits) -> None:
     captions, questions = given.captions, given.questions
     answers = max((len(question.answers) for question in questions), default=0)
     for count, what in ((len(captions) + len(questions), "captions and questions"), (answers, "answers to a question")):

@@ -23,7 +23,7 @@ from pipelines.data.tars.inputs import (
 )
 from pipelines.data.tars.sample import dump_texts
 from pipelines.errors import DataError
-from vlmodel.sample import Texts
+from vlmodel.sample import SampleTexts
 
 Split = Literal["train", "val", "test"]
 SPLITS = ("train", "val", "test")
@@ -141,7 +141,7 @@ def shard_name(split: str, number: int) -> str:
 def make_sample_members(
     key: str,
     inputs: Inputs,
-    texts: Texts,
+    texts: SampleTexts,
     extra: Mapping[str, Any] | None = None,
     wanted: Sequence[str] = PAIRS,
 ) -> list[Member]:
@@ -160,7 +160,7 @@ def make_sample_members(
     """
     if not _KEY.fullmatch(key):
         raise SampleError(FaultReason.UNSAFE_MEMBER, f"key {key!r} has a dot, control character or empty path step")
-    has_text = bool(texts.kinds)
+    has_text = bool(texts.present_kinds)
     stored = []
     for name, is_required in input_requirements(wanted).items():
         if name == TEXT and has_text:
@@ -242,7 +242,7 @@ class ShardWriter:
     def __contains__(self, key: str) -> bool:
         return key in self._keys
 
-    def add(self, key: str, inputs: Inputs, texts: Texts, extra: Mapping[str, Any] | None = None) -> None:
+    def add(self, key: str, inputs: Inputs, texts: SampleTexts, extra: Mapping[str, Any] | None = None) -> None:
         """Append one sample.
 
         Raises:

@@ -13,9 +13,9 @@ from pipelines.data.index.index import Index
 from pipelines.data.index.shard_pass import map_shards
 from pipelines.data.tars.reader import ShardReader
 from pipelines.errors import DataError
-from vlmodel.answers import Normalizer, normal_form
+from vlmodel.answers import Normalizer, normalize_for_comparison
 from vlmodel.processor import TRAINED_ON_DATA
-from vlmodel.sample import Texts
+from vlmodel.sample import SampleTexts
 from vlmodel.task import Task
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ _LONGEST_WORD = 100
 """
 
 
-def read_texts(index: Index, split: str = "train", shards: Sequence[str] | None = None) -> Iterator[Texts]:
+def read_texts(index: Index, split: str = "train", shards: Sequence[str] | None = None) -> Iterator[SampleTexts]:
     """Read the texts of each sample of a split, by shard and in tar order; no images are read.
 
     Args:
@@ -72,7 +72,7 @@ def count_labels(index: Index, tasks: Iterable[Task], split: str = "train") -> C
     def count_shard_labels(row: dict[str, Any]) -> dict[str, Any]:
         labels: Counter[str] = Counter()
         for texts in read_texts(index, split, [row["item"]]):
-            labels.update(merge_texts_of_tasks(task.labels(texts) for task in of_tasks))
+            labels.update(merge_texts_of_tasks(task.label_candidates(texts) for task in of_tasks))
         # As JSON: a column of Ray Data takes its type from the first rows.
         return {"counts": json.dumps(labels)}
 
@@ -113,7 +113,7 @@ def count_spellings(counter: Mapping[str, int], normalizer: Normalizer = "vqa") 
     """Count for each normal form how often each of its spellings occurs."""
     spellings: defaultdict[str, dict[str, int]] = defaultdict(dict)
     for answer, count in counter.items():
-        spellings[normal_form(answer, normalizer)][answer] = count
+        spellings[normalize_for_comparison(answer, normalizer)][answer] = count
     return dict(spellings)
 
 

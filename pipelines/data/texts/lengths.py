@@ -15,7 +15,7 @@ from pipelines.data.index.shard_pass import map_shards
 from pipelines.data.texts.corpus import merge_texts_of_tasks, read_texts
 from pipelines.storage.folder import Folder
 from vlmodel.processor import ProcessorConfig
-from vlmodel.sample import Texts
+from vlmodel.sample import SampleTexts
 from vlmodel.task import Task
 
 if TYPE_CHECKING:
@@ -72,7 +72,9 @@ class TextLengths:
         Args:
             longest, longest_written: most tokens that the model can read and can write; None for no limit.
         """
-        return config.resolve(max(self.read, default=0), max(self.written, default=0), longest, longest_written)
+        return config.resolve_settings(
+            max(self.read, default=0), max(self.written, default=0), longest, longest_written
+        )
 
     def describe(self, processor: ProcessorConfig, wanted: ProcessorConfig) -> str:
         """A line that says how many texts are truncated, and how to change that.
@@ -107,12 +109,12 @@ class TextLengths:
         return cls.from_json(file.read_text(encoding="utf-8")) if file.is_file() else None
 
 
-def _split_read_and_written_texts(samples: Sequence[Texts], tasks: Iterable[Task]) -> tuple[list[str], list[str]]:
+def _split_read_and_written_texts(samples: Sequence[SampleTexts], tasks: Iterable[Task]) -> tuple[list[str], list[str]]:
     """The texts that a model of the tasks reads, and those that it learns to write; each once."""
     of_tasks = list(tasks)
-    read = [text for texts in samples for text in merge_texts_of_tasks(task.texts_read(texts) for task in of_tasks)]
+    read = [text for texts in samples for text in merge_texts_of_tasks(task.texts_to_read(texts) for task in of_tasks)]
     return read, [
-        text for texts in samples for text in merge_texts_of_tasks(task.texts_written(texts) for task in of_tasks)
+        text for texts in samples for text in merge_texts_of_tasks(task.texts_to_generate(texts) for task in of_tasks)
     ]
 
 

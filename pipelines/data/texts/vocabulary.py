@@ -21,16 +21,16 @@ from pipelines.data.texts.corpus import (
 )
 from pipelines.data.texts.lengths import TextLengths
 from pipelines.errors import DataError
-from vlmodel.answers import Normalizer, normal_form
-from vlmodel.config import Section
+from vlmodel.answers import Normalizer, normalize_for_comparison
+from vlmodel.config import ConfigSection
 from vlmodel.encoder_parts import ModalityPart
 from vlmodel.knowledge_parts import KnowledgePart
 from vlmodel.processor import ProcessorConfig, VLProcessor
 from vlmodel.task import Task
-from vlmodel.weights import source_options
+from vlmodel.weights import from_pretrained_arguments
 
 
-class VocabularyConfig(Section):
+class VocabularyConfig(ConfigSection):
     """Settings of the tokenizer and of the vocabulary of answers."""
 
     tokenizer: str = ""
@@ -140,7 +140,7 @@ def share_of_answers_in_vocabulary(counted: Mapping[str, int], processor: VLProc
 
 def _describe_merged_answers(counted: Mapping[str, int], labels: Sequence[str], normalizer: Normalizer) -> str:
     """Describe which answers were merged into one label; "" if none were."""
-    by_form = {normal_form(label, normalizer): label for label in labels}
+    by_form = {normalize_for_comparison(label, normalizer): label for label in labels}
     merged = [
         (by_form[form], sorted(spellings))
         for form, spellings in count_spellings(counted, normalizer).items()
@@ -162,7 +162,7 @@ def _make_tokenizer(
     if not config.tokenizer:
         texts = chain.from_iterable(iterate_texts_of_split(index, "train") for index in indexes)
         return train_tokenizer(chain(texts, further), config.size, config.lowercase)
-    name, options = source_options(config.tokenizer)
+    name, options = from_pretrained_arguments(config.tokenizer)
     try:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(name, trust_remote_code=False, **options)
     except (OSError, ValueError) as error:

@@ -7,13 +7,13 @@ from pathlib import Path
 
 from pipelines.knowledge.errors import KnowledgeError
 from pipelines.knowledge.triples import BadLine, Fault, Triple
-from vlmodel.config import Part
+from vlmodel.config import PartConfig
 
 SPLITS = {"train": "train", "dev": "val", "valid": "val", "val": "val", "test": "test"}
 """The split of a file by the first word of its name."""
 
 
-class SourcePart(Part):
+class SourcePart(PartConfig):
     """A source of facts. A new format is a file with a subclass ``Config``."""
 
     name: str = ""

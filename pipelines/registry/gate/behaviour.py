@@ -107,7 +107,7 @@ def run_behaviour_probe(predictor: Predictor, records: Sequence[Sample], task: s
     image.
     """
     asked = predictor.processor.tasks[task]
-    reads = predictor.processor.reads
+    reads = predictor.processor.input_names
     records = [record for record in records if record.inputs.keys() & set(reads)]
     texts = [[row.text for row in rows] for rows in answerable_rows(asked, records)]
     inputs = [{name: record.inputs[name] for name in reads if name in record.inputs} for record in records]

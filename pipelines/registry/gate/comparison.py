@@ -40,7 +40,7 @@ def metric_difference(
     over images. The bounds of a single image are infinite.
     """
     low, high = difference_interval(candidate, champion, 1 - 2 * config.alpha, RESAMPLES)
-    return MetricDifference(name, len(candidate), candidate.value, champion.value, low, high)
+    return MetricDifference(name, len(candidate), candidate.metric_value, champion.metric_value, low, high)
 
 
 def check_candidate_is_better(holdout: MetricDifference, metric: str, config: GateConfig) -> GateCheck:

@@ -79,5 +79,5 @@ def check_smoke_test(candidate: LocalModel, example: Example, *, enabled: bool =
 
 
 def _input_schema(model: LocalModel) -> dict[str, object]:
-    tasks = {name: task.identity() for name, task in VLProcessor.from_pretrained(model.folder).tasks.items()}
+    tasks = {name: task.compatibility_key() for name, task in VLProcessor.from_pretrained(model.folder).tasks.items()}
     return {"signature": package.read_signature(model.package), "tasks": tasks}

@@ -21,7 +21,7 @@ from pipelines.serve.inference.priority import run_at_low_priority
 from pipelines.serve.metrics import RayMetrics
 from pipelines.serve.ray_private import bind_grpc_to_loopback
 from pipelines.serve.service import ServiceRequest, ServiceResult
-from vlmodel.config import parse
+from vlmodel.config import parse_config
 
 if TYPE_CHECKING:
     from pipelines.serve.inference.service import InferenceService
@@ -38,7 +38,7 @@ class Challenger:
     """
 
     def __init__(self, config: Mapping[str, Any]) -> None:
-        settings = parse(ServeConfig, config)
+        settings = parse_config(ServeConfig, config)
         num_cpus, num_gpus = settings.challenger.num_cpus, settings.challenger.num_gpus
         own = {"num_cpus": num_cpus, "num_gpus": num_gpus, "model_threads": max(1, int(num_cpus))}
         self._config = settings.model_copy(update=own)

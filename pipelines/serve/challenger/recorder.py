@@ -56,7 +56,7 @@ class ComparisonRecorder:
         """
         operation = all_operations()[request.task]
         task, both = request.task, champion.answer is not None and challenger.answer is not None
-        score = operation.agreement(champion.result, challenger.result) if both else None
+        score = operation.result_agreement(champion.result, challenger.result) if both else None
         if score is not None:
             self._metrics.count_comparison(task, score, challenger_version)
         if self._writer is None:
@@ -71,7 +71,7 @@ class ComparisonRecorder:
             challenger=_model_result(operation, challenger, challenger_version),
             fallback=fallback,
             agreement=score,
-            difference=operation.difference(champion.result, challenger.result) if both else None,
+            difference=operation.largest_difference(champion.result, challenger.result) if both else None,
             texts=_hash_question_answer_pairs(operation, request, champion.result, challenger.result) if both else (),
         )
         if not self._writer.add(comparison):
@@ -106,7 +106,7 @@ def _model_result(operation: Operation, outcome: CallOutcome, version: str) -> M
     return ModelResult(
         version=outcome.answer.model.version,
         seconds=sum(outcome.answer.stages_s.values()),
-        confidence=operation.confidence(outcome.result),
+        confidence=operation.result_confidence(outcome.result),
     )
 
 

@@ -21,7 +21,7 @@ from pipelines.serve.errors import ServeError
 from pipelines.serve.http.api_keys import FACT_KEY_HASHES_VARIABLE, KEY_HASHES_VARIABLE, read_key_hashes
 from pipelines.serve.inference.priority import HIGH, NORMAL
 from pipelines.storage import manifest
-from vlmodel.config import dump, parse
+from vlmodel.config import dump_config, parse_config
 
 # A model that does not load will not load the second time either. With a surge of 0, the default, the old replica
 # stops first, and an update is an outage. A dead replica is noticed within 2 s (Serve's default is 10 s).
@@ -81,7 +81,7 @@ def build_service_spec(
     tls.check_tls_files(config.tls)
     fact_key_hashes = read_key_hashes(os.environ, FACT_KEY_HASHES_VARIABLE)
     named = dict(challenger or {}) if mode != "off" else {}
-    return ServiceSpec(dump(config), key_hashes, model, named, fact_key_hashes)
+    return ServiceSpec(dump_config(config), key_hashes, model, named, fact_key_hashes)
 
 
 def build_champion_application(spec: ServiceSpec, machine: str = "") -> serve.Application:
@@ -90,7 +90,7 @@ def build_champion_application(spec: ServiceSpec, machine: str = "") -> serve.Ap
     Args:
         machine: address of the only machine that replicas may run on; "" for any.
     """
-    config = parse(ServeConfig, spec.config)
+    config = parse_config(ServeConfig, spec.config)
     deployment = serve.deployment(
         num_replicas=config.replicas,
         ray_actor_options={
@@ -113,7 +113,7 @@ def build_champion_application(spec: ServiceSpec, machine: str = "") -> serve.Ap
 
 def build_challenger_application(spec: ServiceSpec) -> serve.Application:
     """The application that only the champion's replicas call."""
-    config = parse(ServeConfig, spec.config)
+    config = parse_config(ServeConfig, spec.config)
     settings = config.challenger
     deployment = serve.deployment(
         name=DEPLOYMENT,

@@ -32,7 +32,7 @@ from pipelines.serve.deployment.readiness import wait_until_running, wait_until_
 from pipelines.serve.deployment.replica import ServiceSpec
 from pipelines.serve.errors import ServeError
 from pipelines.serve.inference.priority import HIGH
-from vlmodel.config import parse
+from vlmodel.config import parse_config
 
 log = logging.getLogger(__name__)
 
@@ -72,7 +72,7 @@ def app(args: Mapping[str, Any]) -> serve.Application:
     if unknown := sorted(set(args) - {"model_folder", "serve", *_MODEL_DEFAULTS}):
         known = ", ".join(("model_folder", *_MODEL_DEFAULTS, "serve"))
         raise ServeError(f"unknown argument {unknown[0]!r}; there are {known}")
-    config = parse(ServeConfig, args.get("serve", {}))
+    config = parse_config(ServeConfig, args.get("serve", {}))
     values = {key: str(args.get(key, default)) for key, default in _MODEL_DEFAULTS.items()}
     return build_champion_application(
         build_service_spec(config, describe_model_for_replicas(args["model_folder"], **values), None)

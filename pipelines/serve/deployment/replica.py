@@ -16,7 +16,7 @@ from ray import serve
 from pipelines.serve.config import ServeConfig
 from pipelines.serve.inference.priority import run_at_low_priority
 from pipelines.serve.ray_private import bind_grpc_to_loopback
-from vlmodel.config import dump, parse
+from vlmodel.config import dump_config, parse_config
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp
@@ -55,7 +55,7 @@ class Replica:
         fact_key_hashes: Sequence[str] = (),
     ) -> None:
         self._fact_key_hashes = tuple(fact_key_hashes)
-        self._config, self._key_hashes = parse(ServeConfig, config), tuple(key_hashes)
+        self._config, self._key_hashes = parse_config(ServeConfig, config), tuple(key_hashes)
         self._model: Mapping[str, str] = {}
         self._challenger = challenger
         self._router: ChallengerRouter | None = None
@@ -92,7 +92,9 @@ class Replica:
 
     def spec(self) -> ServiceSpec:
         """What this replica was deployed with, for an update that may have to be undone."""
-        return ServiceSpec(dump(self._config), self._key_hashes, self._model, self._challenger, self._fact_key_hashes)
+        return ServiceSpec(
+            dump_config(self._config), self._key_hashes, self._model, self._challenger, self._fact_key_hashes
+        )
 
     def check_health(self) -> None:
         self._service.check_health()

@@ -10,7 +10,7 @@ from pydantic import BaseModel, Field
 
 from pipelines.registry.own_examples import OwnExample
 from pipelines.serve.service import ModelInfo
-from vlmodel.operations.base import TaskRequest, TaskResponse, all_operations, with_examples
+from vlmodel.operations.base import TaskRequest, TaskResponse, all_operations, schema_with_examples
 
 _ERRORS = {
     400: "The body is not JSON, or not a form in UTF-8, or not in gzip.",
@@ -37,7 +37,7 @@ class ErrorDetail(BaseModel):
 class ErrorBody(BaseModel):
     """The body of every answer with a 4xx or 5xx status."""
 
-    model_config = with_examples(
+    model_config = schema_with_examples(
         {
             "error": {
                 "code": "undecodable_image",
@@ -107,12 +107,12 @@ def add_own_examples_to_openapi(
         requests = content["application/json"]["examples"]
         for request in requests.values():
             inputs = {input_name: one.data for input_name, one in own.inputs.items()}
-            request["value"] = operation.request_about(request["value"], inputs, texts)
+            request["value"] = operation.example_request(request["value"], inputs, texts)
         form = content["multipart/form-data"]
         files = {input_name: f"@{_file_name(input_name, one.media_type)}" for input_name, one in own.inputs.items()}
-        form["example"] = _as_form(operation.request_about(form["example"], files, texts))
+        form["example"] = _as_form(operation.example_request(form["example"], files, texts))
         answered = [(asked.text, asked.answer, asked.probability) for asked in own.texts]
-        if (response := operation.response_about(answered)) is not None:
+        if (response := operation.example_response(answered)) is not None:
             facts = {"model": {"name": model.name, "version": model.version}, "latency_ms": 21.4, "unknown_words": []}
             spec["components"]["schemas"][operation.response.__name__]["examples"] = [{**response, **facts}]
     return spec

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from pipelines.serve.config import ServeConfig
 from pipelines.serve.errors import ApiError
-from vlmodel.images.decoders.cpu import decoded_pixels
+from vlmodel.images.decoders.cpu import count_decoded_pixels
 from vlmodel.images.errors import ImageError
 from vlmodel.images.pillow import WEB_FORMATS
 from vlmodel.media.base import MediumError
@@ -115,7 +115,7 @@ class PixelBudget:
 def _decode_if_few_pixels(processor: VLProcessor, image: bytes, limit: int) -> NDArray[np.uint8] | _Error | int:
     """A small image, decoded; of a larger one, how many pixels decoding takes."""
     try:
-        pixels = decoded_pixels(image, processor.config.square, WEB_FORMATS)
+        pixels = count_decoded_pixels(image, processor.config.square_resizing, WEB_FORMATS)
         if pixels > limit:
             raise ImageError("too_large", f"{pixels} pixels; serve.max_image_pixels allows {limit}")
     except ImageError as error:

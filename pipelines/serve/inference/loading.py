@@ -61,7 +61,7 @@ def warm_up(
         example: Example = make_blank_example(predictor.processor)
         if task in requests:
             example = _decoded(predictor, requests[task])
-        for top_k, attention in operation.warm_up(predictor.processor.tasks[task]):
+        for top_k, attention in operation.warm_up_requests(predictor.processor.tasks[task]):
             for batch_size in {1, max_batch_size}:
                 operation.run(predictor, task, [BatchedRequest(example, top_k, attention)] * batch_size)
 

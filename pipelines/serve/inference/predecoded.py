@@ -33,9 +33,9 @@ class PredecodedProcessor(VLProcessor):
         with self._lock:
             return super().collate_tasks(decoded, examples)
 
-    def truncated(self, texts: Sequence[str]) -> list[bool]:
+    def are_texts_truncated(self, texts: Sequence[str]) -> list[bool]:
         with self._lock:
-            return super().truncated(texts)
+            return super().are_texts_truncated(texts)
 
     def decode_inputs(self, example: Example) -> Decoded:
         return example.decoded if isinstance(example, DecodedExample) else super().decode_inputs(example)

@@ -33,9 +33,9 @@ from pipelines.serve.inference.predecoded import DecodedExample
 from pipelines.serve.inference.priority import run_at_low_priority
 from pipelines.serve.service import AnswerStream, ModelInfo, ServiceMetrics, ServiceRequest, ServiceResult
 from vlmodel.encoder_parts import IMAGE
-from vlmodel.facts import LinkConfig
+from vlmodel.facts import FactLinkingConfig
 from vlmodel.inference import Predictor
-from vlmodel.operations.base import BatchedRequest, Operation, operations_of
+from vlmodel.operations.base import BatchedRequest, Operation, operations_of_tasks
 from vlmodel.processor import VLProcessor
 
 # A pass that runs for this many request time-outs hangs; Serve then replaces the replica.
@@ -116,7 +116,7 @@ class InferenceService:
         try:
             read = partial(loading.load_predictor, Path(folder), digest, device)
             predictor = await asyncio.to_thread(run_at_low_priority, read)
-            operations = operations_of(predictor.processor.tasks)
+            operations = operations_of_tasks(predictor.processor.tasks)
             if not operations:
                 tasks = ", ".join(task.kind for task in predictor.processor.tasks.values())
                 raise ValueError(f"none of its tasks ({tasks}) is one that can be served; serve a model with another")
@@ -144,9 +144,9 @@ class InferenceService:
             tasks=tuple(operations),
             labels=len(processor.labels),
             image_size=processor.config.image_size,
-            resize=processor.config.square.resize,
-            crop=processor.config.square.crop,
-            inputs=processor.reads,
+            resize=processor.config.square_resizing.resize,
+            crop=processor.config.square_resizing.crop,
+            inputs=processor.input_names,
             media=processor.media,
         )
         batchers = {name: self._make_batcher(predictor, *operation, version) for name, operation in operations.items()}
@@ -208,7 +208,7 @@ class InferenceService:
 
         return Batcher(run, self._config.max_batch_size, self._passes)
 
-    def _require_facts_version(self, model: str, link: LinkConfig) -> UpdatableFactStore:
+    def _require_facts_version(self, model: str, link: FactLinkingConfig) -> UpdatableFactStore:
         if self._facts is None:
             raise ServeError(f"{model} reads facts; name their store in knowledge.store, or in serve.knowledge.store")
         try:
@@ -241,8 +241,8 @@ class InferenceService:
         started = time.perf_counter()
         _check_encodable(texts)
         processor = loaded.predictor.processor
-        if unknown := sorted(set(inputs) - set(processor.reads)):
-            taken = ", ".join(processor.reads) or "texts alone"
+        if unknown := sorted(set(inputs) - set(processor.input_names)):
+            taken = ", ".join(processor.input_names) or "texts alone"
             message = f"the model takes no input {unknown[0][:80]!r}; it takes {taken}"
             raise ApiError(422, "unknown_input", message)
         decoded: dict[str, Mapping[str, Any]] = {}
@@ -266,7 +266,7 @@ class InferenceService:
 
         def generate() -> Any:
             try:
-                return operation.stream(loaded.predictor, task, item, streamer)
+                return operation.stream_result(loaded.predictor, task, item, streamer)
             finally:
                 # The loop below must end also if the pass fails.
                 streamer.end()
@@ -298,7 +298,7 @@ def _find_truncated_and_unknown_words(
     processor: VLProcessor, texts: Sequence[str]
 ) -> tuple[tuple[bool, ...], tuple[str, ...]]:
     """For each text whether it is truncated, and the unknown words of all."""
-    return tuple(processor.truncated(texts)), tuple(processor.unknown_words(texts))
+    return tuple(processor.are_texts_truncated(texts)), tuple(processor.unknown_words(texts))
 
 
 def _check_encodable(texts: Sequence[str]) -> None:

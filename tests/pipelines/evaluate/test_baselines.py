@@ -14,12 +14,12 @@ from pipelines.evaluate.baselines import FILE, Baselines, check_baselines_are_le
 from tests.pipelines.data.tar_maker import photo
 from tests.pipelines.evaluate.test_build_report import ASKED, CAPTIONED, COMPARED, MATCHED
 from vlmodel.metrics.answer_prior import AnswerPrior
-from vlmodel.sample import Question, Texts
+from vlmodel.sample import Question, SampleTexts
 
 TEXTS = [
-    Texts(("a dog runs", "a dog"), (Question("is it red?", "Yes."), Question("how many?", "two"))),
-    Texts(("a dog runs fast",), (Question("is it red?", "yes"), Question("is it big?", None))),
-    Texts((), (Question("is it red?", "yes"), Question("is it red?", "no"), Question("how many?", "2"))),
+    SampleTexts(("a dog runs", "a dog"), (Question("is it red?", "Yes."), Question("how many?", "two"))),
+    SampleTexts(("a dog runs fast",), (Question("is it red?", "yes"), Question("is it big?", None))),
+    SampleTexts((), (Question("is it red?", "yes"), Question("is it red?", "no"), Question("how many?", "2"))),
 ]
 QUESTIONS = ["is it red?", "how many?", "never asked"]
 
@@ -48,7 +48,7 @@ def test_only_what_a_task_needs_is_learned() -> None:
     assert Baselines.learn(TEXTS, {"find": COMPARED, "match": MATCHED}, "none") == Baselines()
     assert list(Baselines.learn(TEXTS, {"find": COMPARED, "tell": CAPTIONED}, "none").tasks) == ["tell"]
     with pytest.raises(DataError, match="no answered question"):
-        Baselines.learn([Texts(("a dog",))], {"": ASKED}, "none")
+        Baselines.learn([SampleTexts(("a dog",))], {"": ASKED}, "none")
 
 
 def test_they_are_learned_from_what_is_trained_on_where_the_data_to_judge_by_have_no_training_split(
@@ -66,6 +66,6 @@ def test_they_are_learned_from_what_is_trained_on_where_the_data_to_judge_by_hav
     ):
         check_baselines_are_learnable(judged, {"": ASKED})
     found = Baselines.learn_from_training_split(judged, [trained], {"": ASKED}, "none")
-    assert found.tasks == {"": AnswerPrior.learn([("is it red?", "Yes."), ("how many?", "two")]).to_tree()}
+    assert found.tasks == {"": AnswerPrior.learn([("is it red?", "Yes."), ("how many?", "two")]).to_dict()}
     assert found.trained_on == (trained.hash,)
     check_baselines_are_learnable(judged, {"": COMPARED})

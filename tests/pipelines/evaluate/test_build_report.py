@@ -15,7 +15,7 @@ from pipelines.evaluate.examples import choose_examples
 from pipelines.evaluate.predict import SCHEMA
 from pipelines.evaluate.report import TaskReport
 from vlmodel.metrics.answer_prior import AnswerPrior
-from vlmodel.sample import Question, Texts
+from vlmodel.sample import Question, SampleTexts
 from vlmodel.task import Task
 from vlmodel.tasks import caption, contrastive, matching, vqa
 
@@ -49,8 +49,8 @@ LEARNED = AnswerPrior.learn(
 
 
 TRAINING = [
-    Texts(("a dog runs", "a dog"), (Question("is it red?", "yes"), Question("how many?", "2"))),
-    Texts(("a dog runs fast",), (Question("is it red?", "yes"),)),
+    SampleTexts(("a dog runs", "a dog"), (Question("is it red?", "yes"), Question("how many?", "2"))),
+    SampleTexts(("a dog runs fast",), (Question("is it red?", "yes"),)),
 ]
 LEARNED_BY = {
     task.kind: Baselines.learn(TRAINING, {"": task}, "none") for task in (ASKED, CAPTIONED, MATCHED, COMPARED)
@@ -62,7 +62,7 @@ def report_of(rows: pa.Table, split: str, task: Task, *more: Any) -> TaskReport:
 
 
 def report_on_answers(rows: pa.Table, split: str, prior: AnswerPrior, *more: Any) -> TaskReport:
-    return build_report(rows, split, ASKED, Baselines({"": prior.to_tree()}), *more)
+    return build_report(rows, split, ASKED, Baselines({"": prior.to_dict()}), *more)
 
 
 def test_baselines_are_the_most_frequent_answers() -> None:
@@ -243,7 +243,7 @@ def test_captions_without_a_word_are_no_references() -> None:
     with pytest.raises(DataError, match="no image of split 'val' has a caption with a word"):
         report_of(table(rows[1]), "val", CAPTIONED)
     with pytest.raises(DataError, match="none of the 1 captions has a word; the training split needs at least one"):
-        Baselines.learn([Texts(("...",))], {"": CAPTIONED}, "none")
+        Baselines.learn([SampleTexts(("...",))], {"": CAPTIONED}, "none")
 
 
 def test_retrieval_ranks_both_ways() -> None:

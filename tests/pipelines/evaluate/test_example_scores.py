@@ -12,10 +12,10 @@ import pytest
 from pipelines.evaluate.baselines import Baselines
 from pipelines.evaluate.build_report import build_report, score_examples
 from tests.pipelines.evaluate.test_build_report import ASKED, CAPTIONED, COMPARED, MATCHED, answers, table
-from vlmodel.sample import Question, Texts
+from vlmodel.sample import Question, SampleTexts
 from vlmodel.task import Task
 
-TRAINING = [Texts(("a dog runs", "a cat sleeps"), (Question("is it red?", "yes"),))]
+TRAINING = [SampleTexts(("a dog runs", "a cat sleeps"), (Question("is it red?", "yes"),))]
 
 
 def captioned(*rows: tuple[str, str, list[str]]) -> pa.Table:
@@ -59,7 +59,7 @@ CASES: Sequence[tuple[Task, pa.Table]] = [
 )
 def test_the_mean_of_the_rows_is_the_metric_of_the_report(fields: Task, found: pa.Table) -> None:
     report = build_report(found, "val", fields, Baselines.learn(TRAINING, {"": fields}, "none"))
-    assert score_examples(found, fields).value == pytest.approx(report.value, abs=1e-12)
+    assert score_examples(found, fields).metric_value == pytest.approx(report.value, abs=1e-12)
     for comparison in report.comparisons:
         assert comparison.model == pytest.approx(report.value, abs=1e-12)
         assert comparison.baseline == pytest.approx(report.baselines[comparison.name][report.metric], abs=1e-12)

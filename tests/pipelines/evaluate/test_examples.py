@@ -20,7 +20,7 @@ from pipelines.evaluate.examples import choose_examples, inputs_of_sample, make_
 from tests.pipelines.evaluate.test_build_report import ASKED, COMPARED, table
 from vlmodel.inference import Prediction
 from vlmodel.processor import Example
-from vlmodel.sample import Question, Texts
+from vlmodel.sample import Question, SampleTexts
 
 COLOURS = {"train": (250, 0, 0), "val": (0, 0, 250), "test": (0, 250, 0)}
 
@@ -34,7 +34,9 @@ def index(tmp_path_factory: pytest.TempPathFactory, ray_local: None) -> Index:
         Image.new("RGB", (8, 8), colour).save(image, "PNG")
         with ShardWriter(tars, split, max_samples=5) as writer:
             for key in ("0", "1", *(["alone"] if split == "train" else [])):
-                writer.add(key, {"image": (image.getvalue(), "png")}, Texts((), (Question("what colour?", split),)))
+                writer.add(
+                    key, {"image": (image.getvalue(), "png")}, SampleTexts((), (Question("what colour?", split),))
+                )
     return build_index(str(tars), IndexConfig(validation_fraction=0.0))
 
 
@@ -98,7 +100,7 @@ def test_what_belongs_to_an_image_of_the_same_key_is_found_wrong() -> None:
     report = build_report(table(*rows), "all", COMPARED, Baselines())
     assert report.samples == 2
     assert report.metrics["text_to_image_recall_at_1"] == 0.5
-    assert score_examples(table(*rows), COMPARED).value == pytest.approx(report.value)
+    assert score_examples(table(*rows), COMPARED).metric_value == pytest.approx(report.value)
     assert {chosen.split: chosen.answer.right for chosen in choose_examples(table(*rows), COMPARED, 4)} == {
         "train": True,
         "val": True,

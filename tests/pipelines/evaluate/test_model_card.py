@@ -6,7 +6,7 @@ from typing import Any
 from pipelines.evaluate.model_card import model_card
 from pipelines.evaluate.report import TaskReport
 from pipelines.evaluate.verdict import BaselineComparison
-from vlmodel.config import parse_part
+from vlmodel.config import parse_part_config
 
 QUESTION_ONLY = BaselineComparison("question_only", "the question alone", 0.9, 0.5, 0.3, 0.5, "better", 40)
 REPORT = TaskReport(
@@ -17,7 +17,7 @@ REPORT = TaskReport(
 
 
 def card(kind: str, labels: list[str]) -> str:
-    processor: Any = SimpleNamespace(tasks={"": parse_part("vlmodel.tasks", {"kind": kind})}, labels=labels)
+    processor: Any = SimpleNamespace(tasks={"": parse_part_config("vlmodel.tasks", {"kind": kind})}, labels=labels)
     index: Any = SimpleNamespace(counts=lambda: {"train": 96, "val": 20, "test": 0}, hash="0123456789abcdef")
     return model_card("pets", {"": REPORT}, processor, index, 120)
 

@@ -17,7 +17,7 @@ from pipelines.data.stream.feature_cache import FeatureCache, FeatureTable, shor
 from pipelines.data.tars.shards import ShardWriter
 from pipelines.evaluate.neighbours import captions_of_neighbours
 from pipelines.storage.folder import Folder
-from vlmodel.sample import Texts
+from vlmodel.sample import SampleTexts
 
 LAYOUT = [(1, 1, 3), (1, 2, 3)]
 """A pooled vector of three numbers and two cells: nine numbers a row."""
@@ -37,7 +37,7 @@ def index(tmp_path_factory: pytest.TempPathFactory) -> Index:
     for split, colours in (("train", TRAIN), ("val", {**VAL, "red-again": TRAIN["red"]})):
         with ShardWriter(str(folder), split, 64) as shards:
             for key, colour in colours.items():
-                shards.add(key, {"image": (picture(colour), "png")}, Texts((f"a {key} one", f"{key} it is")))
+                shards.add(key, {"image": (picture(colour), "png")}, SampleTexts((f"a {key} one", f"{key} it is")))
     return build_index(str(folder), IndexConfig(validation_fraction=0.0))
 
 

@@ -25,7 +25,7 @@ from pipelines.evaluate.predict import (
 )
 from tests.pipelines.evaluate.test_build_report import table
 from vlmodel.processor import ProcessorConfig, VLProcessor
-from vlmodel.sample import Question, Texts
+from vlmodel.sample import Question, SampleTexts
 
 
 class _Colours:
@@ -68,7 +68,7 @@ def test_a_share_of_a_gpu_can_be_asked_for(tmp_path: Path, ray_local: None) -> N
     image = io.BytesIO()
     Image.new("RGB", (16, 16), "red").save(image, "PNG")
     with ShardWriter(tmp_path, "test", max_samples=5) as writer:
-        writer.add("000", {"image": (image.getvalue(), "png")}, Texts((), (Question("what is it?", "red"),)))
+        writer.add("000", {"image": (image.getvalue(), "png")}, SampleTexts((), (Question("what is it?", "red"),)))
     index = build_index(str(tmp_path), IndexConfig(validation_fraction=0.0))
     model = tmp_path / "model"
     VLProcessor(ProcessorConfig(image_size=16), train_tokenizer(["what is it ?"], 64), ["red"]).save_pretrained(model)

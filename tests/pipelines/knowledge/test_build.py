@@ -18,8 +18,8 @@ from pipelines.knowledge.linking import FactLinker, QueryVectorCache
 from pipelines.knowledge.store import FactStore
 from tests.pipelines.knowledge.conftest import WordEncoder, vectors_of
 from tests.real_weights import minilm
-from vlmodel.config import parse
-from vlmodel.facts import LinkConfig
+from vlmodel.config import parse_config
+from vlmodel.facts import FactLinkingConfig
 
 
 @pytest.fixture
@@ -29,7 +29,7 @@ def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> KnowledgeConfig:
     monkeypatch.setattr(building, "open_encoder", lambda folder: WordEncoder())
     # Ray Data is tested with the real encoder below.
     monkeypatch.setattr(building, "_encode_facts_in_batches", _in_process)
-    return parse(
+    return parse_config(
         KnowledgeConfig,
         {
             "store": str(tmp_path / "store"),
@@ -107,5 +107,5 @@ def test_the_job_encodes_on_ray(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert knowledge.main(arguments) == 0
     assert "2 facts written" in capsys.readouterr().out
     linker = FactLinker(snapshot.read(FactStore(store)), QueryVectorCache(SentenceEncoder(str(minilm()))))
-    ((best, *_),) = linker.find(["What colour is the sky?"], LinkConfig(by="dense")).by_text
+    ((best, *_),) = linker.find_facts(["What colour is the sky?"], FactLinkingConfig(by="dense")).by_text
     assert best.fact.tail == "blue"

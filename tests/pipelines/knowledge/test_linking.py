@@ -12,7 +12,7 @@ from pipelines.knowledge.names import find_mentions, normalize_entity_name
 from pipelines.knowledge.search import ApproximateVectorSearch, ExactVectorSearch
 from pipelines.knowledge.store import FactStore
 from tests.pipelines.knowledge.conftest import WordEncoder, put
-from vlmodel.facts import LinkConfig
+from vlmodel.facts import FactLinkingConfig
 
 TRIPLES = (
     ("ice cream", "Is", "cold"),
@@ -30,7 +30,7 @@ def linker(store: FactStore) -> FactLinker:
 
 
 def tails(linker: FactLinker, text: str, **settings: object) -> list[str]:
-    (found,) = linker.find([text], LinkConfig(**settings)).by_text
+    (found,) = linker.find_facts([text], FactLinkingConfig(**settings)).by_text
     return [linked.fact.tail for linked in found]
 
 
@@ -61,7 +61,7 @@ def test_the_least_similarity_holds_for_what_is_not_named(linker: FactLinker) ->
 
 def test_a_mention_is_a_place_in_the_text(linker: FactLinker) -> None:
     text = "Are Strawberries red?"
-    (found,) = linker.find([text], LinkConfig(by="names")).by_text
+    (found,) = linker.find_facts([text], FactLinkingConfig(by="names")).by_text
     start, stop = found[0].mention or (0, 0)
     assert text[start:stop] == "Strawberries"
     assert all(0 <= linked.weight <= 1 for linked in found)
@@ -69,9 +69,9 @@ def test_a_mention_is_a_place_in_the_text(linker: FactLinker) -> None:
 
 def test_texts_do_not_change_each_others_facts(linker: FactLinker) -> None:
     texts = ["Is ice cream cold?", "cold", "Is a strawberry red?"]
-    together = linker.find(texts, LinkConfig()).by_text
-    assert [linker.find([text], LinkConfig()).by_text[0] for text in texts] == together
-    assert linker.find([], LinkConfig()).by_text == []
+    together = linker.find_facts(texts, FactLinkingConfig()).by_text
+    assert [linker.find_facts([text], FactLinkingConfig()).by_text[0] for text in texts] == together
+    assert linker.find_facts([], FactLinkingConfig()).by_text == []
 
 
 def test_vectors_that_are_not_there_are_asked_for(store: FactStore) -> None:
@@ -79,7 +79,7 @@ def test_vectors_that_are_not_there_are_asked_for(store: FactStore) -> None:
     linker = FactLinker(snapshot.read(store), None)
     assert tails(linker, "ice", by="names") == ["slippery"]
     with pytest.raises(KnowledgeError, match=r"link\.by"):
-        linker.find(["ice"], LinkConfig(by="both"))
+        linker.find_facts(["ice"], FactLinkingConfig(by="both"))
 
 
 def test_an_empty_store_finds_nothing(store: FactStore) -> None:

@@ -19,7 +19,7 @@ from pipelines.registry.registry import Registry
 from pipelines.registry.version_score import VersionScore
 from pipelines.tracking.address import TrackingConfig
 from pipelines.tracking.tracker import Tracker
-from vlmodel.config import parse
+from vlmodel.config import parse_config
 from vlmodel.model import VLModel
 from vlmodel.model_config import ModelConfig
 from vlmodel.processor import Example, ProcessorConfig, VLProcessor
@@ -56,7 +56,7 @@ def save_model(folder: Path, seed: int, tower: Path | None = None) -> Path:
     processor = VLProcessor(ProcessorConfig(image_size=32, max_tokens=8), fast, ["yes", "no", "red", "blue"])
     torch.manual_seed(seed)
     vision = {"vision": {"grid": 2, "projection": 16, "weights": str(tower), "frozen": True}} if tower else {}
-    model = VLModel.from_tree(parse(ModelConfig, TREE | vision), processor)
+    model = VLModel.create_from_config(parse_config(ModelConfig, TREE | vision), processor)
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
     return folder

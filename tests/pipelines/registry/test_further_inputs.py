@@ -26,7 +26,7 @@ def predictor(
 ) -> Predictor:
     parts = {"task": {"kind": "classify"}, "vision": {"kind": "none"}, "inputs": {"imu": IMU, **tiny_input("audio")}}
     tree = tiny_tree(**parts)
-    return Predictor(make_model(**parts), for_tasks(processor, tree.task.tasks(), tree))
+    return Predictor(make_model(**parts), for_tasks(processor, tree.task.tasks_by_name(), tree))
 
 
 @pytest.fixture

@@ -22,7 +22,7 @@ from pipelines.storage import manifest
 from pipelines.storage.folder import Folder
 from pipelines.tracking.address import TrackingConfig
 from tests.pipelines.registry.conftest import FAST, save_model
-from vlmodel.bases import BaseWeightsError, recorded_bases
+from vlmodel.bases import BaseWeightsError, read_base_weights_list
 from vlmodel.inference import Predictor
 from vlmodel.processor import Example
 
@@ -45,7 +45,7 @@ def checkpoint(tower: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def base_name(checkpoint: Path) -> str:
-    return recorded_bases(checkpoint)["vision"].name
+    return read_base_weights_list(checkpoint)["vision"].name
 
 
 def distinct_bytes(folder: Path) -> int:
@@ -159,7 +159,7 @@ def test_the_bases_of_a_remote_storage_are_downloaded_once(
     )
     version = remote.log_model(run_id, checkpoint, example, score)
     [stored] = Folder(place).child("_bases").files()
-    assert (stored.name, stored.size) == (base_name, recorded_bases(checkpoint)["vision"].bytes)
+    assert (stored.name, stored.size) == (base_name, read_base_weights_list(checkpoint)["vision"].bytes)
     local = remote.download(version)
     assert answers(local.folder, example) == answers(checkpoint, example)
     remote.verify_stored(version)

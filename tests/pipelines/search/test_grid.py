@@ -9,7 +9,7 @@ import pytest
 
 from pipelines.search.grid import check_grid, combination_name, first_valid_cells, grid_cells, override_settings
 from pipelines.workflows.config import JobConfig
-from vlmodel.config import ConfigError, load
+from vlmodel.config import ConfigError, load_config
 
 FILE = """
 name = "base"
@@ -25,7 +25,7 @@ epochs = 2
 def base(tmp_path: Path) -> JobConfig:
     file = tmp_path / "base.toml"
     file.write_text(FILE)
-    return load(JobConfig, file)
+    return load_config(JobConfig, file)
 
 
 def test_every_combination_is_a_cell_that_differs_in_nothing_else(base: JobConfig) -> None:
@@ -131,11 +131,11 @@ def test_names_are_readable_safe_and_distinct() -> None:
 )
 def test_wrong_settings_are_refused(override: str, says: str) -> None:
     with pytest.raises(ConfigError, match=says):
-        load(JobConfig, None, [override])
+        load_config(JobConfig, None, [override])
 
 
 def test_the_searches_that_are_here_can_be_run() -> None:
-    config = load(JobConfig, Path(__file__).parents[3] / "jobs" / "configs" / "easy_vqa.toml")
+    config = load_config(JobConfig, Path(__file__).parents[3] / "jobs" / "configs" / "easy_vqa.toml")
     assert len([cell.config for cell in grid_cells(config, config.ablate.grid, "ablate.grid")]) == 12
     assert config.tune.space
     check_grid(config, {key: v for key, d in config.tune.space.items() for v in d.values()}, "tune.space")

@@ -22,7 +22,7 @@ from pipelines.serve.service import (
 )
 from vlmodel.inference import Prediction
 from vlmodel.operations.embed import Embeddings
-from vlmodel.operations.match import Matches
+from vlmodel.operations.match import MatchResult
 
 LABELS = ["blue", "circle", "green", "no", "red", "square", "yes"]
 
@@ -55,7 +55,7 @@ def save_model(folder: Path, decoder: dict[str, Any]) -> Path:
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
-    from vlmodel.config import parse
+    from vlmodel.config import parse_config
     from vlmodel.model import VLModel
     from vlmodel.model_config import ModelConfig
     from vlmodel.processor import ProcessorConfig, VLProcessor
@@ -72,12 +72,12 @@ def save_model(folder: Path, decoder: dict[str, Any]) -> Path:
         "fusion": {"width": 16, "rounds": 1, "heads": 2, "expansion": 2},
         "task": decoder,
     }
-    tree = parse(ModelConfig, parts)
+    tree = parse_config(ModelConfig, parts)
     processor = VLProcessor(
-        ProcessorConfig(image_size=32, max_tokens=12, max_target_tokens=8), tokenizer, LABELS, tree.task.tasks()
+        ProcessorConfig(image_size=32, max_tokens=12, max_target_tokens=8), tokenizer, LABELS, tree.task.tasks_by_name()
     )
     torch.manual_seed(0)
-    VLModel.from_tree(tree, processor).save_pretrained(folder)
+    VLModel.create_from_config(tree, processor).save_pretrained(folder)
     processor.save_pretrained(folder)
     return folder
 
@@ -114,7 +114,7 @@ class FakeService:
             return await self.caption(request.inputs.get("image"), request.top_k, request.attention)
         self.seen.append((request.inputs.get("image"), request.texts))
         if request.task == "match":
-            return self.answered(Matches("matching", [1.0000001] * len(request.texts)))
+            return self.answered(MatchResult("matching", [1.0000001] * len(request.texts)))
         unit = np.array([0.6, 0.8], np.float32)
         text_ND = np.array([unit] * len(request.texts)).reshape(-1, 2)
         return self.answered(Embeddings(None if not request.inputs else unit, text_ND))

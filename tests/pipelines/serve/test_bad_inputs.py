@@ -75,7 +75,7 @@ def http(
     parts = {"task": {"kind": "classify"}, "vision": {"kind": "none"}, "inputs": inputs}
     tree = tiny_tree(**parts)
     make_model(**parts).save_pretrained(tmp_path)
-    for_tasks(processor, tree.task.tasks(), tree).save_pretrained(tmp_path)
+    for_tasks(processor, tree.task.tasks_by_name(), tree).save_pretrained(tmp_path)
     config = ServeConfig(max_body_bytes=200_000)
     service = InferenceService(config)
     runner.run(service.load(tmp_path, "tiny", "1"))

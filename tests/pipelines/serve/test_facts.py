@@ -19,7 +19,7 @@ from pipelines.serve.facts import UpdatableFactStore
 from pipelines.serve.http.app import create_app
 from pipelines.serve.inference.service import InferenceService
 from tests.pipelines.serve.conftest import LABELS, picture
-from vlmodel.config import parse
+from vlmodel.config import parse_config
 from vlmodel.model import VLModel
 from vlmodel.model_config import ModelConfig
 from vlmodel.processor import ProcessorConfig, VLProcessor
@@ -51,7 +51,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
         tokenizer_object=plain, pad_token="[PAD]", unk_token="[UNK]", cls_token="[CLS]", sep_token="[SEP]"
     )
     folder = tmp_path_factory.mktemp("model")
-    tree = parse(
+    tree = parse_config(
         ModelConfig,
         {
             "vision": {"name": "resnet18", "stages": 2},
@@ -61,11 +61,11 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
         },
     )
     processor = VLProcessor(
-        ProcessorConfig(image_size=32, max_tokens=12), tokenizer, LABELS, tree.task.tasks(),
+        ProcessorConfig(image_size=32, max_tokens=12), tokenizer, LABELS, tree.task.tasks_by_name(),
         knowledge=tree.knowledge,
     )  # fmt: skip
     torch.manual_seed(0)
-    VLModel.from_tree(tree, processor).save_pretrained(folder)
+    VLModel.create_from_config(tree, processor).save_pretrained(folder)
     processor.save_pretrained(folder)
     return folder
 

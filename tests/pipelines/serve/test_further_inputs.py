@@ -33,8 +33,8 @@ QUESTION = "what color is the shape?"
 def folder(processor: VLProcessor, tmp_path_factory: pytest.TempPathFactory) -> Path:  # noqa: F811
     torch.manual_seed(0)
     tree = tiny_tree(inputs={"imu": IMU})
-    made, folder = for_tasks(processor, tree.task.tasks(), tree), tmp_path_factory.mktemp("model")
-    model = VLModel.from_tree(tree, made)
+    made, folder = for_tasks(processor, tree.task.tasks_by_name(), tree), tmp_path_factory.mktemp("model")
+    model = VLModel.create_from_config(tree, made)
     model.save_pretrained(folder)
     made.save_pretrained(folder)
     return folder

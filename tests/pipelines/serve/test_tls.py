@@ -20,7 +20,7 @@ from pipelines.serve.tls import TLSConfig, check_tls_files, ssl_context_for_own_
 from tests.pipelines.serve.conftest import FakeService
 from tests.pipelines.serve.http_client import IMAGE, error_code, http
 from tests.pipelines.serve.server import self_signed, served
-from vlmodel.config import ConfigError, load
+from vlmodel.config import ConfigError, load_config
 
 
 def missing(good: TLSConfig, folder: Path) -> TLSConfig:
@@ -94,7 +94,7 @@ def test_without_a_certificate_there_is_nothing_to_check_or_to_trust() -> None:
     assert ssl_context_for_own_certificate(TLSConfig()) is None
     for half in ("certificate", "key"):
         with pytest.raises(ConfigError, match="certificate and key belong together"):
-            load(ServeConfig, overrides=[f"tls.{half}=x.pem"])
+            load_config(ServeConfig, overrides=[f"tls.{half}=x.pem"])
 
 
 def test_this_machine_trusts_the_certificate_itself_and_others_trust_names(

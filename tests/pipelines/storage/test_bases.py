@@ -105,9 +105,9 @@ def test_what_is_missing_or_another_is_refused(
 def test_the_bases_of_a_model_are_published(storage: Folder, tmp_path: Path) -> None:
     from vlmodel import bases as in_folders
 
-    in_folders.record_bases(in_folders.store_bases(Tower(0), tmp_path / "_bases"), tmp_path)
+    in_folders.write_base_weights_list(in_folders.store_base_weights(Tower(0), tmp_path / "_bases"), tmp_path)
     bases.copy_bases_to_storage(tmp_path, storage)
-    bases.check_bases(in_folders.recorded_bases(tmp_path), storage)
+    bases.check_bases(in_folders.read_base_weights_list(tmp_path), storage)
     (tmp_path / "_bases" / only_name(storage)).write_bytes(b"other")
     with pytest.raises(BaseWeightsError, match="altered or cut off"):
         bases.copy_bases_to_storage(tmp_path, storage)

@@ -29,7 +29,7 @@ from pipelines.tracking.metric_queue import MetricQueue
 from pipelines.tracking.store import connect_to_store, wait_reachable
 from pipelines.tracking.tracker import NullTracker, Tracker
 from pipelines.tracking.unsent_metrics import UnsentMetrics
-from vlmodel.config import ConfigError, parse
+from vlmodel.config import ConfigError, parse_config
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 
@@ -203,7 +203,7 @@ def test_page_command_hides_passwords(
 
 def test_credentials_in_the_address_are_refused_or_hidden(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"http://\*\*\*@host.*MLFLOW_TRACKING_URI"):
-        parse(TrackingConfig, {"uri": "http://me:hunter2@host"})
+        parse_config(TrackingConfig, {"uri": "http://me:hunter2@host"})
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://me:hunter2@127.0.0.1:1/")
     with pytest.raises(TrackingError) as failed:
         Tracker.open(TrackingConfig(), str(tmp_path), "a")

@@ -10,7 +10,7 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from vlmodel.config import load
+from vlmodel.config import load_config
 from vlmodel.model import VLModel
 from vlmodel.model_config import ModelConfig
 from vlmodel.processor import ProcessorConfig, VLProcessor
@@ -34,7 +34,7 @@ def tiny_processor() -> VLProcessor:
 def tiny_model(tiny_processor: VLProcessor) -> Callable[[], VLModel]:
     def make() -> VLModel:
         torch.manual_seed(0)
-        return VLModel.from_tree(load(ModelConfig, None, TINY), tiny_processor)
+        return VLModel.create_from_config(load_config(ModelConfig, None, TINY), tiny_processor)
 
     return make
 

@@ -21,7 +21,7 @@ from pipelines.train.optim import OptimizerConfig
 from pipelines.train.step import StepConfig, TrainStep
 from tests.pipelines.train.conftest import TINY, images_and_texts
 from vlmodel.bases import BaseWeightsError
-from vlmodel.config import load
+from vlmodel.config import load_config
 from vlmodel.inference import Predictor
 from vlmodel.model import VLModel
 from vlmodel.model_config import ModelConfig
@@ -157,7 +157,7 @@ FROZEN = [*TINY, "vision.stages=4", "vision.frozen=true", "language.frozen_layer
 
 def new_trainer(processor: VLProcessor, seed: int) -> TrainStep:
     torch.manual_seed(seed)
-    model = VLModel.from_tree(load(ModelConfig, None, FROZEN), processor)
+    model = VLModel.create_from_config(load_config(ModelConfig, None, FROZEN), processor)
     return TrainStep(model, OptimizerConfig(), StepConfig(ema=0.5), steps=10, seed=0)
 
 

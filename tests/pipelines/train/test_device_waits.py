@@ -22,7 +22,7 @@ from pipelines.train.prefetcher import arrays_to_tensors
 from pipelines.train.step import StepConfig, TrainStep
 from tests.vlmodel.tiny import as_rows, for_tasks, tiny_tree
 from vlmodel import lengths
-from vlmodel.config import part_kinds
+from vlmodel.config import list_part_kinds
 from vlmodel.model import VLModel
 from vlmodel.processor import Example, ProcessorConfig, VLProcessor
 
@@ -36,7 +36,7 @@ BY_INDEX = {aten.index, aten.index_put, aten.index_put_, aten._index_put_impl_}
 
 SMALL = {"width": 16, "depth": 1, "heads": 2, "dropout": 0.0}
 DECODERS: dict[str, dict[str, Any]] = {
-    **{kind: {"kind": kind} for kind in part_kinds("vlmodel.tasks") if kind != "multitask"},
+    **{kind: {"kind": kind} for kind in list_part_kinds("vlmodel.tasks") if kind != "multitask"},
     "multitask": {
         "kind": "multitask",
         "heads": {
@@ -127,7 +127,7 @@ def test_a_step_waits_for_nothing(
     tree = tiny_tree(
         task={"head": SMALL, **DECODERS[decoder]} if decoder in ("answer", "caption") else DECODERS[decoder]
     )
-    model = VLModel.from_tree(tree, for_tasks(writing_processor, tree.task.tasks())).to(place)
+    model = VLModel.create_from_config(tree, for_tasks(writing_processor, tree.task.tasks_by_name())).to(place)
     step = TrainStep(model, OptimizerConfig(), StepConfig(ema=ema), steps=10, seed=0)
     batch = batch_on(place, writing_processor, model)
     assert all(len(groups) == 2 for name, groups in batch.items() if name.endswith("G3"))

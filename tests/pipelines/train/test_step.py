@@ -19,7 +19,7 @@ from pipelines.train.optim import OptimizerConfig, build_optimizer, learning_rat
 from pipelines.train.step import NonFiniteLossError, StepConfig, TrainStep
 from tests.pipelines.train.conftest import TINY, images_and_texts
 from vlmodel import bases
-from vlmodel.config import load
+from vlmodel.config import load_config
 from vlmodel.model import VLModel
 from vlmodel.model_config import ModelConfig
 from vlmodel.processor import VLProcessor
@@ -104,16 +104,16 @@ def test_a_batch_of_which_nothing_counts_is_no_failure(tiny_model: Callable[[], 
 
 
 def test_steps_on_kept_features_are_those_on_images(tiny_processor: VLProcessor) -> None:
-    tree = load(ModelConfig, None, [*TINY, "vision.frozen=true"])
+    tree = load_config(ModelConfig, None, [*TINY, "vision.frozen=true"])
     trainers = []
     for _ in range(2):
         torch.manual_seed(0)
-        trainers.append(step_of(VLModel.from_tree(tree, tiny_processor)))
+        trainers.append(step_of(VLModel.create_from_config(tree, tiny_processor)))
     seeing, remembering = trainers
     for step in range(4):
         batch = images_and_texts(4, TEXTS, seed=step)
         kept = {name: value for name, value in batch.items() if name != "image.pixels_BHWC"}
-        kept["image.features_BF"] = remembering.model.vision.features(batch["image.pixels_BHWC"])
+        kept["image.features_BF"] = remembering.model.vision.compute_features(batch["image.pixels_BHWC"])
         found = [t(step, [b], 1) for t, b in ((seeing, batch), (remembering, kept))]
         # Not weights: Adam makes a whole update of a gradient that is zero but for rounding, as that of a key's bias.
         torch.testing.assert_close(found[0].totals, found[1].totals, rtol=1e-5, atol=0)
@@ -125,11 +125,11 @@ FROZEN = [*TINY, "vision.frozen=true", "language.frozen_layers=1"]
 
 @pytest.mark.parametrize("ema", [0.0, 0.9])
 def test_what_is_frozen_is_neither_averaged_nor_in_the_state(tiny_processor: VLProcessor, ema: float) -> None:
-    trainer = step_of(VLModel.from_tree(load(ModelConfig, None, FROZEN), tiny_processor), ema=ema)
+    trainer = step_of(VLModel.create_from_config(load_config(ModelConfig, None, FROZEN), tiny_processor), ema=ema)
     before = {name: value.clone() for name, value in trainer.model.state_dict().items()}
     for number in range(3):
         trainer(number, [images_and_texts(4, TEXTS, seed=number)], 1)
-    frozen = bases.frozen_names(trainer.model)
+    frozen = bases.frozen_tensor_names(trainer.model)
     assert {name.split(".")[0] for name in frozen} == {"vision", "language"}
     now, evaluated = trainer.model.state_dict(), trainer.evaluated_model.state_dict()
     for name in frozen:
@@ -141,7 +141,7 @@ def test_what_is_frozen_is_neither_averaged_nor_in_the_state(tiny_processor: VLP
     assert state["model"].keys() == now.keys() - frozen
     assert not ema or state["average"]["weights"].keys() == now.keys() - frozen
     with pytest.raises(ValueError, match="of a model with other trained weights"):
-        step_of(VLModel.from_tree(load(ModelConfig, None, TINY), tiny_processor)).load_state(state)
+        step_of(VLModel.create_from_config(load_config(ModelConfig, None, TINY), tiny_processor)).load_state(state)
 
 
 def without_images(batch: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -310,7 +310,9 @@ def test_layers_near_the_input_learn_more_slowly(
 ) -> None:
     new: Any = tiny_model()
     new.language.encoder.save_pretrained(tmp_path)
-    model: Any = VLModel.from_tree(load(ModelConfig, None, [*TINY, f"language.pretrained={tmp_path}"]), tiny_processor)
+    model: Any = VLModel.create_from_config(
+        load_config(ModelConfig, None, [*TINY, f"language.pretrained={tmp_path}"]), tiny_processor
+    )
     optimizer = build_optimizer(model, OptimizerConfig(backbone_lr=0.1, head_lr=0.2, layer_decay=0.5))
     rates = {id(p): group["peak_lr"] for group in optimizer.param_groups for p in group["params"]}
     encoder = model.language.encoder

@@ -12,7 +12,7 @@ from pipelines.storage.folder import Folder
 from pipelines.train import warm_start
 from pipelines.train.worker import create_initial_model
 from tests.pipelines.train.conftest import TINY
-from vlmodel.config import ConfigError, load
+from vlmodel.config import ConfigError, load_config
 from vlmodel.model import VLModel
 from vlmodel.model_config import ModelConfig
 from vlmodel.processor import ProcessorConfig, VLProcessor
@@ -37,7 +37,7 @@ def test_the_weights_are_those_of_the_model(saved: Path, tmp_path: Path, tiny_pr
     assert warm_start.find_initial_model(run) == ""
     init = warm_start.store_initial_model(saved, run)
     assert warm_start.find_initial_model(run) == init
-    config = load(ModelConfig, None, TINY)
+    config = load_config(ModelConfig, None, TINY)
     expected = VLModel.from_pretrained(str(saved)).state_dict()
     made = create_initial_model(config, tiny_processor, 3, init)
     assert all(torch.equal(expected[name], tensor) for name, tensor in made.state_dict().items())
@@ -60,7 +60,7 @@ def test_a_copy_that_was_cut_off_is_made_again(saved: Path, tmp_path: Path) -> N
 
 def test_a_copy_that_was_altered_is_refused(saved: Path, tmp_path: Path, tiny_processor: VLProcessor) -> None:
     init = warm_start.store_initial_model(saved, f"memory://{tmp_path.name}/run")
-    config = load(ModelConfig, None, TINY)
+    config = load_config(ModelConfig, None, TINY)
     create_initial_model(config, tiny_processor, 3, init)
     Folder(init).write("model.safetensors", b"other")
     with pytest.raises(WeightsError, match=r"init/model\.safetensors was altered .*delete memory://"):
@@ -68,7 +68,7 @@ def test_a_copy_that_was_altered_is_refused(saved: Path, tmp_path: Path, tiny_pr
 
 
 def test_the_same_settings_are_accepted(saved: Path, tiny_processor: VLProcessor) -> None:
-    config = load(ModelConfig, None, TINY)
+    config = load_config(ModelConfig, None, TINY)
     processor = warm_start.load_matching_processor(saved, config, tiny_processor.config)
     assert processor.labels == tiny_processor.labels
 
@@ -87,7 +87,7 @@ def test_other_settings_are_refused_by_name(
     saved: Path, tiny_processor: VLProcessor, model: list[str], processor: dict[str, int], says: str
 ) -> None:
     find_initial_model = [s for s in TINY if not (model and s.startswith("fusion.") and "kind" in model[0])]
-    config = load(ModelConfig, None, [*find_initial_model, *model])
+    config = load_config(ModelConfig, None, [*find_initial_model, *model])
     settings = ProcessorConfig(**{"image_size": 32, "max_tokens": 8, **processor})
     with pytest.raises(ConfigError, match=r"train\.init names a model of other settings") as refused:
         warm_start.load_matching_processor(saved, config, settings)
@@ -95,6 +95,6 @@ def test_other_settings_are_refused_by_name(
 
 
 def test_another_task_is_refused(saved: Path, tiny_processor: VLProcessor) -> None:
-    config = load(ModelConfig, None, [*TINY, "task.kind=matching"])
+    config = load_config(ModelConfig, None, [*TINY, "task.kind=matching"])
     with pytest.raises(ConfigError, match=r"model\.task\.kind: vqa there, matching here"):
         warm_start.load_matching_processor(saved, config, tiny_processor.config)

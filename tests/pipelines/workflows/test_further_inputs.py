@@ -10,7 +10,7 @@ import pytest
 from pipelines.errors import DataError
 from pipelines.workflows.config import JobConfig
 from pipelines.workflows.training_data import check_inputs
-from vlmodel.config import parse
+from vlmodel.config import parse_config
 
 
 def _index(tars: str, **inputs: str) -> Any:
@@ -20,7 +20,7 @@ def _index(tars: str, **inputs: str) -> Any:
 @pytest.fixture
 def work() -> Any:
     tree = {"model": {"inputs": {"imu": {"kind": "series", "channels": 3}}}}
-    return SimpleNamespace(config=parse(JobConfig, tree))
+    return SimpleNamespace(config=parse_config(JobConfig, tree))
 
 
 def test_an_input_that_no_index_has(work: Any) -> None:

@@ -22,9 +22,9 @@ from pipelines.workflows.own_examples import SAMPLES, TEXTS, choose
 from tests.pipelines.evaluate.test_build_report import LEARNED, answers, report_on_answers
 from tests.pipelines.registry.conftest import save_model
 from vlmodel.inference import Predictor
-from vlmodel.operations.base import operations_of
+from vlmodel.operations.base import operations_of_tasks
 from vlmodel.processor import Example
-from vlmodel.sample import Question, Texts
+from vlmodel.sample import Question, SampleTexts
 
 QUESTIONS = [f"what {word}?" for word in ("is the shape", "colour is the shape", "is", "shape is", "colour")]
 GPS = 0x8825
@@ -51,7 +51,7 @@ def index(tmp_path_factory: pytest.TempPathFactory, ray_local: None) -> Index:
     folder = tmp_path_factory.mktemp("shown")
     with ShardWriter(folder, "val") as writer:
         for number in range(6):
-            texts = Texts((), tuple(Question(text, "yes") for text in QUESTIONS))
+            texts = SampleTexts((), tuple(Question(text, "yes") for text in QUESTIONS))
             writer.add(f"k{number}", {"image": (photo(number), "jpg")}, texts)
     return build_index(str(folder), IndexConfig())
 
@@ -112,7 +112,7 @@ def test_what_is_left_out_is_told_with_its_reason(
 def test_they_are_stored_and_named_by_what_answers_them(checkpoint: Path, index: Index, tmp_path: Path) -> None:
     found = choose(checkpoint, [assessed(checkpoint, range(6))], index)
     own_examples.write(found, tmp_path)
-    operations = operations_of(Predictor.from_pretrained(checkpoint).processor.tasks)
+    operations = operations_of_tasks(Predictor.from_pretrained(checkpoint).processor.tasks)
     offered = read_examples(str(tmp_path / "golden.json"), operations)
     assert [one.task for one in offered] == ["vqa"] * len(found)
     assert [one.inputs for one in offered] == [one.inputs for one in found]

@@ -36,9 +36,9 @@ from pipelines.workflows.fit import fit as fit_model
 from pipelines.workflows.workspace import Workspace
 from tests.jobs.conftest import ROOT, SMALL
 from tests.pipelines.data.tar_maker import write_tar
-from vlmodel.config import ConfigError, load
+from vlmodel.config import ConfigError, load_config
 from vlmodel.processor import VLProcessor
-from vlmodel.sample import Question, Texts
+from vlmodel.sample import Question, SampleTexts
 
 COLOURS = {"red": (210, 40, 40), "green": (40, 180, 60), "blue": (50, 70, 220)}
 TASKS = [
@@ -56,8 +56,8 @@ def write(folder: Path, kind: str, counts: dict[str, int]) -> None:
                 name = list(COLOURS)[int(rng.integers(3))]
                 image = io.BytesIO()
                 Image.new("RGB", (32, 32), COLOURS[name]).save(image, "PNG")
-                asked = Texts((), (Question("what colour is it?", name),))
-                texts = asked if kind == "asked" else Texts((f"a picture that is {name}",), ())
+                asked = SampleTexts((), (Question("what colour is it?", name),))
+                texts = asked if kind == "asked" else SampleTexts((f"a picture that is {name}",), ())
                 writer.add(f"{split}{number:03d}", {"image": (image.getvalue(), "png")}, texts)
     build_index(str(folder), IndexConfig(validation_fraction=0.0))
 
@@ -73,7 +73,7 @@ def data(tmp_path_factory: pytest.TempPathFactory, ray_local: None) -> Path:
 def workspace(data: Path, *more: str) -> Workspace:
     sources = [f"data.tars={data / 'asked'}", *(f"data.mix.{name}.tars={data / name}" for name in ("asked", "named"))]
     overrides = [*SMALL, *sources, f"storage={data / 'runs'}", *more]
-    return Workspace(load(JobConfig, ROOT / "jobs/configs/demo.toml", overrides))
+    return Workspace(load_config(JobConfig, ROOT / "jobs/configs/demo.toml", overrides))
 
 
 def spent(work: Workspace) -> tuple[Any, Any]:
@@ -156,7 +156,7 @@ def said(data: Path) -> Path:
     folder = data / "said"
     folder.mkdir()
     for split, count in (("train", 30), ("val", 6)):
-        asked = [Texts((), (Question("what colour is grass?", "green"),)) for _ in range(count)]
+        asked = [SampleTexts((), (Question("what colour is grass?", "green"),)) for _ in range(count)]
         write_tar(folder, f"{split}-000000.tar", [(f"{split}{n}.json", dump_texts(t)) for n, t in enumerate(asked)])
     return folder
 
@@ -180,7 +180,7 @@ def test_models_are_not_judged_on_texts_alone(data: Path, said: Path) -> None:
 def test_a_task_that_would_learn_of_the_data_is_named(tmp_path: Path) -> None:
     captions = frozenset({"image", "captions"})
     index: Any = SimpleNamespace(tars="photos", count=lambda can_learn, split: 5 * can_learn(captions))
-    asks = Workspace(load(JobConfig, None, ["model.task.kind=vqa", f"storage={tmp_path}"]))
+    asks = Workspace(load_config(JobConfig, None, ["model.task.kind=vqa", f"storage={tmp_path}"]))
     says = r"no train sample of photos has questions.*; choose data that has some, or .* model\.task\.kind=caption and"
     with pytest.raises(DataError, match=says):
         training_data.check_tasks_have_training_samples(asks, {"": index})
@@ -228,7 +228,7 @@ def test_splits_that_are_read_after_a_training_are_checked_before_it(data: Path)
 
 def test_what_is_judged_on_has_texts_to_learn_floors_from(data: Path) -> None:
     named = Index.open(str(data / "named"))
-    tasks = workspace(data, *TASKS).config.model.task.tasks()
+    tasks = workspace(data, *TASKS).config.model.task.tasks_by_name()
     check_baselines_are_learnable(named, {"find": tasks["find"]})  # chance is known without texts
     with pytest.raises(DataError, match=r"no train sample of .*named has questions, from which .* 'ask' is compared"):
         check_baselines_are_learnable(named, tasks)

@@ -15,7 +15,7 @@ from pipelines.workflows import training_data
 from pipelines.workflows.config import JobConfig
 from pipelines.workflows.workspace import Workspace
 from tests.pipelines.data.tar_maker import samples, write_tar
-from vlmodel.config import parse
+from vlmodel.config import parse_config
 
 pytestmark = pytest.mark.usefixtures("ray_local")
 
@@ -30,7 +30,7 @@ def grown(folder: Path, number: int) -> Index:
 def workspace(folder: Path, name: str = "kept") -> Workspace:
     mix = {"one": {"tars": str(folder / "one")}, "two": {"tars": str(folder / "two")}}
     data = {"tars": str(folder / "tars"), "mix": mix}
-    return Workspace(parse(JobConfig, {"name": name, "storage": str(folder / "runs"), "data": data}))
+    return Workspace(parse_config(JobConfig, {"name": name, "storage": str(folder / "runs"), "data": data}))
 
 
 class Recorded:

@@ -4,7 +4,7 @@ import base64
 
 import pytest
 
-from vlmodel.images.base64 import from_base64
+from vlmodel.images.base64 import decode_base64
 
 DATA = bytes(range(256)) * 3 + b"\xfb\xff"
 
@@ -19,7 +19,7 @@ def test_the_ways_to_write_base64(data: bytes, url_safe: bool, padded: bool, end
     text = (base64.urlsafe_b64encode if url_safe else base64.b64encode)(data).decode()
     text = text if padded else text.rstrip("=")
     lines = [text[at : at + width] for at in range(0, len(text), width)] if width else [text]
-    assert from_base64(head + (end or " ").join(lines) + end) == data
+    assert decode_base64(head + (end or " ").join(lines) + end) == data
 
 
 @pytest.mark.parametrize(
@@ -37,4 +37,4 @@ def test_the_ways_to_write_base64(data: bytes, url_safe: bool, padded: bool, end
 )
 def test_what_is_no_base64(text: str, hint: str) -> None:
     with pytest.raises(ValueError, match=hint):
-        from_base64(text)
+        decode_base64(text)

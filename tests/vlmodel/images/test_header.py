@@ -9,12 +9,12 @@ from PIL import Image
 
 from tests.vlmodel import image_files
 from tests.vlmodel.image_files import FILES, HEIGHT, WIDTH, picture
-from vlmodel.images.decoders.cpu import decode
-from vlmodel.images.decoders.gpu import decode_jpegs
+from vlmodel.images.decoders.cpu import decode_image
+from vlmodel.images.decoders.gpu import decode_jpegs_on_gpu
 from vlmodel.images.errors import ImageError
-from vlmodel.images.header import WITHOUT_END, image_end, read_header, without_metadata
-from vlmodel.images.pillow import extension_of
-from vlmodel.images.resize import Resize, Square
+from vlmodel.images.header import WITHOUT_END, find_image_end, read_image_header, remove_image_metadata
+from vlmodel.images.pillow import image_extension
+from vlmodel.images.resize import Resize, SquareResizing
 from vlmodel.media.base import CheckLimits, Fact, MediumError, Verify
 from vlmodel.media.image import MEDIUM
 
@@ -22,7 +22,7 @@ SIDE, LIMIT = 32, 1_000_000
 
 
 def check_image(data: bytes, max_pixels: int, verify: Verify = "decode") -> dict[str, Fact]:
-    return MEDIUM.check(data, CheckLimits(max_pixels=max_pixels, verify=verify))
+    return MEDIUM.check_file(data, CheckLimits(max_pixels=max_pixels, verify=verify))
 
 
 UPRIGHT = {
@@ -48,7 +48,7 @@ def unlike(got: np.ndarray, orientation: int) -> float:
 
 def test_the_decoder(file: str) -> None:
     make, orientation, _ = FILES[file]
-    assert unlike(decode(make(), Square(SIDE), LIMIT), orientation) < (12 if file in COARSE else 3)
+    assert unlike(decode_image(make(), SquareResizing(SIDE), LIMIT), orientation) < (12 if file in COARSE else 3)
 
 
 @pytest.mark.parametrize("verify", ["decode", "header"])
@@ -62,7 +62,9 @@ def test_the_index(file: str, verify: Verify) -> None:
 def test_the_gpu_decoder(file: str) -> None:
     make, orientation, taken = FILES[file]
     out = np.full((1, SIDE, SIDE, 3), 7, np.uint8)
-    assert decode_jpegs([make()], Square(SIDE), LIMIT, torch.device("cpu"), list(out)).tolist() == [taken]
+    assert decode_jpegs_on_gpu([make()], SquareResizing(SIDE), LIMIT, torch.device("cpu"), list(out)).tolist() == [
+        taken
+    ]
     if taken:
         assert unlike(out[0], orientation) < 3
     else:
@@ -73,9 +75,9 @@ def test_what_is_cut_is_refused_by_all(file: str) -> None:
     """In the middle of the pixels, wherever metadata are."""
     make, _, _ = FILES[file]
     data = make()
-    header = read_header(data)
+    header = read_image_header(data)
     assert header is not None
-    end = image_end(data, header)
+    end = find_image_end(data, header)
     assert end is not None
     # The longest stretch without metadata.
     edges = [0, *(edge for part in header.metadata if part[0] < end for edge in part), end]
@@ -86,17 +88,17 @@ def test_what_is_cut_is_refused_by_all(file: str) -> None:
             check_image(cut, LIMIT, verify)  # type: ignore[arg-type]
         assert refused.value.reason in ("truncated", "undecodable")
     with pytest.raises(ImageError):
-        decode(cut, Square(SIDE), LIMIT)
+        decode_image(cut, SquareResizing(SIDE), LIMIT)
     out = list(np.full((1, SIDE, SIDE, 3), 7, np.uint8))
-    assert not decode_jpegs([cut], Square(SIDE), LIMIT, torch.device("cpu"), out).any()
+    assert not decode_jpegs_on_gpu([cut], SquareResizing(SIDE), LIMIT, torch.device("cpu"), out).any()
 
 
 def test_without_metadata_the_image_is_the_same(file: str) -> None:
     data = FILES[file][0]()
-    header = read_header(data)
+    header = read_image_header(data)
     assert header is not None
-    alone = without_metadata(data, header)
-    again = read_header(alone)
+    alone = remove_image_metadata(data, header)
+    again = read_image_header(alone)
     assert again is not None
     assert (again.format, again.size) == (header.format, header.size)
     assert again.orientation == 1
@@ -107,18 +109,18 @@ def test_extensions() -> None:
     usual = {"jpeg": "jpg", "tiff": "tif", "jpeg 2000": "jp2"}
     for file, (make, *_) in FILES.items():
         form = file.partition(",")[0]
-        assert extension_of(make()) == usual.get(form, form)
-    assert extension_of(b"<html>") is None
+        assert image_extension(make()) == usual.get(form, form)
+    assert image_extension(b"<html>") is None
 
 
 def test_arithmetic_code_is_left_to_the_cpu() -> None:
     """One such file would fail all of a call of nvJPEG's."""
     data = image_files.saved().replace(b"\xff\xc0", b"\xff\xc9", 1)
-    header = read_header(data)
+    header = read_image_header(data)
     assert header is not None
     assert header.frame == 0xC9
     out = list(np.full((1, SIDE, SIDE, 3), 7, np.uint8))
-    assert not decode_jpegs([data], Square(SIDE), LIMIT, torch.device("cpu"), out).any()
+    assert not decode_jpegs_on_gpu([data], SquareResizing(SIDE), LIMIT, torch.device("cpu"), out).any()
 
 
 @pytest.mark.parametrize(
@@ -138,7 +140,7 @@ def test_arithmetic_code_is_left_to_the_cpu() -> None:
     ],
 )
 def test_what_is_transparent_becomes_white(name: str, make: object) -> None:
-    pixels = decode(make(), Square(16), LIMIT)  # type: ignore[operator]
+    pixels = decode_image(make(), SquareResizing(16), LIMIT)  # type: ignore[operator]
     assert pixels[0, 0].tolist() == [255, 255, 255], name
     assert name == "one bit" or pixels[15, 15].tolist() != [255, 255, 255], name
 
@@ -146,7 +148,7 @@ def test_what_is_transparent_becomes_white(name: str, make: object) -> None:
 def test_a_colour_beside_the_transparent_one_stays() -> None:
     image = Image.new("RGB", (16, 16), (254, 0, 0))
     data = image_files.saved("PNG", image, transparency=(255, 0, 0))
-    assert decode(data, Square(16), LIMIT)[0, 0].tolist() == [254, 0, 0]
+    assert decode_image(data, SquareResizing(16), LIMIT)[0, 0].tolist() == [254, 0, 0]
 
 
 def test_a_lost_block_counts_where_pixels_are() -> None:
@@ -169,7 +171,7 @@ def test_values_without_a_range_are_refused_by_all() -> None:
             check_image(data, LIMIT)
         assert refused.value.reason == "undecodable"
         with pytest.raises(ImageError, match="8 or 16 bits"):
-            decode(data, Square(SIDE), LIMIT)
+            decode_image(data, SquareResizing(SIDE), LIMIT)
 
 
 def test_bombs_of_other_kinds_are_refused_by_their_headers(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -184,7 +186,7 @@ def test_bombs_of_other_kinds_are_refused_by_their_headers(monkeypatch: pytest.M
     monkeypatch.setattr(Image.Image, "load", lambda *_: pytest.fail("was decoded"))
     for data in (lying, tiled, wide):
         with pytest.raises(ImageError, match="too many pixels"):
-            decode(data, Square(SIDE), LIMIT)
+            decode_image(data, SquareResizing(SIDE), LIMIT)
         with pytest.raises(MediumError) as refused:
             check_image(data, LIMIT)
         assert refused.value.reason == "too_large"
@@ -196,17 +198,17 @@ def test_heic_without_its_package_names_it(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setitem(sys.modules, "pillow_heif", None)
     data = (24).to_bytes(4, "big") + b"ftypheic\0\0\0\0mif1heic" + bytes(100)
     with pytest.raises(ImageError, match="pillow-heif"):
-        decode(data, Square(SIDE), LIMIT)
+        decode_image(data, SquareResizing(SIDE), LIMIT)
     with pytest.raises(MediumError, match="pillow-heif"):
         check_image(data, LIMIT)
-    assert extension_of(data) == "heic"
+    assert image_extension(data) == "heic"
 
 
 def test_heic() -> None:
     pillow_heif = pytest.importorskip("pillow_heif", reason="needs the package pillow-heif")
     pillow_heif.register_heif_opener()
     data = image_files.saved("HEIF", quality=95)
-    assert unlike(decode(data, Square(SIDE), LIMIT), 1) < 5
+    assert unlike(decode_image(data, SquareResizing(SIDE), LIMIT), 1) < 5
     assert tuple(check_image(data, LIMIT).values()) == ("heif", WIDTH, HEIGHT)
     for verify in ("decode", "header"):
         with pytest.raises(MediumError):
@@ -217,8 +219,8 @@ def test_heic() -> None:
     "data", [b"", b"\xff\xd8\xff", b"RIFF\0\0\0\0WEBP", b"\x89PNG\r\n\x1a\n", b"GIF89a", b"BM", b"II*\0"]
 )
 def test_no_header_is_too_short(data: bytes) -> None:
-    header = read_header(data)
-    assert header is None or header.format in ("webp", *WITHOUT_END) or image_end(data, header) is None
+    header = read_image_header(data)
+    assert header is None or header.format in ("webp", *WITHOUT_END) or find_image_end(data, header) is None
 
 
 def test_random_bytes_behind_a_signature_raise_nothing() -> None:
@@ -230,9 +232,9 @@ def test_random_bytes_behind_a_signature_raise_nothing() -> None:
             for place in at:
                 data[place] = rng.integers(0, 256)
             spoiled = bytes(data)
-            if (header := read_header(spoiled)) is not None:
-                image_end(spoiled, header)
-                without_metadata(spoiled, header)
+            if (header := read_image_header(spoiled)) is not None:
+                find_image_end(spoiled, header)
+                remove_image_metadata(spoiled, header)
 
 
 def upright_of(image: Image.Image, orientation: int) -> Image.Image:
@@ -295,14 +297,16 @@ def test_every_orientation(orientation: int, resize: Resize, width: int) -> None
     image = picture().resize((width, HEIGHT))
     data = image_files.segment(image_files.saved(image=image), 0xE1, b"Exif\0\0" + image_files.exif(orientation))
     upright = upright_of(image, orientation)
-    expected = decode(image_files.saved(image=upright), Square(SIDE, resize), LIMIT).astype(int)
+    expected = decode_image(image_files.saved(image=upright), SquareResizing(SIDE, resize), LIMIT).astype(int)
     out = np.empty((SIDE, SIDE, 3), np.uint8)
-    assert decode(data, Square(SIDE, resize), LIMIT, out) is out
+    assert decode_image(data, SquareResizing(SIDE, resize), LIMIT, out) is out
     assert np.abs(out - expected).max() <= 6
     png = image_files.saved("PNG", image, exif=image_files.exif(orientation))
-    assert np.abs(decode(png, Square(SIDE, resize), LIMIT) - expected).max() <= 6
+    assert np.abs(decode_image(png, SquareResizing(SIDE, resize), LIMIT) - expected).max() <= 6
     if resize == "squash":
-        small = decode(data, Square(4, resize), LIMIT).astype(int)
-        assert np.abs(small - decode(image_files.saved(image=upright), Square(4, resize), LIMIT)).max() <= 6
+        small = decode_image(data, SquareResizing(4, resize), LIMIT).astype(int)
+        assert (
+            np.abs(small - decode_image(image_files.saved(image=upright), SquareResizing(4, resize), LIMIT)).max() <= 6
+        )
     facts = check_image(data, LIMIT)
     assert (facts["width"], facts["height"]) == upright.size

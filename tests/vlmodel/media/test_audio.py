@@ -45,7 +45,7 @@ def test_the_same_sound_of_every_format(format: str, subtype: str | None, tolera
     assert (sound.x_TC.shape, sound.rate) == ((RATE, 1), RATE)
     np.testing.assert_allclose(sound.x_TC[:, 0], TONE_T, atol=tolerance)
     for limits in (LIMITS, HEADER):
-        facts = MEDIUM.check(data, limits)
+        facts = MEDIUM.check_file(data, limits)
         assert list(facts) == list(MEDIUM.columns)
         assert facts == {"format": format.lower(), "length": RATE, "channels": 1, "rate": RATE, "seconds": 1.0}
 
@@ -59,7 +59,7 @@ def test_the_first_seconds_alone() -> None:
 
 def test_eight_channels_become_one() -> None:
     x_TC = np.stack([TONE_T * (channel == 3) for channel in range(8)], 1)
-    assert MEDIUM.check(saved(x_TC), LIMITS)["channels"] == 8
+    assert MEDIUM.check_file(saved(x_TC), LIMITS)["channels"] == 8
     np.testing.assert_allclose(to_mono(decode_audio(saved(x_TC), LIMITS), RATE), TONE_T / 8, atol=1e-4)
 
 
@@ -89,7 +89,7 @@ LYING_FLAC = FLAC[:21] + bytes([FLAC[21] | 0x0F]) + b"\xff" * 4 + FLAC[26:]
 def test_what_is_refused(data: bytes, reason: str, in_header: bool) -> None:
     for limits in (LIMITS, HEADER) if in_header else (LIMITS,):
         with pytest.raises(MediumError) as caught:
-            MEDIUM.check(data, limits)
+            MEDIUM.check_file(data, limits)
         assert caught.value.reason == reason
     with pytest.raises(MediumError) as caught:
         decode_audio(data, LIMITS)
@@ -112,7 +112,7 @@ def test_a_length_that_was_not_known_yet(size: int) -> None:
 )
 def test_limits_hold_before_anything_is_decoded(limits: dict[str, float], message: str) -> None:
     with pytest.raises(MediumError, match=message) as caught:
-        MEDIUM.check(saved(np.stack([TONE_T, TONE_T], 1)), CheckLimits(verify="header", **limits))
+        MEDIUM.check_file(saved(np.stack([TONE_T, TONE_T], 1)), CheckLimits(verify="header", **limits))
     assert caught.value.reason == "too_large"
 
 

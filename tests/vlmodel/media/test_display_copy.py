@@ -13,10 +13,10 @@ from PIL import Image
 from tests.vlmodel.media_files import saved_video
 from vlmodel.media.audio import decode_audio
 from vlmodel.media.base import CheckLimits
-from vlmodel.media.registry import all_media, medium_of
-from vlmodel.media.row import decode_row
+from vlmodel.media.registry import all_media, medium_of_extension
+from vlmodel.media.row import decode_json_row
 from vlmodel.media.series import decode_series
-from vlmodel.media.video import decode_video, read_timeline
+from vlmodel.media.video import decode_video, read_video_timeline
 
 LIMITS = CheckLimits()
 SECRET = b"Anna's telephone"
@@ -26,7 +26,7 @@ def copy_of(medium: str, data: bytes) -> bytes:
     copy = all_media()[medium].display_copy(data)
     assert copy is not None
     kind = {"jpeg": "jpg"}.get(copy.media_type.rpartition("/")[2], copy.media_type.rpartition("/")[2])
-    assert medium_of(kind) is not None
+    assert medium_of_extension(kind) is not None
     assert SECRET not in copy.data
     assert all_media()[medium].check(copy.data, LIMITS)
     return copy.data
@@ -63,7 +63,7 @@ def test_a_video_has_the_same_frames() -> None:
     def decoded(video: bytes) -> list[tuple[float, np.ndarray]]:
         return list(decode_video(video, LIMITS, lambda timeline: np.arange(len(timeline))))
 
-    assert len(read_timeline(copy, LIMITS)) == 8
+    assert len(read_video_timeline(copy, LIMITS)) == 8
     for (one, frame), (other, copied) in zip(decoded(data), decoded(copy), strict=True):
         assert one == pytest.approx(other, abs=1e-3)
         np.testing.assert_array_equal(frame, copied)
@@ -81,4 +81,4 @@ def test_a_series_has_its_numbers_and_their_names(text: str) -> None:
 
 def test_a_row_is_the_same() -> None:
     row = {"age": 41, "colour": "blau für dich", "known": None}
-    assert decode_row(copy_of("row", json.dumps(row).encode()), 10) == row
+    assert decode_json_row(copy_of("row", json.dumps(row).encode()), 10) == row

@@ -6,13 +6,13 @@ import pytest
 
 from pipelines.data.tars.inputs import describe_known_extensions, input_of_extension, member_extension
 from vlmodel.media.base import CheckLimits, MediumError
-from vlmodel.media.row import MEDIUM, decode_row
+from vlmodel.media.row import MEDIUM, decode_json_row
 
 
 def test_values_of_every_kind() -> None:
     data = '\ufeff{"age": 41, "height": 1.8, "colour": "röt", "ill": true, "weight": null}'.encode()
-    assert decode_row(data, 5) == {"age": 41, "height": 1.8, "colour": "röt", "ill": True, "weight": None}
-    assert MEDIUM.check(data, CheckLimits()) == {"columns": 5, "missing": 1}
+    assert decode_json_row(data, 5) == {"age": 41, "height": 1.8, "colour": "röt", "ill": True, "weight": None}
+    assert MEDIUM.check_file(data, CheckLimits()) == {"columns": 5, "missing": 1}
 
 
 @pytest.mark.parametrize(
@@ -34,7 +34,7 @@ def test_values_of_every_kind() -> None:
 )
 def test_what_is_refused(data: bytes, reason: str) -> None:
     with pytest.raises(MediumError) as caught:
-        MEDIUM.check(data, CheckLimits(max_values=2))
+        MEDIUM.check_file(data, CheckLimits(max_values=2))
     assert caught.value.reason == reason
 
 

@@ -49,10 +49,10 @@ def test_equal_numbers_of_every_way_to_write_them(data: bytes) -> None:
     assert x_TC.dtype == np.float32
     assert x_TC.flags.c_contiguous
     np.testing.assert_array_equal(x_TC, X.astype(np.float32))
-    facts = MEDIUM.check(data, LIMITS)
+    facts = MEDIUM.check_file(data, LIMITS)
     assert list(facts) == list(MEDIUM.columns)
     assert (facts["length"], facts["channels"]) == (3, 2)
-    assert MEDIUM.check(data, CheckLimits(verify="header")) == facts
+    assert MEDIUM.check_file(data, CheckLimits(verify="header")) == facts
 
 
 def test_one_dimension_is_one_channel() -> None:
@@ -108,7 +108,7 @@ class Trap:
 )
 def test_defects(data: bytes, reason: str) -> None:
     with pytest.raises(MediumError) as caught:
-        MEDIUM.check(data, LIMITS)
+        MEDIUM.check_file(data, LIMITS)
     assert caught.value.reason == reason
     assert str(caught.value)
 
@@ -133,21 +133,21 @@ def test_objects_are_not_unpickled() -> None:
     file = io.BytesIO()
     np.save(file, np.array([Trap()], dtype=object), allow_pickle=True)
     with pytest.raises(MediumError, match="integers, floats or booleans"):
-        MEDIUM.check(file.getvalue(), LIMITS)
+        MEDIUM.check_file(file.getvalue(), LIMITS)
 
 
 def test_limits() -> None:
     with pytest.raises(MediumError, match="3 time steps x 2 channels = 6 numbers; max_values allows 5"):
-        MEDIUM.check(saved(X), CheckLimits(max_values=5))
+        MEDIUM.check_file(saved(X), CheckLimits(max_values=5))
     with pytest.raises(MediumError, match="max_values allows 5"):
-        MEDIUM.check(b"1,2\n3,4\n5,6", CheckLimits(max_values=5))
+        MEDIUM.check_file(b"1,2\n3,4\n5,6", CheckLimits(max_values=5))
     with pytest.raises(MediumError, match=r"a series of \d+ bytes; max_bytes allows 100"):
-        MEDIUM.check(saved(X), CheckLimits(max_bytes=100))
+        MEDIUM.check_file(saved(X), CheckLimits(max_bytes=100))
 
 
 def test_the_first_number_that_is_not_finite_is_named() -> None:
     bad = X.copy()
     bad[2, 1] = np.nan
     with pytest.raises(MediumError, match="time step 2, channel 1"):
-        MEDIUM.check(saved(bad), LIMITS)
-    assert MEDIUM.check(saved(bad), CheckLimits(verify="header"))["length"] == 3
+        MEDIUM.check_file(saved(bad), LIMITS)
+    assert MEDIUM.check_file(saved(bad), CheckLimits(verify="header"))["length"] == 3

@@ -16,7 +16,7 @@ import torch
 
 from tests.vlmodel.media_files import saved_sound, saved_video
 from vlmodel.media.base import CheckLimits, MediumError
-from vlmodel.media.video import MEDIUM, decode_video, read_timeline
+from vlmodel.media.video import MEDIUM, decode_video, read_video_timeline
 
 CLIPS = Path(__file__).resolve().parents[4] / "shared" / "data" / "video-clips"
 LIMITS, HEADER = CheckLimits(), CheckLimits(verify="header")
@@ -49,7 +49,7 @@ def patched(data: bytes, box: bytes, offset: int, content: bytes) -> bytes:
 def test_frames_of_every_container(container: str, codec: str) -> None:
     data = saved_video(FILM, container=container, codec=codec)
     for limits in (LIMITS, HEADER):
-        facts = MEDIUM.check(data, limits)
+        facts = MEDIUM.check_file(data, limits)
         assert list(facts) == list(MEDIUM.columns)
         assert (facts["length"], facts["width"], facts["height"], facts["rotation"]) == (12, 48, 32, 0)
         assert facts["seconds"] == pytest.approx(1.2, abs=1e-3)
@@ -70,21 +70,21 @@ def test_what_is_sought_is_what_is_met_on_the_way(key_every: int) -> None:
 
 
 def test_frames_are_chosen_by_time() -> None:
-    even = read_timeline(MP4, LIMITS)
-    assert even.spread(4).tolist() == [1, 4, 7, 10]
-    assert even.spread(1).tolist() == [6]
-    assert even.spread(100).tolist() == list(range(12))
-    assert even.frames_at([-1, 0, 0.1, 0.19, 0.2, 9]).tolist() == [0, 0, 1, 1, 2, 11]
+    even = read_video_timeline(MP4, LIMITS)
+    assert even.evenly_spaced_frames(4).tolist() == [1, 4, 7, 10]
+    assert even.evenly_spaced_frames(1).tolist() == [6]
+    assert even.evenly_spaced_frames(100).tolist() == list(range(12))
+    assert even.frames_shown_at([-1, 0, 0.1, 0.19, 0.2, 9]).tolist() == [0, 0, 1, 1, 2, 11]
     # Two frames in the first second, then one that is shown for two seconds.
     uneven = saved_video(FILM[:3], times=[0, 5, 10])
-    assert MEDIUM.check(saved_video(FILM[:4], times=[0, 1, 2, 9]), HEADER)["variable_rate"]
-    assert read_timeline(uneven, LIMITS).frames_at([0.4, 0.6, 1.0]).tolist() == [0, 1, 2]
+    assert MEDIUM.check_file(saved_video(FILM[:4], times=[0, 1, 2, 9]), HEADER)["variable_rate"]
+    assert read_video_timeline(uneven, LIMITS).frames_shown_at([0.4, 0.6, 1.0]).tolist() == [0, 1, 2]
 
 
 def test_a_turned_film_is_shown_upright() -> None:
     # As telephones write it: the picture lies on its side, and the header says to turn it by 90 degrees clockwise.
     turned = patched(MP4, b"tkhd", 40, struct.pack(">9i", 0, 65536, 0, -65536, 0, 0, 32 * 65536, 0, 1 << 30))
-    facts = MEDIUM.check(turned, LIMITS)
+    facts = MEDIUM.check_file(turned, LIMITS)
     assert (facts["width"], facts["height"], facts["rotation"]) == (32, 48, -90)
     ((_, upright_HWC),), ((_, lying_HWC),) = frames_of(turned, [3]), frames_of(MP4, [3])
     np.testing.assert_array_equal(upright_HWC, np.rot90(lying_HWC, -1))
@@ -107,7 +107,7 @@ def test_a_turned_film_is_shown_upright() -> None:
 def test_what_is_refused(data: bytes, reason: str, in_header: bool) -> None:
     for limits in (LIMITS, HEADER) if in_header else (LIMITS,):
         with pytest.raises(MediumError) as caught:
-            MEDIUM.check(data, limits)
+            MEDIUM.check_file(data, limits)
         assert caught.value.reason == reason
     with pytest.raises(MediumError) as caught:
         frames_of(data, list(range(12)))
@@ -124,7 +124,7 @@ def test_what_is_refused(data: bytes, reason: str, in_header: bool) -> None:
 )
 def test_limits_hold_before_anything_is_decoded(limits: dict[str, int], message: str) -> None:
     with pytest.raises(MediumError, match=message) as caught:
-        MEDIUM.check(MP4, CheckLimits(verify="header", **limits))
+        MEDIUM.check_file(MP4, CheckLimits(verify="header", **limits))
     assert caught.value.reason == "too_large"
 
 
@@ -132,12 +132,12 @@ def test_limits_hold_before_anything_is_decoded(limits: dict[str, int], message:
 def test_real_clips_are_those_of_other_decoders() -> None:
     data = (CLIPS / "nasa_13013.mp4").read_bytes()
     reference = json.loads((CLIPS / "nasa_13013.mp4.stream3.all_frames_info.json").read_text())
-    timeline = read_timeline(data, LIMITS)
+    timeline = read_video_timeline(data, LIMITS)
     expected_T = np.array([float(frame["pts_time"]) for frame in reference])
     np.testing.assert_allclose(timeline.seconds_T, expected_T, atol=1e-3)
     for number, (_, rgb_HWC) in zip((0, 9), frames_of(data, [0, 9]), strict=True):
         frame_HWC = torch.load(CLIPS / f"nasa_13013.mp4.stream3.frame{number:06d}.pt", weights_only=True)
         np.testing.assert_array_equal(rgb_HWC, frame_HWC.numpy())
     for name, count, codec in (("h265_video.mp4", 10, "hevc"), ("av1_video.mkv", 125, "libdav1d")):
-        facts = MEDIUM.check((CLIPS / name).read_bytes(), LIMITS)
+        facts = MEDIUM.check_file((CLIPS / name).read_bytes(), LIMITS)
         assert (facts["length"], facts["codec"]) == (count, codec)

@@ -11,16 +11,16 @@ import soundfile
 import torch
 from transformers.audio_utils import mel_filter_bank, spectrogram, window_function
 
-from vlmodel.config import ConfigError, parse_part
+from vlmodel.config import ConfigError, parse_part_config
 from vlmodel.media.base import MediumError
-from vlmodel.modality._audio import LogMel
+from vlmodel.modality._audio import LogMelSpectrogram
 from vlmodel.modality.audio import Config
 
 TINY = {"kind": "audio", "rate": 8000, "mels": 16, "channels": 4, "width": 16, "depth": 1, "heads": 2, "dropout": 0.0}
 
 
 def configured(**settings: Any) -> Config:
-    config = parse_part("vlmodel.modality", {**TINY, **settings})
+    config = parse_part_config("vlmodel.modality", {**TINY, **settings})
     assert isinstance(config, Config)
     return config
 
@@ -36,7 +36,7 @@ NOISE_T = np.random.default_rng(0).normal(0, 0.1, 2000).astype(np.float32)
 
 def test_the_spectrogram_is_that_of_transformers() -> None:
     config = configured(scaling="none")
-    mel = LogMel(config)
+    mel = LogMelSpectrogram(config)
     x_BTM, mask_BT = mel(torch.from_numpy(NOISE_T)[None], torch.tensor([2000]))
     assert mask_BT.all()
     filters = mel_filter_bank(257, 16, 20.0, 4000, 8000, norm="slaney", mel_scale="slaney")
@@ -50,7 +50,7 @@ def test_the_spectrogram_is_that_of_transformers() -> None:
 
 
 def test_a_tone_is_in_its_band_however_loud() -> None:
-    mel = LogMel(configured())
+    mel = LogMelSpectrogram(configured())
     t = np.arange(4000) / 8000
     for frequency in (300, 1000, 3000):
         quiet, loud = (

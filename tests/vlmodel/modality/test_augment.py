@@ -12,7 +12,7 @@ import torch
 
 from tests.vlmodel.media_files import saved_video
 from tests.vlmodel.modality.test_audio import configured, wav
-from vlmodel.config import parse_part
+from vlmodel.config import parse_part_config
 from vlmodel.encoder_parts import ModalityPart
 from vlmodel.modality._audio import AudioEncoder, masked_by_mean
 
@@ -24,7 +24,7 @@ def rng(seed: int = 0) -> np.random.Generator:
 
 
 def part_of(kind: str, **settings: Any) -> ModalityPart:
-    part = parse_part("vlmodel.modality", {"kind": kind, **settings})
+    part = parse_part_config("vlmodel.modality", {"kind": kind, **settings})
     assert isinstance(part, ModalityPart)
     return part
 

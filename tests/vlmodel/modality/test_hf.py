@@ -28,7 +28,7 @@ from transformers import (
 )
 
 from tests.vlmodel.media_files import saved_sound
-from vlmodel.config import ConfigError, parse_part
+from vlmodel.config import ConfigError, parse_part_config
 from vlmodel.modality._hf import AudioTower
 from vlmodel.modality.hf import Config
 from vlmodel.weights import WeightsError
@@ -73,7 +73,7 @@ def checkpoint(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPath
 
 
 def part_of(folder: Path | str, **settings: Any) -> Config:
-    part = parse_part("vlmodel.modality", {"kind": "hf", "name": str(folder), **settings}).resolve()  # type: ignore[attr-defined]
+    part = parse_part_config("vlmodel.modality", {"kind": "hf", "name": str(folder), **settings}).resolve()  # type: ignore[attr-defined]
     assert isinstance(part, Config)
     return part
 
@@ -152,10 +152,10 @@ def test_frozen_or_trained(checkpoint: Path) -> None:
         "projection.weight",
         "projection.bias",
     }
-    assert set(frozen.frozen_names()) == {f"backbone.{name}" for name in frozen.backbone.state_dict()}
+    assert set(frozen.frozen_tensor_names()) == {f"backbone.{name}" for name in frozen.backbone.state_dict()}
     arrays = arrays_of(frozen.config, SOUNDS)
-    features_BTF, mask_BT = frozen.features(**arrays)
-    torch.testing.assert_close(frozen.from_features(features_BTF, mask_BT).x_BTD, frozen(**arrays).x_BTD)
+    features_BTF, mask_BT = frozen.compute_features(**arrays)
+    torch.testing.assert_close(frozen.tokens_from_features(features_BTF, mask_BT).x_BTD, frozen(**arrays).x_BTD)
     trained = encoder_of(part_of(checkpoint)).train()
     trained(**arrays).pooled_BD.sum().backward()
     gradients = {name: p.grad for name, p in trained.named_parameters() if p.requires_grad}
@@ -165,7 +165,7 @@ def test_frozen_or_trained(checkpoint: Path) -> None:
 
 def test_no_file_is_needed_once_it_is_resolved(checkpoint: Path, tmp_path: Path) -> None:
     part = part_of(checkpoint)
-    stored = parse_part("vlmodel.modality", {**part.model_dump(mode="json"), "name": str(tmp_path / "gone")})
+    stored = parse_part_config("vlmodel.modality", {**part.model_dump(mode="json"), "name": str(tmp_path / "gone")})
     assert isinstance(stored, Config)
     encoder = stored.build()
     encoder.load_state_dict(encoder_of(part).state_dict())
@@ -199,7 +199,7 @@ def test_a_sound_of_any_length(checkpoint: Path, samples: int) -> None:
 )
 def test_settings_that_make_no_tower(settings: dict[str, Any], says: str) -> None:
     with pytest.raises(ConfigError, match=says):
-        parse_part("vlmodel.modality", {"kind": "hf", **settings})
+        parse_part_config("vlmodel.modality", {"kind": "hf", **settings})
 
 
 def test_sources_that_are_no_audio_tower(tmp_path: Path) -> None:
@@ -210,7 +210,7 @@ def test_sources_that_are_no_audio_tower(tmp_path: Path) -> None:
         part_of(tmp_path)
     whisper = {"kind": "hf", "architecture": "whisper", "settings": {"max_source_positions": 30}}
     with pytest.raises(ConfigError, match="make it a multiple of 50"):
-        parse_part("vlmodel.modality", whisper).resolve()  # type: ignore[attr-defined]
+        parse_part_config("vlmodel.modality", whisper).resolve()  # type: ignore[attr-defined]
 
 
 def test_a_checkpoint_that_lacks_weights_is_refused(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from vlmodel.config import ConfigError, parse_part
+from vlmodel.config import ConfigError, parse_part_config
 from vlmodel.media.base import MediumError
 from vlmodel.modality.row import Config
 from vlmodel.tokens import Tokens
@@ -19,7 +19,7 @@ TINY: dict[str, Any] = {
 
 
 def encoded(*rows: bytes, **settings: Any) -> Tokens:
-    config = parse_part("vlmodel.modality", {**TINY, **settings})
+    config = parse_part_config("vlmodel.modality", {**TINY, **settings})
     torch.manual_seed(0)
     arrays = config.collate([config.decode(row) for row in rows])
     tokens: Tokens = config.build().eval()(**{name: torch.from_numpy(array) for name, array in arrays.items()})
@@ -27,7 +27,7 @@ def encoded(*rows: bytes, **settings: Any) -> Tokens:
 
 
 def test_numbers_are_scaled_and_categories_are_numbered() -> None:
-    config = parse_part("vlmodel.modality", TINY)
+    config = parse_part_config("vlmodel.modality", TINY)
     assert isinstance(config, Config)
     assert config.columns == ("age", "height", "colour")
     rows = (b'{"age": 50, "height": true, "colour": 3, "other": 1}', b'{"colour": "green", "age": null}')
@@ -59,7 +59,7 @@ def test_what_is_missing_is_a_token_or_none() -> None:
 
 
 def test_what_is_refused() -> None:
-    config = parse_part("vlmodel.modality", TINY)
+    config = parse_part_config("vlmodel.modality", TINY)
     with pytest.raises(MediumError, match="'tall'; the model takes a number") as caught:
         config.decode(b'{"height": "tall"}')
     assert caught.value.reason == "wrong_column"
@@ -70,4 +70,4 @@ def test_what_is_refused() -> None:
         ({"numbers": {"age": {"std": 0}}}, "std"),
     ):
         with pytest.raises(ConfigError, match=message):
-            parse_part("vlmodel.modality", {**TINY, **settings})
+            parse_part_config("vlmodel.modality", {**TINY, **settings})

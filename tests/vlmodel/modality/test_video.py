@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from tests.vlmodel.media_files import saved_video
-from vlmodel.config import ConfigError, parse_part
+from vlmodel.config import ConfigError, parse_part_config
 from vlmodel.media.base import MediumError
 from vlmodel.modality.video import Config
 
@@ -18,7 +18,7 @@ TINY = {"kind": "video", "frames": 4, "image_size": 16, "width": 16, "depth": 1,
 
 
 def configured(**settings: Any) -> Config:
-    config = parse_part("vlmodel.modality", {**TINY, **settings})
+    config = parse_part_config("vlmodel.modality", {**TINY, **settings})
     assert isinstance(config, Config)
     return config
 
@@ -63,13 +63,13 @@ def test_features_of_a_frozen_encoder_stand_for_the_frames() -> None:
     assert not configured().is_frozen()
     encoder = config.build().eval()
     arrays = {name: torch.from_numpy(array) for name, array in config.collate([config.decode(film(6))] * 2).items()}
-    features_BTF, mask_BT = encoder.features(**arrays)
+    features_BTF, mask_BT = encoder.compute_features(**arrays)
     assert features_BTF.shape == (2, 4, encoder.feature_width)
-    torch.testing.assert_close(encoder.from_features(features_BTF, mask_BT).x_BTD, encoder(**arrays).x_BTD)
+    torch.testing.assert_close(encoder.tokens_from_features(features_BTF, mask_BT).x_BTD, encoder(**arrays).x_BTD)
     trained = {name for name, p in encoder.named_parameters() if p.requires_grad}
     assert trained
     assert not [name for name in trained if name.startswith("vision.")]
-    assert {name.split(".")[0] for name in encoder.frozen_names()} == {"vision"}
+    assert {name.split(".")[0] for name in encoder.frozen_tensor_names()} == {"vision"}
 
 
 def test_what_cannot_be_is_refused() -> None:

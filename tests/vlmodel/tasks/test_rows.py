@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from vlmodel.sample import Question, Sample, Texts
-from vlmodel.task import Row, Task, answerable_rows, learnable_rows
+from vlmodel.sample import Question, Sample, SampleTexts
+from vlmodel.task import Task, TaskRow, answerable_rows, learnable_rows
 from vlmodel.tasks import answer, caption, classify, contrastive, matching, vqa
 
 QUESTIONS = (Question("what?", "red", ("red", "rose"), "7"), Question("is it?", "yes"), Question("unknown?"))
@@ -14,7 +14,7 @@ ABOUT_QUESTIONS: tuple[Task, ...] = (vqa.Config(), answer.Config(), matching.Con
 
 def record(key: str, *captions: str, questions: tuple[Question, ...] = ()) -> Sample:
     present = {"image"} | ({"captions"} if captions else set()) | ({"questions"} if questions else set())
-    return Sample(key, {"image": key.encode()}, Texts(captions, questions), frozenset(present), split="val")
+    return Sample(key, {"image": key.encode()}, SampleTexts(captions, questions), frozenset(present), split="val")
 
 
 def learned(records: list[Sample], task: Task) -> list[list[tuple[str, str | None]]]:
@@ -27,9 +27,9 @@ def test_questions(task: Task) -> None:
     assert learned(records, task) == [[("what?", "red"), ("is it?", "yes"), ("unknown?", None)], []]
     assert answerable_rows(task, records) == [
         [
-            Row("what?", "red", ("red", "rose"), "7"),
-            Row("is it?", "yes", ("yes",), None),
-            Row("unknown?", None, (), None),
+            TaskRow("what?", "red", ("red", "rose"), "7"),
+            TaskRow("is it?", "yes", ("yes",), None),
+            TaskRow("unknown?", None, (), None),
         ],
         [],
     ]
@@ -39,13 +39,13 @@ def test_captions_to_be_written_are_asked_for_once_an_image() -> None:
     records = [record("a", "one", "two"), record("b", questions=QUESTIONS), record("c", "three")]
     assert learned(records, caption.Config()) == [[("", "one"), ("", "two")], [], [("", "three")]]
     asked = answerable_rows(caption.Config(), records)
-    assert asked == [[Row("", "one", ("one", "two"))], [Row()], [Row("", "three", ("three",))]]
+    assert asked == [[TaskRow("", "one", ("one", "two"))], [TaskRow()], [TaskRow("", "three", ("three",))]]
 
 
 def test_captions_to_be_found() -> None:
     records = [record("a", "one", "two"), record("b", "three")]
     assert learned(records, contrastive.Config()) == [[("one", None), ("two", None)], [("three", None)]]
-    assert answerable_rows(contrastive.Config(), records)[0] == [Row("one"), Row("two")]
+    assert answerable_rows(contrastive.Config(), records)[0] == [TaskRow("one"), TaskRow("two")]
 
 
 MATCH = matching.Config()
@@ -119,15 +119,18 @@ def test_of_which_samples_a_task_makes_something(
     tasks: list[Task] = [answer.Config(), caption.Config(), contrastive.Config(), matching.Config(), vqa.Config()]
     assert [task.kind for task in tasks if task.can_answer(has)] == answered
     assert [task.kind for task in tasks if task.can_learn(has)] == learned
-    assert [task.kind for task in tasks if task.can_use(has)] == used
+    assert [task.kind for task in tasks if task.is_used_in_training(has)] == used
 
 
 def test_classes() -> None:
     records = [
-        Sample("a", {"image": b"a"}, Texts(label="cat"), frozenset({"image", "class"})),
-        Sample("b", {"image": b"b"}, Texts(("a cat",)), frozenset({"image", "captions"})),
-        Sample("c", {}, Texts(label="dog"), frozenset({"class"})),
+        Sample("a", {"image": b"a"}, SampleTexts(label="cat"), frozenset({"image", "class"})),
+        Sample("b", {"image": b"b"}, SampleTexts(("a cat",)), frozenset({"image", "captions"})),
+        Sample("c", {}, SampleTexts(label="dog"), frozenset({"class"})),
     ]
     assert learned(records, classify.Config()) == [[("", "cat")], [], []]
-    assert answerable_rows(classify.Config(), records) == [[Row("", "cat", ("cat",))], [Row()], []]
-    assert [*classify.Config().labels(records[0].texts), *classify.Config().labels(records[1].texts)] == ["cat"]
+    assert answerable_rows(classify.Config(), records) == [[TaskRow("", "cat", ("cat",))], [TaskRow()], []]
+    assert [
+        *classify.Config().label_candidates(records[0].texts),
+        *classify.Config().label_candidates(records[1].texts),
+    ] == ["cat"]

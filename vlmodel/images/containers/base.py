@@ -1,4 +1,4 @@
-"""What every container reader returns, and integers in bytes."""
+"""The header that every container reader returns, and functions that read integers from bytes."""
 
 from __future__ import annotations
 

@@ -16,14 +16,14 @@ _HEIF_BRANDS = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b
 _IMAGE_BOXES = (b"ftyp", b"meta", b"mdat", b"moov", b"free", b"skip", b"uuid")
 
 
-def read_jpeg2000(data: bytes) -> ImageHeader:
+def read_jpeg2000_header(data: bytes) -> ImageHeader:
     """The header of a JPEG 2000 file; bytes after its image count as metadata."""
-    end = jpeg2000_end(data)
+    end = find_jpeg2000_end(data)
     metadata = ((end, len(data)),) if end is not None and end < len(data) else ()
-    return ImageHeader("jpeg2000", metadata=metadata, size=_jpeg2000_size(data))
+    return ImageHeader("jpeg2000", metadata=metadata, size=_read_jpeg2000_size(data))
 
 
-def read_brands(data: bytes) -> ImageHeader | None:
+def read_avif_or_heif_header(data: bytes) -> ImageHeader | None:
     """The header of an AVIF or HEIC file, by the brands in its first box; None for other media."""
     brands = {data[8:12], *(data[at : at + 4] for at in range(16, min(read_big_endian(data, 0), len(data), 256), 4))}
     if brands & _AVIF_BRANDS:
@@ -31,9 +31,9 @@ def read_brands(data: bytes) -> ImageHeader | None:
     return ImageHeader("heif") if brands & _HEIF_BRANDS else None
 
 
-def jpeg2000_end(data: bytes, _header: ImageHeader | None = None) -> int | None:
+def find_jpeg2000_end(data: bytes, _header: ImageHeader | None = None) -> int | None:
     """Position after the last tile, by the lengths of the tile-parts."""
-    at, end = _codestream_range(data)
+    at, end = _find_jpeg2000_codestream(data)
     if at < 0:
         return None
     at += 2
@@ -46,27 +46,31 @@ def jpeg2000_end(data: bytes, _header: ImageHeader | None = None) -> int | None:
     return at + 2 if at + 2 <= end and data.startswith(b"\xff\xd9", at) else None
 
 
-def heif_end(data: bytes, _header: ImageHeader) -> int | None:
-    """Position after the last box of an AVIF or HEIC image; what follows, such as a film, has other boxes or none."""
+def find_heif_end(data: bytes, _header: ImageHeader) -> int | None:
+    """Position after the last box of an AVIF or HEIC image; data behind it, such as a video, does not belong to it."""
     image_end, has_image = 0, False
-    for kind, _start, end in _iterate_boxes(data, 0, len(data)):
+    for kind, _start, end in _iterate_iso_media_boxes(data, 0, len(data)):
         if kind not in _IMAGE_BOXES:
             break
         image_end, has_image = end, has_image or kind == b"meta"
     return image_end if has_image and image_end <= len(data) else None
 
 
-def without_exif_item(data: bytes) -> bytes:
-    """An AVIF whose EXIF item has a type unknown to libavif: Pillow refuses broken EXIF, and AVIF turns without it."""
-    for kind, start, end in _iterate_boxes(data, 0, len(data)):
+def hide_avif_exif(data: bytes) -> bytes:
+    """Rename the EXIF item of an AVIF file to a type that decoders ignore: Pillow refuses a file with broken EXIF, and
+    the rotation of an AVIF is stored elsewhere.
+    """
+    for kind, start, end in _iterate_iso_media_boxes(data, 0, len(data)):
         if kind != b"meta":
             continue
-        for inner, first, last in _iterate_boxes(data, start + 4, min(end, len(data))):  # after a version and flags
+        for inner, first, last in _iterate_iso_media_boxes(
+            data, start + 4, min(end, len(data))
+        ):  # after a version and flags
             if inner != b"iinf":
                 continue
             patched = bytearray(data)
             items = first + (6 if data[first : first + 1] == b"\0" else 8)
-            for item, place, _ in _iterate_boxes(data, items, min(last, len(data))):
+            for item, place, _ in _iterate_iso_media_boxes(data, items, min(last, len(data))):
                 name = place + (8 if data[place : place + 1] == b"\2" else 10)
                 if item == b"infe" and data[name : name + 4] == b"Exif":
                     patched[name : name + 4] = b"skip"
@@ -74,8 +78,8 @@ def without_exif_item(data: bytes) -> bytes:
     return data
 
 
-def _iterate_boxes(data: bytes, at: int, end: int) -> Iterator[tuple[bytes, int, int]]:
-    """(kind, start of the content, end) of each box; the last one may exceed ``end``."""
+def _iterate_iso_media_boxes(data: bytes, at: int, end: int) -> Iterator[tuple[bytes, int, int]]:
+    """(kind, start of the content, end) of each box of an ISO media file; the last one may exceed ``end``."""
     for _ in range(_MAX_BOXES):
         if at + 8 > end:
             return
@@ -89,19 +93,21 @@ def _iterate_boxes(data: bytes, at: int, end: int) -> Iterator[tuple[bytes, int,
         at = box_end
 
 
-def _codestream_range(data: bytes) -> tuple[int, int]:
+def _find_jpeg2000_codestream(data: bytes) -> tuple[int, int]:
     """Start and end of the codestream, as far as the file goes; (-1, 0) if there is none."""
     if data.startswith(CODESTREAM):
         return 0, len(data)
     places = (
-        (start, min(end, len(data))) for kind, start, end in _iterate_boxes(data, 0, len(data)) if kind == b"jp2c"
+        (start, min(end, len(data)))
+        for kind, start, end in _iterate_iso_media_boxes(data, 0, len(data))
+        if kind == b"jp2c"
     )
     return next(places, (-1, 0))
 
 
-def _jpeg2000_size(data: bytes) -> tuple[int, int] | None:
+def _read_jpeg2000_size(data: bytes) -> tuple[int, int] | None:
     """The codestream's size, which is what a decoder allocates; the box before it may state another."""
-    at, _ = _codestream_range(data)
+    at, _ = _find_jpeg2000_codestream(data)
     if at < 0 or not data.startswith(CODESTREAM, at) or at + 24 > len(data):
         return None
     right, bottom, left, top = (read_big_endian(data, at + 8 + 4 * n) for n in range(4))

@@ -13,17 +13,17 @@ _INTEGERS = {1: "B", 3: "H", 4: "I"}
 _XMP_ORIENTATION = re.compile(rb'tiff:Orientation(?:="|>)([0-9])')
 
 
-def read_orientation(exif: bytes, xmp: bytes) -> int:
+def read_image_orientation(exif: bytes, xmp: bytes) -> int:
     """The orientation in a block of EXIF, or else in XMP; 1 (upright) if neither has a valid one."""
     while exif.startswith(b"Exif\0\0"):
         exif = exif[6:]
-    value = _exif_orientation(exif)
+    value = _read_exif_orientation(exif)
     if value is None and (match := _XMP_ORIENTATION.search(xmp)):
         value = int(match[1])
     return value if value is not None and 1 <= value <= 8 else 1
 
 
-def _exif_orientation(exif: bytes) -> int | None:
+def _read_exif_orientation(exif: bytes) -> int | None:
     """The tag in the first directory. Pillow's own reader warns about broken EXIF, which is common."""
     order = {b"II*\0": "<", b"MM\0*": ">"}.get(exif[:4])
     if order is None:

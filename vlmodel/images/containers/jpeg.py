@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 from vlmodel.images.containers.base import ImageHeader, read_big_endian
-from vlmodel.images.containers.exif import read_orientation
+from vlmodel.images.containers.exif import read_image_orientation
 
 _MAX_SEGMENTS = 4096
 """A valid file has a few hundred segments before its scan at most."""
@@ -18,7 +18,7 @@ _END_OF_SCAN = re.compile(rb"\xff[^\x00\x01\xd0-\xd7\xff]")
 """A marker that ends the entropy-coded data of a scan."""
 
 
-def read(data: bytes) -> ImageHeader:
+def read_jpeg_header(data: bytes) -> ImageHeader:
     """The header, from the segments before the first scan. Bytes between segments are skipped, as libjpeg does."""
     at, size, components, frame = 2, None, 0, 0
     metadata: list[tuple[int, int]] = []
@@ -39,7 +39,7 @@ def read(data: bytes) -> ImageHeader:
         if marker == _SOS:
             # libjpeg buffers the whole image if its scans hold some components each, as progressive ones do.
             buffered = frame & 3 == 2 or data[at + 4 : at + 5] != bytes([components])
-            turn = read_orientation(b"".join(exif), xmp)
+            turn = read_image_orientation(b"".join(exif), xmp)
             return ImageHeader("jpeg", turn, tuple(metadata), at, size, frame, components, buffered)
         if marker in _WITHOUT_LENGTH:
             at += 2
@@ -63,10 +63,10 @@ def read(data: bytes) -> ImageHeader:
             size = (read_big_endian(data, at + 5, 2), read_big_endian(data, at + 7, 2))
             components, frame = data[at + 9] if data[at + 4] == 8 else 0, marker
         at = end
-    return ImageHeader("jpeg", read_orientation(b"".join(exif), xmp), tuple(metadata), size=size)
+    return ImageHeader("jpeg", read_image_orientation(b"".join(exif), xmp), tuple(metadata), size=size)
 
 
-def image_end(data: bytes, header: ImageHeader) -> int | None:
+def find_jpeg_end(data: bytes, header: ImageHeader) -> int | None:
     """Position after the end marker, which entropy-coded data cannot contain; tables between scans are skipped."""
     at = header.scan
     if at < 0:

@@ -6,18 +6,18 @@ import zlib
 from collections.abc import Iterator
 
 from vlmodel.images.containers.base import ImageHeader, read_big_endian
-from vlmodel.images.containers.exif import read_orientation
+from vlmodel.images.containers.exif import read_image_orientation
 
 _PIXEL_CHUNKS = (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND")
 _MAX_TEXT = 1 << 20
 """Bytes of a compressed text that are searched for an orientation."""
 
 
-def read(data: bytes) -> ImageHeader:
+def read_png_header(data: bytes) -> ImageHeader:
     """The header, from all chunks: metadata may follow the pixels."""
     metadata: list[tuple[int, int]] = []
     exif, xmp, file_end = b"", b"", 0
-    for kind, start, end in _iterate_chunks(data):
+    for kind, start, end in _iterate_png_chunks(data):
         file_end = end
         if kind in _PIXEL_CHUNKS:
             continue
@@ -30,21 +30,21 @@ def read(data: bytes) -> ImageHeader:
         elif kind in (b"iTXt", b"zTXt", b"tEXt"):
             keyword, _, text = data[start + 8 : end - 4].partition(b"\0")
             if keyword == b"XML:com.adobe.xmp":
-                xmp = _chunk_text(kind, text)
+                xmp = _read_png_text_chunk(kind, text)
             elif keyword == b"Raw profile type exif" and not exif:
-                exif = _parse_raw_profile(_chunk_text(kind, text))
+                exif = _parse_raw_exif_profile(_read_png_text_chunk(kind, text))
     if file_end and data[file_end - 8 : file_end - 4] == b"IEND" and file_end < len(data):
         metadata.append((file_end, len(data)))
     size = (read_big_endian(data, 20), read_big_endian(data, 16)) if data[12:16] == b"IHDR" else None
-    return ImageHeader("png", read_orientation(exif, xmp), tuple(metadata), size=size)
+    return ImageHeader("png", read_image_orientation(exif, xmp), tuple(metadata), size=size)
 
 
-def image_end(data: bytes, _: ImageHeader) -> int | None:
+def find_png_end(data: bytes, _: ImageHeader) -> int | None:
     """Position after the end chunk."""
-    return next((end for kind, _, end in _iterate_chunks(data) if kind == b"IEND"), None)
+    return next((end for kind, _, end in _iterate_png_chunks(data) if kind == b"IEND"), None)
 
 
-def _iterate_chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
+def _iterate_png_chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
     """(kind, start, end) of each complete chunk, up to the end chunk."""
     at = 8
     while at + 12 <= len(data):
@@ -57,7 +57,7 @@ def _iterate_chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
         at = end
 
 
-def _chunk_text(kind: bytes, text: bytes) -> bytes:
+def _read_png_text_chunk(kind: bytes, text: bytes) -> bytes:
     """The text after a chunk's keyword, decompressed."""
     if kind == b"tEXt":
         return text
@@ -67,7 +67,7 @@ def _chunk_text(kind: bytes, text: bytes) -> bytes:
     return (_decompress_zlib(rest[2]) if is_compressed else rest[2]) if len(rest) == 3 else b""
 
 
-def _parse_raw_profile(text: bytes) -> bytes:
+def _parse_raw_exif_profile(text: bytes) -> bytes:
     """Parse EXIF in ImageMagick's text form: a line with a name, a line with a length, then the bytes in hexadecimal.
     b"" if it is not of that form.
     """

@@ -15,7 +15,7 @@ _STRIPS = ((273, 279), (324, 325))
 """Tags with the positions and the lengths of strips, and of tiles."""
 
 
-def image_end(data: bytes, _: ImageHeader) -> int | None:
+def find_tiff_end(data: bytes, _: ImageHeader) -> int | None:
     """Position after the last strip or tile of the first page."""
     file = io.BytesIO(data)
     try:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from vlmodel.images.containers.base import ImageHeader, read_little_endian
-from vlmodel.images.containers.exif import read_orientation
+from vlmodel.images.containers.exif import read_image_orientation
 
 _PIXEL_CHUNKS = (b"VP8X", b"VP8 ", b"VP8L", b"ALPH", b"ANIM", b"ANMF")
 _HAS_EXIF, _HAS_XMP, _HAS_ICC = 0x08, 0x04, 0x20
 
 
-def read(data: bytes) -> ImageHeader:
+def read_webp_header(data: bytes) -> ImageHeader:
     """The header, from all chunks: metadata may follow the pixels."""
     metadata: list[tuple[int, int]] = []
     exif, xmp = b"", b""
@@ -31,24 +31,24 @@ def read(data: bytes) -> ImageHeader:
         at = end
     if at == file_end < len(data):
         metadata.append((file_end, len(data)))
-    return ImageHeader("webp", read_orientation(exif, xmp), tuple(metadata), size=_read_size(data))
+    return ImageHeader("webp", read_image_orientation(exif, xmp), tuple(metadata), size=_read_webp_size(data))
 
 
 def repair_webp_header(data: bytes) -> bytes:
-    """A file from which metadata was cut, with the length and the flags that it then has."""
+    """Correct the length and the flags in the header of a WebP file from which metadata was removed."""
     data = b"RIFF" + (len(data) - 8).to_bytes(4, "little") + data[8:]
     if data[12:16] != b"VP8X":
         return data
     return data[:20] + bytes([data[20] & ~(_HAS_EXIF | _HAS_XMP | _HAS_ICC)]) + data[21:]
 
 
-def image_end(data: bytes, _: ImageHeader) -> int | None:
+def find_webp_end(data: bytes, _: ImageHeader) -> int | None:
     """Position after the RIFF chunk, which is the file."""
     end = 8 + read_little_endian(data, 4)
     return end if end <= len(data) else None
 
 
-def _read_size(data: bytes) -> tuple[int, int] | None:
+def _read_webp_size(data: bytes) -> tuple[int, int] | None:
     if len(data) < 30:
         return None
     match data[12:16]:

@@ -14,8 +14,8 @@ from torch import Tensor
 from torch.nn import functional as F
 from torchvision.io import ImageReadMode, decode_jpeg
 
-from vlmodel.images.header import is_complete, is_plain_jpeg, read_header
-from vlmodel.images.resize import PADDING, Square
+from vlmodel.images.header import is_complete_image, is_plain_jpeg, read_image_header
+from vlmodel.images.resize import PADDING, SquareResizing
 
 _FRAMES = (0xC0, 0xC1, 0xC2)
 """Frames of JPEG that nvJPEG decodes: those without arithmetic coding."""
@@ -23,9 +23,9 @@ _FRAMES = (0xC0, 0xC1, 0xC2)
 log = logging.getLogger(__name__)
 
 
-def decode_jpegs(
+def decode_jpegs_on_gpu(
     files: Sequence[bytes],
-    square: Square,
+    square: SquareResizing,
     max_pixels: int,
     device: torch.device,
     out: Sequence[NDArray[np.uint8]],
@@ -39,12 +39,12 @@ def decode_jpegs(
         device: a CUDA device; any other uses libjpeg, for tests.
         out: memory of (side, side, 3) uint8 for each file.
     """
-    done = np.array([_can_decode(data, max_pixels) for data in files], np.bool_)
+    done = np.array([_can_decode_on_gpu(data, max_pixels) for data in files], np.bool_)
     chosen = np.flatnonzero(done).tolist()
     if not chosen:
         return done
     try:
-        with _own_stream(device):
+        with _separate_cuda_stream(device):
             encoded = [torch.frombuffer(bytearray(files[n]), dtype=torch.uint8) for n in chosen]
             # torchcodec will replace torchvision's decoder; until then it would be one more dependency.
             images = decode_jpeg(encoded, ImageReadMode.RGB, device)
@@ -59,7 +59,7 @@ def decode_jpegs(
 
 
 @contextmanager
-def _own_stream(device: torch.device) -> Iterator[None]:
+def _separate_cuda_stream(device: torch.device) -> Iterator[None]:
     """A CUDA stream beside the default one, so that decoding does not wait for the training step."""
     if device.type != "cuda":
         yield
@@ -68,9 +68,11 @@ def _own_stream(device: torch.device) -> Iterator[None]:
         yield
 
 
-def _can_decode(data: bytes, max_pixels: int) -> bool:
-    """nvJPEG decodes a file that is cut off without an error, as one with a grey end."""
-    header = read_header(data)
+def _can_decode_on_gpu(data: bytes, max_pixels: int) -> bool:
+    """Whether nvJPEG decodes the file correctly. A truncated file is refused here: nvJPEG decodes it without an error,
+    with grey at its end.
+    """
+    header = read_image_header(data)
     if header is None or header.size is None or not is_plain_jpeg(header):
         return False
     height, width = header.size
@@ -80,13 +82,13 @@ def _can_decode(data: bytes, max_pixels: int) -> bool:
         colours = simplejpeg.decode_jpeg_header(data, strict=False)[2]
     except ValueError:
         return False
-    return colours in ("YCbCr", "Gray") and is_complete(data, header)
+    return colours in ("YCbCr", "Gray") and is_complete_image(data, header)
 
 
-def _resize_to_square(image_CHW: Tensor, square: Square) -> Tensor:
-    top, left, height, width = square.part_of(image_CHW.shape[1], image_CHW.shape[2])
+def _resize_to_square(image_CHW: Tensor, square: SquareResizing) -> Tensor:
+    top, left, height, width = square.region_to_keep(image_CHW.shape[1], image_CHW.shape[2])
     image_CHW = image_CHW[:, top : top + height, left : left + width]
-    top, left, height, width = square.filled_by(height, width)
+    top, left, height, width = square.region_to_fill(height, width)
     # CUDA's antialiased filter takes no uint8.
     small_BCHW = F.interpolate(image_CHW[None].float(), (height, width), mode=square.interpolation, antialias=True)
     out_CHW = torch.full((3, square.side, square.side), PADDING, dtype=torch.uint8, device=image_CHW.device)

@@ -78,7 +78,7 @@ class RequestHandler:
             raise ApiError(504, "timeout", message) from None
 
     def body(self, response_type: type[ResponseT], result: ServiceResult, **fields: Any) -> ResponseT:
-        """The response's body: ``fields``, the model and the latency."""
+        """The response's body: ``response_fields``, the model and the latency."""
         self._request.scope[VERSION] = result.model.version
         model = ModelVersion(name=result.model.name, version=result.model.version)
         latency_ms = round(self._elapsed_s() * 1000, 2)

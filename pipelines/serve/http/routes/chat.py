@@ -23,8 +23,8 @@ from pipelines.serve.http.openapi import document_route
 from pipelines.serve.http.routes import base
 from pipelines.serve.service import AnswerStream, ModelInfo, Service, ServiceRequest, ServiceResult
 from vlmodel.conversation import ConversationError
-from vlmodel.operations.base import Query
-from vlmodel.operations.chat import Chat, ChatRequest, held_back, stopped_at
+from vlmodel.operations.base import ModelQuery
+from vlmodel.operations.chat import ChatOperation, ChatRequest, count_possible_stop_characters, find_stop_text
 
 _log = logging.getLogger(__name__)
 _TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
@@ -32,7 +32,7 @@ _TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit
 
 def router(service: Service, config: ServeConfig) -> APIRouter:
     """/v1/chat/completions and /v1/models."""
-    routes, operation = APIRouter(), Chat()
+    routes, operation = APIRouter(), ChatOperation()
 
     @routes.get("/v1/models", summary="The models that can be asked", tags=["service"])
     async def models() -> dict[str, Any]:
@@ -42,11 +42,11 @@ def router(service: Service, config: ServeConfig) -> APIRouter:
         return {"object": "list", "data": [{"id": name, "object": "model", "created": 0, "owned_by": "vlmodel"}]}
 
     @routes.post(
-        Chat.path,
+        ChatOperation.path,
         name="chat",
-        summary=Chat.summary,
-        description=Chat.description,
-        **document_route(Chat.request, Chat.response),
+        summary=ChatOperation.summary,
+        description=ChatOperation.description,
+        **document_route(ChatOperation.request, ChatOperation.response),
     )
     async def complete_chat(request: Request) -> Response:
         try:
@@ -59,12 +59,12 @@ def router(service: Service, config: ServeConfig) -> APIRouter:
     return routes
 
 
-async def _complete_chat(request: Request, service: Service, config: ServeConfig, operation: Chat) -> Response:
+async def _complete_chat(request: Request, service: Service, config: ServeConfig, operation: ChatOperation) -> Response:
     handler = base.RequestHandler(request, service, config, operation.name)
     body = await handler.read(ChatRequest)
     assert service.model is not None
     _check_model(body.model, service.model)
-    query = operation.query(body)
+    query = operation.query_from_request(body)
     if (length := len(query.texts[0])) > (most := config.max_texts * config.max_question_chars):
         raise ApiError(400, "conversation_too_long", f"the messages have {length} characters; send at most {most}")
     asked = ServiceRequest(operation.name, query.inputs, query.texts, query.top_k, settings=query.settings)
@@ -79,7 +79,7 @@ async def _complete_chat(request: Request, service: Service, config: ServeConfig
         )
     result = await handler.run_within_time_limit(service.run(asked))
     request.scope[VERSION] = result.model.version
-    fields = operation.fields(query, result.result, ())
+    fields = operation.response_fields(query, result.result, ())
     choices = [{**choice.model_dump(), "logprobs": None} for choice in fields["choices"]]
     answer = {**_first_response_fields(identity, result.model, "chat.completion"), "choices": choices}
     return JSONResponse(
@@ -91,8 +91,8 @@ async def _complete_chat(request: Request, service: Service, config: ServeConfig
 async def _stream_chunks(
     handler: base.RequestHandler,
     request: Request,
-    operation: Chat,
-    query: Query,
+    operation: ChatOperation,
+    query: ModelQuery,
     stream: AnswerStream,
     identity: tuple[str, int],
     usage: bool,
@@ -112,17 +112,17 @@ async def _stream_chunks(
             while isinstance(piece := await handler.run_within_time_limit(anext(stream)), str):
                 text += piece
                 # What may be the beginning of a text that ends the answer waits for what follows.
-                end = stopped_at(text, stop)
-                end = len(text) - held_back(text, stop) if end is None else end
+                end = find_stop_text(text, stop)
+                end = len(text) - count_possible_stop_characters(text, stop) if end is None else end
                 if end > sent:
                     yield make_chunk({"content": text[sent:end]})
                     sent = end
             assert isinstance(piece, ServiceResult)
             model = piece.model
             request.scope[VERSION] = model.version
-            fields = operation.fields(query, piece.result, ())
+            fields = operation.response_fields(query, piece.result, ())
             [choice] = fields["choices"]
-            end = stopped_at(text, stop)
+            end = find_stop_text(text, stop)
             if (rest := text[sent:end]) and end != sent:
                 yield make_chunk({"content": rest})
             yield make_chunk({}, choice.finish_reason)

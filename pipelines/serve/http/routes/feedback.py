@@ -27,7 +27,7 @@ _log = logging.getLogger(__name__)
 class FeedbackRequest(schemas.TaskRequest):
     """What is right of a picture: the answer to a question, or a caption."""
 
-    model_config = schemas.with_examples(
+    model_config = schemas.schema_with_examples(
         {"image": schemas.EXAMPLE_IMAGE, "question": "What colour is the circle?", "answer": "red", "version": "3"},
         {"image": schemas.EXAMPLE_IMAGE, "caption": "a red circle on white"},
     )
@@ -48,7 +48,7 @@ class FeedbackRequest(schemas.TaskRequest):
 class FeedbackResponse(schemas.TaskResponse):
     """The correction was stored."""
 
-    model_config = schemas.with_examples(
+    model_config = schemas.schema_with_examples(
         {"id": "01769817600000000000-5f0c1a2b", "model": schemas.EXAMPLE_MODEL, "latency_ms": 3.1}
     )
 

@@ -17,7 +17,7 @@ from pipelines.serve.http.middleware import ERROR_CODE, error_body
 from pipelines.serve.http.openapi import document_route
 from pipelines.serve.http.routes import base
 from pipelines.serve.service import AnswerStream, Service, ServiceRequest, ServiceResult
-from vlmodel.operations.base import Operation, Query, all_operations
+from vlmodel.operations.base import ModelQuery, Operation, all_operations
 
 _log = logging.getLogger(__name__)
 
@@ -64,7 +64,7 @@ def _add_route(routes: APIRouter, operation: Operation, service: Service, config
     )
     async def answer(request: Request) -> Response:
         handler = base.RequestHandler(request, service, config, operation.name)
-        query = operation.query(await handler.read(operation.request))
+        query = operation.query_from_request(await handler.read(operation.request))
         base.check_text_lengths(query.texts, operation.text_name, config)
         asked = ServiceRequest(
             operation.name, query.inputs, query.texts, query.top_k, query.attention, query.least_version
@@ -80,12 +80,12 @@ def _add_route(routes: APIRouter, operation: Operation, service: Service, config
         )
 
 
-def _response_fields(operation: Operation, query: Query, result: ServiceResult) -> dict[str, Any]:
-    return operation.fields(query, result.result, base.which_texts_are_truncated(result, query.texts))
+def _response_fields(operation: Operation, query: ModelQuery, result: ServiceResult) -> dict[str, Any]:
+    return operation.response_fields(query, result.result, base.which_texts_are_truncated(result, query.texts))
 
 
 async def _stream_events(
-    handler: base.RequestHandler, request: Request, operation: Operation, query: Query, stream: AnswerStream
+    handler: base.RequestHandler, request: Request, operation: Operation, query: ModelQuery, stream: AnswerStream
 ) -> AsyncIterator[bytes]:
     """The events of a stream. The status was sent before, so an error is an event too."""
     try:

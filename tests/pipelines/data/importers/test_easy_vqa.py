@@ -12,7 +12,7 @@ from pipelines.data.importers.easy_vqa import Config
 from pipelines.data.importing.importer import SourceSample
 from pipelines.data.tars.errors import FaultReason
 from pipelines.errors import DataError
-from vlmodel.sample import Question, Texts
+from vlmodel.sample import Question, SampleTexts
 
 
 def _layout(root: Path, picture, questions: dict[str, list[Any]], images: dict[str, list[int]]) -> Path:
@@ -36,18 +36,22 @@ def test_one_sample_per_image_with_all_its_questions(tmp_path: Path, picture, re
                 "train",
                 "train-0",
                 {"image": (picture(0), "png")},
-                Texts((), (Question("is it?", "yes"),)),
+                SampleTexts((), (Question("is it?", "yes"),)),
                 {"image_id": 0},
             ),
             "train-1": SourceSample(
                 "train",
                 "train-1",
                 {"image": (picture(1), "png")},
-                Texts((), (Question("what color?", "red"), Question("is there?", "yes"))),
+                SampleTexts((), (Question("what color?", "red"), Question("is there?", "yes"))),
                 {"image_id": 1},
             ),
             "test-1": SourceSample(
-                "test", "test-1", {"image": (picture(1), "png")}, Texts((), (Question("q?", "no"),)), {"image_id": 1}
+                "test",
+                "test-1",
+                {"image": (picture(1), "png")},
+                SampleTexts((), (Question("q?", "no"),)),
+                {"image_id": 1},
             ),
         }
 
@@ -59,7 +63,7 @@ def test_questions_alone_need_no_images(tmp_path: Path, read_all) -> None:
     records, rejects = read_all(config)
     assert rejects == []
     questions = (Question("is it?", "yes"), Question("what?", "red"))
-    assert records == {"train-0": SourceSample("train", "train-0", {}, Texts((), questions), {"image_id": 0})}
+    assert records == {"train-0": SourceSample("train", "train-0", {}, SampleTexts((), questions), {"image_id": 0})}
     assert config.fingerprint()
 
 

@@ -8,8 +8,8 @@ import pytest
 from pipelines.data.importers.folder import Config
 from pipelines.data.importing.run import REJECTS, import_data
 from pipelines.errors import DataError
-from vlmodel.config import ConfigError, parse
-from vlmodel.sample import Texts
+from vlmodel.config import ConfigError, parse_config
+from vlmodel.sample import SampleTexts
 
 
 def test_every_image_is_a_sample(tmp_path: Path, picture, read_all, write_tar) -> None:
@@ -27,7 +27,7 @@ def test_every_image_is_a_sample(tmp_path: Path, picture, read_all, write_tar) -
         "c": picture(2, "WEBP"),
     }
     assert [record.inputs["image"][1] for record in records.values()] == ["png", "jpg", "webp"]
-    assert {(record.split, record.texts) for record in records.values()} == {("val", Texts())}
+    assert {(record.split, record.texts) for record in records.values()} == {("val", SampleTexts())}
     assert config.read().total == 3
 
     before = config.fingerprint()
@@ -59,7 +59,7 @@ def test_wrong_settings_say_what_to_do(tmp_path: Path) -> None:
         Config(folder=str(tmp_path / "none")).read()
     for inputs in (["image", "text"], ["text"], ["imu"]):
         with pytest.raises(ConfigError, match=r"inputs = .*name image.*\(source\.kind=table"):
-            parse(Config, {"folder": str(tmp_path), "inputs": inputs})
+            parse_config(Config, {"folder": str(tmp_path), "inputs": inputs})
 
 
 def test_one_file_under_two_names_is_one_sample(tmp_path: Path, picture) -> None:
@@ -97,7 +97,7 @@ def test_folders_are_classes_and_splits(tmp_path: Path, picture, read_all) -> No
     for name in ("train/cat/1.png", "valid/dog/deep/2.png", "train/3.png", "elsewhere/cat/4.png", "5.png"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_bytes(picture(int(name[-5])))
-    config = parse(Config, {"folder": str(tmp_path), "classes": "folder", "split": "folder"})
+    config = parse_config(Config, {"folder": str(tmp_path), "classes": "folder", "split": "folder"})
     assert config.inputs == ("image", "text")
     records, rejects = read_all(config)
     assert {key: (record.split, record.texts.label) for key, record in records.items()} == {
@@ -109,7 +109,7 @@ def test_folders_are_classes_and_splits(tmp_path: Path, picture, read_all) -> No
         ("5", "bad_schema"),
         ("elsewhere/cat/4", "bad_schema"),
     ]
-    records, rejects = read_all(parse(Config, {"folder": str(tmp_path), "classes": "folder"}))
+    records, rejects = read_all(parse_config(Config, {"folder": str(tmp_path), "classes": "folder"}))
     assert (len(records), [(reject.key, reject.reason) for reject in rejects]) == (4, [("5", "missing_text")])
     with pytest.raises(ConfigError, match="name image and text"):
-        parse(Config, {"folder": str(tmp_path), "classes": "folder", "inputs": ["image"]})
+        parse_config(Config, {"folder": str(tmp_path), "classes": "folder", "inputs": ["image"]})

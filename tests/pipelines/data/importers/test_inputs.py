@@ -14,7 +14,7 @@ from pipelines.data.importers import folder, table
 from pipelines.data.importing.run import REJECTS, import_data
 from pipelines.errors import DataError
 from tests.pipelines.data.tar_maker import members_of, photo, series
-from vlmodel.config import ConfigError, parse
+from vlmodel.config import ConfigError, parse_config
 
 TEXT_OF = {"imu": "imu_file", "left": "left_file"}
 
@@ -107,7 +107,7 @@ def test_columns_and_inputs_name_the_same(source: Path) -> None:
     file = a_table(source, {"image": "0.jpg", "caption": "a"})
     for settings in ({"inputs": ["image", "imu"]}, {"columns": {"imu": "imu_file"}}):
         with pytest.raises(ConfigError, match="each input but image and text needs a column"):
-            parse(table.Config, {"file": file, **settings})
+            parse_config(table.Config, {"file": file, **settings})
     (source / "t.csv").write_text("image,caption\n0.jpg,a\n")
     config = table.Config(file=str(source / "t.csv"), inputs=["image", "imu"], columns={"imu": "imu_file"})
     with pytest.raises(DataError, match=r"has 0 columns 'imu_file' \(source\.columns\.imu\); its columns are"):

@@ -17,7 +17,7 @@ from PIL import Image
 
 from pipelines.data.importers.scenes import Config
 from pipelines.data.importing.importer import SourceSample
-from vlmodel.config import ConfigError, parse
+from vlmodel.config import ConfigError, parse_config
 
 RGB = {
     "red": (226, 59, 59),
@@ -242,4 +242,4 @@ def test_of_texts_alone_nothing_is_drawn() -> None:
 
 def test_unfit_settings_are_refused() -> None:
     with pytest.raises(ConfigError, match="image_size = 8"):
-        parse(Config, {"image_size": 8})
+        parse_config(Config, {"image_size": 8})

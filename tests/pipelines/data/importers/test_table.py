@@ -16,8 +16,8 @@ import pytest
 from pipelines.data.importers.table import Config
 from pipelines.data.tars.errors import FaultReason
 from pipelines.errors import DataError
-from vlmodel.config import ConfigError, parse
-from vlmodel.sample import Question, Texts
+from vlmodel.config import ConfigError, parse_config
+from vlmodel.sample import Question, SampleTexts
 
 
 @pytest.fixture
@@ -170,7 +170,7 @@ def test_each_row_of_texts_alone_is_a_sample(tmp_path: Path, read_all) -> None:
     config = Config(file=str(tmp_path / "said.csv"), inputs="text", images="no/such/folder")
     records, rejects = read_all(config)
     assert rejects == []
-    grass = Texts((), (Question("what is grass?", "green"),))
+    grass = SampleTexts((), (Question("what is grass?", "green"),))
     assert {key: (record.split, record.texts) for key, record in records.items()} == {
         "said-00000002": ("train", grass),
         "said-00000004": ("val", grass),
@@ -191,9 +191,9 @@ def test_rows_of_texts_alone_with_one_key_are_one_sample(tmp_path: Path, read_al
     records, rejects = read_all(Config(file=_jsonl(tmp_path / "t.jsonl", rows), inputs="text"))
     dotted = f"a_b_{hashlib.sha256(b'a.b').hexdigest()[:8]}"
     assert {key: record.texts for key, record in records.items()} == {
-        "grass": Texts(("it is green",), (Question("what colour?", "green"),)),
-        "t-00000003": Texts(("a sky", "a blue sky")),
-        dotted: Texts(("3",)),
+        "grass": SampleTexts(("it is green",), (Question("what colour?", "green"),)),
+        "t-00000003": SampleTexts(("a sky", "a blue sky")),
+        dotted: SampleTexts(("3",)),
     }
     assert [(reject.key, reject.reason) for reject in rejects] == [
         ("t.jsonl:4", FaultReason.BAD_SCHEMA),
@@ -211,8 +211,8 @@ def test_images_alone(images: Path, picture, read_all) -> None:
     ]
     records, rejects = read_all(Config(file=_jsonl(images / "t.jsonl", rows), inputs="image"))
     assert {key: (record.split, record.inputs["image"][0], record.texts) for key, record in records.items()} == {
-        "img/0": ("train", picture(0), Texts()),
-        "one": ("val", picture(1), Texts()),
+        "img/0": ("train", picture(0), SampleTexts()),
+        "one": ("val", picture(1), SampleTexts()),
     }
     assert [(reject.key, reject.reason) for reject in rejects] == [("t.jsonl:4", "missing_image")]
 
@@ -353,9 +353,9 @@ def test_a_cell_that_is_missing_is_missing(images: Path, read_all, as_json: bool
             csv.writer(out).writerows([columns, *([str(cell or "") for cell in row] for row in cells)])
     records, rejects = read_all(Config(file=file))
     assert {key: (record.split, record.texts) for key, record in records.items()} == {
-        "img/0": ("train", Texts(("c",))),
-        "img/1": ("train", Texts((), (Question("q?"),))),
-        "img/2": ("train", Texts()),
+        "img/0": ("train", SampleTexts(("c",))),
+        "img/1": ("train", SampleTexts((), (Question("q?"),))),
+        "img/2": ("train", SampleTexts()),
     }
     assert [reject.reason for reject in rejects] == ["missing_image"]
 
@@ -385,7 +385,7 @@ def test_structs_stand_for_texts(tmp_path: Path, picture, read_all) -> None:
         pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / f"{number}.parquet")
     (first,) = read_all(Config(file=str(tmp_path / "0.parquet")))[0].values()
     (second,) = read_all(Config(file=str(tmp_path / "1.parquet")))[0].values()
-    assert first.texts == Texts(("a cat", "some cat"), (Question("what?", "cat", ("cat", "dog", "cat")),))
+    assert first.texts == SampleTexts(("a cat", "some cat"), (Question("what?", "cat", ("cat", "dog", "cat")),))
     assert second.texts.questions == (Question("who?", "he", ("she", "he", "he")),)
     pyarrow.parquet.write_table(
         pyarrow.table({"image": [picture(3)], "caption": [{"de": "Katze"}]}), tmp_path / "2.parquet"
@@ -426,7 +426,7 @@ def test_a_delimiter_is_named(images: Path, read_all) -> None:
         records, _ = read_all(Config(file=str(images / "t.csv"), delimiter=name))
         assert records["0"].texts.captions == ("a, b",)
     with pytest.raises(ConfigError, match="cannot separate cells; name a comma"):
-        parse(Config, {"file": "t.csv", "delimiter": '"'})
+        parse_config(Config, {"file": "t.csv", "delimiter": '"'})
 
 
 def test_an_encoding_is_named(images: Path, read_all) -> None:
@@ -440,7 +440,7 @@ def test_an_encoding_is_named(images: Path, read_all) -> None:
     records, _ = read_all(Config(file=str(images / "t.jsonl"), encoding="cp1252"))
     assert records["0"].texts.captions == ("Größe",)
     with pytest.raises(ConfigError, match="'klingon' is no encoding that Python knows; name one as utf-8 or cp1252"):
-        parse(Config, {"file": "t.csv", "encoding": "klingon"})
+        parse_config(Config, {"file": "t.csv", "encoding": "klingon"})
 
 
 def test_rows_stay_rows(images: Path, read_all) -> None:

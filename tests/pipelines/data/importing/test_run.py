@@ -27,8 +27,8 @@ from pipelines.data.tars.sample import GROUP, parse_texts
 from pipelines.data.tars.shards import shard_split
 from pipelines.errors import DataError
 from tests.pipelines.data.tar_maker import photo
-from vlmodel.config import dump, parse, part_config, part_kinds
-from vlmodel.sample import Question, Texts
+from vlmodel.config import dump_config, find_part_config_class, list_part_kinds, parse_config
+from vlmodel.sample import Question, SampleTexts
 
 SMALL = scenes.Config(train=5, val=2, test=1, image_size=32, samples_per_shard=2)
 
@@ -48,7 +48,7 @@ class Listed(Importer):
 
 
 def _record(split: str, key: str, image: bytes = b"i", extension: str = "png", caption: str = "c") -> SourceSample:
-    return SourceSample(split, key, {"image": (image, extension)}, Texts((caption,), ()))
+    return SourceSample(split, key, {"image": (image, extension)}, SampleTexts((caption,), ()))
 
 
 def _hashes(folder: Path) -> dict[str, str]:
@@ -65,7 +65,7 @@ def _members(folder: Path) -> Iterator[tuple[str, str, bytes]]:
 
 
 def test_every_kind_is_an_importer() -> None:
-    assert part_kinds("pipelines.data.importers") == [
+    assert list_part_kinds("pipelines.data.importers") == [
         "coco",
         "easy_vqa",
         "feedback",
@@ -76,8 +76,8 @@ def test_every_kind_is_an_importer() -> None:
         "table",
         "uea",
     ]
-    for kind in part_kinds("pipelines.data.importers"):
-        config = part_config("pipelines.data.importers", kind)
+    for kind in list_part_kinds("pipelines.data.importers"):
+        config = find_part_config_class("pipelines.data.importers", kind)
         assert issubclass(config, Importer)
         assert config.model_fields["kind"].default == kind
         assert all(
@@ -136,8 +136,8 @@ def test_texts_alone_are_imported_indexed_and_read(tmp_path: Path, ray_local: No
     assert index.quarantine().num_rows == 0
     records = ShardReader(index).read("train-000000.tar", [1, 0])
     assert [(record.key, set(record.present), record.texts) for record in records] == [
-        ("sky", {"questions"}, Texts((), (Question("what is sky?", "blue"),))),
-        ("said-00000002", {"questions"}, Texts((), (Question("what is grass?", "green"),))),
+        ("sky", {"questions"}, SampleTexts((), (Question("what is sky?", "blue"),))),
+        ("said-00000002", {"questions"}, SampleTexts((), (Question("what is grass?", "green"),))),
     ]
 
 
@@ -153,8 +153,8 @@ def test_images_alone_are_imported_indexed_and_read(tmp_path: Path, ray_local: N
     index = build_index(str(tmp_path / "out"), IndexConfig(inputs=("image",), validation_fraction=0.0))
     records = ShardReader(index).read("train-000000.tar", [0, 1])
     assert [(record.key, record.inputs["image"], record.texts) for record in records] == [
-        ("0", photo(0), Texts()),
-        ("1", photo(1), Texts()),
+        ("0", photo(0), SampleTexts()),
+        ("1", photo(1), SampleTexts()),
     ]
 
 
@@ -219,7 +219,7 @@ def test_the_same_import_again_does_nothing(tmp_path: Path, monkeypatch: pytest.
     (tmp_path / "out" / "_index").mkdir()
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").iterdir()}
     monkeypatch.setattr(scenes.Config, "read", lambda self: pytest.fail("read the source again"))
-    again = import_data(parse(scenes.Config, dump(SMALL)), tmp_path / "out", progress=False)
+    again = import_data(parse_config(scenes.Config, dump_config(SMALL)), tmp_path / "out", progress=False)
     assert again.unchanged
     assert (again.splits, again.shards) == (first.splits, first.shards)
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "out").iterdir()} == before
@@ -338,7 +338,7 @@ def test_a_file_of_a_record_that_was_refused_is_free(tmp_path: Path) -> None:
 
 def test_questions_without_an_answer_are_counted(tmp_path: Path) -> None:
     questions = (Question("p?"), Question("q?", "yes"), Question("r?"))
-    record = _record("train", "a")._replace(texts=Texts((), questions))
+    record = _record("train", "a")._replace(texts=SampleTexts((), questions))
     summary = import_data(Listed(entries=(record,)), tmp_path / "out", progress=False)
     assert summary.splits["train"] == SplitCounts(1, 0, 3, 2)
 

@@ -26,7 +26,7 @@ from pipelines.data.tars.reader import ShardReader
 from pipelines.errors import DataError
 from tests.pipelines.data.tar_maker import Entry, build_tar, header_of, photo, series, texts, write_tar, zeroed
 from vlmodel import media
-from vlmodel.config import ConfigError, parse
+from vlmodel.config import ConfigError, parse_config
 from vlmodel.media import registry
 
 ALL = ["image?", "imu?", "text?"]
@@ -173,7 +173,7 @@ def test_what_is_present_is_joined_and_split():
 )
 def test_names_of_inputs_are_checked(inputs, says):
     with pytest.raises(ConfigError, match=says):
-        parse(IndexConfig, {"inputs": inputs})
+        parse_config(IndexConfig, {"inputs": inputs})
 
 
 def test_names_of_inputs_have_one_order():
@@ -308,7 +308,7 @@ class Weather(Medium):
     extensions = ("wx",)
     columns = {"degrees": "float32"}
 
-    def check(self, data, limits):
+    def check_file(self, data, limits):
         try:
             return {"degrees": float(data)}
         except ValueError:

@@ -15,8 +15,8 @@ from pipelines.data.prepare.filters import (
     texts_of_valid_length,
 )
 from pipelines.errors import DataError
-from vlmodel.config import ConfigError, parse
-from vlmodel.sample import Question, Texts
+from vlmodel.config import ConfigError, parse_config
+from vlmodel.sample import Question, SampleTexts
 
 
 @pytest.mark.parametrize(
@@ -45,7 +45,7 @@ def test_the_detail_names_value_and_limit() -> None:
     )
 
 
-TEXTS = Texts(("abc", "abcde", "abcdefg"), (Question("ab?", "a very long answer"), Question("abcdef?", "no")))
+TEXTS = SampleTexts(("abc", "abcde", "abcdefg"), (Question("ab?", "a very long answer"), Question("abcdef?", "no")))
 
 
 @pytest.mark.parametrize(
@@ -70,17 +70,19 @@ def test_texts_of_unfit_length_are_left_out(low: int, high: int, left: list[str]
 
 
 def test_joined_texts_are_not_repeated() -> None:
-    own = Texts(("a", "a", "b"), (Question("q?", "yes"),))
-    other = Texts(("b", "c"), (Question("q?", "yes"), Question("q?", "no")))
+    own = SampleTexts(("a", "a", "b"), (Question("q?", "yes"),))
+    other = SampleTexts(("b", "c"), (Question("q?", "yes"), Question("q?", "no")))
     assert merge_texts(own) == own
-    assert merge_texts(own, other, other) == Texts(("a", "a", "b", "c"), (Question("q?", "yes"), Question("q?", "no")))
+    assert merge_texts(own, other, other) == SampleTexts(
+        ("a", "a", "b", "c"), (Question("q?", "yes"), Question("q?", "no"))
+    )
 
 
 def test_settings_that_leave_nothing_are_refused() -> None:
     with pytest.raises(ConfigError, match=r"max_chars = 3 is below min_chars = 4; no text fits both"):
-        parse(PrepareConfig, {"min_chars": 4, "max_chars": 3})
+        parse_config(PrepareConfig, {"min_chars": 4, "max_chars": 3})
     with pytest.raises(ConfigError, match=r"max_aspect = 0.5 is below that of a square; give at least 1"):
-        parse(PrepareConfig, {"max_aspect": 0.5})
+        parse_config(PrepareConfig, {"max_aspect": 0.5})
 
 
 def test_language() -> None:
@@ -88,9 +90,9 @@ def test_language() -> None:
     config = PrepareConfig(languages=["en", "nl"])
     language.require_known_languages(config.languages)
     for caption in ("Three black dogs on grass.", "Een zwarte hond blaft."):
-        texts = Texts((caption,), ())
+        texts = SampleTexts((caption,), ())
         assert find_text_fault(texts, texts, config) is None
-    foreign = Texts(("Ein schwarzer Hund bellt.",), (Question("Was macht der Hund?"),))
+    foreign = SampleTexts(("Ein schwarzer Hund bellt.",), (Question("Was macht der Hund?"),))
     drop = find_text_fault(foreign, foreign, config)
     assert drop is not None
     assert drop.reason is DropReason.LANGUAGE

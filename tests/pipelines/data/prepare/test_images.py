@@ -22,7 +22,7 @@ from vlmodel.media.image import MEDIUM
 
 
 def facts_of(data: bytes) -> ImageFormatAndSize:
-    return ImageFormatAndSize(**MEDIUM.check(data, CheckLimits()))
+    return ImageFormatAndSize(**MEDIUM.check_file(data, CheckLimits()))
 
 
 @pytest.mark.parametrize(

@@ -13,8 +13,8 @@ from pipelines.data.stream.augment import (
     names_a_side,
     swap_left_and_right,
 )
-from vlmodel.config import ConfigError, parse
-from vlmodel.sample import Question, Texts
+from vlmodel.config import ConfigError, parse_config
+from vlmodel.sample import Question, SampleTexts
 
 SWAP = {"left": "right"}
 
@@ -31,12 +31,12 @@ SWAP = {"left": "right"}
     ],
 )
 def test_whole_words_change_places_in_both_directions(text: str, expected: str) -> None:
-    assert swap_left_and_right(Texts((text,)), SWAP).captions == (expected,)
-    assert swap_left_and_right(Texts((expected,)), SWAP).captions == (text,)
+    assert swap_left_and_right(SampleTexts((text,)), SWAP).captions == (expected,)
+    assert swap_left_and_right(SampleTexts((expected,)), SWAP).captions == (text,)
 
 
 def test_questions_and_all_answers_change_and_what_is_unknown_stays() -> None:
-    texts = Texts((), (Question("is it left?", "left", ("left", "Right", "no"), "7"), Question("what is right?")))
+    texts = SampleTexts((), (Question("is it left?", "left", ("left", "Right", "no"), "7"), Question("what is right?")))
     changed = swap_left_and_right(texts, SWAP).questions
     assert changed == (Question("is it right?", "right", ("right", "Left", "no"), "7"), Question("what is left?"))
     assert list(all_texts(texts)) == ["is it left?", "left", "left", "Right", "no", "what is right?"]
@@ -44,7 +44,7 @@ def test_questions_and_all_answers_change_and_what_is_unknown_stays() -> None:
 
 def test_the_longer_of_two_words_that_begin_alike() -> None:
     swap = {"left": "right", "left side": "right side", "links": "rechts"}
-    said = swap_left_and_right(Texts(("on the left side, links, left",)), swap).captions
+    said = swap_left_and_right(SampleTexts(("on the left side, links, left",)), swap).captions
     assert said == ("on the right side, rechts, right",)
 
 
@@ -58,7 +58,7 @@ def test_the_longer_of_two_words_that_begin_alike() -> None:
 )
 def test_words_without_one_partner_are_refused(swap: dict[str, str], says: str) -> None:
     with pytest.raises(ConfigError, match=says):
-        parse(AugmentConfig, {"flip": 0.5, "swap": swap})
+        parse_config(AugmentConfig, {"flip": 0.5, "swap": swap})
     assert AugmentConfig(flip=0.5, swap={"left": "right", "right": "left"}).changes_texts
     assert not AugmentConfig(swap=SWAP).changes_texts
 

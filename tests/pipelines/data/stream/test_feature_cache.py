@@ -40,17 +40,17 @@ from pipelines.data.tars.shards import ShardWriter
 from pipelines.data.texts.corpus import train_tokenizer
 from pipelines.errors import DataError
 from pipelines.train.prefetcher import arrays_to_tensors
-from vlmodel.config import parse
+from vlmodel.config import parse_config
 from vlmodel.inference import Predictor
 from vlmodel.model import VLModel
 from vlmodel.model_config import ModelConfig
 from vlmodel.parts import VisionEncoder
 from vlmodel.processor import ProcessorConfig, VLProcessor
-from vlmodel.sample import Question, Texts
+from vlmodel.sample import Question, SampleTexts
 from vlmodel.vision.cnn import Config
 
 SAMPLES, SHARD = 13, 5
-MODEL = parse(
+MODEL = parse_config(
     ModelConfig,
     {
         "vision": {"stages": 1, "grid": 2, "projection": 4, "frozen": True},
@@ -58,7 +58,7 @@ MODEL = parse(
         "fusion": {"width": 8, "heads": 2, "dropout": 0.0},
     },
 )
-POOLED = MODEL.model_copy(update={"fusion": parse(ModelConfig, {"fusion": {"kind": "concat"}}).fusion})
+POOLED = MODEL.model_copy(update={"fusion": parse_config(ModelConfig, {"fusion": {"kind": "concat"}}).fusion})
 CONFIG = MODEL.vision
 WIDTH, TEXT_WIDTH = 64 * 2 * 2, 8
 ALONE = EncoderResources(threads=1, batch=3)
@@ -68,7 +68,7 @@ Build = Callable[..., FeatureCache]
 
 def create_initial_model(processor: VLProcessor, seed: int = 0, config: ModelConfig = MODEL) -> VLModel:
     torch.manual_seed(seed)
-    return VLModel.from_tree(config, processor).eval()
+    return VLModel.create_from_config(config, processor).eval()
 
 
 def vision_of(model: VLModel) -> VisionEncoder:
@@ -87,7 +87,7 @@ def index(tmp_path_factory: pytest.TempPathFactory, ray_local: None) -> Index:
                 Image.fromarray(rng.integers(0, 256, (20, 24, 3), np.uint8)).save(image, "PNG")
                 # Each fourth sample has no question, and so no row in training.
                 question = Question(("what?", "is it what?")[number % 3 > 0], ("yes", "no")[number % 2])
-                texts = Texts(("a picture",), (question,) if number % 4 else ())
+                texts = SampleTexts(("a picture",), (question,) if number % 4 else ())
                 writer.add(f"{number:03d}", {"image": (image.getvalue(), "png")}, texts)
     return build_index(str(folder), IndexConfig(validation_fraction=0.3))
 
@@ -153,7 +153,9 @@ def read(features: FeatureCache, index: Index, shard: IndexedShard, rows: list[i
 
 def direct(index: Index, processor: VLProcessor, shard: IndexedShard, rows: list[int]) -> np.ndarray:
     pixels = [processor.decode_image(record.inputs["image"]) for record in ShardReader(index).read(shard.name, rows)]
-    found: np.ndarray = create_initial_model(processor).vision.features(torch.from_numpy(np.stack(pixels))).numpy()
+    found: np.ndarray = (
+        create_initial_model(processor).vision.compute_features(torch.from_numpy(np.stack(pixels))).numpy()
+    )
     return found
 
 
@@ -214,7 +216,7 @@ def test_texts_have_a_row_for_each_token_or_one(
     for row, of_text in enumerate(found):
         kept = torch.from_numpy(of_text.copy())[None]
         whole = model.language(ids_NT[row : row + 1], mask_NT[row : row + 1])
-        again = model.language.from_features(kept, torch.ones(1, len(of_text), dtype=torch.bool))
+        again = model.language.tokens_from_features(kept, torch.ones(1, len(of_text), dtype=torch.bool))
         torch.testing.assert_close(again.pooled_BD, whole.pooled_BD, rtol=1e-4, atol=1e-5)
         if tokens:
             real_T = whole.mask_BT[0]
@@ -242,11 +244,11 @@ def test_what_they_depend_on_has_features_of_its_own(
     for changed in (ProcessorConfig(image_size=16, crop=0.9), ProcessorConfig(image_size=16, interpolation="bicubic")):
         others.append(build(processor=VLProcessor(changed, processor.tokenizer, processor.labels)))
     others.append(build(precision="float16"))
-    vision = parse(Config, {**CONFIG.model_dump(), "mean": (0.5, 0.5, 0.5)})
+    vision = parse_config(Config, {**CONFIG.model_dump(), "mean": (0.5, 0.5, 0.5)})
     others.append(build(config=MODEL.model_copy(update={"vision": vision})))
     others += [build("language"), build("language", config=POOLED)]
     # What follows the backbone, and where its weights come from, changes nothing.
-    wider = parse(Config, {**CONFIG.model_dump(), "projection": 6, "weights": "elsewhere", "strict": False})
+    wider = parse_config(Config, {**CONFIG.model_dump(), "projection": 6, "weights": "elsewhere", "strict": False})
     encoder = MODEL.model_copy(update={"vision": wider})
     assert build(config=encoder, model=create_initial_model(processor)) == first
     assert len({first.folder, *(other.folder for other in others)}) == 10
@@ -354,7 +356,9 @@ def test_batches_have_them_in_place_of_images(source: Source, kept: FeatureCache
     processor = VLProcessor.from_pretrained(source.processor)
     for images, remembered in pairs(source, replace(source, features=(kept,))):
         expected = (
-            create_initial_model(processor).vision.features(torch.from_numpy(images.pop("image.pixels_BHWC"))).numpy()
+            create_initial_model(processor)
+            .vision.compute_features(torch.from_numpy(images.pop("image.pixels_BHWC")))
+            .numpy()
         )
         np.testing.assert_allclose(remembered.pop("image.features_BF"), expected, rtol=1e-5, atol=1e-5)
         assert images.keys() == remembered.keys()

@@ -32,7 +32,7 @@ from tests.vlmodel.tiny import IMU, tiny_tree
 from vlmodel.modality.series import Augment
 from vlmodel.model import VLModel
 from vlmodel.processor import ProcessorConfig, VLProcessor
-from vlmodel.sample import Question, Texts
+from vlmodel.sample import Question, SampleTexts
 
 SAMPLES, SHARD, CHANNELS = 12, 5, 3
 TREE = tiny_tree(inputs={"imu": {**IMU, "frozen": True}})
@@ -59,7 +59,7 @@ def index(tmp_path_factory: pytest.TempPathFactory, ray_local: None) -> Index:
             inputs = {"image": (image.getvalue(), "png")}
             if has_series(number):
                 inputs["imu"] = (numbers.getvalue(), "npy")
-            writer.add(f"{number:03d}", inputs, Texts((), (Question("what is it?", ("yes", "no")[number % 2]),)))
+            writer.add(f"{number:03d}", inputs, SampleTexts((), (Question("what is it?", ("yes", "no")[number % 2]),)))
     return build_index(str(folder), IndexConfig(validation_fraction=0.0, inputs=("image", "imu?", "text")))
 
 
@@ -156,7 +156,7 @@ def test_shares_of_dropped_inputs() -> None:
 def test_a_saved_processor_decodes_the_same(source: Source, processor: VLProcessor) -> None:
     again = VLProcessor.from_pretrained(source.processor)
     assert again.inputs == processor.inputs
-    assert again.reads == ("image", "imu")
+    assert again.input_names == ("image", "imu")
 
 
 def test_kept_features_are_what_the_encoder_gives(
@@ -164,7 +164,7 @@ def test_kept_features_are_what_the_encoder_gives(
 ) -> None:
     """Of a frozen encoder, with the loss and gradients of all else equal."""
     torch.manual_seed(0)
-    model = VLModel.from_tree(TREE, processor).eval()
+    model = VLModel.create_from_config(TREE, processor).eval()
     assert TREE.frozen_streams() == ("imu",)
     cache = open_feature_cache("imu", model, TREE, processor, str(tmp_path), "float32")
     build_features(cache, index, model, TREE, processor, EncoderResources(threads=1, batch=2))

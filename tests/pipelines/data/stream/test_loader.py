@@ -26,7 +26,7 @@ from pipelines.data.texts.corpus import train_tokenizer
 from pipelines.errors import DataError
 from vlmodel.images.decoders import gpu
 from vlmodel.processor import ProcessorConfig, VLProcessor
-from vlmodel.sample import Question, Texts
+from vlmodel.sample import Question, SampleTexts
 
 SAMPLES = 23
 
@@ -41,7 +41,7 @@ def source(tmp_path_factory: pytest.TempPathFactory, ray_local: None) -> Source:
             Image.new("RGB", (16, 16), (number, 2 * number, 255 - number)).save(image, "PNG")
             questions = tuple(Question(f"what is {n}?", ("yes", "no")[n % 2]) for n in range(number % 4))
             captions = () if questions else ("a colour",)
-            writer.add(f"{number:03d}", {"image": (image.getvalue(), "png")}, Texts(captions, questions))
+            writer.add(f"{number:03d}", {"image": (image.getvalue(), "png")}, SampleTexts(captions, questions))
     build_index(str(folder), IndexConfig(validation_fraction=0.0))
     tokenizer = train_tokenizer(["what is 0 1 2 3 ? a colour"], 64)
     VLProcessor(ProcessorConfig(image_size=16), tokenizer, ["yes", "no"]).save_pretrained(folder / "processor")
@@ -182,13 +182,13 @@ def test_a_gpu_decodes_a_batch_at_once_and_leaves_the_rest(
 ) -> None:
     """Its code, over libjpeg: the test of the GPU itself is tests/vlmodel/images/test_gpu.py."""
     calls = []
-    decode_jpegs = gpu.decode_jpegs
+    decode_jpegs = gpu.decode_jpegs_on_gpu
 
     def counting(files: list[bytes], *args: Any) -> np.ndarray:
         calls.append(len(files))
         return decode_jpegs(files, *args)
 
-    monkeypatch.setattr(gpu, "decode_jpegs", counting)
+    monkeypatch.setattr(gpu, "decode_jpegs_on_gpu", counting)
     with ShardWriter(tmp_path, "train", max_samples=3) as writer:
         for number in range(12):
             image = io.BytesIO()
@@ -197,7 +197,7 @@ def test_a_gpu_decodes_a_batch_at_once_and_leaves_the_rest(
             writer.add(
                 f"{number:03d}",
                 {"image": (image.getvalue(), kind.lower())},
-                Texts((), (Question("what is 0?", "yes"),)),
+                SampleTexts((), (Question("what is 0?", "yes"),)),
             )
     build_index(str(tmp_path), IndexConfig(validation_fraction=0.0))
     mine = replace(source, tars=str(tmp_path), index_hash=Index.open(str(tmp_path)).hash)

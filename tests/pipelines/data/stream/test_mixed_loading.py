@@ -29,7 +29,7 @@ from pipelines.data.texts.corpus import train_tokenizer
 from pipelines.errors import DataError
 from tests.pipelines.data.tar_maker import photo, write_tar
 from vlmodel.processor import ProcessorConfig, VLProcessor
-from vlmodel.sample import Question, Texts
+from vlmodel.sample import Question, SampleTexts
 from vlmodel.tasks import caption, contrastive, vqa
 
 ASKED, NAMED = 11, 23
@@ -37,7 +37,7 @@ ASKED, NAMED = 11, 23
 NAMES = ("asked", "named")
 
 
-def write(folder: Path, base: int, count: int, texts: Texts) -> Index:
+def write(folder: Path, base: int, count: int, texts: SampleTexts) -> Index:
     """Images whose colour is ``base`` and their number; keys are the same in both sources."""
     with ShardWriter(folder, "train", max_samples=4) as writer:
         for number in range(count):
@@ -52,8 +52,8 @@ def mixture(tmp_path_factory: pytest.TempPathFactory, ray_local: None) -> Source
     folder = tmp_path_factory.mktemp("mixed")
     for name in NAMES:
         (folder / name).mkdir()
-    asked = write(folder / "asked", 10, ASKED, Texts((), (Question("what is it?", "a colour"),)))
-    named = write(folder / "named", 20, NAMED, Texts(("a colour",), ()))
+    asked = write(folder / "asked", 10, ASKED, SampleTexts((), (Question("what is it?", "a colour"),)))
+    named = write(folder / "named", 20, NAMED, SampleTexts(("a colour",), ()))
     tasks = {"ask": vqa.Config(), "name": caption.Config()}
     tokenizer = train_tokenizer(["what is it? a colour"], 64)
     made = VLProcessor(ProcessorConfig(image_size=16), tokenizer, ["a colour", "no"], tasks)
@@ -170,7 +170,7 @@ def with_texts(mixture: SourceMixture, tmp_path_factory: pytest.TempPathFactory,
     """The two sources of images, and one of questions without images."""
     folder = tmp_path_factory.mktemp("texts")
     for shard in range(2):
-        said = [Texts((), (Question(f"what is it? {n}", "no"),)) for n in range(7)]
+        said = [SampleTexts((), (Question(f"what is it? {n}", "no"),)) for n in range(7)]
         write_tar(folder, f"train-{shard:06d}.tar", [(f"{shard}{n}.json", dump_texts(t)) for n, t in enumerate(said)])
     index = build_index(str(folder), IndexConfig(validation_fraction=0.0, inputs=("text",)))
     return SourceMixture((*mixture.members, Source(index.tars, index.hash, "train", mixture.processor)))

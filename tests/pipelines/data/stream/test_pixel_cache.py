@@ -26,7 +26,7 @@ from pipelines.data.tars.shards import ShardWriter
 from pipelines.data.texts.corpus import train_tokenizer
 from pipelines.errors import DataError
 from vlmodel.processor import ProcessorConfig, VLProcessor
-from vlmodel.sample import Texts
+from vlmodel.sample import SampleTexts
 from vlmodel.tasks import contrastive
 
 SAMPLES, SIDE = 12, 16  # whole batches: a batch of two epochs could have an image twice, and decode it twice
@@ -41,7 +41,7 @@ def source(tmp_path_factory: pytest.TempPathFactory, ray_local: None) -> Source:
         for number in range(SAMPLES):
             image = io.BytesIO()
             Image.fromarray(rng.integers(0, 256, (20, 24, 3), np.uint8)).save(image, "JPEG")
-            writer.add(f"{number:03d}", {"image": (image.getvalue(), "jpg")}, Texts(("a picture",), ()))
+            writer.add(f"{number:03d}", {"image": (image.getvalue(), "jpg")}, SampleTexts(("a picture",), ()))
     index = build_index(str(folder), IndexConfig(validation_fraction=0.0))
     reads = {"": contrastive.Config()}
     processor = VLProcessor(ProcessorConfig(image_size=SIDE), train_tokenizer(["a picture"], 64), [], reads)

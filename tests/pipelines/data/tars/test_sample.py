@@ -9,25 +9,25 @@ from hypothesis import strategies as st
 
 from pipelines.data.tars.errors import FaultReason, SampleError
 from pipelines.data.tars.sample import TextLimits, dump_texts, parse_metadata, parse_texts
-from vlmodel.sample import Question, Texts
+from vlmodel.sample import Question, SampleTexts
 
 _text = st.text(st.characters(exclude_categories=["Cs"]), min_size=1).filter(lambda text: not text.isspace())
 _question = st.builds(
     Question, _text, st.none() | _text, st.lists(_text, max_size=3).map(tuple), st.none() | st.integers(0).map(str)
 )
 _texts = st.builds(
-    Texts, st.lists(_text, max_size=3).map(tuple), st.lists(_question, max_size=3).map(tuple), st.none() | _text
-).filter(lambda texts: bool(texts.kinds))
+    SampleTexts, st.lists(_text, max_size=3).map(tuple), st.lists(_question, max_size=3).map(tuple), st.none() | _text
+).filter(lambda texts: bool(texts.present_kinds))
 
 
 @settings(max_examples=150, deadline=None)
 @given(_texts)
-def test_texts_survive_the_json(texts: Texts) -> None:
+def test_texts_survive_the_json(texts: SampleTexts) -> None:
     assert parse_texts(dump_texts(texts), None) == texts
 
 
 def test_json_is_canonical() -> None:
-    texts = Texts(("Ein Häuschen",), (Question("why?", None, ("a", "b"), "7"), Question("who?", "she")))
+    texts = SampleTexts(("Ein Häuschen",), (Question("why?", None, ("a", "b"), "7"), Question("who?", "she")))
     assert dump_texts(texts, {"a": 1}).decode() == (
         '{"a":1,"captions":["Ein Häuschen"],"questions":[{"answer":null,"answers":["a","b"],"id":"7",'
         '"question":"why?"},{"answer":"she","question":"who?"}]}'
@@ -40,11 +40,11 @@ def test_numbers_may_be_ids() -> None:
 
 
 def test_the_class_is_in_the_json_or_in_a_member_of_its_own() -> None:
-    assert parse_texts(b'{"class": "dog", "url": "u"}', None) == Texts(label="dog")
-    assert parse_texts(b'{"captions": ["one"], "class": 7}', None) == Texts(("one",), label="7")
-    assert parse_texts(None, None, cls_bytes=b"7\n") == Texts(label="7")
-    assert parse_texts(b'{"class": 7}', None, cls_bytes=b"7") == Texts(label="7")
-    assert parse_texts(b'{"class": null}', None, cls_bytes=b" ") == Texts()
+    assert parse_texts(b'{"class": "dog", "url": "u"}', None) == SampleTexts(label="dog")
+    assert parse_texts(b'{"captions": ["one"], "class": 7}', None) == SampleTexts(("one",), label="7")
+    assert parse_texts(None, None, cls_bytes=b"7\n") == SampleTexts(label="7")
+    assert parse_texts(b'{"class": 7}', None, cls_bytes=b"7") == SampleTexts(label="7")
+    assert parse_texts(b'{"class": null}', None, cls_bytes=b" ") == SampleTexts()
     assert parse_metadata(b'{"class": "dog", "url": "u"}') == {"url": "u"}
     for json_bytes, cls_bytes in (
         (b'{"class": "dog"}', b"cat"),
@@ -58,12 +58,12 @@ def test_the_class_is_in_the_json_or_in_a_member_of_its_own() -> None:
 
 def test_foreign_tars_are_read_as_they_are() -> None:
     metadata = json.dumps({"caption": "a cat", "url": "u", "width": 3, "exif": None}).encode()
-    assert parse_texts(metadata, b"a cat\n") == Texts(("a cat",), ())
-    assert parse_texts(metadata, None) == Texts(("a cat",), ())
-    assert parse_texts(metadata, b"  \n") == Texts(("a cat",), ())
-    assert parse_texts(None, b"\xef\xbb\xbfa dog") == Texts(("a dog",), ())
-    assert parse_texts(b'{"captions": ["one"], "caption": "other"}', b"two") == Texts(("one", "two"), ())
-    assert parse_texts(b'{"captions": ["one"]}', b"one\n") == Texts(("one",), ())
+    assert parse_texts(metadata, b"a cat\n") == SampleTexts(("a cat",), ())
+    assert parse_texts(metadata, None) == SampleTexts(("a cat",), ())
+    assert parse_texts(metadata, b"  \n") == SampleTexts(("a cat",), ())
+    assert parse_texts(None, b"\xef\xbb\xbfa dog") == SampleTexts(("a dog",), ())
+    assert parse_texts(b'{"captions": ["one"], "caption": "other"}', b"two") == SampleTexts(("one", "two"), ())
+    assert parse_texts(b'{"captions": ["one"]}', b"one\n") == SampleTexts(("one",), ())
 
 
 @pytest.mark.parametrize(
@@ -71,7 +71,7 @@ def test_foreign_tars_are_read_as_they_are() -> None:
     [(None, None), (b"{}", b" \n"), (b'{"captions": [], "questions": []}', None), (b'{"caption": null}', None)],
 )
 def test_a_sample_may_have_no_texts(json_bytes: bytes | None, txt_bytes: bytes | None) -> None:
-    assert parse_texts(json_bytes, txt_bytes) == Texts()
+    assert parse_texts(json_bytes, txt_bytes) == SampleTexts()
 
 
 @pytest.mark.parametrize(
@@ -149,20 +149,20 @@ def test_what_is_sound_can_be_written_again() -> None:
                 parse_metadata(data)
         else:
             sound.append(number)
-            dump_texts(Texts(("a",)), parse_metadata(data))
+            dump_texts(SampleTexts(("a",)), parse_metadata(data))
     assert sound == ["1e308", "9" * 400]
 
 
 @pytest.mark.parametrize(
     ("texts", "extra", "reason"),
     [
-        (Texts(("\ud800",), ()), None, FaultReason.BAD_UTF8),
-        (Texts(("a",), ()), {"captions": []}, FaultReason.BAD_SCHEMA),
-        (Texts(("a",), ()), {"score": float("nan")}, FaultReason.BAD_SCHEMA),
-        (Texts(("a",), ()), {"bytes": b""}, FaultReason.BAD_SCHEMA),
+        (SampleTexts(("\ud800",), ()), None, FaultReason.BAD_UTF8),
+        (SampleTexts(("a",), ()), {"captions": []}, FaultReason.BAD_SCHEMA),
+        (SampleTexts(("a",), ()), {"score": float("nan")}, FaultReason.BAD_SCHEMA),
+        (SampleTexts(("a",), ()), {"bytes": b""}, FaultReason.BAD_SCHEMA),
     ],
 )
-def test_unwritable_texts_are_refused(texts: Texts, extra: dict[str, object] | None, reason: FaultReason) -> None:
+def test_unwritable_texts_are_refused(texts: SampleTexts, extra: dict[str, object] | None, reason: FaultReason) -> None:
     with pytest.raises(SampleError) as caught:
         dump_texts(texts, extra)
     assert caught.value.reason is reason

@@ -21,9 +21,9 @@ from pipelines.data.tars.shards import (
 )
 from pipelines.errors import DataError
 from tests.pipelines.data.tar_maker import photo
-from vlmodel.sample import Question, Texts
+from vlmodel.sample import Question, SampleTexts
 
-TEXTS = Texts(("Ein Fußgänger 🚶",), (Question("wo?", "links"),))
+TEXTS = SampleTexts(("Ein Fußgänger 🚶",), (Question("wo?", "links"),))
 
 
 def _write(folder: Path, samples: int, **limits: int) -> list[str]:
@@ -96,8 +96,8 @@ def test_a_refused_sample_leaves_its_neighbours(tmp_path: Path) -> None:
         (("c", {"image": (b"", "jpg")}, TEXTS), FaultReason.EMPTY_MEMBER),
         (("c", {"image": (b"i", "psd")}, TEXTS), FaultReason.UNKNOWN_MEMBER),
         (("c", {"image": (b"i", "npy")}, TEXTS), FaultReason.UNKNOWN_MEMBER),
-        (("c", {"image": (b"i", "jpg")}, Texts((), ())), FaultReason.MISSING_TEXT),
-        (("c", {"image": (b"i", "jpg")}, Texts(("\ud800",), ())), FaultReason.BAD_UTF8),
+        (("c", {"image": (b"i", "jpg")}, SampleTexts((), ())), FaultReason.MISSING_TEXT),
+        (("c", {"image": (b"i", "jpg")}, SampleTexts(("\ud800",), ())), FaultReason.BAD_UTF8),
     ]
     with ShardWriter(tmp_path, "train") as writer:
         writer.add("a", {"image": (b"i", "jpg")}, TEXTS)
@@ -120,7 +120,10 @@ def test_texts_alone(tmp_path: Path) -> None:
     with ShardWriter(tmp_path, "train", inputs=["text"]) as writer:
         writer.add("a", {}, TEXTS, {"number": 1})
         writer.add("b", {"image": (photo(1), "jpg")}, TEXTS)
-        for texts, reason in ((Texts(), FaultReason.MISSING_TEXT), (Texts(("\ud800",)), FaultReason.BAD_UTF8)):
+        for texts, reason in (
+            (SampleTexts(), FaultReason.MISSING_TEXT),
+            (SampleTexts(("\ud800",)), FaultReason.BAD_UTF8),
+        ):
             with pytest.raises(SampleError) as caught:
                 writer.add("c", {}, texts)
             assert caught.value.reason == reason
@@ -139,7 +142,7 @@ def test_texts_alone(tmp_path: Path) -> None:
 
 def test_images_alone(tmp_path: Path) -> None:
     with ShardWriter(tmp_path, "train", inputs=["image"]) as writer:
-        writer.add("a", {"image": (photo(1), "jpg")}, Texts())
+        writer.add("a", {"image": (photo(1), "jpg")}, SampleTexts())
         writer.add("b", {"image": (photo(2), ".JPEG")}, TEXTS, {"number": 2})
         refused = [
             ({}, "missing_image"),
@@ -162,7 +165,7 @@ def test_pairs_need_both(tmp_path: Path) -> None:
     with ShardWriter(tmp_path, "train") as writer:
         for inputs, texts, reason in (
             ({}, TEXTS, "missing_image"),
-            ({"image": (b"i", "jpg")}, Texts(), "missing_text"),
+            ({"image": (b"i", "jpg")}, SampleTexts(), "missing_text"),
         ):
             with pytest.raises(SampleError) as caught:
                 writer.add("a", inputs, texts)

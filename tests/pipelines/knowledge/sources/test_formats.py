@@ -10,13 +10,13 @@ import pytest
 
 from pipelines.knowledge.errors import KnowledgeError
 from pipelines.knowledge.triples import BadLine, Fault, Triple, find_triple_fault, triple_to_fact
-from vlmodel.config import ConfigError, parse_part, part_kinds
+from vlmodel.config import ConfigError, list_part_kinds, parse_part_config
 
 PACKAGE = "pipelines.knowledge.sources"
 
 
 def read(**settings: object) -> list[Triple | BadLine]:
-    return list(parse_part(PACKAGE, settings).read())
+    return list(parse_part_config(PACKAGE, settings).read())
 
 
 def faults(rows: list[Triple | BadLine]) -> list[Fault]:
@@ -24,7 +24,7 @@ def faults(rows: list[Triple | BadLine]) -> list[Fault]:
 
 
 def test_a_file_a_format() -> None:
-    assert part_kinds(PACKAGE) == ["conceptnet", "entities", "tsv"]
+    assert list_part_kinds(PACKAGE) == ["conceptnet", "entities", "tsv"]
 
 
 def test_columns_in_any_order(tmp_path: Path) -> None:
@@ -38,7 +38,7 @@ def test_columns_in_any_order(tmp_path: Path) -> None:
 @pytest.mark.parametrize("columns", [["head", "tail"], ["head", "relation", "tail", "tail"]])
 def test_an_order_without_a_triple_is_refused(columns: list[str]) -> None:
     with pytest.raises(ConfigError, match="columns"):
-        parse_part(PACKAGE, {"kind": "tsv", "files": ["x"], "columns": columns})
+        parse_part_config(PACKAGE, {"kind": "tsv", "files": ["x"], "columns": columns})
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:

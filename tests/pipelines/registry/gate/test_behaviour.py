@@ -13,7 +13,7 @@ from pipelines.registry.gate.behaviour import REWORDINGS, ProbeResult, check_beh
 from pipelines.registry.gate.check import GateCheck
 from vlmodel.inference import Prediction, Predictor
 from vlmodel.processor import Example
-from vlmodel.sample import Question, Sample, Texts
+from vlmodel.sample import Question, Sample, SampleTexts
 
 CONFIG = GateConfig()
 GOOD = ProbeResult(
@@ -72,7 +72,7 @@ def test_what_does_not_apply_says_so() -> None:
 def records(pictures: Sequence[bytes]) -> list[Sample]:
     questions = (Question("What colour is the shape?", "red"), Question("is the shape red?", None))
     return [
-        Sample(f"k{n}", {"image": image}, Texts((), questions), frozenset({"image", "questions"}))
+        Sample(f"k{n}", {"image": image}, SampleTexts((), questions), frozenset({"image", "questions"}))
         for n, image in enumerate(pictures)
     ]
 

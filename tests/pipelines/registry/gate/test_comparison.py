@@ -19,7 +19,7 @@ from pipelines.registry.gate.comparison import (
     with_tolerance,
 )
 from tests.pipelines.evaluate.test_build_report import answers
-from vlmodel.config import ConfigError, parse
+from vlmodel.config import ConfigError, parse_config
 from vlmodel.metrics.scores import ExampleScores
 
 CONFIG = GateConfig()
@@ -115,7 +115,7 @@ def test_slices_are_values_of_columns_and_kinds_of_questions() -> None:
         "target=yes": [True, False, False],
     }
     with pytest.raises(ConfigError, match=r"slices: 'colour' is no text column.*question_type, key"):
-        parse(GateConfig, {"slices": ["target", "colour"]})
+        parse_config(GateConfig, {"slices": ["target", "colour"]})
 
 
 def test_a_slice_counts_against_the_candidate_where_it_is_beyond_its_tolerance_and_no_chance(

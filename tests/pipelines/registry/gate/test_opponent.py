@@ -14,7 +14,7 @@ from pipelines.registry.config import GateConfig
 from pipelines.registry.gate.opponent import check_champion_is_comparable
 from pipelines.registry.versions import LocalModel
 from tests.pipelines.registry.conftest import picture
-from vlmodel.sample import Question, Texts
+from vlmodel.sample import Question, SampleTexts
 
 pytestmark = pytest.mark.usefixtures("ray_local")
 
@@ -22,7 +22,7 @@ pytestmark = pytest.mark.usefixtures("ray_local")
 def holdout(folder: Path, answers: list[str]) -> Index:
     with ShardWriter(folder, "val") as writer:
         for number, answer in enumerate(answers):
-            texts = Texts(("a picture",), (Question("what is it?", answer),))
+            texts = SampleTexts(("a picture",), (Question("what is it?", answer),))
             writer.add(f"k{number}", {"image": (picture(number), "png")}, texts)
     return build_index(str(folder), IndexConfig())
 

@@ -44,7 +44,7 @@ from pipelines.storage import manifest
 from tests.pipelines.serve.conftest import LABELS, picture
 from tests.pipelines.serve.http_client import events
 from tests.pipelines.serve.server import self_signed
-from vlmodel.config import ConfigError, dump, load, parse
+from vlmodel.config import ConfigError, dump_config, load_config, parse_config
 from vlmodel.inference import Predictor
 from vlmodel.processor import Example
 
@@ -65,7 +65,7 @@ def service_config(port: int, **changes: object) -> ServeConfig:
         "max_body_bytes": 200_000,
         "shutdown_timeout_s": 2.0,
     }
-    return parse(ServeConfig, {**tree, **changes})
+    return parse_config(ServeConfig, {**tree, **changes})
 
 
 @pytest.mark.parametrize("ingress", ["auto", pytest.param("python", marks=pytest.mark.slow)])
@@ -74,7 +74,7 @@ def test_over_https_from_the_first_request_to_an_update(
 ) -> None:
     """The first of this file: Serve takes a certificate only when it starts, and then runs for the tests below."""
     own, other = self_signed(tmp_path), self_signed(tmp_path, "other")
-    config = service_config(free_port(), tls=dump(own), ingress=ingress)
+    config = service_config(free_port(), tls=dump_config(own), ingress=ingress)
     try:
         address = deploy.start(config, model_folder, version="1")
         assert address == f"https://127.0.0.1:{config.port}"
@@ -87,7 +87,7 @@ def test_over_https_from_the_first_request_to_an_update(
                 deploy.start(service_config(config.port), model_folder, version="2")
             assert client.ask(picture(), QUESTIONS).model.version == "1"
             # A renewed certificate is no reason to keep a new model back.
-            deploy.start(service_config(config.port, tls=dump(other)), model_folder, version="2")
+            deploy.start(service_config(config.port, tls=dump_config(other)), model_folder, version="2")
             assert "shows another certificate than that in" in caplog.text
             assert client.ask(picture(), QUESTIONS).model.version == "2"
     finally:
@@ -257,14 +257,14 @@ def test_model_that_does_not_load_keeps_the_previous_one(
     assert serve.status().applications[deploy.APP_NAME].status != "DEPLOY_FAILED", "Serve wants the former one again"
     deployed = serve.get_app_handle(deploy.APP_NAME).spec.remote().result(timeout_s=60)
     assert (deployed.model["version"], deployed.model["folder"]) == (version, str(model_folder))
-    assert parse(ServeConfig, deployed.config) == config
+    assert parse_config(ServeConfig, deployed.config) == config
 
 
 def test_plain_service_is_not_mistaken_for_an_encrypted_one(
     address: str, client: Client, tmp_path: Path, model_folder: Path
 ) -> None:
     version = client.ask(picture(), QUESTIONS).model.version
-    encrypted = service_config(int(address.rpartition(":")[2]), tls=dump(self_signed(tmp_path)))
+    encrypted = service_config(int(address.rpartition(":")[2]), tls=dump_config(self_signed(tmp_path)))
     with pytest.raises(ServeError, match=r"does not answer at https://.* whether it encrypts, only when it starts"):
         deploy.start(encrypted, model_folder, "vqa", "5")
     assert client.ask(picture(), QUESTIONS).model.version == version
@@ -366,7 +366,7 @@ def test_beyond_this_machine_only_when_told_to_and_with_keys(
     model_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with pytest.raises(ConfigError, match=r"'0.0.0.0' is reachable from other machines; .*expose = true"):
-        load(ServeConfig, overrides=["host=0.0.0.0"])
+        load_config(ServeConfig, overrides=["host=0.0.0.0"])
     with pytest.raises(ValidationError):
         ServeConfig(host="example.org")
     exposed = ServeConfig(host="0.0.0.0", expose=True)
@@ -423,4 +423,4 @@ def test_threads_are_shared_among_replicas() -> None:
     assert threads == {1: 1, 2: 2, 16: 4}
     assert concurrent_forward_passes(ServeConfig(model_threads=8, num_gpus=0.5)) == 1
     assert [threads_for_decoding(ServeConfig(num_cpus=n)) for n in (0.5, 1, 4)] == [2, 2, 4]
-    assert parse(ServeConfig, dump(ServeConfig(port=8123))) == ServeConfig(port=8123)
+    assert parse_config(ServeConfig, dump_config(ServeConfig(port=8123))) == ServeConfig(port=8123)

@@ -17,7 +17,7 @@ from pipelines.serve.deployment.haproxy import HAProxyOptions
 from pipelines.serve.deployment.ingress import Ingress
 from pipelines.serve.errors import ServeError
 from tests.pipelines.serve.server import self_signed
-from vlmodel.config import parse
+from vlmodel.config import parse_config
 
 needs_haproxy = pytest.mark.skipif(haproxy.find_haproxy() is None, reason="there is no HAProxy here")
 
@@ -89,7 +89,7 @@ def test_the_settings_reach_haproxy(folders: Path, tmp_path: Path) -> None:
         "tls": {"certificate": own.certificate, "key": own.key}, "request_timeout_s": 2.5, "shutdown_timeout_s": 3.0,
         "ingress_metrics_port": 9101,
     }  # fmt: skip
-    prepared = ingress._prepare_haproxy(parse(ServeConfig, changed), "127.0.0.1:8000")
+    prepared = ingress._prepare_haproxy(parse_config(ServeConfig, changed), "127.0.0.1:8000")
     assert isinstance(prepared, Ingress)
     certificate = Path(prepared.folder) / "service.pem"
     expected = HAProxyOptions("127.0.0.1:8000", str(certificate), "127.0.0.1:9101", 3)

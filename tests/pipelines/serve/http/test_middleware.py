@@ -21,7 +21,7 @@ from pipelines.serve.http.app import create_app
 from tests.pipelines.serve.conftest import FakeService
 from tests.pipelines.serve.http_client import IMAGE, TEXT, error_code, http, send
 from tests.pipelines.serve.server import served
-from vlmodel.config import dump, load, parse
+from vlmodel.config import dump_config, load_config, parse_config
 
 HASH = hashlib.sha256(b"key").hexdigest()
 
@@ -252,6 +252,8 @@ def test_a_name_or_origin_that_could_never_match_is_refused(setting: str, value:
 
 
 def test_allowed_hosts_and_origins_reach_the_replicas() -> None:
-    config = load(ServeConfig, overrides=['allowed_hosts=["a.example"]', 'allowed_origins=["https://b.example"]'])
+    config = load_config(
+        ServeConfig, overrides=['allowed_hosts=["a.example"]', 'allowed_origins=["https://b.example"]']
+    )
     assert (config.allowed_hosts, config.allowed_origins) == (["a.example"], ["https://b.example"])
-    assert parse(ServeConfig, dump(config)) == config
+    assert parse_config(ServeConfig, dump_config(config)) == config

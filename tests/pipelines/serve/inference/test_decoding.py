@@ -20,10 +20,10 @@ from pipelines.serve.errors import ApiError
 from pipelines.serve.inference.decoding import ImageDecoder, PixelBudget, decoding_pixel_limit
 from vlmodel.images import resize
 from vlmodel.images.decoders import cpu
-from vlmodel.images.decoders.cpu import decoded_pixels
+from vlmodel.images.decoders.cpu import count_decoded_pixels
 from vlmodel.images.errors import ImageError
 from vlmodel.images.pillow import WEB_FORMATS
-from vlmodel.images.resize import Square
+from vlmodel.images.resize import SquareResizing
 from vlmodel.processor import ProcessorConfig, VLProcessor
 
 LIMIT = 16_000_000
@@ -69,10 +69,10 @@ def test_a_large_photograph_counts_the_part_of_its_size_that_is_decoded(
     decoder: ImageDecoder, processor: VLProcessor
 ) -> None:
     photograph = saved(5000, 4000, "JPEG")
-    assert decoded_pixels(photograph, Square(32)) == 625 * 500
-    assert decoded_pixels(photograph, Square(500)) == 1250 * 1000
-    assert decoded_pixels(photograph, Square(1000)) == 2500 * 2000
-    assert decoded_pixels(photograph, Square(1001)) == 5000 * 4000
+    assert count_decoded_pixels(photograph, SquareResizing(32)) == 625 * 500
+    assert count_decoded_pixels(photograph, SquareResizing(500)) == 1250 * 1000
+    assert count_decoded_pixels(photograph, SquareResizing(1000)) == 2500 * 2000
+    assert count_decoded_pixels(photograph, SquareResizing(1001)) == 5000 * 4000
     pixels = asyncio.run(decoder.decode(processor, photograph, LIMIT))
     np.testing.assert_array_equal(pixels, processor.decode_image(photograph))
 
@@ -90,8 +90,8 @@ def test_what_is_counted_is_what_is_decoded(monkeypatch: pytest.MonkeyPatch) -> 
         for form in ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "JPEG2000", "AVIF"):
             for size in (16, 64, 129):
                 data = saved(width, height, form)
-                cpu.decode(data, Square(size), LIMIT)
-                assert decoded_pixels(data, Square(size)) == decoded[-1], (width, height, form, size)
+                cpu.decode_image(data, SquareResizing(size), LIMIT)
+                assert count_decoded_pixels(data, SquareResizing(size)) == decoded[-1], (width, height, form, size)
 
 
 def test_only_formats_of_the_web_are_taken_of_callers(decoder: ImageDecoder, processor: VLProcessor) -> None:

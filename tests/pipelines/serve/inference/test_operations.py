@@ -14,10 +14,10 @@ from pipelines.serve.inference.loading import warm_up
 from pipelines.serve.inference.predecoded import DecodedExample, PredecodedProcessor
 from tests.pipelines.serve.conftest import picture
 from vlmodel.inference import Predictor
-from vlmodel.operations.ask import Ask
-from vlmodel.operations.base import BatchedRequest, Operation, operations_of
-from vlmodel.operations.describe import Describe
-from vlmodel.operations.embed import Embed
+from vlmodel.operations.ask import VQAOperation
+from vlmodel.operations.base import BatchedRequest, Operation, operations_of_tasks
+from vlmodel.operations.describe import CaptionOperation
+from vlmodel.operations.embed import EmbedOperation
 from vlmodel.processor import Example
 from vlmodel.tasks.contrastive import MatchBySimilarity
 from vlmodel.tasks.matching import MatchByClass
@@ -44,7 +44,7 @@ def served(folder_of: Callable[[str], Path]) -> Callable[[str], dict[str, Served
         p = predictor.processor
         processor = PredecodedProcessor(p.config, p.tokenizer, p.labels, p.tasks, p.normalizer)
         predictor = Predictor(predictor.model, processor)
-        return {name: Served(predictor, *operation) for name, operation in operations_of(p.tasks).items()}
+        return {name: Served(predictor, *operation) for name, operation in operations_of_tasks(p.tasks).items()}
 
     return load
 
@@ -58,19 +58,19 @@ def decoded(served: Served, seed: int | None, texts: tuple[str, ...]) -> Decoded
 @pytest.mark.parametrize(
     ("decoder", "expected"),
     [
-        ("vqa", {"vqa": (Ask, "")}),
-        ("answer", {"vqa": (Ask, "")}),
-        ("caption", {"caption": (Describe, "")}),
+        ("vqa", {"vqa": (VQAOperation, "")}),
+        ("answer", {"vqa": (VQAOperation, "")}),
+        ("caption", {"caption": (CaptionOperation, "")}),
         ("matching", {"match": (MatchByClass, "")}),
         ("statements", {"match": (MatchByClass, "")}),
-        ("contrastive", {"match": (MatchBySimilarity, ""), "embed": (Embed, "")}),
+        ("contrastive", {"match": (MatchBySimilarity, ""), "embed": (EmbedOperation, "")}),
         (
             "all",
             {
-                "vqa": (Ask, "vqa"),
-                "caption": (Describe, "caption"),
+                "vqa": (VQAOperation, "vqa"),
+                "caption": (CaptionOperation, "caption"),
                 "match": (MatchByClass, "matching"),
-                "embed": (Embed, "contrastive"),
+                "embed": (EmbedOperation, "contrastive"),
             },
         ),
     ],

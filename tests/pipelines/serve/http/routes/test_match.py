@@ -11,7 +11,7 @@ from pipelines.serve.http.app import create_app
 from pipelines.serve.service import ServiceRequest, ServiceResult
 from tests.pipelines.serve.conftest import FakeService
 from tests.pipelines.serve.http_client import IMAGE, TEXT, error_code, send
-from vlmodel.operations.match import Matches, MatchResponse
+from vlmodel.operations.match import MatchResponse, MatchResult
 
 
 @pytest.fixture
@@ -36,7 +36,7 @@ def test_each_text_gets_its_probability(app: Any, service: FakeService) -> None:
 def test_similarities_say_so_and_a_lone_text_has_no_probability() -> None:
     class Comparing(FakeService):
         async def run(self, request: ServiceRequest) -> ServiceResult:
-            return self.answered(Matches("similarity", [None], [1.0000002], 0.05))
+            return self.answered(MatchResult("similarity", [None], [1.0000002], 0.05))
 
     response = send(
         create_app(Comparing(), ServeConfig()), "POST", "/v1/match", json={"image": TEXT, "text": "a circle"}

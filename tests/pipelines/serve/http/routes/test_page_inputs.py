@@ -42,7 +42,7 @@ def visits(
     parts = {"task": {"kind": "classify"}, "vision": {"kind": "none"}, "inputs": inputs}
     tree = tiny_tree(**parts)
     make_model(**parts).save_pretrained(tmp_path / "model")
-    for_tasks(processor, tree.task.tasks(), tree).save_pretrained(tmp_path / "model")
+    for_tasks(processor, tree.task.tasks_by_name(), tree).save_pretrained(tmp_path / "model")
     given = {}
     # Browsers play no sound of 2000 samples a second, as that of the examples is.
     sample = {**examples[0].inputs, "sound": saved_sound(np.sin(np.arange(8000) / 9))}
