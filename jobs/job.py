@@ -73,14 +73,15 @@ def _run(
     if arguments.help:
         _print_help(arguments, sections)
         return 0
+    # The libraries read these when they are imported. Without a network the hub's client would print each of its
+    # attempts twice; the error at their end says what to do.
+    os.environ.setdefault("HF_HUB_VERBOSITY", "error")
+    os.environ.setdefault("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")
     from pipelines.errors import find_expected_cause, message_for_user
     from pipelines.workflows.config import JobConfig
     from pipelines.workflows.workspace import Workspace
     from vlmodel.config import ConfigError, dump_config, load_config
 
-    os.environ.setdefault("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")
-    # Without a network it would print each of its attempts twice; the error at their end says what to do.
-    os.environ.setdefault("HF_HUB_VERBOSITY", "error")
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     try:
         file = find_config_file(arguments.config)

@@ -120,22 +120,23 @@ class _PredictActor:
         self, arrays: dict[str, np.ndarray], columns: Mapping[str, Sequence[Any]]
     ) -> dict[str, Any]:
         """Ask the texts of some samples about the inputs of another sample: of the one that is half a batch away, as
-        neighbours may show the same scene.
+        neighbours may show the same scene. Samples without inputs are left out.
         """
-        size = len(arrays["row_B"])
+        processor = self._predictor.processor
+        given_G = samples_with_inputs(arrays, processor.input_names)
+        sample_of_row = arrays[f"{self._task}.sample_N" if self._task else "sample_N"]
         drawn = [
             is_in_hash_sample(*sample, self._exchanged) for sample in zip(columns["split"], columns["key"], strict=True)
         ]
-        rows = np.flatnonzero(drawn).tolist()
-        if size < 2 or not rows:
+        rows = np.flatnonzero(drawn & np.isin(sample_of_row, given_G)).tolist()
+        if len(given_G) < 2 or not rows:
             return {}
-        sample_N = arrays[f"{self._task}.sample_N" if self._task else "sample_N"][rows]
+        sample_N = sample_of_row[rows]
         texts: dict[int, list[str]] = {}
         for row, sample in zip(rows, sample_N.tolist(), strict=True):
             texts.setdefault(sample, []).append(columns["text"][row])
         examples = [Example({}, tuple(of_sample)) for of_sample in texts.values()]
-        other_B = (np.array(list(texts)) + size // 2) % size
-        processor = self._predictor.processor
+        other_B = given_G[(np.searchsorted(given_G, list(texts)) + len(given_G) // 2) % len(given_G)]
         batch = processor.collate_rows({self._task: examples}) | select_inputs(arrays, processor.input_names, other_B)
         answer: list[str | None] = [None] * len(drawn)
         probability: list[float | None] = [None] * len(drawn)
@@ -145,6 +146,16 @@ class _PredictActor:
 
     def _answer_batch(self, arrays: dict[str, np.ndarray]) -> list[Answers]:
         return self._predictor.predict_collated(arrays, self._config.top_k, self._task, **self._config.generation)
+
+
+def samples_with_inputs(arrays: Mapping[str, np.ndarray], names: Sequence[str]) -> np.ndarray:
+    """Indices (G,) of the samples of a batch that have one of the named inputs or more, in ascending order."""
+    has_input_B = np.zeros(len(arrays["row_B"]), bool)
+    for name in names:
+        of_input = select_task_arrays(arrays, name)
+        place_B = of_input.pop("place_B", None)
+        has_input_B |= True if place_B is None else place_B < len(next(iter(of_input.values())))
+    return np.flatnonzero(has_input_B)
 
 
 def select_inputs(

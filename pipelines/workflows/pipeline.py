@@ -9,7 +9,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 from pipelines.data.tars.reader import ShardReader
 from pipelines.registry.gate.check import GateDecision
@@ -92,12 +92,12 @@ def _ask_example_question(work: Workspace, address: str) -> None:
     """
     operations = operations_of_tasks(work.config.model.task.tasks_by_name())
     name = next((name for name in (VQAOperation.name, ClassifyOperation.name) if name in operations), None)
-    record = None if name is None else _first_sample(work, operations[name][0])
+    read = {encoding.input for encoding in work.config.model.encoders_by_stream().values()}
+    record = None if name is None else _first_sample(work, operations[name][0], read)
     if record is None:
         print(f"\nthe model answers at {' and '.join(f'{address}/v1/{name}' for name in operations)}", flush=True)
         return
-    read = {encoding.input for encoding in work.config.model.encoders_by_stream().values()}
-    inputs = {name: data for name, data in record.inputs.items() if name in read}
+    inputs = dict(record.inputs)
     image = inputs.pop(IMAGE, None)
     with Client(address, ssl_context=tls.ssl_context_for_own_certificate(work.config.serve.tls)) as service:
         if name == VQAOperation.name:
@@ -114,13 +114,15 @@ def _ask_example_question(work: Workspace, address: str) -> None:
         print(f"  {asked:44} {answer:12} {probability:.3f}   right: {right}")
 
 
-def _first_sample(work: Workspace, task: str) -> Sample | None:
-    """The first sample of the evaluated split that the task can be asked about and has right answers to."""
+def _first_sample(work: Workspace, task: str, inputs: Collection[str]) -> Sample | None:
+    """The first sample of the evaluated split that the task can be asked about and has right answers to, with the bytes
+    of those inputs.
+    """
     samples, can_learn = work.newest_index(), work.config.model.task.tasks_by_name()[task].can_learn
     for shard in samples.shards:
         for row, split in enumerate(samples.rows(shard.name)["split"].to_pylist()):
             if split == work.config.evaluate.split:
-                (record,) = ShardReader(samples).read(shard.name, [row])
+                (record,) = ShardReader(samples).read(shard.name, [row], inputs=inputs)
                 if can_learn(record.present):
                     return record
     return None

@@ -143,7 +143,7 @@ def test_a_grid_in_earnest(job: Job, small: list[str], indexed: None) -> None:
         'ablate.grid={"model.fusion.kind"=["concat","transformer"],"model.fusion.rounds"=[1]}',
     ]  # fmt: skip
     first = job("ablate", *arguments)
-    assert "images/s" in first.stderr
+    assert "step 6/6" in first.stderr
     with (storage / "grid" / "ablation.csv").open() as file:
         refused, trained = csv.DictReader(file)
     assert refused["status"].startswith("refused: unknown key 'model.fusion.rounds'")

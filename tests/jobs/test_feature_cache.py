@@ -19,7 +19,8 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
 Job = Callable[..., subprocess.CompletedProcess[str]]
 FROZEN = (
-    "model.vision.frozen=true", "model.language.frozen=true", "model.fusion.dropout=0.0", "tracking.model_name=frozen"
+    "model.vision.frozen=true", "model.language.frozen=true", "model.fusion.dropout=0.0", "tracking.model_name=frozen",
+    "train.augment.flip=0", "train.augment.swap={}",
 )  # fmt: skip
 KEPT = "train.feature_cache=float32"
 

@@ -54,6 +54,7 @@ def test_a_model_learns_to_read_facts_and_keeps_to_a_version(
         *SMALL, f"data.tars={data}", f"storage={tmp_path / 'runs'}", f"knowledge.store={tmp_path / 'store'}",
         f"knowledge.source.files={json.dumps([str(tmp_path / 'facts.tsv')])}", "train.workers=1",
         "registry.smoke_test=false", "model.knowledge.kind=injection", "model.knowledge.link.by=names", "name=facts",
+            "evaluate.split=val",
     ]  # fmt: skip
     refused = job("train", "--config", "jobs/configs/demo.toml", *settings, check=False)
     assert refused.returncode == 1
