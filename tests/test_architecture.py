@@ -240,7 +240,8 @@ def test_importing_every_module_changes_nothing(tmp_path: Path) -> None:
 
 
 def settings_class(node: ast.AST) -> bool:
-    return isinstance(node, ast.ClassDef) and any(ast.unparse(b).endswith(("Section", "Part")) for b in node.bases)
+    bases = ("Section", "Part", "PartConfig")
+    return isinstance(node, ast.ClassDef) and any(ast.unparse(base).endswith(bases) for base in node.bases)
 
 
 @pytest.mark.parametrize("path", files("vlmodel") + files("pipelines"), ids=name)

@@ -43,7 +43,7 @@ class ServiceRequest:
         top_k: how many answers each text gets.
         attention: whether the result includes attention maps.
         least_version: of the facts; 0 for whichever is in use.
-        settings: as of ``Query``.
+        settings: as of ``ModelQuery``.
     """
 
     task: str

@@ -175,7 +175,7 @@ def _get_processor(work: Workspace, indexes: list[Index], folder: Path, init: st
     return build_processor(
         indexes, config.vocabulary, images, config.model.task.tasks_by_name(), str(folder),
         config.model.text_limits, lambda line: print(f"{label}  {line}", flush=True),
-        inputs={name: part.resolve() for name, part in config.model.inputs.items()},
+        inputs={name: part.resolve_settings() for name, part in config.model.inputs.items()},
         reads_images=config.model.reads_images(), knowledge=config.model.knowledge,
         fact_texts=lambda: open_fact_linker(source).snapshot.whole.texts["text"].to_pylist() if source else [],
     )  # fmt: skip

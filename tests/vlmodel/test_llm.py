@@ -90,14 +90,14 @@ def test_every_family(family: str, make_model: Callable[..., Any], processor: VL
     assert isinstance(decoder, LanguageModel)
 
     # Written with a cache as without, and as a whole pass over the text would have it.
-    x_NLD, mask_NL = decoder._embed(batch)
+    x_NLD, mask_NL = decoder._embed_prompts(batch)
     options = {"inputs_embeds": x_NLD, "attention_mask": mask_NL.long(), "max_new_tokens": 5, "min_new_tokens": 5}
     options |= {"do_sample": False, "eos_token_id": 3, "pad_token_id": 3}
     with_cache = decoder.inner.generate(**options, return_dict_in_generate=True, output_logits=True)
     ids_NT = with_cache.sequences
     if family != "mamba2":  # which has no generation without its state
         assert decoder.inner.generate(**options, use_cache=False).equal(ids_NT)
-    logits_NTK = decoder._logits_of_texts((x_NLD, mask_NL), ids_NT, torch.ones_like(ids_NT, dtype=torch.bool))
+    logits_NTK = decoder._text_logits((x_NLD, mask_NL), ids_NT, torch.ones_like(ids_NT, dtype=torch.bool))
     torch.testing.assert_close(torch.stack(with_cache.logits, 1), logits_NTK, rtol=1e-4, atol=1e-5)
 
     # Alone as in a batch, in which it is padded in front.
@@ -124,7 +124,7 @@ def test_every_family(family: str, make_model: Callable[..., Any], processor: VL
     ).eval()
     adapted.decoder.bridges.load_state_dict(decoder.bridges.state_dict())
     torch.testing.assert_close(
-        adapted.decoder._logits_of_texts((x_NLD, mask_NL), ids_NT, torch.ones_like(ids_NT, dtype=torch.bool)),
+        adapted.decoder._text_logits((x_NLD, mask_NL), ids_NT, torch.ones_like(ids_NT, dtype=torch.bool)),
         logits_NTK,
         rtol=1e-5,
         atol=1e-6,
@@ -211,7 +211,7 @@ def test_a_batch_without_rows_has_every_gradient(
 
 def test_tokens_stand_where_the_slot_is(make_head: Callable[..., LanguageModel]) -> None:
     decoder, batch = make_head(**head()), encoded()
-    x_NLD, mask_NL = decoder._embed(batch)
+    x_NLD, mask_NL = decoder._embed_prompts(batch)
     assert batch.prompts is not None
     ids_NT = batch.prompts.ids_NT
     bridged, _ = decoder.bridges["vision"](batch.streams["vision"].x_BTD, batch.streams["vision"].mask_BT)
@@ -266,12 +266,12 @@ def test_merged_adapters_give_the_same_texts(make_head: Callable[..., LanguageMo
         if "lora_" in name:
             torch.nn.init.normal_(parameter, std=0.2)
     batch = encoded()
-    before = decoder._logits_of_texts(
-        decoder._embed(batch), torch.ones(3, 2, dtype=torch.long), torch.ones(3, 2, dtype=torch.bool)
+    before = decoder._text_logits(
+        decoder._embed_prompts(batch), torch.ones(3, 2, dtype=torch.long), torch.ones(3, 2, dtype=torch.bool)
     )
     lora.merge_adapters(decoder.inner)
-    after = decoder._logits_of_texts(
-        decoder._embed(batch), torch.ones(3, 2, dtype=torch.long), torch.ones(3, 2, dtype=torch.bool)
+    after = decoder._text_logits(
+        decoder._embed_prompts(batch), torch.ones(3, 2, dtype=torch.long), torch.ones(3, 2, dtype=torch.bool)
     )
     torch.testing.assert_close(after, before, rtol=1e-4, atol=1e-5)
 

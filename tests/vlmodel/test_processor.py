@@ -302,16 +302,16 @@ def test_truncated_texts_are_reported(processor: VLProcessor) -> None:
 def test_images_follow_the_weights() -> None:
     weights = ImagePreprocessing((240, 240), interpolation="bicubic", resize="crop", crop=0.9, stated=True)
     followed = ProcessorConfig().fill_in_preprocessing(weights)
-    assert followed.square == SquareResizing(240, "crop", 0.9, "bicubic")
-    assert followed.resolve().square == followed.square
+    assert followed.square_resizing == SquareResizing(240, "crop", 0.9, "bicubic")
+    assert followed.resolve_settings().square_resizing == followed.square_resizing
     assert followed.preprocessing_differences(weights) == ""
     whole = parse_config(ProcessorConfig, {"image_size": 96, "resize": "squash"}).fill_in_preprocessing(weights)
-    assert whole.square == SquareResizing(96, "squash", 1.0, "bicubic")
+    assert whole.square_resizing == SquareResizing(96, "squash", 1.0, "bicubic")
     assert whole.preprocessing_differences(weights) == (
         "images are prepared as image_size=96, resize='squash', and the weights were trained with image_size=240, "
         "resize='crop' (crop=0.9)"
     )
-    assert ProcessorConfig().resolve().square == SquareResizing(224)
+    assert ProcessorConfig().resolve_settings().square_resizing == SquareResizing(224)
 
 
 def test_images_that_contradict_the_weights() -> None:
@@ -319,7 +319,7 @@ def test_images_that_contradict_the_weights() -> None:
     with pytest.raises(ConfigError, match=r"interpolation='bilinear', and .* trained with 'bicubic'; leave it out"):
         bilinear.fill_in_preprocessing(ImagePreprocessing((240, 240), interpolation="bicubic", stated=True))
     assumed = ImagePreprocessing((240, 240), interpolation="bicubic")
-    assert bilinear.fill_in_preprocessing(assumed).square.interpolation == "bilinear"
+    assert bilinear.fill_in_preprocessing(assumed).square_resizing.interpolation == "bilinear"
     with pytest.raises(ConfigError, match=r"trained with images of 96 x 384 pixels.*set processor\.image_size"):
         ProcessorConfig().fill_in_preprocessing(ImagePreprocessing((96, 384)))
     with pytest.raises(ConfigError, match=r"crop=0\.5 cuts off the edges that resize='pad' keeps"):
@@ -333,7 +333,7 @@ def test_limits_that_follow_the_data() -> None:
     assert (found.max_tokens, found.max_target_tokens) == (64, 16)
     found = following.resolve_settings(longest=70, longest_target=9000)
     assert (found.max_tokens, found.max_target_tokens) == (70, 512)
-    assert following.resolve().max_tokens == 32
+    assert following.resolve_settings().max_tokens == 32
     assert ProcessorConfig(max_tokens=12).resolve_settings(longest=70).max_tokens == 12
     for name, limit in (("max_tokens", 1), ("max_target_tokens", 2)):
         with pytest.raises(ConfigError, match="special tokens alone take as many"):

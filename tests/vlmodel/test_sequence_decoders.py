@@ -162,7 +162,7 @@ def test_a_missing_stream_changes_nothing(make_model: Callable[..., Any], proces
     given = {key: torch.from_numpy(value) for key, value in targets.items()}
     losses, texts = [], []
     for seed in (1, 2):
-        tokens = memory(1, seed=seed).fused.tokens
+        tokens = memory(1, seed=seed).fused_stream.tokens
         x_BTD = tokens.x_BTD.clone().requires_grad_()
         absent = Tokens(x_BTD, torch.zeros_like(tokens.mask_BT), tokens.pooled_BD)
         encoded = DecoderInput({}, {}, FusedStream(absent, {}))
@@ -407,7 +407,7 @@ def test_no_attention_where_the_joint_stream_is_none_of_the_spans(
     make_model: Callable[..., Any], processor: VLProcessor
 ) -> None:
     decoder = make_model(task={"kind": "caption", "head": SMALL}).decoder
-    tokens = memory(1).fused.tokens
+    tokens = memory(1).fused_stream.tokens
     pooled = Tokens(tokens.x_BTD[:, :1], tokens.mask_BT[:, :1], tokens.pooled_BD)
     assert (
         decoder.compute_attention(

@@ -355,7 +355,7 @@ def test_a_folder_in_the_format_of_timm(source: Any, tmp_path: Path) -> None:
     encoder.load_pretrained()
     assert torch.equal(encoder.backbone.conv1.weight, source.conv1.weight)
     tree = parse_config(ModelConfig, {"vision": {"kind": "timm", "name": "resnet18", "weights": str(tmp_path)}})
-    assert tree.fill_in_preprocessing(ProcessorConfig()).square == SquareResizing(64, "crop", 0.9, "bicubic")
+    assert tree.fill_in_preprocessing(ProcessorConfig()).square_resizing == SquareResizing(64, "crop", 0.9, "bicubic")
     with pytest.raises(ConfigError, match=r"processor\.interpolation='bilinear', .* with 'bicubic'; leave it out"):
         tree.fill_in_preprocessing(ProcessorConfig(interpolation="bilinear"))
     with pytest.raises(WeightsError, match=r"are of resnet18, and vision\.name='resnet34'"):
@@ -398,7 +398,7 @@ def test_the_tower_of_a_dual_model(family: str, tmp_path: Path) -> None:
         )
     )
     tree = parse_config(ModelConfig, {"vision": {"kind": "hf", "name": str(tmp_path)}})
-    assert tree.fill_in_preprocessing(ProcessorConfig()).square == SquareResizing(32, "crop", 0.8, "bicubic")
+    assert tree.fill_in_preprocessing(ProcessorConfig()).square_resizing == SquareResizing(32, "crop", 0.8, "bicubic")
     config = parse_config(hf_kind.Config, {"name": str(tmp_path), "position": "none"}).resolve_settings((32, 32))
     assert (config.mean, config.std) == ((0.5, 0.4, 0.3), (0.2, 0.2, 0.1))
     encoder = config.build()

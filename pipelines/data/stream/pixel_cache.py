@@ -138,7 +138,7 @@ def open_pixel_cache(index: Index, processor: ProcessorConfig, config: PixelCach
     Returns:
         None where no shard fits, or the folder cannot be written.
     """
-    square = processor.square
+    square = processor.square_resizing
     facts = {
         "format": FORMAT,
         "image": asdict(square) | {"max_pixels": processor.max_pixels},

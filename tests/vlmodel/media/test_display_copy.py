@@ -28,7 +28,7 @@ def copy_of(medium: str, data: bytes) -> bytes:
     kind = {"jpeg": "jpg"}.get(copy.media_type.rpartition("/")[2], copy.media_type.rpartition("/")[2])
     assert medium_of_extension(kind) is not None
     assert SECRET not in copy.data
-    assert all_media()[medium].check(copy.data, LIMITS)
+    assert all_media()[medium].check_file(copy.data, LIMITS)
     return copy.data
 
 

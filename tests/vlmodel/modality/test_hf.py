@@ -73,7 +73,7 @@ def checkpoint(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPath
 
 
 def part_of(folder: Path | str, **settings: Any) -> Config:
-    part = parse_part_config("vlmodel.modality", {"kind": "hf", "name": str(folder), **settings}).resolve()  # type: ignore[attr-defined]
+    part = parse_part_config("vlmodel.modality", {"kind": "hf", "name": str(folder), **settings}).resolve_settings()  # type: ignore[attr-defined]
     assert isinstance(part, Config)
     return part
 
@@ -210,7 +210,7 @@ def test_sources_that_are_no_audio_tower(tmp_path: Path) -> None:
         part_of(tmp_path)
     whisper = {"kind": "hf", "architecture": "whisper", "settings": {"max_source_positions": 30}}
     with pytest.raises(ConfigError, match="make it a multiple of 50"):
-        parse_part_config("vlmodel.modality", whisper).resolve()  # type: ignore[attr-defined]
+        parse_part_config("vlmodel.modality", whisper).resolve_settings()  # type: ignore[attr-defined]
 
 
 def test_a_checkpoint_that_lacks_weights_is_refused(tmp_path: Path) -> None:

@@ -87,7 +87,7 @@ def test_the_longest_text_is_the_limit_if_none_is_set(build: Callable[..., tuple
     made, line, _ = build(ProcessorConfig())
     assert made.config.max_tokens == 50
     assert line == "4 texts have up to 50 tokens, and none is cut (processor.max_tokens=50)"
-    assert made.truncated(["cat " * 48, "cat " * 49]) == [False, True]
+    assert made.are_texts_truncated(["cat " * 48, "cat " * 49]) == [False, True]
 
 
 def test_a_limit_that_is_set_tells_what_it_cuts(build: Callable[..., tuple[VLProcessor, str, list[str]]]) -> None:
