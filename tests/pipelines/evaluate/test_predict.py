@@ -54,6 +54,17 @@ def test_drawn_images_are_exchanged_for_ones_that_are_half_a_batch_away() -> Non
     assert 0 < sum(drawn) < 8
     assert found["shuffled"] == expected
 
+    # Samples without an image are neither asked about another one nor the ones that others are asked about.
+    answerer._exchanged = 1.0
+    given = [0, 1, 3, 4, 6, 7]
+    place_B = np.array([given.index(n) if n in given else len(given) for n in range(8)])
+    some = {**arrays, "image.pixels_BHWC": pixels_BHWC[given], "image.place_B": place_B}
+    others = dict(zip(given, [4, 6, 7, 0, 1, 3], strict=True))
+    found = answerer._answer_about_other_images(some, columns)
+    assert found["shuffled"] == [str(others[n]) if n in others else None for n in range(8) for _ in "ab"]
+    none = {**arrays, "image.pixels_BHWC": pixels_BHWC[:0], "image.place_B": np.zeros(8, np.int64)}
+    assert answerer._answer_about_other_images(none, columns) == {}
+
 
 def test_a_share_is_drawn_by_hash() -> None:
     assert sum(is_in_hash_sample("val", str(n), 0.25) for n in range(4000)) == pytest.approx(1000, abs=100)
