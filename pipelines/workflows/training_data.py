@@ -8,6 +8,7 @@ from collections.abc import Collection, Mapping
 from functools import partial
 from pathlib import Path
 
+from pipelines.data.index.files import TEXT_COUNTS
 from pipelines.data.index.index import Index
 from pipelines.data.stream.dataset import Source, SourceMixture
 from pipelines.data.stream.feature_cache import FeatureCache
@@ -142,13 +143,16 @@ def _describe_what_data_have(texts: str, present: frozenset[str]) -> bool:
     return texts in present
 
 
-def suggest_task_setting(work: Workspace, questions: int, captions: int) -> str:
-    """The setting that is missing where data have questions alone or captions alone, and the task learns from the
-    other; "" if nothing is.
+def suggest_task_setting(work: Workspace, counts: Mapping[str, int]) -> str:
+    """The setting that is missing where data have texts of one kind, and the task learns from another; "" if nothing
+    is.
+
+    Args:
+        counts: number of the ``TEXT_COUNTS``.
     """
-    counts = {"questions": questions, "captions": captions}
     tasks = work.config.model.task.tasks_by_name().values()
-    for has, lacks, kind in (("captions", "questions", "caption"), ("questions", "captions", "vqa")):
+    kinds = (("captions", "questions", "caption"), ("questions", "captions", "vqa"))
+    for has, lacks, kind in (*kinds, ("conversations", "questions", "converse")):
         if counts[has] and not counts[lacks] and not any(task.can_learn(frozenset({IMAGE, has})) for task in tasks):
             learned = " and ".join(dict.fromkeys(task.learning_requirement for task in tasks))
             return (
@@ -171,10 +175,8 @@ def check_data_for_evaluation_and_gate(work: Workspace, evaluation_index: Index)
         try:
             check_data_is_evaluable(evaluation_index, work.config.model.task.tasks_by_name(), split)
         except DataError as error:
-            questions, captions = (
-                evaluation_index.count(partial(_describe_what_data_have, name)) for name in ("questions", "captions")
-            )
-            if hint := suggest_task_setting(work, questions, captions):
+            texts = {name: evaluation_index.count(partial(_describe_what_data_have, name)) for name in TEXT_COUNTS}
+            if hint := suggest_task_setting(work, texts):
                 raise DataError(hint) from None
             counts = ", ".join(f"{name} {count}" for name, count in evaluation_index.counts().items())
             raise DataError(

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import codecs
 import hashlib
-import json
 import posixpath
 import re
 from collections import Counter
@@ -28,20 +27,19 @@ from pipelines.data.importers._delimited import (
     DELIMITERS,
     open_text_file,
     read_csv_rows,
-    require_valid_text,
     split_line_into_cells,
 )
 from pipelines.data.importers._files import fingerprint_files, key_of_image, resolve_path, to_valid_key
 from pipelines.data.importers._images import (
     MISSING_IMAGE,
-    UNDECODABLE_IMAGE,
     SourceImages,
-    guess_image_extension,
+    extension_of_image_bytes,
     is_image,
     open_source_images,
     require_image_extension,
 )
 from pipelines.data.importers._inputs import read_input
+from pipelines.data.importers._records import iterate_json_lines
 from pipelines.data.importing.importer import Importer, RejectedSample, SourceContents, SourceSample
 from pipelines.data.tars.errors import FaultReason, SampleError
 from pipelines.data.tars.inputs import TEXT, input_requirements
@@ -190,7 +188,7 @@ class Config(Importer):
             case "csv":
                 yield from self._iterate_csv_rows(file)
             case "jsonl":
-                yield from _iterate_jsonl_rows(file, self.encoding)
+                yield from self._iterate_jsonl_rows(file)
             case "parquet":
                 yield from self._iterate_parquet_rows(file)
 
@@ -245,6 +243,14 @@ class Config(Importer):
         if not self.wants_input("image") or self.image not in columns or len(cells) != len(columns):
             return False
         return is_image(cells[columns.index(self.image)])
+
+    def _iterate_jsonl_rows(self, file: Path) -> Iterator[_TableRow | RejectedSample]:
+        for number, cells in iterate_json_lines(file, self.encoding):
+            place = f"{file.name}:{number}"
+            if isinstance(cells, SampleError):
+                yield RejectedSample(place, cells.reason, cells.detail)
+            else:
+                yield _TableRow(place, number, cells)
 
     def _iterate_parquet_rows(self, file: Path) -> Iterator[_TableRow | RejectedSample]:
         try:
@@ -347,7 +353,7 @@ class Config(Importer):
             try:
                 inputs = self._read_further_inputs(file, sample)
                 if isinstance(image := self._parse_image_cell(row.cells), bytes):
-                    inputs["image"] = image, _image_extension_of(image)
+                    inputs["image"] = image, extension_of_image_bytes(image)
                 elif image is not None:
                     inputs["image"] = images.read(image)
             except SampleError as error:
@@ -533,32 +539,6 @@ class _LazyImages:
         if self._images is None:
             self._images = SourceImages(self._root)
         return self._images
-
-
-def _iterate_jsonl_rows(file: Path, encoding: str) -> Iterator[_TableRow | RejectedSample]:
-    with open_text_file(file, encoding, newline="\n") as lines:
-        for number, line in enumerate(lines, 1):
-            place = f"{file.name}:{number}"
-            if not line.strip():
-                continue
-            try:
-                require_valid_text(line)
-                cells = json.loads(line)
-            except SampleError as error:
-                yield RejectedSample(place, error.reason, error.detail)
-            except (ValueError, RecursionError) as error:
-                yield RejectedSample(place, FaultReason.BAD_JSON, str(error))
-            else:
-                if isinstance(cells, dict):
-                    yield _TableRow(place, number, cells)
-                else:
-                    yield RejectedSample(place, FaultReason.BAD_SCHEMA, f"{line[:80]!r} is not a JSON object")
-
-
-def _image_extension_of(data: bytes) -> str:
-    if (extension := guess_image_extension(data)) is not None:
-        return extension
-    raise SampleError(UNDECODABLE_IMAGE, f"bytes that start with {data[:8]!r} are no image of a known kind")
 
 
 def _unwrap_struct_cell(cell: Any, column: str) -> Any:
