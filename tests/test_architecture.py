@@ -67,6 +67,7 @@ ALLOWED_IMPORTS = {
         "pipelines/serve/http/routes/about.py",
         "pipelines/serve/http/routes/base.py",
         "pipelines/serve/http/routes/chat.py",
+        "pipelines/serve/http/routes/embeddings.py",
         "pipelines/serve/http/routes/facts.py",
         "pipelines/serve/http/routes/feedback.py",
         "pipelines/serve/http/routes/operations.py",

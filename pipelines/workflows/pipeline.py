@@ -94,7 +94,7 @@ def _ask_example_question(work: Workspace, address: str) -> None:
     name = next((name for name in (VQAOperation.name, ClassifyOperation.name) if name in operations), None)
     read = {encoding.input for encoding in work.config.model.encoders_by_stream().values()}
     record = None if name is None else _first_sample(work, operations[name][0], read)
-    if record is None:
+    if record is None or (name == VQAOperation.name and not record.texts.questions):
         print(f"\nthe model answers at {' and '.join(f'{address}/v1/{name}' for name in operations)}", flush=True)
         return
     inputs = dict(record.inputs)

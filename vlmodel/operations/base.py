@@ -26,6 +26,7 @@ from pydantic.config import JsonDict
 from pydantic_core import PydanticCustomError, PydanticKnownError
 
 from vlmodel.config import ConfigError, find_part_config_class, list_part_kinds
+from vlmodel.conversation import asked_text
 from vlmodel.images.base64 import decode_base64
 
 if TYPE_CHECKING:
@@ -321,7 +322,7 @@ class Operation(ABC):
             inputs: in base64, by their names.
             texts: about these.
         """
-        own = dict(example)
+        own, texts = dict(example), [asked_text(text) for text in texts]
         if "image" in example:
             del own["image"]
             further: JsonDict = {name: data for name, data in inputs.items() if name != "image"}

@@ -11,6 +11,7 @@ from pipelines.serve.config import ServeConfig
 from pipelines.serve.errors import not_ready_error
 from pipelines.serve.http.openapi import ErrorBody
 from pipelines.serve.service import ModelInfo, Service
+from vlmodel.conversation import asked_text
 
 
 class RequestLimits(BaseModel):
@@ -118,7 +119,7 @@ def router(service: Service, config: ServeConfig) -> APIRouter:
                         name: InputForPage(media_type=given.media_type, data=given.data)
                         for name, given in one.inputs.items()
                     },
-                    texts=[asked.text for asked in one.texts],
+                    texts=[asked_text(asked.text) for asked in one.texts],
                 )
                 for one in offered
             ]

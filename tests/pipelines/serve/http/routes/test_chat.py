@@ -166,10 +166,35 @@ def test_requests_that_cannot_be(change: dict[str, Any], message: str, client: o
     assert message in body["message"]
 
 
+def test_what_clients_send_though_they_want_nothing_of_it(client: openai.OpenAI) -> None:
+    neutral: dict[str, Any] = {
+        "frequency_penalty": 0.0, "presence_penalty": 0, "logprobs": False, "response_format": {"type": "text"},
+        "store": False, "user": "me",
+    }  # fmt: skip
+    assert say(client, max_tokens=3, **neutral).choices == say(client, max_tokens=3).choices
+    for name, value in (("frequency_penalty", 0.5), ("logprobs", True), ("response_format", {"type": "json_object"})):
+        with pytest.raises(openai.BadRequestError) as caught:
+            say(client, **{name: value})
+        assert caught.value.param == name
+
+
+def test_what_was_said_goes_on(client: openai.OpenAI) -> None:
+    first = say(client, max_tokens=3).choices[0].message
+    answer = say(client, [*ASKED, first, {"role": "user", "content": "what is there ?"}], max_tokens=3)
+    assert answer.choices[0].message.content
+
+
 def test_another_model(client: openai.OpenAI) -> None:
     with pytest.raises(openai.NotFoundError, match="there is no model 'gpt-4'; this service has 'tiny', version 3"):
         client.chat.completions.create(model="gpt-4", messages=ASKED)
     assert client.chat.completions.create(model="tiny:3", messages=ASKED, max_tokens=1).model == "tiny"
+
+
+def test_a_question_that_is_too_long_is_the_callers_fault_at_every_route(app: Any) -> None:
+    image = base64.b64encode(picture()).decode()
+    for question in ("\ue002[", "\ue002[]"):  # written as no keyboard writes, and no conversation
+        response = send(app, "POST", "/v1/vqa", json={"image": image, "question": question})
+        assert (response.status_code, response.json()["error"]["code"]) == (422, "invalid_conversation")
 
 
 def test_a_model_that_does_not_converse() -> None:
