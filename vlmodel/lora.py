@@ -73,7 +73,7 @@ def inject_adapters(module: nn.Module, config: LoraSettings, exclude: Collection
 
 def peft_config(module: nn.Module) -> Any:
     """peft's settings of the adapters of ``inject_adapters``."""
-    return module.peft_config[_ADAPTER]  # type: ignore[union-attr, operator, index]
+    return module.peft_config[_ADAPTER]  # type: ignore[index]
 
 
 def adapter_state_dict(module: nn.Module) -> dict[str, Tensor]:

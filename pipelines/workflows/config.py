@@ -17,6 +17,7 @@ from pipelines.data.texts.vocabulary import VocabularyConfig
 from pipelines.evaluate.predict import PredictConfig
 from pipelines.knowledge.config import KnowledgeConfig
 from pipelines.registry.config import RegistryConfig
+from pipelines.registry.export import ExportConfig
 from pipelines.retrain.config import RetrainConfig
 from pipelines.search.config import AblateConfig, TuneConfig
 from pipelines.serve.config import ServeConfig
@@ -120,6 +121,7 @@ class JobConfig(ConfigSection):
     evaluate: EvaluateConfig = Field(EvaluateConfig(), json_schema_extra=MAY_CHANGE)
     tracking: TrackingConfig = Field(TrackingConfig(), json_schema_extra=MAY_CHANGE)
     registry: RegistryConfig = Field(RegistryConfig(), json_schema_extra=MAY_CHANGE)
+    export: ExportConfig = Field(ExportConfig(), json_schema_extra=MAY_CHANGE)
     serve: ServeConfig = Field(ServeConfig(), json_schema_extra=MAY_CHANGE)
     ablate: AblateConfig = Field(AblateConfig(), json_schema_extra=MAY_CHANGE)
     tune: TuneConfig = Field(TuneConfig(), json_schema_extra=MAY_CHANGE)

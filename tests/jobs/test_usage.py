@@ -20,6 +20,7 @@ from pipelines.train import run_folder
 from pipelines.workflows import (
     ablate,
     evaluate,
+    export,
     import_data,
     index,
     knowledge,
@@ -41,6 +42,7 @@ MODULES = {
     for m in (
         ablate,
         evaluate,
+        export,
         import_data,
         index,
         knowledge,

@@ -54,13 +54,15 @@ def explain_why_not(model: VLModel, processor: VLProcessor) -> str:
         if value != wanted:
             return f"{name}={value!r}, and LLaVA has {wanted!r}"
     own = vision.transformers_config().image_size
-    if vision.size() != (own, own):
-        return f"its pictures have {vision.size()} pixels, and those of the tower's weights {(own, own)}"
+    if vision.image_height_and_width() != (own, own):
+        return (
+            f"its pictures have {vision.image_height_and_width()} pixels, and those of the tower's weights {(own, own)}"
+        )
     if not isinstance(bridge, MLPBridge) or bridge.layers != 2:
         return f"head.bridge={bridge.kind!r} is no MLP of two layers"
     if tree.knowledge.kind != "none":
         return f"it reads facts (knowledge.kind={tree.knowledge.kind!r})"
-    if processor.config.square.resize == "pad":
+    if processor.config.square_resizing.resize == "pad":
         return "processor.resize='pad' adds bars, which no setting of the tower's image processor does"
     children = dict(head.inner.named_children())
     output = head.inner.get_output_embeddings()
@@ -160,7 +162,7 @@ def load_llava(folder: str | Path) -> tuple[VLModel, VLProcessor]:
         tree.task.tasks_by_name(),
     )
     tree.task.check_tokenizer(tokenizer)
-    model = VLModel(VLConfig.of(tree.model_dump(mode="json"), processor))
+    model = VLModel(VLConfig.from_processor(tree.model_dump(mode="json"), processor))
     head = model.decoder
     assert isinstance(head, LanguageModel)
     state = made.state_dict()
@@ -261,7 +263,7 @@ def _llava_processor(model: VLModel, processor: VLProcessor, tokenizer: Any) -> 
     extra = _CLASS_TOKENS[tower.model_type]
     template = chat_template_of(head.config, processor.tokenizer)
     return LlavaProcessor(
-        image_processor=_image_processor(model, processor.config.square),
+        image_processor=_image_processor(model, processor.config.square_resizing),
         tokenizer=tokenizer,
         patch_size=tower.patch_size,
         vision_feature_select_strategy="default" if extra else "full",
@@ -287,8 +289,8 @@ def _image_processor(model: VLModel, square: SquareResizing) -> Any:
         do_rescale=True,
         rescale_factor=1 / 255,
         do_normalize=True,
-        image_mean=model.vision.mean_C.tolist(),  # type: ignore[union-attr, operator]
-        image_std=model.vision.std_C.tolist(),  # type: ignore[union-attr, operator]
+        image_mean=model.vision.mean_C.tolist(),  # type: ignore[operator]
+        image_std=model.vision.std_C.tolist(),  # type: ignore[operator]
         do_convert_rgb=True,
     )
 
@@ -364,7 +366,7 @@ def _compare(model: VLModel, processor: VLProcessor, folder: Path) -> None:
     ]
     prompt = read.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
     ids_T = read.tokenizer(prompt, add_special_tokens=False)["input_ids"]
-    own_T = get_prompt_template(processor.tokenizer, head.config.template_kind()).prompt(
+    own_T = get_prompt_template(processor.tokenizer, head.config.template_kind()).tokenize_conversation(
         conversation_from_question("What is it?"), head.config.system, behind_input=head.config.behind_input
     )
     image = made.config.image_token_index
@@ -374,7 +376,7 @@ def _compare(model: VLModel, processor: VLProcessor, folder: Path) -> None:
             f"trained: {read.tokenizer.convert_ids_to_tokens(ids_T)}; set export.format='merged'"
         )
     ids_T = [i for token in ids_T for i in [token] * (made.config.image_seq_length if token == image else 1)]
-    pixels_HWC = _test_picture(processor.config.square.side)
+    pixels_HWC = _test_picture(processor.config.square_resizing.side)
     assert model.vision is not None
     pixels_BCHW = model.vision.normalise_pixels(torch.from_numpy(pixels_HWC)[None]).contiguous()  # type: ignore[operator]
     theirs_K = made(input_ids=torch.tensor([ids_T]), pixel_values=pixels_BCHW).logits[0, -1]

@@ -32,7 +32,7 @@ def merge_adapters(model: VLModel, processor: VLProcessor) -> tuple[VLModel, VLP
         processor.reads_images, processor.knowledge,
     )  # fmt: skip
     lora.merge_adapters(model)
-    merged = VLModel(VLConfig.of(tree, plain))
+    merged = VLModel(VLConfig.from_processor(tree, plain))
     merged.load_state_dict(model.state_dict())
     return merged.eval(), plain
 

@@ -95,7 +95,7 @@ class Config(GenerationTask):
         """The ROUGE-L of each reply to one with a word."""
         from vlmodel.metrics.captions import rouge_l_of_each, tokenize_caption
 
-        row_N = np.flatnonzero([bool(row.target) and bool(tokenize_caption(row.target)) for row in answered.rows])
+        row_N = np.flatnonzero([bool(tokenize_caption(row.target or "")) for row in answered.rows])
         targets = [[answered.rows[n].target or ""] for n in row_N.tolist()]
         score_N = rouge_l_of_each([answered.predicted[n] for n in row_N.tolist()], targets)
         return ExampleScores.with_one_group(score_N, answered.sample_N, row_N, binary=False)
@@ -109,12 +109,12 @@ class Config(GenerationTask):
         assert baseline is not None
         with_target = rows_with_target(answered, "turn")
         with_words = [n for n, target in enumerate(with_target.targets) if tokenize_caption(target or "")]
-        known = rows_with_target(with_target.take(with_words), "turn")
+        known = rows_with_target(with_target.select_rows(with_words), "turn")
 
         def metrics_of(given: AnsweredRows) -> Metrics:
             return caption_scores(given.predicted, [[target or ""] for target in given.targets])
 
-        compared = BaselineComparisons(known, metrics_of, partial(self.score, normalizer=normalizer))
+        compared = BaselineComparisons(known, metrics_of, partial(self.score_rows, normalizer=normalizer))
         compared.add_baseline("constant_reply", "one reply to everything", [baseline["reply"]] * len(known))
         compared.add_shuffled_baseline()
         notes = [f'constant reply: "{baseline["reply"]}"', f"{len(set(known.predicted))} different replies"]

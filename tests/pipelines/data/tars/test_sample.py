@@ -59,7 +59,7 @@ def test_conversations() -> None:
     )
     asked = b'{"conversations": [[{"role": "user", "content": [null]}]]}'
     assert parse_texts(asked, None) == SampleTexts(conversations=((ConversationTurn("user", (None,)),),))
-    assert parse_texts(asked, None).kinds == ("conversations",)
+    assert parse_texts(asked, None).present_kinds == ("conversations",)
 
 
 @pytest.mark.parametrize(

@@ -90,7 +90,7 @@ def test_a_conversation_is_documented_as_messages(service: FakeService) -> None:
     assert content.keys() == {"application/json"}
     [example] = content["application/json"]["examples"].values()
     request = ChatRequest.model_validate(example["value"])
-    assert request.parsed() == (turns, IMAGE)
+    assert request.conversation_and_image() == (turns, IMAGE)
     # Elsewhere it is asked by what is said last.
     questions = spec["paths"]["/v1/vqa"]["post"]["requestBody"]["content"]["application/json"]["examples"]
     assert questions["example 1"]["value"] == {"image": TEXT, "question": "is it brown?"}
