@@ -29,6 +29,7 @@ ALLOWED_IMPORTS = {
         "pipelines/data/index/shard_pass.py",
         "pipelines/data/stream/ray_private.py",
         "pipelines/data/stream/stream.py",
+        "pipelines/embeddings/embed.py",
         "pipelines/evaluate/predict.py",
         "pipelines/knowledge/build.py",
         "pipelines/search/trial_controller.py",

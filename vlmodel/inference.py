@@ -15,7 +15,7 @@ from vlmodel.array_names import select_task_arrays, stays_on_host
 from vlmodel.facts import LinkedFact
 from vlmodel.model import TASK_INPUTS, VLModel
 from vlmodel.parts import Answers, Decoder, ModalityEncoder, TextWriter, WrittenText
-from vlmodel.processor import Example, VLProcessor
+from vlmodel.processor import Decoded, Example, VLProcessor
 from vlmodel.tokens import DecoderInput, FusedStream
 
 if TYPE_CHECKING:
@@ -144,20 +144,27 @@ class Predictor:
         Raises:
             MediumError: an input cannot be decoded.
         """
+        decoded = [self.processor.decode_inputs(example) for example in examples]
+        return self.embed_decoded(decoded, examples, task)
+
+    def embed_decoded(
+        self, decoded: Sequence[Decoded], examples: Sequence[Example], task: str | None = None
+    ) -> list[tuple[NDArray[np.float32] | None, NDArray[np.float32]]]:
+        """As ``embed``, of examples whose inputs were decoded before."""
         processor, name = self.processor, self._resolve_task_name(task)
-        decoded = [processor.decode_inputs(example) for example in examples]
-        # Encoders need at least one image and one text, so a blank of each is added to the batch and removed again.
-        blank = processor.blank_inputs()
-        batch = processor.collate_tasks([*decoded, blank], {name: [*examples, Example({}, ("?",))]})
+        embeds = processor.tasks[name].embedded_input
+        # Encoders need at least one input and one text, so where all lack one of them, a blank of each is added.
+        is_complete = any(embeds in one for one in decoded) and any(example.texts for example in examples)
+        blanks = [] if is_complete else [(processor.blank_inputs(), Example({}, ("?",)))]
+        batch = processor.collate_tasks(
+            [*decoded, *(inputs for inputs, _ in blanks)], {name: [*examples, *(example for _, example in blanks)]}
+        )
         embedded = self.embed_collated(batch, task)
         assert embedded is not None
         input_BD, text_ND = embedded
         stops = np.cumsum([len(example.texts) for example in examples])
         return [
-            (
-                input_BD[b] if processor.tasks[name].embedded_input in decoded[b] else None,
-                text_ND[stop - len(e.texts) : stop],
-            )
+            (input_BD[b] if embeds in decoded[b] else None, text_ND[stop - len(e.texts) : stop])
             for b, (stop, e) in enumerate(zip(stops, examples, strict=True))
         ]
 

@@ -14,6 +14,7 @@ from pipelines.data.prepare.config import PrepareConfig
 from pipelines.data.stream.mixture import MixedSource
 from pipelines.data.stream.stream import StreamConfig
 from pipelines.data.texts.vocabulary import VocabularyConfig
+from pipelines.embeddings.config import EmbedConfig
 from pipelines.evaluate.predict import PredictConfig
 from pipelines.knowledge.config import KnowledgeConfig
 from pipelines.registry.config import RegistryConfig
@@ -118,6 +119,7 @@ class JobConfig(ConfigSection):
     stream: StreamConfig = Field(StreamConfig(), json_schema_extra=MAY_CHANGE)
     predict: PredictConfig = Field(PredictConfig(), json_schema_extra=MAY_CHANGE)
     evaluate: EvaluateConfig = Field(EvaluateConfig(), json_schema_extra=MAY_CHANGE)
+    embed: EmbedConfig = Field(EmbedConfig(), json_schema_extra=MAY_CHANGE)
     tracking: TrackingConfig = Field(TrackingConfig(), json_schema_extra=MAY_CHANGE)
     registry: RegistryConfig = Field(RegistryConfig(), json_schema_extra=MAY_CHANGE)
     serve: ServeConfig = Field(ServeConfig(), json_schema_extra=MAY_CHANGE)
