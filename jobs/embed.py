@@ -1,5 +1,7 @@
 """Embed the images (or other inputs) and the texts of a set of tars with a contrastive model, into Parquet files. No
 texts are needed. A job that was stopped resumes; after new tars came, only these are embedded.
+
+A service searches among the vectors where serve.search.embeddings names their folder.
 """
 
 from __future__ import annotations

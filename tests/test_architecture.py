@@ -72,6 +72,7 @@ ALLOWED_IMPORTS = {
         "pipelines/serve/http/routes/feedback.py",
         "pipelines/serve/http/routes/operations.py",
         "pipelines/serve/http/routes/page.py",
+        "pipelines/serve/http/routes/search.py",
     },
 }
 

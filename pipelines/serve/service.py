@@ -19,6 +19,7 @@ class ModelInfo:
         tasks: the names of the operations (``vlmodel.operations.base``) that it can be asked for.
         inputs: names of the inputs that it takes, beside texts.
         media: what each of these is: image, audio, video, series, row.
+        digest: of its folder (``manifest.folder_digest``).
     """
 
     name: str
@@ -30,6 +31,7 @@ class ModelInfo:
     crop: float = 1.0
     inputs: tuple[str, ...] = ("image",)
     media: Mapping[str, str] = field(default_factory=lambda: {"image": "image"})
+    digest: str = ""
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,6 @@ from pipelines.embeddings.stored import EmbeddedModel, Embeddings
 from pipelines.report.progress import Progress
 from pipelines.storage import manifest
 from pipelines.storage.folder import Folder
-from pipelines.vectors.search import EXACT
 from pipelines.workflows import models
 from pipelines.workflows.cluster import connected_to_cluster
 from pipelines.workflows.models import ChosenModel
@@ -32,9 +31,10 @@ def run(work: Workspace) -> Embeddings:
         with Progress("embed", "sample") as progress:
             made = embed_dataset(job, model_copies(work), progress)
     with Progress("embed  search", "file") as progress:
-        open_search_files(Folder(out), made, EXACT, progress)
+        open_search_files(Folder(out), made, work.config.serve.search.exact, progress)
     counts = ", ".join(f"{made.count(name)} of {name}" for name in made.inputs)
     print(f"vectors of {chosen.name} version {chosen.version}, {made.width} numbers each: {counts}: {out}", flush=True)
+    print(f"a service searches them with serve.search.embeddings={out}", flush=True)
     return made
 
 

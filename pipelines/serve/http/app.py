@@ -29,7 +29,9 @@ from pipelines.serve.http.middleware import (
 from pipelines.serve.http.openapi import add_own_examples_to_openapi
 from pipelines.serve.http.routes import about, chat, feedback, operations, page
 from pipelines.serve.http.routes import facts as facts_routes
+from pipelines.serve.http.routes import search as search_routes
 from pipelines.serve.http.token_bucket import TokenBuckets
+from pipelines.serve.search import UpdatableSearch
 from pipelines.serve.service import Service, ServiceMetrics
 
 MAX_HELD_BYTES = 256 << 20
@@ -45,6 +47,7 @@ def create_app(
     metrics: ServiceMetrics | None = None,
     facts: UpdatableFactStore | None = None,
     fact_key_hashes: Sequence[str] = (),
+    search: UpdatableSearch | None = None,
 ) -> FastAPI:
     """The ASGI application over ``service``.
 
@@ -57,6 +60,7 @@ def create_app(
         metrics: counts requests.
         facts: the store that the service answers with; None without one.
         fact_key_hashes: of the keys with which facts can be edited; without any, they cannot.
+        search: among vectors of the model; None without any.
     """
     app = FastAPI(
         title="Vision and language",
@@ -67,8 +71,10 @@ def create_app(
         openapi_url="/openapi.json",
     )
     _add_error_handlers(app)
-    for routes in (operations, chat, feedback, about):
+    for routes in (operations, chat, feedback):
         app.include_router(routes.router(service, config))
+    app.include_router(search_routes.router(service, config, search))
+    app.include_router(about.router(service, config, search))
     app.include_router(facts_routes.router(facts, config, fact_key_hashes))
     app.include_router(page.router())
     documented = app.openapi

@@ -32,6 +32,7 @@ from pipelines.serve.inference.decoding import ImageDecoder, decoding_pixel_limi
 from pipelines.serve.inference.predecoded import DecodedExample
 from pipelines.serve.inference.priority import run_at_low_priority
 from pipelines.serve.service import AnswerStream, ModelInfo, ServiceMetrics, ServiceRequest, ServiceResult
+from pipelines.storage import manifest
 from vlmodel.encoder_parts import IMAGE
 from vlmodel.facts import FactLinkingConfig
 from vlmodel.inference import Predictor
@@ -148,6 +149,7 @@ class InferenceService:
             crop=processor.config.square_resizing.crop,
             inputs=processor.input_names,
             media=processor.media,
+            digest=digest or await asyncio.to_thread(manifest.folder_digest, Path(folder)),
         )
         batchers = {name: self._make_batcher(predictor, *operation, version) for name, operation in operations.items()}
         self._loaded = _LoadedModel(predictor, info, operations, batchers, examples)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 from fastapi import APIRouter
@@ -10,6 +11,7 @@ from pydantic import BaseModel, Field
 from pipelines.serve.config import ServeConfig
 from pipelines.serve.errors import not_ready_error
 from pipelines.serve.http.openapi import ErrorBody
+from pipelines.serve.search import UpdatableSearch
 from pipelines.serve.service import ModelInfo, Service
 
 
@@ -34,6 +36,9 @@ class ModelDescription(BaseModel):
     image_size: int = Field(description="Side of the square, in pixels, that a picture is resized to.")
     resize: str = Field(description="How a picture becomes square: `squash`, `crop` to its middle, or `pad`.")
     crop: float = Field(description="Share of height and width, of the square with `crop`, that the model sees.")
+    search: list[str] = Field(
+        default=[], description="What can be searched, at POST /v1/search: names of inputs, and `text`."
+    )
     feedback: bool = Field(description="Whether corrections are taken, at POST /v1/feedback.")
     limits: RequestLimits
 
@@ -65,8 +70,12 @@ class Health(BaseModel):
     status: str = "ok"
 
 
-def router(service: Service, config: ServeConfig) -> APIRouter:
-    """/healthz, /readyz and /v1/model."""
+def router(service: Service, config: ServeConfig, search: UpdatableSearch | None = None) -> APIRouter:
+    """/healthz, /readyz and /v1/model.
+
+    Args:
+        search: among vectors; None without any.
+    """
     routes = APIRouter(tags=["service"])
     unready: dict[int | str, dict[str, Any]] = {503: {"model": ErrorBody, "description": "No model is loaded yet."}}
 
@@ -87,6 +96,7 @@ def router(service: Service, config: ServeConfig) -> APIRouter:
     @routes.get("/v1/model", summary="The model in use", responses=unready)
     async def describe_model() -> ModelDescription:
         info = model()
+        searched = await asyncio.to_thread(search.inputs_of_model, info.digest) if search is not None else []
         return ModelDescription(
             name=info.name,
             version=info.version,
@@ -97,6 +107,7 @@ def router(service: Service, config: ServeConfig) -> APIRouter:
             image_size=info.image_size,
             resize=info.resize,
             crop=info.crop,
+            search=searched,
             feedback=bool(config.feedback.folder),
             limits=RequestLimits(
                 body_bytes=config.max_body_bytes,

@@ -22,6 +22,7 @@ from pipelines.registry.own_examples import AskedText, OwnExample, OwnInput
 from pipelines.serve.config import FeedbackConfig, ServeConfig
 from pipelines.serve.http.app import create_app
 from pipelines.serve.inference.service import InferenceService
+from pipelines.serve.search import UpdatableSearch
 from tests.browser import find_browser
 from tests.pipelines.serve.conftest import picture
 from vlmodel.processor import VLProcessor
@@ -54,7 +55,8 @@ class Visits:
         self.service, self.script = InferenceService(config), ""
         self.golden_file = str(package / "golden.json")
         self.over = threading.Event()
-        app = create_app(self.service, config)
+        search = UpdatableSearch(config.search) if config.search.embeddings else None
+        app = create_app(self.service, config, search=search)
         index = Path(create_app.__code__.co_filename).parent / "page" / "index.html"
         extra = '<script src="visit/script.js" type="module"></script><img src="visit/wait" alt="" hidden>'
         html = index.read_text().replace("</body>", f"{extra}</body>")
