@@ -94,9 +94,17 @@ class Client:
         top_k: int = 5,
         attention: bool = False,
         inputs: Mapping[str, bytes] | None = None,
+        classes: Sequence[str] = (),
+        templates: Sequence[str] = (),
     ) -> ClassifyResponse:
-        """The ``top_k`` most probable classes of an image, or of other inputs."""
-        fields = {"top_k": str(top_k), "attention": str(attention).lower()}
+        """The ``top_k`` most probable classes of an image, or of other inputs.
+
+        Args:
+            classes: to choose among, for a contrastive model.
+            templates: in which it reads them, such as "a photo of a {}."; the service's own if not given.
+        """
+        fields: dict[str, str | Sequence[str]] = {"top_k": str(top_k), "attention": str(attention).lower()}
+        fields |= {"classes": classes, "templates": templates}
         return self._post_task("classify", ClassifyResponse, image, fields, inputs)
 
     def match(

@@ -20,6 +20,7 @@ class ModelInfo:
         inputs: names of the inputs that it takes, beside texts.
         media: what each of these is: image, audio, video, series, row.
         digest: of its folder (``manifest.folder_digest``).
+        needs_classes: it classifies by classes that are named with each request.
     """
 
     name: str
@@ -32,6 +33,7 @@ class ModelInfo:
     inputs: tuple[str, ...] = ("image",)
     media: Mapping[str, str] = field(default_factory=lambda: {"image": "image"})
     digest: str = ""
+    needs_classes: bool = False
 
 
 @dataclass(frozen=True)

@@ -242,7 +242,8 @@ class ModelQuery:
         attention: whether the result includes attention maps.
         stream: whether the answer is sent while it is generated.
         least_version: of the facts that the model gets; 0 for whichever is in use.
-        settings: of generation (``vlmodel.generation.SETTINGS``), and ``seed`` of samples.
+        settings: of generation (``vlmodel.generation.SETTINGS``), and ``seed`` of samples; or what else an operation
+            needs beside the texts.
     """
 
     inputs: Mapping[str, bytes] = field(default_factory=dict)
@@ -312,6 +313,15 @@ class Operation(ABC):
         Args:
             task: the model's name of the task.
         """
+
+    def problem(self, settings: Mapping[str, Any]) -> tuple[str, str] | None:
+        """Why this model cannot do what a request asks, though another one of the same operation may: the error's code
+        and its message; None where it can.
+
+        Args:
+            settings: of the ``ModelQuery``.
+        """
+        return None
 
     def example_request(self, example: JsonDict, inputs: Mapping[str, str], texts: Sequence[str]) -> JsonDict:
         """One of the documentation's requests, asked about a sample of the model's own data.

@@ -68,8 +68,8 @@ def _request_body(request_type: type[TaskRequest]) -> dict[str, Any]:
         properties["image"] = {"type": "string", "format": "binary", "description": "The image file."}
     for singular, plural in request_type.repeatable.items():
         description = f"{properties[plural]['description']} Repeat the field to send several."
-        properties[singular] = {"type": "array", "items": {"type": "string"}, "description": description}
         del properties[plural]
+        properties[singular] = {"type": "array", "items": {"type": "string"}, "description": description}
     return {
         "required": True,
         "content": {

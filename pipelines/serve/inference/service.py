@@ -37,6 +37,7 @@ from vlmodel.encoder_parts import IMAGE
 from vlmodel.facts import FactLinkingConfig
 from vlmodel.inference import Predictor
 from vlmodel.operations.base import BatchedRequest, Operation, operations_of_tasks
+from vlmodel.operations.classify import ClassifyOperation
 from vlmodel.processor import VLProcessor
 
 # A pass that runs for this many request time-outs hangs; Serve then replaces the replica.
@@ -149,6 +150,8 @@ class InferenceService:
             crop=processor.config.square_resizing.crop,
             inputs=processor.input_names,
             media=processor.media,
+            needs_classes=ClassifyOperation.name in operations
+            and operations[ClassifyOperation.name][1].problem({}) is not None,
             digest=digest or await asyncio.to_thread(manifest.folder_digest, Path(folder)),
         )
         batchers = {name: self._make_batcher(predictor, *operation, version) for name, operation in operations.items()}
@@ -157,6 +160,8 @@ class InferenceService:
     async def run(self, request: ServiceRequest) -> ServiceResult:
         """See ``Service``."""
         loaded = self._get_loaded(request.task)
+        if problem := loaded.operations[request.task][1].problem(request.settings):
+            raise ApiError(422, *problem)
         await self._wait_for_facts(request.least_version)
         decoded = await self._decode_request(loaded, request.inputs, request.texts)
         timed = await loaded.batchers[request.task].submit(

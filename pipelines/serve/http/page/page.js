@@ -57,8 +57,12 @@ const TASKS = {
   classify: {
     title: "Classify",
     empty: "The classes appear here, the most probable first.",
-    missing: () => "",
+    missing: () => (picture.model?.needs_classes && !linesOf($("classes")).length ? "Type the classes to choose among." : ""),
     async ask(body, turn, clock) {
+      if (picture.model?.needs_classes) {
+        for (const name of new Set(linesOf($("classes")))) body.append("classes", name);
+        if ($("template").value.trim()) body.append("templates", $("template").value);
+      }
       body.append("top_k", $("top-k").value);
       body.append("attention", $("attention").checked);
       const result = await fetchJSON("v1/classify", { method: "POST", body });
@@ -126,6 +130,7 @@ async function describeModel() {
     offerInputs(model.media, model.limits.body_bytes);
     $("stage").hidden = !("image" in model.media);
     ({ examples } = await fetchJSON("v1/examples"));
+    $("given-classes").hidden = !model.needs_classes;
     offerSearches(model.search);
     offer(Object.keys(TASKS).filter((task) => canDo(model, task)));
   } catch (error) {

@@ -36,6 +36,9 @@ class ModelDescription(BaseModel):
     image_size: int = Field(description="Side of the square, in pixels, that a picture is resized to.")
     resize: str = Field(description="How a picture becomes square: `squash`, `crop` to its middle, or `pad`.")
     crop: float = Field(description="Share of height and width, of the square with `crop`, that the model sees.")
+    needs_classes: bool = Field(
+        description="Whether `/v1/classify` chooses among classes that are given with each request."
+    )
     search: list[str] = Field(
         default=[], description="What can be searched, at POST /v1/search: names of inputs, and `text`."
     )
@@ -107,6 +110,7 @@ def router(service: Service, config: ServeConfig, search: UpdatableSearch | None
             image_size=info.image_size,
             resize=info.resize,
             crop=info.crop,
+            needs_classes=info.needs_classes,
             search=searched,
             feedback=bool(config.feedback.folder),
             limits=RequestLimits(

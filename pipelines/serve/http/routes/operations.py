@@ -67,7 +67,7 @@ def _add_route(routes: APIRouter, operation: Operation, service: Service, config
         query = operation.query_from_request(await handler.read(operation.request))
         base.check_text_lengths(query.texts, operation.text_name, config)
         asked = ServiceRequest(
-            operation.name, query.inputs, query.texts, query.top_k, query.attention, query.least_version
+            operation.name, query.inputs, query.texts, query.top_k, query.attention, query.least_version, query.settings
         )
         if not query.stream:
             result = await handler.run_within_time_limit(service.run(asked))

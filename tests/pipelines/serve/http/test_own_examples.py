@@ -83,7 +83,7 @@ def test_further_inputs_are_documented_by_their_names(service: FakeService) -> N
     ]
     spec = send(create_app(service, ServeConfig()), "GET", "/openapi.json").json()
     content = spec["paths"]["/v1/classify"]["post"]["requestBody"]["content"]
-    first, second = (one["value"] for one in content["application/json"]["examples"].values())
+    first, second, _ = (one["value"] for one in content["application/json"]["examples"].values())
     assert first == {"inputs": {"audio": TEXT, "imu": TEXT}, "top_k": 3}
     assert second == {"inputs": {"audio": TEXT, "imu": TEXT}, "attention": True}
     assert content["multipart/form-data"]["example"] == {"audio": "@audio.flac", "imu": "@imu.csv", "top_k": 3}
