@@ -16,6 +16,7 @@ from pipelines.data.stream.stream import StreamConfig
 from pipelines.data.texts.vocabulary import VocabularyConfig
 from pipelines.embeddings.config import EmbedConfig
 from pipelines.evaluate.predict import PredictConfig
+from pipelines.evaluate.zero_shot import ZeroShotConfig
 from pipelines.knowledge.config import KnowledgeConfig
 from pipelines.registry.config import RegistryConfig
 from pipelines.retrain.config import RetrainConfig
@@ -92,6 +93,7 @@ class EvaluateConfig(ConfigSection):
     training: bool = True
     """Also answer as many samples of the training split, drawn by hash, to show how far both figures are apart; this
     takes as long as the split itself."""
+    zero_shot: ZeroShotConfig = ZeroShotConfig()
 
 
 class JobConfig(ConfigSection):
