@@ -409,7 +409,9 @@ class VLProcessor:
         """
         longest = self.config.max_target_tokens - 2
         known = [target for target in targets if target is not None]
-        encoded = iter(self.tokenizer(known, add_special_tokens=False)["input_ids"] if known else ())
+        # A text that names a special token has its letters: nothing but the text's end ends it.
+        options = {"add_special_tokens": False, "split_special_tokens": True}
+        encoded = iter(self.tokenizer(known, **options)["input_ids"] if known else ())
         ids = [[] if t is None else [self.begin_id, *next(encoded)[:longest], self.end_id] for t in targets]
         length = max(map(len, ids), default=0) or 2
         ids_NT = np.full((len(ids), length), self.tokenizer.pad_token_id, np.int64)

@@ -29,6 +29,7 @@ from vlmodel.config import ConfigError, find_part_config_class, list_part_kinds
 from vlmodel.images.base64 import decode_base64
 
 if TYPE_CHECKING:
+    from vlmodel.facts import LinkedFact
     from vlmodel.inference import Prediction, Predictor
     from vlmodel.processor import Example
     from vlmodel.task import Task
@@ -179,6 +180,13 @@ class UsedFact(BaseModel):
     weight: float = Field(ge=0, le=1, description="How well it fits the text.")
 
 
+LeastKnowledgeVersion = Annotated[
+    int, Field(ge=0, description="Wait until the facts have this version, as an edit of them returns it.")
+]
+KnowledgeVersion = Annotated[int | None, Field(description="Version of the facts; null without a store.")]
+UsedFacts = Annotated[list[UsedFact], Field(description="Facts that the model got with the text, if any.")]
+
+
 class AttentionMap(BaseModel):
     """Where the model looked: one weight for each cell of a grid over the resized picture; they sum to 1."""
 
@@ -201,14 +209,14 @@ def merge_singular_and_plural(name: str, value: str | None, values: list[str] | 
     return (value,) if value is not None else tuple(values or ())
 
 
-def to_used_facts(prediction: Prediction) -> list[UsedFact]:
-    """The schema of a prediction's facts."""
+def to_used_facts(facts: Sequence[LinkedFact]) -> list[UsedFact]:
+    """The schema of the facts of a prediction."""
     return [
         UsedFact(
             id=linked.fact.id, head=linked.fact.head, relation=linked.fact.relation, tail=linked.fact.tail,
             source=linked.fact.source, weight=round(linked.weight, 6),
         )
-        for linked in prediction.facts
+        for linked in facts
     ]  # fmt: skip
 
 

@@ -102,6 +102,7 @@ class ChatRequest(base.TaskRequest):
     stream: bool = False
     stream_options: StreamOptions | None = None
     user: str | None = Field(default=None, max_length=512)
+    min_knowledge_version: base.LeastKnowledgeVersion = 0
 
     @model_validator(mode="before")
     @classmethod
@@ -196,6 +197,8 @@ class ChatResponse(base.TaskResponse):
 
     choices: list[ChatChoice]
     usage: TokenUsage
+    facts: base.UsedFacts = []
+    knowledge_version: base.KnowledgeVersion = None
 
 
 class ChatOperation(base.Operation):
@@ -214,8 +217,9 @@ class ChatOperation(base.Operation):
         inputs = {} if image is None else {"image": image}
         text = conversation.conversation_to_json(turns)
         return base.ModelQuery(
-            inputs, (text,), request.n, stream=request.stream, settings=request.generation_settings()
-        )
+            inputs, (text,), request.n, stream=request.stream, least_version=request.min_knowledge_version,
+            settings=request.generation_settings(),
+        )  # fmt: skip
 
     def response_fields(
         self, query: base.ModelQuery, result: Sequence[WrittenText], truncated: Sequence[bool]
@@ -231,7 +235,8 @@ class ChatOperation(base.Operation):
             for n, one in enumerate(result)
         ]
         usage = TokenUsage(prompt_tokens=read, completion_tokens=written, total_tokens=read + written)
-        return {"choices": choices, "usage": usage}
+        facts, version = base.to_used_facts(result[0].facts), result[0].knowledge_version
+        return {"choices": choices, "usage": usage, "facts": facts, "knowledge_version": version}
 
     def run(self, predictor: Predictor, task: str, items: Sequence[base.BatchedRequest]) -> list[list[WrittenText]]:
         results: list[list[WrittenText]] = [[] for _ in items]

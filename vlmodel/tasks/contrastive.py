@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
-    from vlmodel.inference import Predictor
+    from vlmodel.inference import Prediction, Predictor
     from vlmodel.parts import Answers, Decoder, Vocabulary
     from vlmodel.processor import VLProcessor
     from vlmodel.tokens import DecoderInput
@@ -43,7 +43,7 @@ class MatchBySimilarity(MatchOperation):
     def run(self, predictor: Predictor, task: str, items: Sequence[BatchedRequest]) -> list[MatchResult]:
         predictions = predictor.predict([item.example for item in items], top_k=1, task=task)
         temperature: float = predictor.model.decoder.task_decoders()[task].temperature
-        return [_softmax_matches([p.answers[0][1] for p in of_item], temperature) for of_item in predictions]
+        return [_softmax_matches(of_item, temperature) for of_item in predictions]
 
 
 class Config(Task):
@@ -176,12 +176,15 @@ class Config(Task):
         ]
 
 
-def _softmax_matches(cosines: Sequence[float], temperature: float) -> MatchResult:
+def _softmax_matches(predictions: Sequence[Prediction], temperature: float) -> MatchResult:
+    cosines = [prediction.answers[0][1] for prediction in predictions]
     scores_N = np.array(cosines) / temperature
     shares_N = np.exp(scores_N - scores_N.max())
     shares_N /= shares_N.sum()
     probabilities: list[float | None] = [None] if len(cosines) == 1 else shares_N.tolist()
-    return MatchResult("similarity", probabilities, cosines, temperature)
+    return MatchResult.with_facts_of(
+        predictions, method="similarity", probabilities=probabilities, similarities=cosines, temperature=temperature
+    )
 
 
 def _rows_with_image_embedding(answered: AnsweredRows) -> NDArray[np.int64]:

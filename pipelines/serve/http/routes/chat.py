@@ -9,7 +9,7 @@ import json
 import logging
 import time
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import aclosing
 from typing import Any
 
@@ -67,7 +67,10 @@ async def _complete_chat(request: Request, service: Service, config: ServeConfig
     query = operation.query_from_request(body)
     if (length := len(query.texts[0])) > (most := config.max_texts * config.max_question_chars):
         raise ApiError(400, "conversation_too_long", f"the messages have {length} characters; send at most {most}")
-    asked = ServiceRequest(operation.name, query.inputs, query.texts, query.top_k, settings=query.settings)
+    asked = ServiceRequest(
+        operation.name, query.inputs, query.texts, query.top_k, least_version=query.least_version,
+        settings=query.settings,
+    )  # fmt: skip
     identity = f"chatcmpl-{uuid.uuid4().hex}", int(time.time())
     if body.stream:
         stream = await handler.run_within_time_limit(service.stream(asked))
@@ -83,7 +86,7 @@ async def _complete_chat(request: Request, service: Service, config: ServeConfig
     choices = [{**choice.model_dump(), "logprobs": None} for choice in fields["choices"]]
     answer = {**_first_response_fields(identity, result.model, "chat.completion"), "choices": choices}
     return JSONResponse(
-        {**answer, "usage": fields["usage"].model_dump()},
+        {**answer, "usage": fields["usage"].model_dump(), **_knowledge_fields(fields)},
         headers={"cache-control": "no-store", "x-model-alias": result.alias},
     )
 
@@ -101,8 +104,8 @@ async def _stream_chunks(
     stop, text, sent = query.settings.get("stop_strings", ()), "", 0
     model: ModelInfo | None = None
 
-    def make_chunk(delta: dict[str, str], reason: str | None = None) -> bytes:
-        choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": reason}
+    def make_chunk(delta: dict[str, str]) -> bytes:
+        choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": None}
         return _format_event({**_first_response_fields(identity, model, "chat.completion.chunk"), "choices": [choice]})
 
     try:
@@ -125,7 +128,9 @@ async def _stream_chunks(
             end = find_stop_text(text, stop)
             if (rest := text[sent:end]) and end != sent:
                 yield make_chunk({"content": rest})
-            yield make_chunk({}, choice.finish_reason)
+            last = _first_response_fields(identity, model, "chat.completion.chunk")
+            ended = {"index": 0, "delta": {}, "logprobs": None, "finish_reason": choice.finish_reason}
+            yield _format_event({**last, "choices": [ended], **_knowledge_fields(fields)})
             if usage:
                 whole = {**_first_response_fields(identity, model, "chat.completion.chunk"), "choices": []}
                 yield _format_event({**whole, "usage": fields["usage"].model_dump()})
@@ -144,6 +149,15 @@ def _first_response_fields(identity: tuple[str, int], model: ModelInfo | None, k
     """The first fields of an answer. The fingerprint is the version that gave it."""
     named = {} if model is None else {"model": model.name, "system_fingerprint": f"version {model.version}"}
     return {"id": identity[0], "object": kind, "created": identity[1], "model": "", **named}
+
+
+def _knowledge_fields(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """The facts that the model got, which OpenAI's answers do not have; {} for a model without a store."""
+    if fields["knowledge_version"] is None:
+        return {}
+    return {
+        "facts": [fact.model_dump() for fact in fields["facts"]], "knowledge_version": fields["knowledge_version"],
+    }  # fmt: skip
 
 
 def _check_model(asked: str, model: ModelInfo) -> None:

@@ -18,10 +18,13 @@ import torch
 from pipelines.serve.config import ServeConfig
 from pipelines.serve.http.app import create_app
 from pipelines.serve.inference.service import InferenceService
+from pipelines.serve.service import AnswerStream, ModelInfo, ServiceRequest, ServiceResult
 from tests.pipelines.serve.conftest import FakeService, picture
 from tests.pipelines.serve.http_client import send
 from tests.pipelines.serve.server import served
+from vlmodel.facts import Fact, LinkedFact
 from vlmodel.model import VLModel
+from vlmodel.parts import WrittenText
 
 URL = "data:image/png;base64," + base64.b64encode(picture()).decode()
 IMAGE: dict[str, Any] = {"type": "image_url", "image_url": {"url": URL}}
@@ -176,6 +179,36 @@ def test_a_model_that_does_not_converse() -> None:
     response = send(create_app(FakeService(), ServeConfig()), "POST", "/v1/chat/completions", json={})
     assert response.status_code == 404
     assert response.json()["error"]["code"] == "no_such_task"
+
+
+class Knowing(FakeService):
+    """Answers with a fact, of version 4 or later."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.model = ModelInfo("fake", "7", ("chat",), labels=0, image_size=32, resize="squash")
+
+    async def run(self, request: ServiceRequest) -> ServiceResult:
+        assert request.least_version == 4
+        facts = (LinkedFact(Fact("7", "circle", "Is", "red", "circle is red", "test"), 0.5),)
+        return self.answered([WrittenText("red", 0.9, 3, 1, True, facts, 5)])
+
+    async def pieces(self, attention: bool) -> AnswerStream:
+        yield "red"
+        yield await self.run(ServiceRequest("chat", {}, (), least_version=4))
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_what_is_said_names_its_facts(stream: bool) -> None:
+    asked = {"model": "fake", "messages": [user(text("what ?"))], "min_knowledge_version": 4, "stream": stream}
+    response = send(create_app(Knowing(), ServeConfig()), "POST", "/v1/chat/completions", json=asked)
+    assert response.status_code == 200, response.text
+    bodies = [json.loads(line[6:]) for line in response.text.split("\n\n") if line.startswith("data: {")]
+    answer = bodies[-1] if stream else response.json()
+    assert answer["knowledge_version"] == 5
+    assert [(fact["id"], fact["tail"]) for fact in answer["facts"]] == [("7", "red")]
+    assert answer["choices"][0]["finish_reason"] == "stop"
+    assert not any("facts" in body for body in bodies[:-1])
 
 
 def test_malformed_requests_are_the_callers_fault(app: Any) -> None:
