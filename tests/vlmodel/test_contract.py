@@ -136,10 +136,12 @@ def kinds_of(package: str) -> list[str]:
 
 def _refused(combination: dict[str, dict[str, Any]]) -> bool:
     """One topology is the text's encoder, which a decoder that reads the encoders alone would never see, and takes the
-    embeddings of the language encoder, which a tower of a dual model does not give without its layers.
+    embeddings of the language encoder, which a tower of a dual model does not give without its layers. Triples are
+    texts alone, and read no further input.
     """
     topology, task, language = (combination.get(part, {}).get("kind") for part in ("topology", "task", "language"))
-    return topology == "single" and (task in ("contrastive", "multitask") or language == "tower")
+    alone = task in ("contrastive", "multitask", "triples")
+    return (topology == "single" and (alone or language == "tower")) or (task == "triples" and "inputs" in combination)
 
 
 def name_of(combination: dict[str, dict[str, Any]]) -> str:
@@ -150,7 +152,7 @@ def name_of(combination: dict[str, dict[str, Any]]) -> str:
     return "-".join(chosen)
 
 
-@pytest.mark.parametrize("task", ["contrastive", "multitask"])
+@pytest.mark.parametrize("task", ["contrastive", "multitask", "triples"])
 def test_what_the_grid_leaves_out_is_refused(task: str) -> None:
     settings = variants("task", task)[0]
     with pytest.raises(ConfigError, match=r"topology.*single"):
