@@ -43,6 +43,11 @@ class UpdatableFactStore:
         """The version in use."""
         return self._linker.snapshot.version
 
+    @property
+    def encoder(self) -> str:
+        """Hash of the encoder of the store's vectors; "" without any."""
+        return self._store.encoder
+
     def find_facts(self, texts: Sequence[str], link: FactLinkingConfig) -> FoundFacts:
         """See ``FactFinder``."""
         return self._linker.find_facts(texts, link)

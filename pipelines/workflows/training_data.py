@@ -16,7 +16,6 @@ from pipelines.data.stream.plan import SampleOrder
 from pipelines.data.tars.inputs import input_requirements
 from pipelines.errors import DataError
 from pipelines.evaluate.assess import check_data_is_evaluable
-from pipelines.knowledge.build import hash_of_facts
 from pipelines.knowledge.errors import KnowledgeError
 from pipelines.knowledge.opened import open_fact_linker
 from pipelines.knowledge.store import FactStore
@@ -209,13 +208,18 @@ def record_data(work: Workspace, evaluation_index: Index, tracker: Tracker) -> N
 
 
 def training_samples_and_order(
-    work: Workspace, training_indexes: Mapping[str, Index], processor: str | Path, features: tuple[FeatureCache, ...]
+    work: Workspace,
+    training_indexes: Mapping[str, Index],
+    processor: str | Path,
+    features: tuple[FeatureCache, ...],
+    teacher: str = "",
 ) -> tuple[Source | SourceMixture, SampleOrder]:
     """Where the training's samples come from, and their order.
 
     Args:
         training_indexes: as of ``open_indexes``.
         features: what is kept of what frozen encoders give.
+        teacher: folder of the processor of the model that is learned from; "" for none.
 
     Raises:
         ConfigError: a source is too rare to be mixed.
@@ -223,7 +227,7 @@ def training_samples_and_order(
     """
     train = work.config.train
     sources = {
-        name: Source(index.tars, index.hash, "train", str(processor), features, facts=work.fact_source)
+        name: Source(index.tars, index.hash, "train", str(processor), features, facts=work.fact_source, teacher=teacher)
         for name, index in training_indexes.items()
     }
     plans = {
@@ -248,7 +252,7 @@ def _add_fact_store(work: Workspace, by_name: dict[str, object]) -> dict[str, ob
     source = work.fact_source
     if source is None or not work.config.model.knowledge.reads_facts:
         return by_name
-    content = hash_of_facts(FactStore(source.store), source.version)
+    content = FactStore(source.store).hash_of_facts(source.version)
     both = hashlib.sha256(f"{by_name['hash']}\n{content}".encode()).hexdigest()
     store = {"source": source.store, "version": source.version, "hash": content}
     return by_name | {"hash": both, "knowledge": store}

@@ -16,6 +16,7 @@ from typing import Any
 from transformers import AsyncTextIteratorStreamer
 
 from pipelines.knowledge.errors import KnowledgeError
+from pipelines.knowledge.trained_facts import TrainedFacts
 from pipelines.registry.errors import ArtifactError
 from pipelines.registry.own_examples import OwnExample
 from pipelines.serve.config import (
@@ -136,8 +137,8 @@ class InferenceService:
         examples = await asyncio.to_thread(loading.read_examples, golden_file, operations)
         processor = predictor.processor
         if processor.knowledge.reads_facts:
-            # Not before: golden answers are those without facts, which edits do not change.
-            processor.finder = self._require_facts_version(model, processor.knowledge.link)
+            # Not before: golden answers have facts of their own, which edits do not change.
+            processor.finder = self._require_facts_version(model, processor.knowledge.link, Path(folder))
         info = ModelInfo(
             name=name,
             version=version,
@@ -208,11 +209,13 @@ class InferenceService:
 
         return Batcher(run, self._config.max_batch_size, self._passes)
 
-    def _require_facts_version(self, model: str, link: FactLinkingConfig) -> UpdatableFactStore:
+    def _require_facts_version(self, model: str, link: FactLinkingConfig, folder: Path) -> UpdatableFactStore:
         if self._facts is None:
             raise ServeError(f"{model} reads facts; name their store in knowledge.store, or in serve.knowledge.store")
         try:
             self._facts.check(link)
+            if link.by != "names" and (trained := TrainedFacts.load(folder)) is not None:
+                trained.check_encoder(self._facts.encoder)
         except KnowledgeError as error:
             raise ServeError(f"{model} is not served: {error}") from error
         return self._facts
