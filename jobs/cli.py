@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 JOBS = (
-    "pipeline", "import_data", "prepare", "index", "knowledge", "train", "evaluate", "predict", "promote", "serve",
-    "retrain", "ablate", "tune",
+    "pipeline", "import_data", "prepare", "index", "knowledge", "train", "evaluate", "predict", "embed", "promote",
+    "export", "serve", "retrain", "ablate", "tune",
 )  # fmt: skip
 """In the order in which a newcomer meets them."""
 

@@ -29,6 +29,7 @@ ALLOWED_IMPORTS = {
         "pipelines/data/index/shard_pass.py",
         "pipelines/data/stream/ray_private.py",
         "pipelines/data/stream/stream.py",
+        "pipelines/embeddings/embed.py",
         "pipelines/evaluate/predict.py",
         "pipelines/knowledge/build.py",
         "pipelines/search/trial_controller.py",
@@ -67,10 +68,12 @@ ALLOWED_IMPORTS = {
         "pipelines/serve/http/routes/about.py",
         "pipelines/serve/http/routes/base.py",
         "pipelines/serve/http/routes/chat.py",
+        "pipelines/serve/http/routes/embeddings.py",
         "pipelines/serve/http/routes/facts.py",
         "pipelines/serve/http/routes/feedback.py",
         "pipelines/serve/http/routes/operations.py",
         "pipelines/serve/http/routes/page.py",
+        "pipelines/serve/http/routes/search.py",
     },
 }
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 from vlmodel.errors import ExpectedError
 
@@ -18,6 +18,20 @@ ROLES = ("system", "user", "assistant")
 
 class ConversationError(ExpectedError, ValueError):
     """A conversation that no model can answer. The message says which turn, and what to change."""
+
+
+class TurnFault(NamedTuple):
+    """What is wrong with a turn.
+
+    Attributes:
+        turn: its number, from 0.
+        reason: "unknown_role", "turn_out_of_order", "empty_turn" or "misplaced_input".
+        detail: for people, without the number.
+    """
+
+    turn: int
+    reason: Literal["unknown_role", "turn_out_of_order", "empty_turn", "misplaced_input"]
+    detail: str
 
 
 class ConversationTurn(NamedTuple):
@@ -63,6 +77,14 @@ def conversation_from_question(question: str) -> Conversation:
     return (ConversationTurn("user", (None, question) if question else (None,)),)
 
 
+def asked_text(text: str) -> str:
+    """What a row's text asks: the question, or the last turn of a conversation."""
+    if not is_conversation_text(text):
+        return text
+    turns = conversation_from_json(text)
+    return turns[-1].text if turns else ""
+
+
 def insert_facts(turns: Conversation, facts: Sequence[str]) -> Conversation:
     """Insert facts into the last turn of a conversation, a line each: after its inputs, before its text."""
     if not facts or not turns:
@@ -73,32 +95,63 @@ def insert_facts(turns: Conversation, facts: Sequence[str]) -> Conversation:
     return (*before, ConversationTurn(last.role, (*last.parts[:place], lines, *last.parts[place:])))
 
 
+def find_turn_fault(turns: Sequence[ConversationTurn]) -> TurnFault | None:
+    """The first turn that cannot be: of an unknown role, out of order, with nothing said, or with an input where there
+    can be none. A system turn comes first, if there is one; then user and assistant take turns, and the user begins.
+    """
+    is_first_system = bool(turns) and turns[0].role == "system"
+    for n, turn in enumerate(turns):
+        if turn.role not in ROLES:
+            return TurnFault(n, "unknown_role", f"has the role {turn.role!r}; it is one of {', '.join(ROLES)}")
+        expected = "system" if is_first_system and not n else ("user", "assistant")[(n - is_first_system) % 2]
+        if turn.role != expected:
+            return TurnFault(
+                n,
+                "turn_out_of_order",
+                f"is of the {turn.role}, where the {expected} speaks; user and assistant take turns, the user begins, "
+                "and a system turn comes first of all",
+            )
+        if turn.role != "user" and None in turn.parts:
+            detail = f"is of the {turn.role} and has an input; inputs belong to the user's turns"
+            return TurnFault(n, "misplaced_input", detail)
+        if turn.role != "system" and not turn.text.strip() and None not in turn.parts:
+            return TurnFault(n, "empty_turn", "says nothing; leave it out, or give it a text")
+    return None
+
+
 def check_conversation(turns: Sequence[ConversationTurn]) -> None:
     """Refuse a conversation that cannot be answered.
 
     Raises:
-        ConversationError: it is empty, does not begin with the user after an optional system turn, does not alternate,
-            does not end with the user, or has inputs in a turn that is not the user's.
+        ConversationError: it is empty, has a turn that cannot be (``find_turn_fault``), or does not end with the user.
     """
     if not turns:
         raise ConversationError("the conversation has no turn; begin with one of the user")
-    said = turns[1:] if turns[0].role == "system" else turns
-    if not all(turn.text.strip() or None in turn.parts for turn in said):
-        raise ConversationError("a turn says nothing; leave it out, or give it a text")
-    for n, (turn, expected) in enumerate(zip(said, _alternate_roles(), strict=False), start=len(turns) - len(said) + 1):
-        if turn.role not in ROLES:
-            raise ConversationError(f"turn {n} has the role {turn.role!r}; it is one of {', '.join(ROLES)}")
-        if turn.role != expected:
-            raise ConversationError(
-                f"turn {n} is of the {turn.role}, where the {expected} speaks; user and assistant take turns, the user "
-                "begins, and a system turn comes first of all"
-            )
-        if turn.role == "assistant" and None in turn.parts:
-            raise ConversationError(f"turn {n} is of the assistant and has an input; inputs belong to the user's turns")
-    if not said or said[-1].role != "user":
+    if (fault := find_turn_fault(turns)) is not None:
+        raise ConversationError(f"turn {fault.turn + 1} {fault.detail}")
+    if turns[-1].role != "user":
         raise ConversationError("the conversation ends with the assistant; end with the user, whom it answers")
-    if turns[0].role == "system" and None in turns[0].parts:
-        raise ConversationError("turn 1 is of the system and has an input; inputs belong to the user's turns")
+
+
+def keep_last_turns(turns: Conversation, letters: int) -> Conversation:
+    """A prompt without its oldest turns, of user and assistant in pairs, so that what is said has at most so many
+    letters; a system turn stays. The inputs of turns that are left out stand before the first one that stays. The last
+    turn always stays, and of a longer one the last letters.
+    """
+    system = turns[:1] if turns and turns[0].role == "system" else ()
+    said, inputs = turns[len(system) :], 0
+    while len(said) > 2 and sum(len(turn.text) for turn in said) > letters:
+        inputs += said[0].parts.count(None)
+        said = said[2:]
+    if not said or (not inputs and sum(len(turn.text) for turn in said) <= letters):
+        return (*system, *said)
+    first, *others = said
+    parts, room = [], letters - sum(len(turn.text) for turn in others)
+    for part in reversed(first.parts):
+        kept = part if part is None else part[max(0, len(part) - room) :]
+        room -= len(kept or "")
+        parts += [kept] if kept != "" else []
+    return (*system, ConversationTurn(first.role, (*(None,) * inputs, *reversed(parts))), *others)
 
 
 def conversation_to_json(turns: Iterable[ConversationTurn]) -> str:
@@ -128,9 +181,3 @@ def conversation_from_json(text: str) -> Conversation:
 def format_transcript(turns: Iterable[ConversationTurn]) -> str:
     """Format a conversation for people, one line for each turn; the inputs are left out."""
     return "\n".join(f"{turn.role}: {turn.text.strip()}" for turn in turns)
-
-
-def _alternate_roles() -> Iterable[str]:
-    while True:
-        yield "user"
-        yield "assistant"

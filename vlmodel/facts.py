@@ -6,7 +6,7 @@ torch is not imported here: processes that only collate stay small.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, Protocol
 
 from pydantic import Field
@@ -45,6 +45,21 @@ class LinkedFact:
     fact: Fact
     weight: float
     mention: tuple[int, int] | None = None
+
+
+def reweigh_by_evidence(facts: Sequence[LinkedFact], named: str) -> tuple[LinkedFact, ...]:
+    """The facts, of which those that a model named weigh 1, and come first, and the others weigh 0.
+
+    Args:
+        named: the text of a fact as a model wrote it: its tokenizer may change case and blanks.
+    """
+    letters = _letters(named)
+    weighed = [replace(one, weight=float(_letters(one.fact.text) == letters)) for one in facts]
+    return tuple(sorted(weighed, key=lambda one: -one.weight))
+
+
+def _letters(text: str) -> str:
+    return "".join(filter(str.isalnum, text.casefold()))
 
 
 @dataclass(frozen=True)

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from vlmodel.array_names import select_task_arrays, stays_on_host
-from vlmodel.facts import LinkedFact
+from vlmodel.facts import LinkedFact, reweigh_by_evidence
 from vlmodel.model import TASK_INPUTS, VLModel
 from vlmodel.parts import Answers, Decoder, ModalityEncoder, TextWriter, WrittenText
-from vlmodel.processor import Example, VLProcessor
+from vlmodel.processor import Decoded, Example, VLProcessor
 from vlmodel.tokens import DecoderInput, FusedStream
 
 if TYPE_CHECKING:
@@ -99,9 +99,16 @@ class Predictor:
         )
         if not any(example.texts for example in examples):
             return [[] for _ in examples]
-        answers, maps, weights_NJ = self._run_batch(batch, top_k, attention, task, settings)
+        written, maps, weights_NJ = self._run_batch(batch, top_k, attention, task, settings)
         facts = [(of_text, e.knowledge_version) for e in examples for of_text in e.facts or ()]
-        if weights_NJ is not None:
+        answers = self._strip_evidence(written, task)
+        if self._writes_evidence(task):
+            named = [self.processor.knowledge.split_evidence(of_row[0][0])[0] for of_row in written]
+            facts = [
+                (reweigh_by_evidence(of_text, one), version)
+                for (of_text, version), one in zip(facts, named, strict=True)
+            ]
+        elif weights_NJ is not None:
             facts = [
                 (_replace_fact_weights(of_text, weights_J), version)
                 for (of_text, version), weights_J in zip(facts, weights_NJ, strict=True)
@@ -127,13 +134,38 @@ class Predictor:
         batch = processor.collate_tasks([processor.decode_inputs(e) for e in examples], {name: examples})
         with torch.inference_mode():
             head, encoded = self._encode_batch(batch, name, attention=False)
-            return cast(TextWriter, head).generate_texts(encoded, processor, top_k, **settings)
+            written = cast(TextWriter, head).generate_texts(encoded, processor, top_k, **settings)
+        found = [(of_text, e.knowledge_version) for e in examples for of_text in e.facts or ()]
+        return [
+            [replace(one, facts=facts, knowledge_version=version) for one in of_row]
+            for of_row, (facts, version) in zip(written, found, strict=True)
+        ]
 
     def predict_collated(
         self, batch: Mapping[str, NDArray[Any]], top_k: int = 5, task: str | None = None, **settings: Any
     ) -> list[Answers]:
         """The ``top_k`` best answers to each row of a batch of the processor's."""
-        return self._run_batch(batch, top_k, False, task, settings)[0]
+        return self._strip_evidence(self._run_batch(batch, top_k, False, task, settings)[0], task)
+
+    def _writes_evidence(self, task: str | None) -> bool:
+        """Whether the texts that a task writes name a fact before they answer."""
+        return (
+            self.processor.knowledge.writes_evidence()
+            and self.processor.tasks[self._resolve_task_name(task)].writes_text
+        )
+
+    def _strip_evidence(self, written: list[Answers], task: str | None) -> list[Answers]:
+        """What is answered, where texts name a fact first; each answer once."""
+        if not self._writes_evidence(task):
+            return written
+        knowledge = self.processor.knowledge
+        answered: list[Answers] = []
+        for of_row in written:
+            once: dict[str, float] = {}
+            for text, probability in of_row:
+                once.setdefault(knowledge.split_evidence(text)[1], probability)
+            answered.append(list(once.items()))
+        return answered
 
     def embed(
         self, examples: Sequence[Example], task: str | None = None
@@ -144,18 +176,28 @@ class Predictor:
         Raises:
             MediumError: an input cannot be decoded.
         """
+        decoded = [self.processor.decode_inputs(example) for example in examples]
+        return self.embed_decoded(decoded, examples, task)
+
+    def embed_decoded(
+        self, decoded: Sequence[Decoded], examples: Sequence[Example], task: str | None = None
+    ) -> list[tuple[NDArray[np.float32] | None, NDArray[np.float32]]]:
+        """As ``embed``, of examples whose inputs were decoded before."""
         processor, name = self.processor, self._resolve_task_name(task)
-        decoded = [processor.decode_inputs(example) for example in examples]
-        # Encoders need at least one image and one text, so a blank of each is added to the batch and removed again.
-        blank = processor.blank_inputs()
-        batch = processor.collate_tasks([*decoded, blank], {name: [*examples, Example({}, ("?",))]})
+        embeds = processor.tasks[name].embedded_input
+        # Encoders need at least one input and one text, so where all lack one of them, a blank of each is added.
+        is_complete = any(embeds in one for one in decoded) and any(example.texts for example in examples)
+        blanks = [] if is_complete else [(processor.blank_inputs(), Example({}, ("?",)))]
+        batch = processor.collate_tasks(
+            [*decoded, *(inputs for inputs, _ in blanks)], {name: [*examples, *(example for _, example in blanks)]}
+        )
         embedded = self.embed_collated(batch, task)
         assert embedded is not None
         input_BD, text_ND = embedded
         stops = np.cumsum([len(example.texts) for example in examples])
         return [
             (
-                input_BD[b] if processor.tasks[name].embedded_input in decoded[b] else None,
+                input_BD[b] if input_BD is not None and embeds in decoded[b] else None,
                 text_ND[stop - len(e.texts) : stop],
             )
             for b, (stop, e) in enumerate(zip(stops, examples, strict=True))
@@ -164,16 +206,16 @@ class Predictor:
     @torch.inference_mode()
     def embed_collated(
         self, batch: Mapping[str, NDArray[Any]], task: str | None = None
-    ) -> tuple[NDArray[np.float32], NDArray[np.float32]] | None:
-        """Embeddings of the images (B, D) and the texts (N, D) of a batch, whose dot product is their similarity; None
-        for a task without embeddings.
+    ) -> tuple[NDArray[np.float32] | None, NDArray[np.float32]] | None:
+        """Embeddings of the images (B, D), None for a task that embeds texts alone, and the texts (N, D) of a batch,
+        whose dot product is their similarity; None for a task without embeddings.
         """
         name = self._resolve_task_name(task)
         if not self.processor.tasks[name].embedded_input:
             return None
         head, encoded = self._encode_batch(batch, name, attention=False)
         image_BD, text_ND = self.processor.tasks[name].embed_batch(head, encoded)
-        return image_BD.float().cpu().numpy(), text_ND.float().cpu().numpy()
+        return None if image_BD is None else image_BD.float().cpu().numpy(), text_ND.float().cpu().numpy()
 
     def _resolve_task_name(self, task: str | None) -> str:
         names = list(self.processor.tasks)
@@ -242,7 +284,7 @@ class Predictor:
         """For each row the weights of the real parts of an input's time, of sum 1; none where the row has no such input
         or time is none of its dimensions.
         """
-        encoder = cast(ModalityEncoder, self.model.encoder(name))
+        encoder = cast(ModalityEncoder, self.model.encoder_of_stream(name))
         over_time_NT = encoder.to_time(weights_NT)
         if over_time_NT is None:
             return [np.zeros(0, np.float32)] * len(weights_NT)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Mapping
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
@@ -69,6 +69,11 @@ def inject_adapters(module: nn.Module, config: LoraSettings, exclude: Collection
         # A model of transformers' around this one would draw weights of layers that it does not know anew.
         for part in module.get_submodule(path).modules():
             part._is_hf_initialized = True  # type: ignore[assignment]
+
+
+def peft_config(module: nn.Module) -> Any:
+    """peft's settings of the adapters of ``inject_adapters``."""
+    return module.peft_config[_ADAPTER]  # type: ignore[index]
 
 
 def adapter_state_dict(module: nn.Module) -> dict[str, Tensor]:

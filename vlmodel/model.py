@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 TASK_INPUTS = (
     "sample_N", "input_ids_NT", "text_mask_NT", "distinct_U", "text_distinct_N", "distinct_groups_G3",
     "text_features_UTF", "text_features_mask_UT", "text_positions_NT", "text_visible_NTT",
-    "fact_ids_MT", "fact_mask_MT", "fact_rows_NJ", "prompt_ids_NT", "prompt_mask_NT",
+    "fact_ids_MT", "fact_mask_MT", "fact_rows_NJ", "fact_right_NJ", "prompt_ids_NT", "prompt_mask_NT",
 )  # fmt: skip
 """Arrays of a task that are read before its decoder; the others are the decoder's targets."""
 
@@ -124,6 +124,7 @@ class VLModel(PreTrainedModel):
         """
         tree.check_processor(processor.config)
         tree.task.check_tokenizer(processor.tokenizer)
+        tree.knowledge.check_tokenizer(processor.tokenizer)
         resolved = tree.resolve_settings(
             vocabulary_of_processor(processor), as_height_and_width(processor.config.image_size)
         )
@@ -216,8 +217,8 @@ class VLModel(PreTrainedModel):
                 encoded together. ``text_positions_NT``, ``text_visible_NTT``: where tokens stand and which attend to
                 which, if that is not their order and all (``parts.TokenLayout``). ``text_features_UTF``,
                 ``text_features_mask_UT``: cached ``language.compute_features`` of the distinct texts, in place of their
-                tokens.
-                ``fact_ids_MT``, ``fact_mask_MT``, ``fact_rows_NJ``: the facts of a memory (``knowledge.memory``).
+                tokens. ``fact_ids_MT``, ``fact_mask_MT``, ``fact_rows_NJ``, ``fact_right_NJ``: the facts of a memory
+                (``knowledge.memory``).
                 ``prompt_ids_NT``, ``prompt_mask_NT``: what a language model reads, see ``tokens.Prompts``.
                 All others, such as ``labels_N`` and ``weights_N``, are targets of the decoder.
 
@@ -230,9 +231,10 @@ class VLModel(PreTrainedModel):
         for task, decoder in self.decoder.task_decoders().items():
             of_task = select_task_arrays(arrays, task)
             inputs = self.encode_task(task, encoded, of_task, output_attention and not decoded)
-            decoded[task] = decoder(
-                inputs, **{name: value for name, value in of_task.items() if name not in TASK_INPUTS}
-            )
+            decoded[task] = self._add_selection_loss(
+                decoder(inputs, **{name: value for name, value in of_task.items() if name not in TASK_INPUTS}),
+                inputs, of_task,
+            )  # fmt: skip
             joint = joint or inputs.joint
         result = self.decoder.combine_task_outputs(decoded)
         loss = None
@@ -252,6 +254,17 @@ class VLModel(PreTrainedModel):
             attention_LNQS=joint.attention_LBQS if joint is not None else None,
             spans=joint.spans if joint is not None and output_attention else None,
         )
+
+    def _add_selection_loss(
+        self, decoded: parts.DecoderOutput, inputs: DecoderInput, arrays: Mapping[str, Any]
+    ) -> parts.DecoderOutput:
+        """The result of a task with the loss by which a memory learns to select, in training."""
+        right_NJ, weights_NJ = arrays.get("fact_right_NJ"), inputs.fact_weights_NJ
+        if self.memory is None or not self.training or right_NJ is None or weights_NJ is None:
+            return decoded
+        assert decoded.loss_sum is not None
+        loss = self.memory.selection_loss(weights_NJ, right_NJ, arrays.get("weights_N"))
+        return replace(decoded, loss_sum=decoded.loss_sum + loss)
 
     def encode_inputs(self, arrays: Mapping[str, Any]) -> dict[str, Tokens]:
         """The streams of all inputs but the texts, of B rows each; see ``forward``."""

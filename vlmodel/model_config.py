@@ -115,6 +115,11 @@ class ModelConfig(ConfigSection):
                 f"knowledge.kind={knowledge.kind!r} looks up the facts of a text, and task.kind={self.task.kind!r} "
                 "reads none; choose a task with questions, or knowledge.kind='none'"
             )
+        if knowledge.writes_evidence() and not any(task.writes_text for task in self.task.tasks_by_name().values()):
+            raise ValueError(
+                f"knowledge.where='output' has the model name its evidence in what it writes, and task.kind="
+                f"{self.task.kind!r} writes nothing; use where='input', or task.kind='answer'"
+            )
         if knowledge.gives_stream and not self.task.reads_joint_stream():
             raise ValueError(
                 f"knowledge.kind={knowledge.kind!r} is a stream that meets the others, and task.kind="

@@ -22,6 +22,7 @@ from vlmodel.streams import StreamAdapters
 from vlmodel.tokens import DecoderInput, FusedStream, Rows, Streams, Tokens
 
 if TYPE_CHECKING:
+    from vlmodel.facts import LinkedFact
     from vlmodel.processor import VLProcessor
 
 
@@ -442,6 +443,8 @@ class WrittenText:
         prompt_tokens: that it read, those of the sample's inputs included.
         tokens: that it wrote, with the one that ends the text.
         is_complete: whether it ended the text itself, and was not cut off.
+        facts: those that it got with the prompt.
+        knowledge_version: of the store that they are from; None without one.
     """
 
     text: str
@@ -449,6 +452,8 @@ class WrittenText:
     prompt_tokens: int
     tokens: int
     is_complete: bool
+    facts: tuple[LinkedFact, ...] = ()
+    knowledge_version: int | None = None
 
 
 class TextWriter(Decoder):

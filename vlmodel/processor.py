@@ -18,6 +18,7 @@ from pydantic import Field, ValidationInfo, field_validator, model_validator
 from vlmodel.answers import Normalizer, normalize_for_comparison
 from vlmodel.array_names import prefix_array_names
 from vlmodel.config import ConfigError, ConfigSection, dump_config, parse_config, parse_part_config
+from vlmodel.conversation import asked_text, is_conversation_text
 from vlmodel.encoder_parts import IMAGE, ModalityPart
 from vlmodel.facts import FactFinder, LinkedFact
 from vlmodel.images.decoders.cpu import decode_image
@@ -337,7 +338,8 @@ class VLProcessor:
             for n in waiting:
                 done[n] = replace(done[n], facts=((),) * len(done[n].texts))
             return done
-        found = self.finder.find_facts([text for n in waiting for text in examples[n].texts], self.knowledge.link)
+        asked = [asked_text(text) for n in waiting for text in examples[n].texts]
+        found = self.finder.find_facts(asked, self.knowledge.link)
         of_texts = iter(found.by_text)
         for n in waiting:
             facts = tuple(next(of_texts) for _ in examples[n].texts)
@@ -376,13 +378,22 @@ class VLProcessor:
         } | self.distinct_text_arrays(row_N, mask_UT)
 
     def are_texts_truncated(self, texts: Sequence[str]) -> list[bool]:
-        """Which of the texts ``tokenize`` cuts off."""
+        """Which of the texts are cut off, as questions are and conversations are not."""
+        lengths = zip(texts, self._full_lengths(texts), strict=True)
+        return [length > self.config.max_tokens and not is_conversation_text(text) for text, length in lengths]
+
+    def token_counts(self, texts: Sequence[str]) -> list[int]:
+        """How many tokens of each text ``tokenize`` keeps."""
+        return [min(length, self.config.max_tokens) for length in self._full_lengths(texts)]
+
+    def _full_lengths(self, texts: Sequence[str]) -> list[int]:
+        """How many tokens each text has."""
         if not texts:
             return []
         encoded = self.tokenizer(
             list(texts), padding=False, truncation=False, return_attention_mask=False, verbose=False
         )
-        return [len(ids) > self.config.max_tokens for ids in encoded["input_ids"]]
+        return [len(ids) for ids in encoded["input_ids"]]
 
     def unknown_words(self, texts: Sequence[str]) -> list[str]:
         """Words of texts that are no token of a tokenizer trained on the data: they were rare in the training texts,
@@ -409,7 +420,9 @@ class VLProcessor:
         """
         longest = self.config.max_target_tokens - 2
         known = [target for target in targets if target is not None]
-        encoded = iter(self.tokenizer(known, add_special_tokens=False)["input_ids"] if known else ())
+        # A text that names a special token has its letters: nothing but the text's end ends it.
+        options = {"add_special_tokens": False, "split_special_tokens": True}
+        encoded = iter(self.tokenizer(known, **options)["input_ids"] if known else ())
         ids = [[] if t is None else [self.begin_id, *next(encoded)[:longest], self.end_id] for t in targets]
         length = max(map(len, ids), default=0) or 2
         ids_NT = np.full((len(ids), length), self.tokenizer.pad_token_id, np.int64)

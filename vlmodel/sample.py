@@ -9,7 +9,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
-TEXTS = frozenset({"captions", "questions", "class"})
+from vlmodel.conversation import Conversation
+
+TEXTS = frozenset({"captions", "questions", "conversations", "class"})
 """The names in ``Sample.present`` that stand for texts; the others are inputs."""
 
 
@@ -36,16 +38,23 @@ class SampleTexts:
 
     Attributes:
         label: the sample's class ("class" in its JSON, or ``KEY.cls``), never blank; None where it is unknown.
+        conversations: valid ones (``conversation.find_turn_fault``), with at least one turn of the user.
     """
 
     captions: tuple[str, ...] = ()
     questions: tuple[Question, ...] = ()
     label: str | None = None
+    conversations: tuple[Conversation, ...] = ()
 
     @property
     def present_kinds(self) -> tuple[str, ...]:
         """Which of them there are, by their names in ``TEXTS``."""
-        has = {"captions": self.captions, "questions": self.questions, "class": self.label}
+        has = {
+            "captions": self.captions,
+            "questions": self.questions,
+            "conversations": self.conversations,
+            "class": self.label,
+        }
         return tuple(name for name, texts in has.items() if texts)
 
 
@@ -55,7 +64,7 @@ class Sample(NamedTuple):
     Attributes:
         inputs: the encoded bytes of each input that was read, by its name, such as "image".
         texts: its texts, if they were read.
-        present: what it has, read or not: the names of its inputs, "captions", "questions" and "class".
+        present: what it has, read or not: the names of its inputs, and those of ``TEXTS``.
         split: train, val or test; samples of different splits may share a key.
     """
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
 import numpy as np
 
 from vlmodel import generation
+from vlmodel.answers import normalize_for_comparison
 from vlmodel.config import PartConfig
 
 if TYPE_CHECKING:
@@ -151,7 +152,9 @@ class Task(TaskPart):
 
     @property
     def embedded_input(self) -> str:
-        """The input of which the model gives vectors, beside those of texts (``embed``); "" for tasks without."""
+        """The input of which the model gives vectors, beside those of texts (``embed``); "text" for texts alone, "" for
+        tasks without.
+        """
         return ""
 
     def tasks_by_name(self) -> dict[str, Task]:
@@ -220,6 +223,10 @@ class Task(TaskPart):
         facts = [of_text for example in examples for of_text in example.facts or ((),) * len(example.texts)]
         arrays |= self.collate_texts([text for example in examples for text in example.texts], facts, processor)
         targets = list(chain.from_iterable(map(_targets_per_text, examples)))
+        if any(target is not None for target in targets):
+            arrays |= processor.knowledge.collate_right_facts(targets, facts, processor)
+        if self.writes_text:
+            targets = processor.knowledge.add_evidence_to_targets(targets, facts, processor)
         return arrays | self.collate_targets(targets, arrays, processor)
 
     def collate_texts(
@@ -261,13 +268,23 @@ class Task(TaskPart):
         """
         raise NotImplementedError
 
-    def embed_batch(self, head: Decoder, encoded: DecoderInput) -> tuple[Tensor, Tensor]:
+    def embed_batch(self, head: Decoder, encoded: DecoderInput) -> tuple[Tensor | None, Tensor]:
         """Embeddings (B, D) of the inputs and (N, D) of the texts of a batch; their dot product is the similarity. Only
-        of tasks with an ``embedded_input``.
+        of tasks with an ``embedded_input``; the first is None for a task that embeds texts alone.
         """
         raise NotImplementedError
 
     # Answers to judgements.
+
+    def is_possible_answer(self, answer: str, processor: VLProcessor) -> bool:
+        """Whether the model can give this answer."""
+        return True
+
+    def is_same_answer(self, answer: str, other: str, processor: VLProcessor) -> bool:
+        """Whether two answers are one."""
+        return normalize_for_comparison(answer, processor.normalizer) == normalize_for_comparison(
+            other, processor.normalizer
+        )
 
     def learn_baseline(self, samples: Iterable[SampleTexts], normalizer: Normalizer) -> dict[str, Any]:
         """What answers without looking, learned from the texts of a training split; plain values that are stored with

@@ -38,7 +38,7 @@ class TaskAssessment:
         task: its name; "" if the model has only one.
         answers: a row for each row of the task (predict.SCHEMA).
         cards: for ``training_pictures.render_examples_page``.
-        example: a sample's inputs with the text of one request, "" if the task is given none.
+        example: a sample's inputs with the text of one request, "" if the task is given none, and the text's facts.
         normalizer: rules by which answers in words are compared.
     """
 
@@ -100,7 +100,7 @@ def assess_model(
     """
     predictor = Predictor.from_pretrained(model)
     processor = predictor.processor
-    connect_fact_lookup(processor, source.facts)
+    connect_fact_lookup(processor, source.facts, model)
     check_data_is_evaluable(index, processor.tasks, source.split)
     baselines = Baselines.load(model)
     if baselines is None:
@@ -131,7 +131,8 @@ def assess_model(
         cards = make_example_cards(rows, index, predictor, name)
         first = answers.slice(0, 1).to_pylist()[0]
         inputs = inputs_of_sample(first["key"], index, processor.input_names, first["split"])
-        example = Example(inputs, (first["text"],))
+        # With the facts of its text, which it keeps however the store is edited.
+        (example,) = processor.link_facts([Example(inputs, (first["text"],))])
         assessments.append(TaskAssessment(name, report, answers, cards, example, processor.normalizer))
     return assessments
 

@@ -7,13 +7,21 @@ from collections.abc import Mapping
 
 from pipelines.data.index.index import Index
 from pipelines.evaluate.report import TaskReport
+from pipelines.knowledge.trained_facts import TrainedFacts
 from vlmodel.processor import VLProcessor
 
 _HUB_TASKS = {"vqa": "visual-question-answering", "answer": "visual-question-answering", "caption": "image-to-text"}
 _SHOWN_LABELS = 20
 
 
-def model_card(name: str, reports: Mapping[str, TaskReport], processor: VLProcessor, index: Index, step: int) -> str:
+def model_card(
+    name: str,
+    reports: Mapping[str, TaskReport],
+    processor: VLProcessor,
+    index: Index,
+    step: int,
+    facts: TrainedFacts | None = None,
+) -> str:
     """A model card in Markdown, with the head that the Hugging Face hub reads.
 
     Args:
@@ -21,6 +29,7 @@ def model_card(name: str, reports: Mapping[str, TaskReport], processor: VLProces
         reports: of each task.
         index: of the data that it was evaluated on.
         step: of the checkpoint.
+        facts: with which it was trained; None for a model that reads none.
     """
     kinds = [task.kind for task in processor.tasks.values()]
     hub_tasks = [_HUB_TASKS[kind] for kind in kinds if kind in _HUB_TASKS]
@@ -33,7 +42,7 @@ def model_card(name: str, reports: Mapping[str, TaskReport], processor: VLProces
         *(_metrics_section(task, report) for task, report in reports.items()),
         "Figures of the split by which the checkpoint was chosen are a little too good; those of a test split are in "
         "the model's run, after the job `evaluate`.",
-        _data_section(index),
+        _data_section(index, facts),
         _usage_section(processor),
     ]
     return "\n\n".join(parts) + "\n"
@@ -57,9 +66,10 @@ def _metrics_section(task: str, report: TaskReport) -> str:
     return "\n".join(lines)
 
 
-def _data_section(index: Index) -> str:
+def _data_section(index: Index, facts: TrainedFacts | None) -> str:
     counts = ", ".join(f"{count} {split}" for split, count in index.counts().items() if count)
-    return f"## Data\n\nSamples: {counts}. Index `{index.hash[:12]}`."
+    read = f" Facts: version {facts.version} of a store, hash `{facts.hash[:12]}`." if facts else ""
+    return f"## Data\n\nSamples: {counts}. Index `{index.hash[:12]}`.{read}"
 
 
 def _usage_section(processor: VLProcessor) -> str:

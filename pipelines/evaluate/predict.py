@@ -106,11 +106,12 @@ class _PredictActor:
         embedded = self._predictor.embed_collated(arrays, self._task)
         if embedded is not None:
             image_BD, text_ND = embedded
+            columns["text_embedding"] = list(text_ND)
+        if embedded is not None and image_BD is not None:
             samples = list(zip(columns["split"], columns["key"], strict=True))
             first = [n == 0 or samples[n] != samples[n - 1] for n in range(len(samples))]
             image_N = arrays["sample_N" if not self._task else f"{self._task}.sample_N"]
             columns["image_embedding"] = [image_BD[b] if f else None for f, b in zip(first, image_N, strict=True)]
-            columns["text_embedding"] = list(text_ND)
         none = [None] * len(rows)
         return pa.Table.from_arrays(
             [pa.array(columns.get(field.name, none), field.type) for field in SCHEMA], schema=SCHEMA

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -118,12 +117,3 @@ class _EncodeFactsActor:
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         return {"number": row["number"], "vectors_MF": self._encoder.encode(list(row["texts"]))}
-
-
-def hash_of_facts(store: FactStore, version: int = 0) -> str:
-    """SHA-256 of the facts of a version, in the order of their ids: two stores of the same facts have the same."""
-    table = store.table(version).to_table(columns=["id", "text"], filter="valid").sort_by("id")
-    digest = hashlib.sha256(store.encoder.encode())
-    for fact_id, text in zip(table["id"].to_pylist(), table["text"].to_pylist(), strict=True):
-        digest.update(f"{fact_id}\0{text}\0".encode())
-    return digest.hexdigest()

@@ -63,8 +63,9 @@ class SentenceEncoder:
         for start in range(0, len(texts), _BATCH):
             chosen = by_length[start : start + _BATCH]
             encoded = tokenizer(
-                [texts[n] for n in chosen], padding=True, truncation=True, max_length=_MAX_TOKENS, return_tensors="pt"
-            )
+                [texts[n] for n in chosen], padding=True, truncation=True, max_length=_MAX_TOKENS,
+                split_special_tokens=True, return_tensors="pt",
+            )  # fmt: skip
             with torch.inference_mode():
                 x_MTD = model(**encoded).last_hidden_state
                 pooled_MF = masked_mean(x_MTD, encoded["attention_mask"].bool())

@@ -12,8 +12,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipelines.knowledge.names import normalize_entity_name
-from pipelines.knowledge.search import EXACT, VectorSearch, build_vector_search
 from pipelines.knowledge.store import CHANGED, TEXTS, FactStore
+from pipelines.vectors.search import EXACT, VectorSearch, build_vector_search
 from vlmodel.facts import Fact
 
 if TYPE_CHECKING:

@@ -11,6 +11,7 @@ typed ``fault``.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -126,6 +127,14 @@ class FactStore:
         """The text of each fact by its id, those that are no facts left out."""
         table = self._open().to_table(columns=["id", "text"], filter="valid")
         return dict(zip(table["id"].to_pylist(), table["text"].to_pylist(), strict=True))
+
+    def hash_of_facts(self, version: int = 0) -> str:
+        """SHA-256 of the facts of a version, in the order of their ids: two stores of the same facts have the same."""
+        table = self._open(version).to_table(columns=["id", "text"], filter="valid").sort_by("id")
+        digest = hashlib.sha256(self.encoder.encode())
+        for fact_id, text in zip(table["id"].to_pylist(), table["text"].to_pylist(), strict=True):
+            digest.update(f"{fact_id}\0{text}\0".encode())
+        return digest.hexdigest()
 
     def put(self, facts: Sequence[Fact], vectors_MF: NDArray[np.float32] | None, splits: Sequence[str] = ()) -> int:
         """Add facts; one of an id that exists takes its place. Returns the new version.

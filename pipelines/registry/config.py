@@ -77,11 +77,17 @@ class GateConfig(ConfigSection):
     image_use: Share = 0.05
     """Lowest share of rows whose answer changes, or loses 0.1 of its confidence, when another sample's inputs are shown
     in the place of its own."""
+    fact_flips: Share = 0.6
+    """Of models that read facts: lowest share of answers that follow an edit of the fact on which they depend. Facts of
+    up to 200 rows are edited such that the right answer is known."""
+    fact_use: Share = 0.05
+    """Of models that read facts: lowest share of rows whose answer changes, or loses 0.1 of its confidence, when they
+    get another row's facts in the place of their own."""
     known_answers: Share = 0.5
     """A champion whose labels hold less than this share of the hold-out's right answers is no opponent: the candidate
     is judged as if there were no champion."""
     behaviour_tolerance: Share = 0.1
-    """How far the agreement with rewordings and the use of the image may be below the champion's."""
+    """How far the agreement with rewordings, and the use of the image and of facts, may be below the champion's."""
     live: LiveTrafficConfig = LiveTrafficConfig()
 
     @field_validator("slices")

@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
 from pipelines.registry.errors import ArtifactError
 from vlmodel.encoder_parts import IMAGE
+from vlmodel.facts import LinkedFact
 from vlmodel.images.pillow import open_image
 from vlmodel.inference import Predictor
 from vlmodel.processor import Example
@@ -33,6 +34,8 @@ class GoldenAnswer(BaseModel):
     Attributes:
         task: "" if the model has only one.
         inputs: encoded, in base64, by their names.
+        facts: those that the model gets with the text, whatever a store says since.
+        knowledge_version: of the store that they are from; None without one.
         answers: the best few with their probabilities or scores, the best first; one if texts are generated.
     """
 
@@ -41,11 +44,14 @@ class GoldenAnswer(BaseModel):
     task: str
     inputs: dict[str, str]
     text: str
+    facts: tuple[LinkedFact, ...] = ()
+    knowledge_version: int | None = None
     answers: Answers
 
     def example(self) -> Example:
         """The request."""
-        return Example({name: base64.b64decode(data) for name, data in self.inputs.items()}, (self.text,))
+        inputs = {name: base64.b64decode(data) for name, data in self.inputs.items()}
+        return Example(inputs, (self.text,), facts=(self.facts,), knowledge_version=self.knowledge_version)
 
 
 _GOLDEN = TypeAdapter(list[GoldenAnswer])
@@ -59,7 +65,7 @@ def record_golden_answers(predictor: Predictor, examples: Mapping[str, Example])
     the same if the requests are processed one by one and in one batch.
 
     Args:
-        examples: with one text each, by task.
+        examples: with one text each, and its facts, by task.
 
     Raises:
         MediumError: an example cannot be decoded.
@@ -72,7 +78,13 @@ def record_golden_answers(predictor: Predictor, examples: Mapping[str, Example])
             (alone,) = _predict(predictor, task, [one])
             if not _generates_text(predictor, task) or alone[0][0] == batched[0][0]:
                 encoded = {name: base64.b64encode(data).decode() for name, data in one.inputs.items()}
-                golden.append(GoldenAnswer(task=task, inputs=encoded, text=one.texts[0], answers=alone))
+                (facts,) = one.facts or ((),)
+                golden.append(
+                    GoldenAnswer(
+                        task=task, inputs=encoded, text=one.texts[0], facts=facts,
+                        knowledge_version=one.knowledge_version, answers=alone,
+                    )
+                )  # fmt: skip
     return golden
 
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from pipelines.data.index.index import Index
-from pipelines.data.stream.dataset import Source
+from pipelines.data.stream.dataset import Source, connect_fact_lookup
 from pipelines.data.stream.stream import StreamConfig
 from pipelines.errors import DataError
 from pipelines.evaluate.assess import TaskAssessment, assess_model
@@ -21,8 +21,14 @@ from pipelines.knowledge.opened import FactSource
 from pipelines.registry.config import GateConfig, RegistryConfig
 from pipelines.registry.errors import ChampionChangedError, RegistryError
 from pipelines.registry.gate import comparison, report, stored
-from pipelines.registry.gate.behaviour import check_behaviour, draw_probe_samples, run_behaviour_probe
+from pipelines.registry.gate.behaviour import (
+    check_behaviour,
+    draw_probe_samples,
+    iterate_probe_samples,
+    run_behaviour_probe,
+)
 from pipelines.registry.gate.check import GateCheck, GateDecision, MetricDifference
+from pipelines.registry.gate.knowledge import FactProbeResult, check_facts_are_used, draw_fact_rows, run_fact_probe
 from pipelines.registry.gate.live import check_live_traffic
 from pipelines.registry.gate.opponent import check_champion_is_comparable
 from pipelines.registry.registry import Registry
@@ -33,6 +39,9 @@ from vlmodel.metrics.scores import ExampleScores
 from vlmodel.processor import VLProcessor
 from vlmodel.sample import Sample
 from vlmodel.task import Task
+
+_FACT_SAMPLES = 512
+"""Most samples of the hold-out that are searched for rows with facts."""
 
 
 @dataclass(frozen=True)
@@ -97,7 +106,7 @@ def run_gate(
         checks.append(check_champion_is_comparable(champion_model, holdout.index, config.gate))
         if not checks[-1].passed:
             champion_model = None
-    checks += [*_run_behaviour_checks(candidate_model, champion_model, records, config.gate)]
+    checks += _run_behaviour_checks(candidate_model, champion_model, records, holdout, config.gate)
     checks.append(check_baselines(assessments[0], certain=champion_model is None))
     if champion_model is None:
         return GateDecision(*names, tuple(checks))
@@ -267,14 +276,32 @@ def _compare_on_new_data(
 
 
 def _run_behaviour_checks(
-    candidate: LocalModel, champion: LocalModel | None, records: Sequence[Sample], config: GateConfig
+    candidate: LocalModel, champion: LocalModel | None, records: Sequence[Sample], holdout: Holdout, config: GateConfig
 ) -> list[GateCheck]:
-    candidate_predictor = Predictor.from_pretrained(candidate.folder)
-    champion_predictor = Predictor.from_pretrained(champion.folder) if champion else None
+    """Those of each task, and of models that read facts whether they use them."""
+    candidate_predictor = _load_with_facts(candidate, holdout)
+    champion_predictor = _load_with_facts(champion, holdout) if champion else None
     checks = []
     for task in candidate_predictor.processor.tasks:
         champion_result = run_behaviour_probe(champion_predictor, records, task) if champion_predictor else None
         checks += check_behaviour(
             run_behaviour_probe(candidate_predictor, records, task), champion_result, config, task
         )
+        if (found := _probe_facts(candidate_predictor, holdout, config.split, task)) is not None:
+            of_champion = _probe_facts(champion_predictor, holdout, config.split, task) if champion_predictor else None
+            checks += check_facts_are_used(found, of_champion, config, task)
     return checks
+
+
+def _load_with_facts(model: LocalModel, holdout: Holdout) -> Predictor:
+    predictor = Predictor.from_pretrained(model.folder)
+    connect_fact_lookup(predictor.processor, holdout.facts, model.folder)
+    return predictor
+
+
+def _probe_facts(predictor: Predictor, holdout: Holdout, split: str, task: str) -> FactProbeResult | None:
+    """How a model uses the facts of the hold-out; None for one that reads none."""
+    if not predictor.processor.knowledge.reads_facts:
+        return None
+    samples = iterate_probe_samples(holdout.index, split, _FACT_SAMPLES)
+    return run_fact_probe(predictor, *draw_fact_rows(predictor.processor, samples, task), task)

@@ -11,6 +11,7 @@ from mlflow import MlflowClient
 from mlflow.entities import LoggedModelOutput
 from mlflow.exceptions import MlflowException
 
+from pipelines.knowledge.trained_facts import TrainedFacts
 from pipelines.registry import package
 from pipelines.registry.alias_changes import AliasManager
 from pipelines.registry.config import RegistryConfig
@@ -113,7 +114,8 @@ class Registry(Versions):
                     return ModelVersion.from_mlflow(registered)
             run = self.client.get_run(run_id)
             run_name = run.data.tags.get(RUN_TAG, run.info.run_name or "")
-            tags = {**score.to_tags(), "run_name": run_name, "step": str(step)}
+            facts = TrainedFacts.load(trained)
+            tags = {**score.to_tags(), **(facts.tags() if facts else {}), "run_name": run_name, "step": str(step)}
             logged = self.client.create_logged_model(
                 run.info.experiment_id, self.name, source_run_id=run_id, tags=tags, model_type="vlmodel"
             )

@@ -17,9 +17,12 @@ from pipelines.data.texts.corpus import read_texts
 from pipelines.errors import DataError
 from vlmodel.sample import SampleTexts
 
-NAMES = ("questions", "captions", "text_length", "inputs", "input_size", "image_size", "image_shape", "answers")
-"""Of questions and captions the number a sample, of both their length; which inputs a sample has, and the bytes of each
-but the image; of an image its pixels and the ratio of its sides."""
+NAMES = (
+    "questions", "captions", "conversations", "text_length", "inputs", "input_size", "image_size", "image_shape",
+    "answers",
+)  # fmt: skip
+"""Of questions, captions and conversations the number a sample, and the length of their texts; which inputs a sample
+has, and the bytes of each but the image; of an image its pixels and the ratio of its sides."""
 Statistics = dict[str, dict[str, int]]
 """For each of ``NAMES`` a histogram of its values, or ranges of values."""
 
@@ -51,7 +54,7 @@ def count_sample_statistics(rows: Iterable[Mapping[str, Any]], texts: Iterable[S
     """The statistics of samples, given by their rows of ``Index.rows`` and their texts."""
     total: dict[str, Counter[str]] = {name: Counter() for name in NAMES}
     for row in rows:
-        for name in ("questions", "captions"):
+        for name in ("questions", "captions", "conversations"):
             total[name][_round_down_to_power_of_two(row[name])] += 1
         total["inputs"][row["present"]] += 1
         for name in split_input_names(row["present"]):
@@ -62,7 +65,8 @@ def count_sample_statistics(rows: Iterable[Mapping[str, Any]], texts: Iterable[S
             total["image_size"][_round_down_to_power_of_two(width * height)] += 1
             total["image_shape"][f"2^{round(2 * math.log2(width / height)) / 2:g}"] += 1
     for sample in texts:
-        for text in (*sample.captions, *(question.question for question in sample.questions)):
+        said = (turn.text for turns in sample.conversations for turn in turns)
+        for text in (*sample.captions, *(question.question for question in sample.questions), *said):
             total["text_length"][_round_down_to_power_of_two(len(text))] += 1
         total["answers"].update(q.answer for q in sample.questions if q.answer is not None)
         total["answers"].update([] if sample.label is None else [sample.label])

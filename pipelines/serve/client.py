@@ -11,6 +11,7 @@ import httpx
 
 from pipelines.serve.errors import ServeError
 from pipelines.serve.http.routes.feedback import FeedbackResponse
+from pipelines.serve.http.routes.search import SearchResponse
 from vlmodel.operations.ask import VQAResponse
 from vlmodel.operations.base import TaskResponse
 from vlmodel.operations.classify import ClassifyResponse
@@ -93,9 +94,17 @@ class Client:
         top_k: int = 5,
         attention: bool = False,
         inputs: Mapping[str, bytes] | None = None,
+        classes: Sequence[str] = (),
+        templates: Sequence[str] = (),
     ) -> ClassifyResponse:
-        """The ``top_k`` most probable classes of an image, or of other inputs."""
-        fields = {"top_k": str(top_k), "attention": str(attention).lower()}
+        """The ``top_k`` most probable classes of an image, or of other inputs.
+
+        Args:
+            classes: to choose among, for a contrastive model.
+            templates: in which it reads them, such as "a photo of a {}."; the service's own if not given.
+        """
+        fields: dict[str, str | Sequence[str]] = {"top_k": str(top_k), "attention": str(attention).lower()}
+        fields |= {"classes": classes, "templates": templates}
         return self._post_task("classify", ClassifyResponse, image, fields, inputs)
 
     def match(
@@ -109,6 +118,25 @@ class Client:
     ) -> EmbedResponse:
         """An image (or the input that the model embeds), texts or both as vectors of length one."""
         return self._post_task("embed", EmbedResponse, image, {"text": texts}, inputs)
+
+    def search(
+        self,
+        text: str = "",
+        *,
+        image: bytes | None = None,
+        inputs: Mapping[str, bytes] | None = None,
+        among: str = "",
+        top_k: int = 12,
+        thumbnails: bool = False,
+    ) -> SearchResponse:
+        """The nearest of the service's data set to a text, or to an image or another input.
+
+        Args:
+            among: what is searched, "text" or the name of an input; the inputs if not given.
+        """
+        fields = {"among": among, "top_k": str(top_k), "thumbnails": str(thumbnails).lower()}
+        fields |= {"text": text} if text else {}
+        return self._post_task("search", SearchResponse, image, fields, inputs)
 
     def correct_answer(self, image: bytes, question: str, answer: str, *, version: str = "") -> FeedbackResponse:
         """Send the right answer; ``version`` is that of the model that was wrong."""

@@ -73,6 +73,18 @@ class KnowledgeServingConfig(ConfigSection):
     """How often each replica looks for a newer version."""
 
 
+class SearchServingConfig(ConfigSection):
+    """The vectors among which a service searches."""
+
+    embeddings: Location = ""
+    """Folder or URI that the embed job wrote, of the model that is served; "" for no search. New vectors in it are used
+    without a restart. Whoever may ask the service sees keys, texts and small pictures of all samples in it."""
+    exact: int = Field(default=1_000_000, ge=0)
+    """Up to so many vectors the search is exact; above, it is usearch's, and may miss some."""
+    refresh_s: float = Field(default=5.0, gt=0)
+    """How often each replica looks for newer vectors, when it searches."""
+
+
 class ServeConfig(ConfigSection):
     version: str = ""
     """Which version of the registered model to serve, by its number or alias; "" the champion. Nothing is promoted."""
@@ -156,6 +168,8 @@ class ServeConfig(ConfigSection):
     feedback: FeedbackConfig = FeedbackConfig()
 
     knowledge: KnowledgeServingConfig = KnowledgeServingConfig()
+
+    search: SearchServingConfig = SearchServingConfig()
 
     challenger: ChallengerConfig = ChallengerConfig()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from vlmodel.conversation import ConversationError
 from vlmodel.errors import ExpectedError
 
 
@@ -21,12 +22,14 @@ class ApiError(Exception):
         code: stable name of the error, for programs.
         message: what is wrong and what to do about it, for people.
         headers: extra response headers.
+        param: the field of the request that is wrong, where it is one.
     """
 
     status: int
     code: str
     message: str
     headers: Mapping[str, str] = field(default_factory=dict)
+    param: str | None = None
 
     def __str__(self) -> str:
         return f"{self.status} {self.code}: {self.message}"
@@ -41,6 +44,11 @@ def unknown_task_error(task: str, model: str, tasks: Sequence[str]) -> ApiError:
     """404, as the task's address has nothing behind it with this model."""
     routes = ", ".join(f"/v1/{name}" for name in tasks)
     return ApiError(404, "no_such_task", f"the model {model!r} cannot do {task!r}; it answers at {routes}")
+
+
+def invalid_conversation_error(error: ConversationError) -> ApiError:
+    """A question or a conversation that a language model cannot answer, such as one longer than its window."""
+    return ApiError(422, "invalid_conversation", str(error), param="messages")
 
 
 def internal_error() -> ApiError:

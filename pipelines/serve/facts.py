@@ -22,7 +22,8 @@ _STEP_S = 0.05
 
 
 class UpdatableFactStore:
-    """A store that is read and edited while a service runs (``vlmodel.facts.FactFinder``). Threads may share it.
+    """A store of facts that is read and edited while a service runs; a ``vlmodel.facts.FactFinder``. Threads may
+    share it.
 
     A thread looks for newer versions, and prepares one beside that in use: a request gets all its facts from one
     version, and never waits for the next. ``close`` ends the thread.
@@ -42,6 +43,11 @@ class UpdatableFactStore:
     def version(self) -> int:
         """The version in use."""
         return self._linker.snapshot.version
+
+    @property
+    def encoder(self) -> str:
+        """Hash of the encoder of the store's vectors; "" without any."""
+        return self._store.encoder
 
     def find_facts(self, texts: Sequence[str], link: FactLinkingConfig) -> FoundFacts:
         """See ``FactFinder``."""

@@ -19,6 +19,8 @@ class ModelInfo:
         tasks: the names of the operations (``vlmodel.operations.base``) that it can be asked for.
         inputs: names of the inputs that it takes, beside texts.
         media: what each of these is: image, audio, video, series, row.
+        digest: of its folder (``manifest.folder_digest``).
+        needs_classes: it classifies by classes that are named with each request.
     """
 
     name: str
@@ -30,6 +32,8 @@ class ModelInfo:
     crop: float = 1.0
     inputs: tuple[str, ...] = ("image",)
     media: Mapping[str, str] = field(default_factory=lambda: {"image": "image"})
+    digest: str = ""
+    needs_classes: bool = False
 
 
 @dataclass(frozen=True)

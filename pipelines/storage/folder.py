@@ -212,6 +212,16 @@ class Folder:
         pieces: list[bytes | Exception] = fs.cat_ranges([path] * len(spans), starts, stops, on_error="return")
         return pieces
 
+    def open_to_read(self, name: str) -> IO[bytes]:
+        """A file to be read piece by piece, from any place of it; only opening it is tried again.
+
+        Raises:
+            OSError: it does not exist, or could not be opened after several attempts.
+        """
+        fs, path = self._filesystem_and_path[0], self.path(name)
+        opened: IO[bytes] = self._retry_on_error(lambda: fs.open(path, "rb"))
+        return opened
+
     def stream(self, name: str, size: int) -> ResumingStream:
         """The file's bytes in order; see ``ResumingStream``.
 

@@ -22,6 +22,7 @@ from pipelines.data.stream.shuffle_quality import shuffle_quality
 from pipelines.train.optim import OptimizerConfig
 from pipelines.train.prefetcher import DevicePrefetcher
 from pipelines.train.step import StepConfig, StepResult, TrainStep
+from pipelines.train.teacher import TeacherConfig
 from pipelines.train.validation import ValidationResult, divide_or_zero
 from vlmodel.config import MAY_CHANGE, ConfigSection
 
@@ -73,6 +74,7 @@ class TrainConfig(ConfigSection):
     init: str = ""
     """Model to begin with: "champion", a version number or a model folder, with the same model settings; its tokenizer
     and answers are used, and `vocabulary` is ignored. "" initializes new weights."""
+    teacher: TeacherConfig = TeacherConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     step: StepConfig = StepConfig()
     augment: AugmentConfig = AugmentConfig()

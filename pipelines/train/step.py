@@ -22,6 +22,7 @@ from pipelines.data.stream.plan import derive_seed
 from pipelines.train.batchnorm import synchronize_batchnorm
 from pipelines.train.ema import EMA
 from pipelines.train.optim import OptimizerConfig, build_optimizer, learning_rate_factor
+from pipelines.train.teacher import Teacher, student_arrays
 from vlmodel import bases
 from vlmodel.config import ConfigSection
 from vlmodel.errors import ExpectedError
@@ -66,11 +67,20 @@ class TrainStep:
     Args:
         model: already on its device.
         steps: global steps of the whole training, for the schedule.
+        teacher: whose answers are learned, too; on the same device.
     """
 
     def __init__(
-        self, model: VLModel, optimizer: OptimizerConfig, config: StepConfig, *, steps: int, seed: int
+        self,
+        model: VLModel,
+        optimizer: OptimizerConfig,
+        config: StepConfig,
+        *,
+        steps: int,
+        seed: int,
+        teacher: Teacher | None = None,
     ) -> None:
+        self.teacher = teacher
         self.distributed = dist.is_initialized() and dist.get_world_size() > 1
         self.world = dist.get_world_size() if self.distributed else 1
         self.rank = dist.get_rank() if self.distributed else 0
@@ -110,13 +120,16 @@ class TrainStep:
         for number, micro_batch in enumerate(micro_batches, start=1):
             with self._gradient_sync(number == n_micro_batches):
                 with self.autocast():
-                    out = self.forward(**micro_batch)
-                out.loss_sum.backward()
+                    out = self.forward(**student_arrays(micro_batch))
+                    loss_sum = out.loss_sum
+                    if self.teacher is not None:
+                        loss_sum = self.teacher.loss_sum(loss_sum, out.logits_NK, micro_batch)
+                loss_sum.backward()
             sums = [
-                out.loss_sum.detach().double(),
+                loss_sum.detach().double(),
                 out.count.double(),
                 out.correct.double(),
-                _count_texts(micro_batch, self.device),
+                _count_texts(student_arrays(micro_batch), self.device),
             ]
             totals += torch.stack(sums)
         if self.distributed:

@@ -22,22 +22,23 @@ from vlmodel.model_config import ModelConfig, VLConfig, vocabulary_of_processor
 from vlmodel.processor import ProcessorConfig, VLProcessor
 from vlmodel.weights import WeightsError
 
-_FOLDER = "init"
+INIT, TEACHER = "init", "teacher"
+"""Folders of a run: of the model that it begins with, and of the one that it learns from."""
 
 
-def find_initial_model(run: str) -> str:
-    """The folder of a run's initial model in storage; "" if there is none."""
-    folder = Folder(run).child(_FOLDER)
+def find_initial_model(run: str, name: str = INIT) -> str:
+    """The folder of a run's initial model in storage, or of its teacher; "" if there is none."""
+    folder = Folder(run).child(name)
     return folder.uri if folder.exists(MANIFEST) else ""
 
 
-def store_initial_model(model: Path, run: str) -> str:
+def store_initial_model(model: Path, run: str, name: str = INIT) -> str:
     """Copy a model's folder into that of a run, and its bases to the storage above. Returns the copy's folder.
 
     Raises:
         BaseWeightsError: a base is missing or another.
     """
-    folder = Folder(run).child(_FOLDER)
+    folder = Folder(run).child(name)
     bases.copy_bases_to_storage(model, folder.parent.parent)
     stored.store_folder(model, folder, without=FOLDER)
     return folder.uri
@@ -55,7 +56,9 @@ def as_local(folder: str) -> Iterator[Path]:
         try:
             model = stack.enter_context(stored.local_copy_of(source, stored.read_manifest(source)))
         except ManifestError as error:
-            raise WeightsError(f"{error}; delete {folder}, and it is copied again from train.init") from error
+            raise WeightsError(
+                f"{error}; delete {folder}, and it is copied again from train.init or train.teacher.model"
+            ) from error
         if not source.is_local:
             bases.link_downloaded_bases(model, source.parent.parent)
         yield model

@@ -43,6 +43,7 @@ from pipelines.train.loop import (
 )
 from pipelines.train.prefetcher import DevicePrefetcher
 from pipelines.train.step import NonFiniteLossError, TrainStep
+from pipelines.train.teacher import Teacher
 from pipelines.train.validation import ValidationResult, evaluate
 from vlmodel.bases import Bases, read_base_weights_list
 from vlmodel.errors import ExpectedError
@@ -65,6 +66,7 @@ class RunSpec:
         progress_actor: receives the metrics that the job shows.
         config, data: the resolved configuration tree and the hash of the data's index, stored in each checkpoint.
         init: folder in storage of the initial model; "" for new weights.
+        teacher: folder in storage of the model that is learned from; "" for none.
         beside_model: files that are stored beside the model in each checkpoint.
         trial_controller: told the result of each epoch; answers whether training continues. None outside a search.
     """
@@ -83,6 +85,7 @@ class RunSpec:
     data: str
     init: str = ""
     trial_controller: ActorHandle[Any] | None = None
+    teacher: str = ""
     beside_model: tuple[str, ...] = ()
 
 
@@ -105,8 +108,9 @@ def train_worker(spec: RunSpec) -> None:
             return
         model.to(device)  # type: ignore[arg-type]
         trainer = TrainStep(
-            model, spec.train.optimizer, spec.train.step, steps=spec.schedule.step_count, seed=spec.seed
-        )
+            model, spec.train.optimizer, spec.train.step, steps=spec.schedule.step_count, seed=spec.seed,
+            teacher=_load_teacher(spec, device),
+        )  # fmt: skip
         stored: Bases = {}
         if found is not None:
             trainer.load_state(checkpoint.read_trainer_tensors(found[1], device))
@@ -164,6 +168,14 @@ def _build_model(spec: RunSpec, processor: VLProcessor, found: tuple[StoredCheck
     # A checkpoint names the frozen weights with which its other weights were trained.
     model: VLModel = VLModel.from_pretrained(found[1] / checkpoint.MODEL, local_files_only=True)
     return model
+
+
+def _load_teacher(spec: RunSpec, device: torch.device) -> Teacher | None:
+    if not spec.teacher:
+        return None
+    with warm_start.as_local(spec.teacher) as folder:
+        model: VLModel = VLModel.from_pretrained(str(folder), local_files_only=True)
+    return Teacher(model.to(device), spec.train.teacher)  # type: ignore[arg-type]
 
 
 def _built_by_all(build: Callable[[], VLModel]) -> VLModel | ExpectedError:

@@ -14,9 +14,12 @@ from pipelines.data.prepare.config import PrepareConfig
 from pipelines.data.stream.mixture import MixedSource
 from pipelines.data.stream.stream import StreamConfig
 from pipelines.data.texts.vocabulary import VocabularyConfig
+from pipelines.embeddings.config import EmbedConfig
 from pipelines.evaluate.predict import PredictConfig
+from pipelines.evaluate.zero_shot import ZeroShotConfig
 from pipelines.knowledge.config import KnowledgeConfig
 from pipelines.registry.config import RegistryConfig
+from pipelines.registry.export import ExportConfig
 from pipelines.retrain.config import RetrainConfig
 from pipelines.search.config import AblateConfig, TuneConfig
 from pipelines.serve.config import ServeConfig
@@ -91,6 +94,7 @@ class EvaluateConfig(ConfigSection):
     training: bool = True
     """Also answer as many samples of the training split, drawn by hash, to show how far both figures are apart; this
     takes as long as the split itself."""
+    zero_shot: ZeroShotConfig = ZeroShotConfig()
 
 
 class JobConfig(ConfigSection):
@@ -118,8 +122,10 @@ class JobConfig(ConfigSection):
     stream: StreamConfig = Field(StreamConfig(), json_schema_extra=MAY_CHANGE)
     predict: PredictConfig = Field(PredictConfig(), json_schema_extra=MAY_CHANGE)
     evaluate: EvaluateConfig = Field(EvaluateConfig(), json_schema_extra=MAY_CHANGE)
+    embed: EmbedConfig = Field(EmbedConfig(), json_schema_extra=MAY_CHANGE)
     tracking: TrackingConfig = Field(TrackingConfig(), json_schema_extra=MAY_CHANGE)
     registry: RegistryConfig = Field(RegistryConfig(), json_schema_extra=MAY_CHANGE)
+    export: ExportConfig = Field(ExportConfig(), json_schema_extra=MAY_CHANGE)
     serve: ServeConfig = Field(ServeConfig(), json_schema_extra=MAY_CHANGE)
     ablate: AblateConfig = Field(AblateConfig(), json_schema_extra=MAY_CHANGE)
     tune: TuneConfig = Field(TuneConfig(), json_schema_extra=MAY_CHANGE)

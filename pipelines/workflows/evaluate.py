@@ -7,16 +7,24 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 
+from pipelines.embeddings.embed import choose_task, embed_dataset
 from pipelines.evaluate.assess import assess_model, log_assessment
 from pipelines.evaluate.report import TaskReport
+from pipelines.evaluate.zero_shot import classify_dataset, report_zero_shot
+from pipelines.report.progress import Progress
 from pipelines.workflows import feature_cache, models
 from pipelines.workflows.cluster import connected_to_cluster
+from pipelines.workflows.embed import embedding_job, model_copies
+from pipelines.workflows.models import ChosenModel
 from pipelines.workflows.workspace import Workspace
+from vlmodel.processor import VLProcessor
 
 
 def run(work: Workspace) -> list[TaskReport]:
     """Answer, judge, record, a report for each task. Writes the answers as Parquet and the figures as JSON."""
     chosen = models.choose_model(work)
+    if work.config.evaluate.zero_shot.templates:
+        return [_judge_zero_shot(work, chosen)]
     index = work.newest_index()
     split = work.config.evaluate.split
     with connected_to_cluster(work.config.cluster):
@@ -43,6 +51,36 @@ def run(work: Workspace) -> list[TaskReport]:
             for assessment in assessments:
                 log_assessment(assessment, tracker)
     return [assessment.report for assessment in assessments]
+
+
+def _judge_zero_shot(work: Workspace, chosen: ChosenModel) -> TaskReport:
+    """Classify the samples of the split by a contrastive model that has not learned their classes, and judge that."""
+    config = work.config.evaluate
+    tasks = VLProcessor.from_pretrained(chosen.folder).tasks
+    task = choose_task(tasks, work.config.embed.task)
+    split = config.split or "all"
+    folder = f"{work.run_folder}/zero-shot-{split}"
+    with connected_to_cluster(work.config.cluster):
+        job = embedding_job(work, chosen, task, (tasks[task].embedded_input,), config.split, folder)
+        with Progress("evaluate", "sample") as progress:
+            embedded = embed_dataset(job, model_copies(work), progress)
+    answers, classes = classify_dataset(str(chosen.folder), folder, embedded, config.zero_shot)
+    report = report_zero_shot(answers, classes, split)
+    out = Path(config.out or work.local_folder / f"answers-{split}-zero-shot.parquet")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(answers, out)
+    metrics = report.tracked_metrics("zero_shot")
+    templates = ", ".join(map(repr, config.zero_shot.templates))
+    print(
+        f"{chosen.name} version {chosen.version}, zero-shot among {len(classes)} classes by {templates}, {report}\n"
+        f"answers: {out}",
+        flush=True,
+    )
+    _write_json(out.with_suffix(".json"), metrics | {"model": f"{chosen.name}/{chosen.version}"})
+    if chosen.run_id:
+        with work.open_tracked_run(chosen.run_id) as tracker:
+            tracker.log_metrics(metrics, 0)
+    return report
 
 
 def _write_json(path: Path, tree: object) -> None:

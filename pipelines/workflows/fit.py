@@ -11,13 +11,15 @@ from typing import Any
 
 from pipelines.data.index.index import Index
 from pipelines.data.stream.augment import all_texts, names_a_side
-from pipelines.data.stream.dataset import Source, SourceMixture
+from pipelines.data.stream.dataset import Source, SourceMixture, connect_fact_lookup
 from pipelines.data.stream.feature_cache import FeatureCache
 from pipelines.data.stream.plan import SampleOrder, StepSchedule
 from pipelines.data.texts.corpus import read_texts
 from pipelines.data.texts.vocabulary import build_processor, count_text_lengths, save_processor
 from pipelines.evaluate.baselines import FILE, Baselines
+from pipelines.knowledge import trained_facts
 from pipelines.knowledge.opened import open_fact_linker
+from pipelines.knowledge.trained_facts import TrainedFacts
 from pipelines.tracking.address import TrackingError
 from pipelines.tracking.store import wait_reachable
 from pipelines.tracking.tracker import Tracker
@@ -25,6 +27,7 @@ from pipelines.tracking.unsent_metrics import UnsentMetrics
 from pipelines.train import checkpoint, run_folder, warm_start
 from pipelines.train.launch import launch_training
 from pipelines.train.progress import create_progress_actor
+from pipelines.train.teacher import check_teacher
 from pipelines.train.worker import RunSpec, create_initial_model
 from pipelines.workflows import feature_cache, training_data
 from pipelines.workflows.models import choose_model
@@ -33,6 +36,8 @@ from vlmodel.config import ConfigError, dump_config
 from vlmodel.processor import VLProcessor
 from vlmodel.sample import TEXTS
 
+_BESIDE_MODEL = (FILE, trained_facts.FILE)
+"""Files beside the processor that each checkpoint has beside the model."""
 _SIDES_SAMPLES = 2000
 """Samples whose texts are searched for "left" and "right", which mirrored images make false."""
 
@@ -63,13 +68,18 @@ def fit(
         print(f"{label}  {line}", flush=True)
     if not (folder / FILE).is_file():
         Baselines.learn_from_training_split(index, training, processor.tasks, processor.normalizer).save(folder)
+    if work.fact_source is not None and work.config.model.knowledge.reads_facts:
+        TrainedFacts.of(work.fact_source).save(folder)
     checkpoint.check_bases(work.run_folder)
     _restore_tracked_run(work, tracker)
     tracker.log_params(dump_config(work.config), volatile=work.config.volatile())
     training_data.record_data(work, index, tracker)
     features = _compute_missing_features(work, [index, *training], processor, init, label)
-    source, order = training_data.training_samples_and_order(work, indexes, folder, features)
-    launch_training(_make_run_spec(work, index, source, order, features, tracker, init, trial_controller), label=label)
+    teacher = _teacher(work, processor, has_cached_features=bool(features))
+    beside = str(work.local_folder / "teacher-processor") if teacher else ""
+    source, order = training_data.training_samples_and_order(work, indexes, folder, features, beside)
+    spec = _make_run_spec(work, index, source, order, features, tracker, init, trial_controller)
+    launch_training(replace(spec, teacher=teacher), label=label)
     with add_remedy_to_tracking_errors():
         # Training itself never waits: its metrics are saved in the run's folder meanwhile.
         wait_reachable(tracker.handle.uri)
@@ -153,6 +163,31 @@ def _initial_model(work: Workspace) -> str:
     return warm_start.store_initial_model(chosen.folder, work.run_folder)
 
 
+def _teacher(work: Workspace, processor: VLProcessor, *, has_cached_features: bool) -> str:
+    """Folder of the model that is learned from, copied into the run's folder, so that a run that is continued has the
+    same; "" for none. Its processor is saved beside the student's.
+
+    Raises:
+        ConfigError: its answers say nothing to this model.
+        KnowledgeError: it reads facts, and there is no store of them that it can be used with.
+    """
+    name = work.config.train.teacher.model
+    if not name:
+        return ""
+    copy = warm_start.find_initial_model(work.run_folder, warm_start.TEACHER)
+    if not copy:
+        evaluate = work.config.evaluate.model_copy(update={"model": name})
+        chosen = choose_model(work.with_changed_settings(evaluate=evaluate))
+        print(f"train {work.config.name}: learns from {chosen.name} version {chosen.version}", flush=True)
+        copy = warm_start.store_initial_model(chosen.folder, work.run_folder, warm_start.TEACHER)
+    with warm_start.as_local(copy) as folder:
+        teacher = VLProcessor.from_pretrained(folder)
+        check_teacher(teacher, processor, has_cached_features=has_cached_features)
+        connect_fact_lookup(teacher, work.fact_source, folder)
+        save_processor(teacher, str(work.local_folder / "teacher-processor"))
+    return copy
+
+
 def _get_processor(work: Workspace, indexes: list[Index], folder: Path, init: str, label: str) -> VLProcessor:
     """The run's processor: the one in ``folder``, else that of the run's checkpoints or of the model that it begins
     with, else a new one. It is saved in ``folder``.
@@ -233,5 +268,5 @@ def _make_run_spec(
         data=str(training_data.describe_data(work, index)["hash"]),
         init=init,
         trial_controller=trial_controller,
-        beside_model=(str(Path(training.processor) / FILE),),
+        beside_model=tuple(str(file) for name in _BESIDE_MODEL if (file := Path(training.processor) / name).is_file()),
     )

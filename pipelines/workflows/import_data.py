@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 from pipelines.data.importing.run import ImportSummary, describe_counts, import_data
+from pipelines.data.index.files import TEXT_COUNTS
 from pipelines.data.tars.inputs import PAIRS
 from pipelines.workflows import training_data
 from pipelines.workflows.workspace import Workspace
@@ -16,14 +17,15 @@ def run(work: Workspace) -> ImportSummary:
     summary = import_data(work.config.source, work.config.data.tars)
     for split, counts in summary.splits.items():
         numbers = [f"{counts.samples} samples", f"{counts.questions} questions", f"{counts.captions} captions"]
+        numbers += [f"{counts.conversations} conversations"] if counts.conversations else []
         numbers += [f"{counts.classes} with a class"] if counts.classes else []
         numbers += [f"{count} with {name}" for name, count in sorted(counts.inputs.items())]
         print(f"import {split}: {', '.join(numbers)}")
         if counts.unanswered:
             remedy = _missing_answers_remedy(work.config.source)
             print(f"import {split}: {counts.unanswered} of these questions have no answer{remedy}")
-    questions, captions = (sum(getattr(c, name) for c in summary.splits.values()) for name in ("questions", "captions"))
-    if hint := training_data.suggest_task_setting(work, questions, captions):
+    texts = {name: sum(getattr(counts, name) for counts in summary.splits.values()) for name in TEXT_COUNTS}
+    if hint := training_data.suggest_task_setting(work, texts):
         print(f"import: {hint}")
     if summary.test_fraction:
         print(

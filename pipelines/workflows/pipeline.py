@@ -88,13 +88,17 @@ def _note_about_other_champion(decision: GateDecision | None) -> str:
 
 def _ask_example_question(work: Workspace, address: str) -> None:
     """Ask the service about the first sample of the evaluated split, and print its answers beside the right ones; of a
-    model that neither answers questions nor classifies, only say where it is asked.
+    model that neither answers questions nor has classes, only say where it is asked.
     """
     operations = operations_of_tasks(work.config.model.task.tasks_by_name())
-    name = next((name for name in (VQAOperation.name, ClassifyOperation.name) if name in operations), None)
+    can_be_asked = (
+        name for name in (VQAOperation.name, ClassifyOperation.name)
+        if name in operations and operations[name][1].problem({}) is None
+    )  # fmt: skip
+    name = next(can_be_asked, None)
     read = {encoding.input for encoding in work.config.model.encoders_by_stream().values()}
     record = None if name is None else _first_sample(work, operations[name][0], read)
-    if record is None:
+    if record is None or (name == VQAOperation.name and not record.texts.questions):
         print(f"\nthe model answers at {' and '.join(f'{address}/v1/{name}' for name in operations)}", flush=True)
         return
     inputs = dict(record.inputs)

@@ -16,6 +16,7 @@ from pipelines.data.texts.corpus import count_labels
 from pipelines.data.texts.vocabulary import share_of_answers_in_vocabulary
 from pipelines.errors import DataError
 from pipelines.evaluate.assess import assess_model
+from pipelines.knowledge.opened import FactSource
 from pipelines.registry.registry import Registry
 from pipelines.registry.versions import CHALLENGER, ModelVersion
 from pipelines.report.progress import Progress
@@ -128,7 +129,10 @@ def train_candidate(work: Workspace, cycle: RetrainCycle) -> Facts:
     facts = cycle.records["checked"]
     training.keep_index_versions({"": facts["hold_out"], _source_name(cycle): facts["index"]})
     version = train.run(training)
-    return {"version": version.version, "run_id": version.run_id}
+    store = training.fact_source
+    return {
+        "version": version.version, "run_id": version.run_id, "knowledge_version": store.version if store else None,
+    }  # fmt: skip
 
 
 def evaluate_both_models(work: Workspace, cycle: RetrainCycle) -> Facts:
@@ -139,6 +143,8 @@ def evaluate_both_models(work: Workspace, cycle: RetrainCycle) -> Facts:
     """
     registry = work.registry
     facts = cycle.records["checked"]
+    # Both with the facts that the candidate was trained with, however the store was edited since.
+    store = _training_workspace(work, cycle).fact_source
     evaluation_index, new = Index.open(work.tars, facts["hold_out"]), Index.open(facts["tars"], facts["index"])
     models = {"candidate": registry.version(cycle.records["trained"]["version"]), "champion": registry.find()}
     results: dict[str, Any] = {}
@@ -147,8 +153,8 @@ def evaluate_both_models(work: Workspace, cycle: RetrainCycle) -> Facts:
             results[role] = None
             continue
         scores = {
-            "hold_out": _holdout_scores(work, registry, version, evaluation_index),
-            "new": _scores_on_new_data(work, registry, version, new),
+            "hold_out": _holdout_scores(work, registry, version, evaluation_index, store),
+            "new": _scores_on_new_data(work, registry, version, new, store),
         }
         results[role] = {"version": version.version, **scores}
         for where, tasks in scores.items():
@@ -304,23 +310,23 @@ def _training_workspace(work: Workspace, cycle: RetrainCycle) -> Workspace:
 
 
 def _scores_on_new_data(
-    work: Workspace, registry: Registry, version: ModelVersion, new: Index
+    work: Workspace, registry: Registry, version: ModelVersion, new: Index, store: FactSource | None
 ) -> Mapping[str, Mapping[str, Any]]:
     """As ``_holdout_scores``; {} if too few samples of the new tars are held out, which does not end the cycle."""
     try:
-        return _holdout_scores(work, registry, version, new)
+        return _holdout_scores(work, registry, version, new, store)
     except DataError as error:
         print_line(f"nothing of the new tars to compare by: {error}")
         return {}
 
 
 def _holdout_scores(
-    work: Workspace, registry: Registry, version: ModelVersion, index: Index
+    work: Workspace, registry: Registry, version: ModelVersion, index: Index, store: FactSource | None
 ) -> Mapping[str, Mapping[str, Any]]:
     """How good a version is on the hold-out of an index, for each of its tasks."""
     folder = registry.download(version).folder
     features = feature_cache.cache_features_of_saved_model(work, index, (HOLD_OUT,), folder, "retrain")
-    source = Source(index.tars, index.hash, HOLD_OUT, str(folder), features, facts=work.fact_source)
+    source = Source(index.tars, index.hash, HOLD_OUT, str(folder), features, facts=store)
     results = assess_model(str(folder), source, index, work.config.predict, work.config.stream, examples=0)
     return {
         one.task: {

@@ -7,6 +7,8 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
+from pipelines.embeddings.errors import EmbeddingsError
+from pipelines.embeddings.stored import Embeddings
 from pipelines.registry.errors import RegistryError
 from pipelines.registry.gate.stored import check_same_schema
 from pipelines.registry.registry import Registry
@@ -14,6 +16,8 @@ from pipelines.registry.versions import CHAMPION, LocalModel
 from pipelines.serve.config import ServeConfig
 from pipelines.serve.deployment import application, deploy
 from pipelines.serve.deployment.address import check_port_free
+from pipelines.storage import manifest
+from pipelines.storage.folder import Folder
 from pipelines.workflows.cluster import connected_to_cluster, starts_own_cluster
 from pipelines.workflows.workspace import Workspace, absolute_path
 
@@ -24,6 +28,7 @@ def run(work: Workspace) -> None:
     if starts_own_cluster(work.config.cluster):
         check_port_free(work.config.serve.host, work.config.serve.port)
     model = None if work.config.serve.model else find_version_to_serve(work)
+    _check_vectors_are_of_model(work, model)
     with connected_to_cluster(work.config.cluster) as own:
         if not own:
             print(f"serving at {start(work, model)}", flush=True)
@@ -44,11 +49,13 @@ def start(work: Workspace, model: LocalModel | None = None) -> str:
         RegistryError: there is no such version or no challenger, or the challenger is of another kind than the version.
         ServeError: the folder holds no model.
     """
-    config = _add_fact_store_to_settings(work)
+    config = _use_absolute_folder_of_vectors(_add_fact_store_to_settings(work))
     if config.model:
         folder = absolute_path(config.model)
+        _tell_of_vectors_of_another_model(work, None)
         return deploy.start(config, folder, Path(folder).name, "0", "", _print_line)
     model = model or find_version_to_serve(work)
+    _tell_of_vectors_of_another_model(work, model)
     return deploy.start(
         config, model.folder, model.name, model.version, model.digest, _print_line,
         golden=_golden_answers_file(model),
@@ -63,6 +70,42 @@ def _add_fact_store_to_settings(work: Workspace) -> ServeConfig:
         return serve
     facts = {"store": absolute_path(source.store), "encoder": source.encoder and absolute_path(source.encoder)}
     return serve.model_copy(update={"knowledge": serve.knowledge.model_copy(update=facts)})
+
+
+def _use_absolute_folder_of_vectors(config: ServeConfig) -> ServeConfig:
+    """The settings as replicas need them, which have other working directories."""
+    if not config.search.embeddings:
+        return config
+    search = config.search.model_copy(update={"embeddings": absolute_path(config.search.embeddings)})
+    return config.model_copy(update={"search": search})
+
+
+def _check_vectors_are_of_model(work: Workspace, model: LocalModel | None) -> None:
+    """Refuse to search among vectors that are none of the model's.
+
+    Args:
+        model: None where ``serve.model`` names a folder.
+
+    Raises:
+        EmbeddingsError: they are another model's, or there are none.
+    """
+    config = work.config.serve
+    if not config.search.embeddings:
+        return
+    stored = Embeddings.read(Folder(config.search.embeddings))
+    if model is None:
+        folder = Path(config.model)
+        stored.check_model(manifest.folder_digest(folder), f"that in {str(folder)!r}", config.search.embeddings)
+    else:
+        stored.check_model(model.digest, f"{model.name} version {model.version}", config.search.embeddings)
+
+
+def _tell_of_vectors_of_another_model(work: Workspace, model: LocalModel | None) -> None:
+    """A service that is updated to a new champion answers all but searches until there are vectors of that."""
+    try:
+        _check_vectors_are_of_model(work, model)
+    except EmbeddingsError as error:
+        _print_line(f"no search: {error}")
 
 
 def find_version_to_serve(work: Workspace) -> LocalModel:

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pipelines.data.index.index import Index
 from pipelines.evaluate.assess import assess_model, check_data_is_evaluable, log_assessment
 from pipelines.evaluate.model_card import model_card
+from pipelines.knowledge.trained_facts import TrainedFacts
 from pipelines.registry.versions import ModelVersion
 from pipelines.tracking.provenance import flatten_settings, has_dotted_prefix
 from pipelines.tracking.tracker import Tracker
@@ -131,7 +132,8 @@ def _evaluate_and_register(work: Workspace, index: Index, tracker: Tracker) -> M
         examples = {assessment.task: assessment.example for assessment in assessments}
         print("registering: the model is packed, and loaded by a fresh process to try it", flush=True)
         reports = {assessment.task: assessment.report for assessment in assessments}
-        card = model_card(work.registry.name, reports, VLProcessor.from_pretrained(model), index, best.step)
+        processor, facts = VLProcessor.from_pretrained(model), TrainedFacts.load(model)
+        card = model_card(work.registry.name, reports, processor, index, best.step, facts)
         shown = own_examples.choose(model, assessments, index)
         version = work.registry.log_model(tracker.run_id, model, first.example, score, best.step, examples, card, shown)
     print(f"registered {version.name} version {version.version}", flush=True)

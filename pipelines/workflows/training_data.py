@@ -8,6 +8,7 @@ from collections.abc import Collection, Mapping
 from functools import partial
 from pathlib import Path
 
+from pipelines.data.index.files import TEXT_COUNTS
 from pipelines.data.index.index import Index
 from pipelines.data.stream.dataset import Source, SourceMixture
 from pipelines.data.stream.feature_cache import FeatureCache
@@ -16,7 +17,6 @@ from pipelines.data.stream.plan import SampleOrder
 from pipelines.data.tars.inputs import input_requirements
 from pipelines.errors import DataError
 from pipelines.evaluate.assess import check_data_is_evaluable
-from pipelines.knowledge.build import hash_of_facts
 from pipelines.knowledge.errors import KnowledgeError
 from pipelines.knowledge.opened import open_fact_linker
 from pipelines.knowledge.store import FactStore
@@ -142,13 +142,16 @@ def _describe_what_data_have(texts: str, present: frozenset[str]) -> bool:
     return texts in present
 
 
-def suggest_task_setting(work: Workspace, questions: int, captions: int) -> str:
-    """The setting that is missing where data have questions alone or captions alone, and the task learns from the
-    other; "" if nothing is.
+def suggest_task_setting(work: Workspace, counts: Mapping[str, int]) -> str:
+    """The setting that is missing where data have texts of one kind, and the task learns from another; "" if nothing
+    is.
+
+    Args:
+        counts: number of the ``TEXT_COUNTS``.
     """
-    counts = {"questions": questions, "captions": captions}
     tasks = work.config.model.task.tasks_by_name().values()
-    for has, lacks, kind in (("captions", "questions", "caption"), ("questions", "captions", "vqa")):
+    kinds = (("captions", "questions", "caption"), ("questions", "captions", "vqa"))
+    for has, lacks, kind in (*kinds, ("conversations", "questions", "converse")):
         if counts[has] and not counts[lacks] and not any(task.can_learn(frozenset({IMAGE, has})) for task in tasks):
             learned = " and ".join(dict.fromkeys(task.learning_requirement for task in tasks))
             return (
@@ -171,10 +174,8 @@ def check_data_for_evaluation_and_gate(work: Workspace, evaluation_index: Index)
         try:
             check_data_is_evaluable(evaluation_index, work.config.model.task.tasks_by_name(), split)
         except DataError as error:
-            questions, captions = (
-                evaluation_index.count(partial(_describe_what_data_have, name)) for name in ("questions", "captions")
-            )
-            if hint := suggest_task_setting(work, questions, captions):
+            texts = {name: evaluation_index.count(partial(_describe_what_data_have, name)) for name in TEXT_COUNTS}
+            if hint := suggest_task_setting(work, texts):
                 raise DataError(hint) from None
             counts = ", ".join(f"{name} {count}" for name, count in evaluation_index.counts().items())
             raise DataError(
@@ -209,13 +210,18 @@ def record_data(work: Workspace, evaluation_index: Index, tracker: Tracker) -> N
 
 
 def training_samples_and_order(
-    work: Workspace, training_indexes: Mapping[str, Index], processor: str | Path, features: tuple[FeatureCache, ...]
+    work: Workspace,
+    training_indexes: Mapping[str, Index],
+    processor: str | Path,
+    features: tuple[FeatureCache, ...],
+    teacher: str = "",
 ) -> tuple[Source | SourceMixture, SampleOrder]:
     """Where the training's samples come from, and their order.
 
     Args:
         training_indexes: as of ``open_indexes``.
         features: what is kept of what frozen encoders give.
+        teacher: folder of the processor of the model that is learned from; "" for none.
 
     Raises:
         ConfigError: a source is too rare to be mixed.
@@ -223,7 +229,7 @@ def training_samples_and_order(
     """
     train = work.config.train
     sources = {
-        name: Source(index.tars, index.hash, "train", str(processor), features, facts=work.fact_source)
+        name: Source(index.tars, index.hash, "train", str(processor), features, facts=work.fact_source, teacher=teacher)
         for name, index in training_indexes.items()
     }
     plans = {
@@ -248,7 +254,7 @@ def _add_fact_store(work: Workspace, by_name: dict[str, object]) -> dict[str, ob
     source = work.fact_source
     if source is None or not work.config.model.knowledge.reads_facts:
         return by_name
-    content = hash_of_facts(FactStore(source.store), source.version)
+    content = FactStore(source.store).hash_of_facts(source.version)
     both = hashlib.sha256(f"{by_name['hash']}\n{content}".encode()).hexdigest()
     store = {"source": source.store, "version": source.version, "hash": content}
     return by_name | {"hash": both, "knowledge": store}

@@ -1,7 +1,8 @@
 """K2: pictures of easy-VQA and colours of ConceptNet, asked together: "is a strawberry the same color as the shape?".
 
 The picture has the colour of the shape, a fact has that of the strawberry; heads of training, validation and test are
-disjoint, and each head has as many yes as no, so that nothing but picture and fact together can answer.
+disjoint, and each head has as many yes as no, so that nothing but picture and fact together can answer. Training may
+ask for each colour alone, too.
 """
 
 from __future__ import annotations
@@ -9,29 +10,37 @@ from __future__ import annotations
 import json
 import tarfile
 from collections import defaultdict
+from collections.abc import Mapping
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
 COLOURS = ("red", "green", "blue", "black", "gray", "teal", "brown", "yellow")
-QUESTION = "is {} the same color as the shape?"
+Form = Literal["same", "fact", "shape"]
+QUESTIONS: dict[Form, str] = {
+    "same": "is {} the same color as the shape?",
+    "fact": "what color is {}?",
+    "shape": "what color is the shape?",
+}
 UNKNOWN = "unknown"
 RELATION = "HasProperty"
 
 
 @dataclass(frozen=True)
 class Asked:
-    """One row: an image by its number, a head, and the colour of the shape."""
+    """One row: an image by its number, a head, the colour of the shape, and what is asked."""
 
     image: int
     head: str
     shape: str
+    form: Form = "same"
 
     @property
     def question(self) -> str:
-        return QUESTION.format(self.head)
+        return QUESTIONS[self.form].format(self.head)
 
 
 @dataclass(frozen=True)
@@ -43,8 +52,12 @@ class Colours:
     rows: dict[str, list[Asked]]
     pictures: dict[str, dict[int, bytes]]
 
-    def answer(self, asked: Asked, colours: dict[str, str | None]) -> str:
+    def answer(self, asked: Asked, colours: Mapping[str, str | None]) -> str:
         colour = colours.get(asked.head)
+        if asked.form == "shape":
+            return asked.shape
+        if asked.form == "fact":
+            return colour or UNKNOWN
         return UNKNOWN if colour is None else "yes" if colour == asked.shape else "no"
 
 

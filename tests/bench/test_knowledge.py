@@ -6,7 +6,6 @@ python -m tests.bench.test_knowledge KIND SEEDS STORE STEPS SPLIT edits|plain
 from __future__ import annotations
 
 import json
-import math
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -27,7 +26,8 @@ from pipelines.knowledge.linking import FactLinker, QueryVectorCache
 from pipelines.knowledge.snapshot import Snapshot
 from pipelines.knowledge.store import FactStore
 from pipelines.knowledge.triples import Triple, triple_to_fact
-from tests.bench.colour_facts import COLOURS, RELATION, UNKNOWN, Asked, Colours, conceptnet, make
+from tests.bench.colour_facts import COLOURS, RELATION, UNKNOWN, Asked, Colours, Form, conceptnet, make
+from tests.bench.fact_training import train
 from tests.real_weights import minilm
 from vlmodel.config import parse_config
 from vlmodel.facts import Fact, FactLinkingConfig, FoundFacts, LinkedFact
@@ -43,6 +43,12 @@ KNOWLEDGE: dict[str, dict[str, Any]] = {
         "max_fact_tokens": 40,
         "link": {"by": "both", "top": 4, "least_similarity": 1.0},
     },
+    "before": {
+        "kind": "injection",
+        "layout": "before",
+        "max_fact_tokens": 112,
+        "link": {"by": "both", "top": 8, "least_similarity": 1.0},
+    },
     "tree": {
         "kind": "injection",
         "layout": "tree",
@@ -52,7 +58,10 @@ KNOWLEDGE: dict[str, dict[str, Any]] = {
     "memory": {"kind": "memory", "width": 64, "read": 2, "link": {"by": "both", "top": 8, "least_similarity": 1.0}},
     "none": {"kind": "none"},
 }
-LABELS = ["yes", "no", UNKNOWN]
+LABELS = ["yes", "no", UNKNOWN, *COLOURS]
+ROWS = 64
+FORMS: tuple[Form, ...] = ("same", "same", "fact", "shape")
+"""What is asked in training, drawn for each row."""
 
 
 @dataclass
@@ -91,12 +100,13 @@ def model_of(kind: str, facts: Snapshot, made: Colours, seed: int) -> tuple[VLMo
         ModelConfig,
         {
             "vision": {"name": "resnet18", "stages": 1, "grid": 1, "projection": 64},
-            "language": {"width": 64, "depth": 2, "heads": 4, "expansion": 2, "dropout": 0.0, "positions": 80},
+            "language": {"width": 64, "depth": 2, "heads": 4, "expansion": 2, "dropout": 0.0, "positions": 144},
             "fusion": {"width": 64, "expansion": 2, "dropout": 0.0, "rounds": 2},
             "knowledge": KNOWLEDGE[kind],
         },
     )
-    texts = [*(asked.question for asked in made.rows["train"]), *facts.whole.texts["text"].to_pylist()]
+    asked = [replace(one, form=form) for one in made.rows["train"] for form in set(FORMS)]
+    texts = [*(one.question for one in asked), *facts.whole.texts["text"].to_pylist()]
     tokenizer = train_tokenizer(texts, 4096)
     processor = VLProcessor(
         ProcessorConfig(image_size=16, max_tokens=32),
@@ -109,34 +119,38 @@ def model_of(kind: str, facts: Snapshot, made: Colours, seed: int) -> tuple[VLMo
     return VLModel.create_from_config(tree, processor), processor
 
 
-def exchanged(asked: Asked, example: Example, colour: str | None, rng: np.random.Generator) -> Example:
+def exchanged(
+    asked: Asked, example: Example, colour: str | None, made: Colours, rng: np.random.Generator
+) -> Example:  # fmt: skip
     """The row with another colour in its fact, or without the fact, and the answer that is right then: what 133 heads
     have could be learned by heart, and would not be read.
     """
-    if colour is None:
+    (before,) = example.facts or ((),)
+    if colour is None or asked.form == "shape":
         return example
-    withdrawn = rng.random() < 1 / 8
-    others = [other for other in COLOURS if other != asked.shape]
-    new = asked.shape if rng.random() < 0.5 else str(rng.choice(others))
+    if all(one.fact.head != asked.head or one.fact.tail != colour for one in before):
+        # The fact was not found: nothing says what is right.
+        return replace(example, targets=(UNKNOWN,))
+    new = None
+    if rng.random() >= 1 / 8:
+        others = [other for other in COLOURS if other != asked.shape]
+        new = asked.shape if rng.random() < 0.5 else str(rng.choice(others))
 
     def edit(one: LinkedFact) -> LinkedFact | None:
         fact = one.fact
         if fact.head != asked.head or fact.tail != colour:
             return one
-        return None if withdrawn else replace(one, fact=replace(fact, tail=new, text=fact.text.replace(colour, new)))
+        return replace(one, fact=replace(fact, tail=new, text=fact.text.replace(colour, new))) if new else None
 
-    (before,) = example.facts or ((),)
-    if all(one.fact.head != asked.head or one.fact.tail != colour for one in before):
-        return replace(example, targets=(UNKNOWN,))  # The fact was not found: nothing says what is right.
     facts = tuple(one for one in map(edit, before) if one is not None)
-    return replace(example, facts=(facts,), targets=(UNKNOWN if withdrawn else "yes" if new == asked.shape else "no",))
+    return replace(example, facts=(facts,), targets=(made.answer(asked, {asked.head: new}),))
 
 
-def train(
+def learn(
     model: VLModel, processor: VLProcessor, made: Colours, steps: int, seed: int, edits: bool,
     say: Callable[[str], object],
 ) -> None:  # fmt: skip
-    """Adam with a warm-up and a cosine, on batches of 64 rows.
+    """Train on batches of 64 rows: half of them compare picture and fact, the others ask for one of both.
 
     Args:
         edits: train on edited facts (``exchanged``), as a store is that people edit.
@@ -144,28 +158,19 @@ def train(
     colours = {h: c for h, c in made.heads["train"].items() if h not in made.without}
     rows, rng = made.rows["train"], np.random.default_rng(seed)
     pixels = {n: {"image": processor.decode_input("image", made.pictures["train"][n])} for n in {r.image for r in rows}}
-    optimizer = torch.optim.AdamW(model.parameters(), 1e-3, weight_decay=0.01)
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda s: min(1, (s + 1) / (0.1 * steps)) * 0.5 * (1 + math.cos(math.pi * s / steps))
-    )
-    model.train()
-    right = []
-    for step in range(steps):
-        chosen = [rows[n] for n in rng.integers(0, len(rows), 64)]
-        examples = [Example({}, (a.question,), (made.answer(a, colours),)) for a in chosen]
+
+    questions = sorted({replace(row, form=form).question for row in rows for form in FORMS})
+    facts = {one.texts[0]: one.facts for one in processor.link_facts([Example({}, (q,)) for q in questions])}
+
+    def batch(step: int) -> dict[str, Any]:
+        chosen = [replace(rows[n], form=FORMS[rng.integers(len(FORMS))]) for n in rng.integers(0, len(rows), ROWS)]
+        examples = [Example({}, (a.question,), (made.answer(a, colours),), facts=facts[a.question]) for a in chosen]
         if edits:
-            linked = processor.link_facts(examples)
-            examples = [exchanged(a, one, colours.get(a.head), rng) for a, one in zip(chosen, linked, strict=True)]
-        arrays = processor.collate_tasks([pixels[a.image] for a in chosen], {"": examples})
-        output = model(**{name: torch.from_numpy(array) for name, array in arrays.items()})
-        optimizer.zero_grad()
-        output.loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        schedule.step()
-        right.append(float(output.correct / output.total))
-        if step % 50 == 49:
-            say(f"step {step + 1}: right of the last 50 batches {np.mean(right[-50:]):.3f}")
+            found = zip(chosen, examples, strict=True)
+            examples = [exchanged(a, one, colours.get(a.head), made, rng) for a, one in found]
+        return processor.collate_tasks([pixels[a.image] for a in chosen], {"": examples})
+
+    train(model, batch, steps, say)
 
 
 def answers_of(predictor: Predictor, made: Colours, split: str, rows: Sequence[Asked]) -> list[dict[str, float]]:
@@ -231,7 +236,7 @@ def measure(
     finder = Editable(linker)
     processor.finder = finder
     started = time.perf_counter()
-    train(model, processor, made, steps, seed, edits, say)
+    learn(model, processor, made, steps, seed, edits, say)
     seconds = time.perf_counter() - started
     return judge(Predictor(model, processor), finder, made, split) | {"training s": round(seconds, 1)}
 

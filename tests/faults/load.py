@@ -35,6 +35,8 @@ class Answer:
         failed: how earlier attempts ended, as status and the beginning of the body.
         number: of the request, in the order of sending.
         text: the most probable answer to the first question; "" where there is none.
+        facts: ids of those that the model got with the first question.
+        knowledge: version of the store of facts; 0 without one.
     """
 
     sent: float
@@ -45,6 +47,8 @@ class Answer:
     failed: tuple[str, ...]
     number: int = 0
     text: str = ""
+    facts: tuple[str, ...] = ()
+    knowledge: int = 0
 
     @property
     def ended(self) -> float:
@@ -133,6 +137,8 @@ async def _ask(
     failed: list[str] = []
     while True:
         status, version, retry_after, reason, text = 0, "", "", "", ""
+        facts: tuple[str, ...] = ()
+        knowledge = 0
         try:
             headers = {"content-type": "application/json"}
             response = await client.post(f"{address}/v1/vqa", content=body, headers=headers)
@@ -141,9 +147,12 @@ async def _ask(
             if status == 200:
                 tree = response.json()
                 version, text = tree["model"]["version"], tree["answers"][0]["answers"][0]["answer"]
+                facts = tuple(fact["id"] for fact in tree["answers"][0]["facts"])
+                knowledge = tree["knowledge_version"] or 0
         except httpx.HTTPError as error:
             reason = repr(error)
         if 200 <= status < 500 or len(failed) == retries:
             break
         failed.append(f"{status} {reason}")
-    answers.append(Answer(sent, time.monotonic() - sent, status, version, retry_after, tuple(failed), number, text))
+    seconds = time.monotonic() - sent
+    answers.append(Answer(sent, seconds, status, version, retry_after, tuple(failed), number, text, facts, knowledge))

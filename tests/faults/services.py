@@ -48,10 +48,12 @@ class Service:
 
     Args:
         folder: for all files.
+        save: saves a model of random weights, given a folder and a seed.
         settings: of ``serve``, over those that suit a small machine.
     """
 
-    def __init__(self, folder: Path, **settings: object) -> None:
+    def __init__(self, folder: Path, save: Callable[[Path, int], Path] = save_model, **settings: object) -> None:
+        self._save = save
         small = {"port": free_port(), "num_cpus": 0.5, "model_threads": 1, "shutdown_timeout_s": 5.0}
         tree = {
             "storage": str(folder / "runs"),
@@ -77,7 +79,7 @@ class Service:
         """Register a model of random weights and return its version."""
         with Tracker.open(self.config.tracking, self.config.storage, f"run-{seed}") as tracker:
             pass
-        checkpoint = save_model(self._folder / f"model-{seed}", seed)
+        checkpoint = self._save(self._folder / f"model-{seed}", seed)
         return self.registry.log_model(tracker.run_id, checkpoint, asked(), SCORE).version
 
     def promote(self, version: str) -> LocalModel:

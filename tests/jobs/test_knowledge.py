@@ -71,3 +71,32 @@ def test_a_model_learns_to_read_facts_and_keeps_to_a_version(
     answers = tmp_path / "answers.parquet"
     job("predict", "--config", "jobs/configs/demo.toml", *settings, f"evaluate.out={answers}", "evaluate.split=val")
     assert pq.read_table(answers).num_rows == 12
+    _check_gate_and_version(tmp_path, job, settings, version)
+    _check_student(tmp_path, job, settings)
+
+
+def _check_gate_and_version(
+    tmp_path: Path, job: Callable[..., subprocess.CompletedProcess[str]], settings: list[str], version: int
+) -> None:
+    """The gate edits facts; each package has the version of its training, and golden answers have their facts."""
+    said = job("promote", "--config", "jobs/configs/demo.toml", *settings, check=False).stdout
+    assert "| edited facts" in said
+    assert "| exchanged facts" in said
+    packages = list((tmp_path / "runs" / "models").rglob("facts.json"))
+    assert [json.loads(file.read_text())["version"] for file in packages] == [version]
+    (golden,) = (tmp_path / "runs" / "models").rglob("golden.json")
+    first = json.loads(golden.read_text())[0]
+    assert first["knowledge_version"] == version
+    assert [one["fact"]["head"] in first["text"] for one in first["facts"]] == [True]
+
+
+def _check_student(tmp_path: Path, job: Callable[..., subprocess.CompletedProcess[str]], settings: list[str]) -> None:
+    """A model without facts learns from the one with facts."""
+    student = [*settings, "model.knowledge.kind=none", "name=student", "train.teacher.model=1"]
+    said = job("train", "--config", "jobs/configs/demo.toml", *student).stdout
+    assert "learns from" in said
+    assert (tmp_path / "runs" / "student" / "teacher" / "config.json").is_file()
+    other = [*student, "name=other", "processor.image_size=48"]
+    refused = job("train", "--config", "jobs/configs/demo.toml", *other, check=False)
+    assert refused.returncode == 1
+    assert "settings of processor" in refused.stderr

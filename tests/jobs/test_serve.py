@@ -9,11 +9,14 @@ from typing import Any
 
 import pytest
 
+from pipelines.embeddings.errors import EmbeddingsError
+from pipelines.embeddings.stored import EmbeddedModel, Embeddings
 from pipelines.registry.errors import RegistryError
 from pipelines.retrain.ledger import RetrainCycle
 from pipelines.serve.config import ServeConfig
 from pipelines.serve.deployment import deploy
 from pipelines.serve.errors import ServeError
+from pipelines.storage.folder import Folder
 from pipelines.workflows import retrain_steps, serve
 from pipelines.workflows.config import JobConfig
 from pipelines.workflows.workspace import Workspace
@@ -124,6 +127,31 @@ def test_any_version_and_any_folder_can_be_looked_at(tmp_path: Path, deployed: l
                 serve=service.config.serve.model_copy(update={"version": "7"})
             )
         )
+
+
+def test_vectors_of_another_model_are_refused_and_an_update_goes_on_without_search(
+    tmp_path: Path, deployed: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    service = Service(tmp_path)
+    service.promote(service.register(seed=1))
+    out = tmp_path / "vectors"
+    search = service.config.serve.search.model_copy(update={"embeddings": str(out)})
+    work = Workspace(service.config).with_changed_settings(
+        serve=service.config.serve.model_copy(update={"search": search})
+    )
+    with pytest.raises(EmbeddingsError, match=r"holds no vectors .*jobs\.embed"):
+        serve.run(work)
+    for digest, says in (("0" * 64, "run the embed job with this model"), (service.registry.champion().digest, "")):
+        described = EmbeddedModel(name="tiny", version="0", digest=digest, task="")
+        Embeddings(model=described, tars="", index="", split="", inputs=["image"], parts=[]).write(Folder(str(out)))
+        if says:
+            monkeypatch.setattr(serve, "connected_to_cluster", lambda config: pytest.fail("a cluster was started"))
+            with pytest.raises(EmbeddingsError, match=says):
+                serve.run(work)
+        serve.start(work)  # as a retraining does that has promoted another model
+        assert ("no search: " in capsys.readouterr().out) == bool(says)
+    assert len(deployed) == 2
 
 
 @pytest.mark.parametrize(

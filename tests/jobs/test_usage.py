@@ -20,6 +20,7 @@ from pipelines.train import run_folder
 from pipelines.workflows import (
     ablate,
     evaluate,
+    export,
     import_data,
     index,
     knowledge,
@@ -41,6 +42,7 @@ MODULES = {
     for m in (
         ablate,
         evaluate,
+        export,
         import_data,
         index,
         knowledge,
@@ -213,7 +215,7 @@ def test_longer_texts_than_any_head_writes_are_refused(capsys: pytest.CaptureFix
 def test_features_are_not_kept_of_images_that_change(capsys: pytest.CaptureFixture[str]) -> None:
     both = ["model.vision.frozen=true", "train.feature_cache=float16", "train.augment.flip=0.5"]
     assert main("train", both) == 2
-    says = "train.augment (flip=0.5, min_area=1.0, swap={}) changes these in each epoch"
+    says = "train.augment (flip=0.5, min_area=1.0, swap={}) or the augment of model.inputs changes these in each epoch"
     assert says in capsys.readouterr().err
 
 

@@ -136,10 +136,12 @@ def kinds_of(package: str) -> list[str]:
 
 def _refused(combination: dict[str, dict[str, Any]]) -> bool:
     """One topology is the text's encoder, which a decoder that reads the encoders alone would never see, and takes the
-    embeddings of the language encoder, which a tower of a dual model does not give without its layers.
+    embeddings of the language encoder, which a tower of a dual model does not give without its layers. Triples are
+    texts alone, and read no further input.
     """
     topology, task, language = (combination.get(part, {}).get("kind") for part in ("topology", "task", "language"))
-    return topology == "single" and (task in ("contrastive", "multitask") or language == "tower")
+    alone = task in ("contrastive", "multitask", "triples")
+    return (topology == "single" and (alone or language == "tower")) or (task == "triples" and "inputs" in combination)
 
 
 def name_of(combination: dict[str, dict[str, Any]]) -> str:
@@ -150,7 +152,7 @@ def name_of(combination: dict[str, dict[str, Any]]) -> str:
     return "-".join(chosen)
 
 
-@pytest.mark.parametrize("task", ["contrastive", "multitask"])
+@pytest.mark.parametrize("task", ["contrastive", "multitask", "triples"])
 def test_what_the_grid_leaves_out_is_refused(task: str) -> None:
     settings = variants("task", task)[0]
     with pytest.raises(ConfigError, match=r"topology.*single"):
@@ -207,7 +209,8 @@ def test_grid(
 
 def check_what_changes_nothing(model: VLModel, batch: dict[str, Tensor], output: VLOutput) -> None:
     # Padding changes nothing, whatever token it holds.
-    padded = model(**{name: padded_by_three(name, array) for name, array in batch.items()})
+    reads_prompts = any(name.endswith("prompt_ids_NT") for name in batch)
+    padded = model(**{name: padded_by_three(name, array, reads_prompts) for name, array in batch.items()})
     torch.testing.assert_close(padded.loss_sum, output.loss_sum, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(padded.correct, output.correct)
 
@@ -266,7 +269,9 @@ def without_first_inputs_and_last_text(batch: dict[str, Tensor], other_content: 
     return changed
 
 
-def padded_by_three(name: str, array: Tensor) -> Tensor:
+def padded_by_three(name: str, array: Tensor, reads_prompts: bool) -> Tensor:
+    if reads_prompts and name.rpartition(".")[2].startswith(("prompt_", "target_")):
+        return torch.nn.functional.pad(array, (3, 0))  # a language model's texts are padded on the left
     if name.endswith(("_NT", "_BT")):
         return torch.nn.functional.pad(array, (0, 3))
     if name.endswith("_BTHWC"):

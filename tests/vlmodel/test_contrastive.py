@@ -51,9 +51,9 @@ def test_dropout_is_of_what_the_encoders_give_and_in_training_alone() -> None:
     decoder = make(dropout=0.5)
     images, texts = torch.ones(64, 6), torch.ones(64, 5)
     given = encoded(images, texts, range(64), range(64))
-    for embedding in decoder.eval().embed(given):
+    for embedding in decoder.eval().embed_batch(given):
         torch.testing.assert_close(embedding, embedding[:1].expand_as(embedding))
-    for embedding in decoder.train().embed(given):
+    for embedding in decoder.train().embed_batch(given):
         assert len(embedding.unique(dim=0)) > 8
     with pytest.raises(ConfigError, match=r"dropout"):
         parse_config(Config, {"dropout": 1.0})

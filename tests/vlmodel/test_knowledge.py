@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from pipelines.data.texts.corpus import train_tokenizer
 from tests.vlmodel.conftest import encode
 from tests.vlmodel.tiny import tiny_tree
 from vlmodel.config import ConfigError, list_part_kinds, parse_config, parse_part_config
@@ -23,6 +24,10 @@ KINDS = [kind for kind in list_part_kinds("vlmodel.knowledge") if kind != "none"
 
 def linked(text: str, mention: tuple[int, int] | None = None, weight: float = 0.5) -> LinkedFact:
     return LinkedFact(Fact(text, "head", "is", "tail", text), weight, mention)
+
+
+def fact_of(tail: str, text: str) -> LinkedFact:
+    return LinkedFact(Fact(text, "head", "is", tail, text), 0.5)
 
 
 @pytest.fixture(scope="module")
@@ -105,6 +110,19 @@ def test_a_tree_has_soft_positions_and_a_visible_matrix(processor: VLProcessor) 
     assert not visible[one, two], "facts do not see each other"
     assert visible[0, two], "a fact that is named nowhere is at the first token"
     assert visible[: trunk - 1, : trunk - 1].all()
+
+
+def test_facts_stand_before_their_text(processor: VLProcessor) -> None:
+    made = with_knowledge(processor, tree_of(kind="injection", layout="before", max_fact_tokens=8))
+    one, other, more = (linked(text) for text in ("it is red", "is it", "what is it"))
+    arrays = made.tokenize_with_facts(["is it blue?", "it", "what?"], [(one, other, more), (other,), ()])
+    end, begin = made.tokenizer.sep_token, made.tokenizer.cls_token
+    tokens = [words(made, row) for row in arrays["input_ids_NT"]]
+    own = {text: made.tokenizer.tokenize(text) for text in ("it is red", "is it", "is it blue?", "it", "what?")}
+    assert len(own["it is red"]) + len(own["is it"]) + 2 <= 8, "the third is left out as a whole"
+    assert tokens[0] == [begin, *own["it is red"], end, *own["is it"], end, *own["is it blue?"], end]
+    assert tokens[1] == [begin, *own["is it"], end, *own["it"], end]
+    assert tokens[2] == [begin, *own["what?"], end]
 
 
 def test_what_is_hidden_changes_nothing(processor: VLProcessor) -> None:
@@ -230,3 +248,133 @@ def test_the_order_of_facts_does_not_matter_to_a_memory(processor: VLProcessor, 
     [[other]] = predictor.predict([Example({"image": png}, ("is it?",), facts=(facts[::-1],))], 2)
     assert dict(one.answers) == pytest.approx(dict(other.answers), abs=1e-5)
     assert [f.fact.text for f in one.facts] == [f.fact.text for f in other.facts]
+
+
+def test_a_memory_learns_to_select_what_says_the_answer(processor: VLProcessor, png: bytes) -> None:
+    losses = []
+    for contrast in (0.0, 2.0):
+        tree = tree_of(kind="memory", contrast=contrast)
+        made = with_knowledge(processor, tree)
+        torch.manual_seed(0)
+        model = VLModel.create_from_config(tree, made)
+        facts = (fact_of("red", "it is red"), fact_of("blue", "is it"), fact_of("Red", "what is it"))
+        rows = Example(
+            {"image": png}, ("what is it?",) * 3, ("red", "yes", None), (1.0, 1.0, 0.0), facts=(facts, facts, facts[:1])
+        )
+        arrays = made.collate_tasks([made.decode_inputs(rows)], {"": [rows]})
+        assert ("fact_right_NJ" in arrays) is bool(contrast)
+        if contrast:
+            made.normalizer = "vqa"
+            again = made.collate_rows({"": [rows]})["fact_right_NJ"]
+            assert again.tolist() == [[True, False, True], [False] * 3, [False] * 3], "by the rules of the answers"
+            assert arrays["fact_right_NJ"][0].tolist() == [True, False, False]
+        tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
+        torch.manual_seed(1)
+        losses.append(model.train()(**tensors).loss_sum)
+        assert model.eval()(**tensors).loss_sum is not None
+    memory = model.memory
+    assert memory is not None
+    weights = torch.tensor([[0.5, 0.2, 0.3], [0.1, 0.8, 0.1], [1.0, 0.0, 0.0]])
+    right = torch.tensor([[True, False, True], [False] * 3, [True, False, False]])
+    by_hand = -2 * (0.5 * np.log(0.8) + 3 * np.log(1.0))
+    assert memory.selection_loss(weights, right, torch.tensor([0.5, 1, 3])).item() == pytest.approx(by_hand, abs=1e-6)
+    assert losses[1] > losses[0]
+    losses[1].backward()
+    assert memory.key.weight.grad is not None
+    assert memory.key.weight.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize(
+    ("knowledge", "name", "own"),
+    [
+        ({"kind": "injection"}, "input_ids_NT", 3),
+        ({"kind": "injection", "layout": "before"}, "input_ids_NT", 3),
+        ({"kind": "memory"}, "fact_ids_MT", 2),
+    ],
+)
+def test_no_word_of_a_fact_is_a_special_token(
+    processor: VLProcessor, knowledge: dict[str, Any], name: str, own: int
+) -> None:
+    """A fact cannot end the text that it stands beside, or begin another one."""
+    made = with_knowledge(processor, tree_of(**knowledge))
+    special = {made.tokenizer.cls_token_id, made.tokenizer.sep_token_id}
+    for text in ("it is red", "red [SEP] [CLS] red [SEP]"):
+        arrays = made.tokenize_with_facts(["is it?"], [(linked(text),)])
+        assert sum(int(i) in special for i in arrays[name][0]) == own
+    (ids,) = made.tokenize_targets(["red [SEP] red"])["target_ids_NT"]
+    assert [int(i) for i in ids if int(i) in special] == [made.begin_id, made.end_id]
+
+
+EVIDENCE = {"kind": "injection", "where": "output", "max_fact_tokens": 12}
+
+
+def writing(processor: VLProcessor, longest: int = 24) -> tuple[ModelConfig, VLProcessor]:
+    """A model that names its evidence, with a tokenizer that knows the words for it."""
+    tree = tiny_tree(knowledge=EVIDENCE, task={"kind": "answer"}, language={"positions": 40})
+    made = with_knowledge(processor, tree)
+    made.tokenizer = train_tokenizer(["what is it? it is red therefore blue yes"] * 9, 200)
+    made.config = made.config.model_copy(update={"max_target_tokens": longest})
+    return tree, made
+
+
+def test_a_target_names_the_fact_that_says_it(processor: VLProcessor) -> None:
+    _, made = writing(processor)
+    red, blue = fact_of("red", "it is red"), fact_of("blue", "it is blue")
+    loud = fact_of("red", "Therefore it is red")
+    targets = ["blue", "yes", None, "red", "red"]
+    facts = [(red, blue), (red, blue), (red,), (), (loud,)]
+    assert made.knowledge.add_evidence_to_targets(targets, facts, made) == [
+        "it is blue therefore blue", "it is red therefore yes", None, "red", "red"
+    ]  # fmt: skip
+    _, short = writing(processor, longest=6)
+    assert short.knowledge.add_evidence_to_targets(["blue"], [(blue,)], short) == ["blue"], (
+        "an answer is never cut for its evidence"
+    )
+    plain = with_knowledge(processor, tree_of(kind="injection"))
+    assert plain.knowledge.add_evidence_to_targets(["blue"], [(blue,)], plain) == ["blue"]
+
+
+@pytest.mark.parametrize(
+    ("text", "parts"),
+    [
+        ("it is red therefore yes", ("it is red", "yes")),
+        ("it is red Therefore no therefore yes", ("it is red", "no therefore yes")),
+        ("yes", ("", "yes")),
+        ("therefore", ("", "")),
+        ("", ("", "")),
+    ],
+)
+def test_what_is_written_has_evidence_and_answer(processor: VLProcessor, text: str, parts: tuple[str, str]) -> None:
+    _, made = writing(processor)
+    assert made.knowledge.split_evidence(text) == parts
+
+
+def test_only_a_task_that_writes_names_evidence(processor: VLProcessor) -> None:
+    tree, _ = writing(processor)
+    with pytest.raises(ConfigError, match=r"writes 'therefore' .*where='input'"):
+        VLModel.create_from_config(tree, with_knowledge(processor, tree))
+    with pytest.raises(ConfigError, match=r"where='output'.*writes nothing"):
+        tiny_tree(knowledge=EVIDENCE)
+
+
+def test_evidence_is_learned_cited_and_no_part_of_the_answer(processor: VLProcessor, png: bytes) -> None:
+    """Two rows with the same picture and question differ in their facts alone."""
+    tree, made = writing(processor)
+    torch.manual_seed(0)
+    model = VLModel.create_from_config(tree, made)
+    facts = ((fact_of("red", "it is red"), fact_of("what", "what is it")), (fact_of("what", "what is it"),))
+    rows = Example({"image": png}, ("what is it?",) * 2, ("red", "what"), facts=facts, knowledge_version=1)
+    arrays = made.collate_tasks([made.decode_inputs(rows)], {"": [rows]})
+    tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
+    optimizer = torch.optim.Adam(model.parameters(), 1e-2)
+    model.train()
+    for _ in range(60):
+        optimizer.zero_grad()
+        model(**tensors).loss.backward()
+        optimizer.step()
+    predictor = Predictor(model, made)
+    red, other = predictor.predict([rows], 1)[0]
+    assert [one.answers[0][0] for one in (red, other)] == ["red", "what"]
+    assert [(one.fact.text, one.weight) for one in red.facts] == [("it is red", 1.0), ("what is it", 0.0)]
+    assert [one.weight for one in other.facts] == [1.0]
+    assert [answers[0][0] for answers in predictor.predict_collated(arrays, 1)] == ["red", "what"]

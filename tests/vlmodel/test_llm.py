@@ -14,12 +14,13 @@ from transformers import PreTrainedTokenizerFast, TextIteratorStreamer
 from tests.vlmodel.tiny import batch_for, for_tasks
 from vlmodel import bases, lora
 from vlmodel.config import ConfigError, list_part_kinds, parse_config
-from vlmodel.conversation import ConversationError
+from vlmodel.conversation import ConversationError, ConversationTurn, conversation_to_json
 from vlmodel.decoder.llm import LanguageModel
 from vlmodel.inference import Predictor
 from vlmodel.model import VLModel
 from vlmodel.model_config import ModelConfig
 from vlmodel.processor import Example, VLProcessor
+from vlmodel.sample import Sample, SampleTexts
 from vlmodel.tokens import DecoderInput, Prompts, Tokens
 from vlmodel.weights import WeightsError
 
@@ -178,6 +179,51 @@ def test_every_weight_is_trained_and_a_text_is_learned(
         assert [p.answers[0][0] for rows in found for p in rows] == ["red", "circle", "shape"]
 
 
+@pytest.mark.parametrize("reads", ["streams", "joint"])
+def test_what_the_assistant_says_is_learned_and_nothing_else(
+    reads: str, make_model: Callable[..., Any], processor: VLProcessor, examples: list[Example]
+) -> None:
+    model = make_model(task={"kind": "converse", "head": head(reads=reads)})
+    [task] = model.tasks.values()
+    turns = [
+        ConversationTurn("user", (None, "what is it ?")),
+        ConversationTurn("assistant", ("red",)),
+        ConversationTurn("user", ("what shape ?",)),
+    ]
+    talked = SampleTexts(conversations=((*turns, ConversationTurn("assistant", ("circle",))),))
+    sample = Sample("", examples[0].inputs, talked, frozenset({"image", "conversations"}))
+    [rows] = task.training_rows([sample])
+    example = Example(sample.inputs, tuple(row.text for row in rows), tuple(row.target for row in rows))
+    made = for_tasks(processor, model.tasks)
+    batch = {
+        name: torch.from_numpy(array)
+        for name, array in made.collate_tasks([made.decode_inputs(example)], {"": [example]}).items()
+    }
+    words = [made.tokenizer.convert_ids_to_tokens(ids[mask]) for ids, mask in
+             zip(batch["target_ids_NT"], batch["target_mask_NT"], strict=True)]  # fmt: skip
+    assert words == [["red", "[SEP]"], ["circle", "[SEP]"]]
+    # The second prompt holds the first reply; an encoder of texts reads what is asked last.
+    longer, shorter = batch["prompt_mask_NT"].sum(1).flip(0).tolist()
+    assert longer > shorter + 4
+    if reads == "joint":
+        read = [made.tokenizer.decode(ids, skip_special_tokens=True) for ids in batch["input_ids_NT"]]
+        assert read == ["what is ?", "what shape ?"]
+    output = model(**batch)
+    assert output.count.item() == 4
+    optimizer = torch.optim.Adam(model.parameters(), 0.01)
+    for _ in range(40):
+        optimizer.zero_grad()
+        model(**batch).loss.backward()
+        optimizer.step()
+    [found] = Predictor(model, made).predict([example], 1)
+    assert [prediction.answers[0][0] for prediction in found] == ["red", "circle"]
+
+
+def test_a_head_that_reads_no_conversation() -> None:
+    with pytest.raises(ConfigError, match=r"head.kind='sequence' reads no conversation; use head.kind='llm'"):
+        parse_config(ModelConfig, {"task": {"kind": "converse", "head": {"kind": "sequence"}}})
+
+
 def test_padding_and_neighbours_change_nothing(
     make_model: Callable[..., Any], processor: VLProcessor, examples: list[Example]
 ) -> None:
@@ -329,12 +375,22 @@ def test_a_prompt_longer_than_the_window(
         model(**batch_for(processor, model.tasks, examples))
 
 
+def test_more_pictures_than_the_model_takes(
+    make_model: Callable[..., Any], processor: VLProcessor, examples: list[Example]
+) -> None:
+    model = make_model(task={"kind": "answer", "head": head()})
+    asked = conversation_to_json((ConversationTurn("user", (None, None, "is there a circle ?")),))
+    with pytest.raises(ConversationError, match=r"has places for 2 inputs, and the model takes 1: image; leave out"):
+        predictor_of(model, processor).predict([Example(examples[0].inputs, (asked,))], 1)
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
         ({"architecture": "lama"}, "architecture='lama' is unknown to transformers; close names: llama"),
         ({"architecture": "vit"}, "architecture='vit' is no causal language model"),
         ({"architecture": "bert"}, "architecture='bert' reads texts in both directions"),
+        ({"architecture": "cpmant"}, "takes no inputs_embeds, as which a picture is read; use one such as llama"),
         ({"training": "lora"}, "training='lora' leaves weights as they are, and without pretrained they are random"),
         ({"width": 30, "heads": 4}, "width=30 cannot be shared by heads=4"),
     ],

@@ -276,7 +276,7 @@ class Keep(parts.Fusion):
 
     width = 1
 
-    def adapt(self, name: str, tokens: Tokens) -> Tokens:
+    def adapt_stream(self, name: str, tokens: Tokens) -> Tokens:
         return tokens
 
     def forward(self, streams: Mapping[str, Tokens], **_: bool) -> FusedStream:
@@ -436,8 +436,8 @@ def test_written_texts_are_transformers_own(architecture: str, kind: str, proces
             **given, num_beams=4, num_return_sequences=4, length_penalty=0.0, return_dict_in_generate=True,
             output_scores=True,
         )  # fmt: skip
-        found = actual.answer(encoded, processor, 1, max_new_tokens=9)
-        several = actual.answer(encoded, processor, 4, max_new_tokens=9)
+        found = actual.generate_answers(encoded, processor, 1, max_new_tokens=9)
+        several = actual.generate_answers(encoded, processor, 4, max_new_tokens=9)
     assert [row[0][0] for row in found] == processor.tokenizer.batch_decode(greedy, skip_special_tokens=True)
     written = processor.tokenizer.batch_decode(beams.sequences, skip_special_tokens=True)
     assert len(set(written)) > 4

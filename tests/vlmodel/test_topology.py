@@ -242,7 +242,7 @@ class OtherSequence(parts.Fusion):
 
     width = 8
 
-    def adapt(self, name: str, tokens: Tokens) -> Tokens:
+    def adapt_stream(self, name: str, tokens: Tokens) -> Tokens:
         return tokens
 
     def forward(self, streams: Mapping[str, Tokens], **_: bool) -> FusedStream:

@@ -127,6 +127,22 @@ def test_transformers_token_for_token(architecture: str) -> None:
     assert torch.equal(tokens.pooled_BD, given.pooler_output.flatten(1))
 
 
+@pytest.mark.parametrize("architecture", ["clip_vision_model", "siglip_vision_model", "vit"])
+def test_the_states_of_another_layer(architecture: str) -> None:
+    encoder = make("hf", architecture=architecture, settings=WIDE, image_size=32, layer=-2, pooling="mean").eval()
+    x = pixels()
+    with torch.no_grad():
+        given = encoder.backbone(pixel_values=encoder.normalise_pixels(x), output_hidden_states=True)
+        tokens = encoder(x)
+    assert torch.equal(tokens.x_BTD, given.hidden_states[-2][:, -16:])
+    assert not torch.equal(tokens.x_BTD, given.last_hidden_state[:, -16:])
+    # The last layer is of no use, and so it is not trained.
+    encoder.train()(x).x_BTD.sum().backward()
+    trained = {name for name, p in encoder.named_parameters() if p.requires_grad}
+    assert trained == {name for name, p in encoder.named_parameters() if p.grad is not None}
+    assert not any(".layers.1." in name or ".layer.1." in name for name in trained)
+
+
 @pytest.mark.parametrize(
     ("architecture", "cells"), [("clip_vision_model", (3, 6)), ("dinov2", (3, 6)), ("convnext", (3, 6))]
 )
@@ -475,6 +491,8 @@ def test_settings_of_timm_that_do_not_fit(settings: dict[str, object], message: 
         ({"architecture": "vit_mae"}, "hides most patches"),
         ({"architecture": "vit", "settings": {**WIDE, "patch_size": 64}}, "cannot take images of 32 x 32"),
         ({"architecture": "vit", "settings": WIDE, "frozen_stages": 7}, "frozen_stages=7, and the tower has 3"),
+        ({"architecture": "vit", "settings": WIDE, "layer": -4}, "layer=-4, and the tower has 2 layers"),
+        ({"architecture": "resnet", "layer": -1}, "layer=-1, and the tower has no layers with hidden states"),
     ],
 )
 def test_settings_of_transformers_that_do_not_fit(settings: dict[str, object], message: str) -> None:

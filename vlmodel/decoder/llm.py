@@ -98,6 +98,23 @@ class LanguageModel(parts.TextWriter):
         logits_NTK = self._text_logits(embedded, target_ids_NT, target_mask_NT)
         return sum_token_losses(logits_NTK, target_ids_NT, weights_NT, self.config.label_smoothing)
 
+    def first_logits(self, encoded: DecoderInput) -> Tensor:
+        """The logits (N, K) of the first token that answers each prompt.
+
+        Raises:
+            ConversationError: a prompt is longer than the model's window.
+        """
+        x_NLD, mask_NL = self._embed_prompts(encoded)
+        self._check_context_length(mask_NL)
+        logits_N1K: Tensor = self.inner(
+            inputs_embeds=x_NLD,
+            attention_mask=mask_NL.long(),
+            logits_to_keep=1,
+            use_cache=False,
+            **self._position_ids_argument(mask_NL),
+        ).logits
+        return logits_N1K[:, -1]
+
     def generate_answers(
         self, encoded: DecoderInput, processor: VLProcessor, top_k: int, **settings: Any
     ) -> list[parts.Answers]:

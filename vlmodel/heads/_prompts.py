@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 from weakref import WeakKeyDictionary
 
 from vlmodel.config import ConfigError
@@ -81,12 +81,15 @@ class PromptTemplate:
             )
         self.end = int(end)
 
-    def tokenize_conversation(self, turns: Conversation, system: str = "", limit: int | None = None) -> list[int]:
+    def tokenize_conversation(
+        self, turns: Conversation, system: str = "", limit: int | None = None, behind_input: str = ""
+    ) -> list[int]:
         """The token ids of a conversation, up to the place where the answer begins; negative ids are slots of inputs.
 
         Args:
             system: a first turn of the system, if the conversation has none.
             limit: longer texts are cut to so many tokens.
+            behind_input: what stands behind each input.
 
         Raises:
             ConversationError: the template cannot render it.
@@ -97,11 +100,12 @@ class PromptTemplate:
         turns = _insert_input_slots(turns)
         slots = sum(part is None for turn in turns for part in turn.parts)
         numbers = iter([ALL_STREAMS] if slots == 1 else [-2 - k for k in range(slots)])
+        behind = self.tokenize_plain_text(behind_input)
         texts = [
             [
                 i
                 for part in turn.parts
-                for i in ([next(numbers)] if part is None else self.tokenize_plain_text(part)[:limit])
+                for i in ([next(numbers), *behind] if part is None else self.tokenize_plain_text(part)[:limit])
             ]
             for turn in turns
         ]
@@ -138,9 +142,25 @@ class PromptTemplate:
     def _render_template_pieces(self, roles: tuple[str, ...], answered: bool = False) -> list[list[int]]:
         if (known := self._rendered.get((*roles, str(answered)))) is not None:
             return known
-        marked = [{"role": role, "content": _MARK.format(n)} for n, role in enumerate(roles)]
         try:
-            text = self._tokenizer.apply_chat_template(marked, tokenize=False, add_generation_prompt=not answered)
+            pieces = self._render(roles, answered, as_parts=False)
+        except ConversationError as error:
+            # LLaVA's templates show the parts of a turn, and no plain text.
+            try:
+                pieces = self._render(roles, answered, as_parts=True)
+            except ConversationError:
+                raise error from None
+        ids = [list(self._tokenizer(piece, add_special_tokens=False)["input_ids"]) if piece else [] for piece in pieces]
+        self._rendered[(*roles, str(answered))] = ids
+        return ids
+
+    def _render(self, roles: tuple[str, ...], answered: bool, as_parts: bool) -> list[str]:
+        """The text of the template before each turn's text, and after the last."""
+        marks = [_MARK.format(n) for n in range(len(roles))]
+        contents: list[Any] = [[{"type": "text", "text": mark}] for mark in marks] if as_parts else list(marks)
+        turns = [{"role": role, "content": content} for role, content in zip(roles, contents, strict=True)]
+        try:
+            text = self._tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=not answered)
         except Exception as error:  # templates are programs, and raise anything
             raise ConversationError(
                 f"the chat template of the tokenizer takes no conversation of {', '.join(roles)}: {error}"
@@ -151,12 +171,7 @@ class PromptTemplate:
                 f"the chat template of the tokenizer does not show each turn of {', '.join(roles)} once and in order; "
                 "set head.template='plain', or use another template"
             )
-        ids = [
-            list(self._tokenizer(piece, add_special_tokens=False)["input_ids"]) if piece else []
-            for piece in pieces[::2]
-        ]
-        self._rendered[(*roles, str(answered))] = ids
-        return ids
+        return pieces[::2]
 
 
 def _insert_input_slots(turns: Conversation) -> Conversation:

@@ -50,6 +50,8 @@ class Config(TextHeadPart):
     text. null is "chat" for a pretrained model and "plain" from scratch."""
     system: str = ""
     """What the model is told before each conversation that does not say it itself; "" for nothing."""
+    behind_input: str = ""
+    """What stands in a prompt behind each input, such as a line break in LLaVA-1.5."""
     gradient_checkpointing: bool = False
     """Compute the layers again in the backward pass instead of keeping what they computed: slower, in less memory."""
     label_smoothing: float = Field(0.0, ge=0, lt=1)
@@ -147,10 +149,8 @@ class Config(TextHeadPart):
             ConversationError: one cannot be answered, or has more slots than the model takes inputs.
         """
         template = self._prompt_template(processor)
-        rows = [
-            template.tokenize_conversation(turns, self.system, limit)
-            for turns, limit in zip(conversations, limits, strict=True)
-        ]
+        pairs = zip(conversations, limits, strict=True)
+        rows = [template.tokenize_conversation(turns, self.system, limit, self.behind_input) for turns, limit in pairs]
         most = len(processor.input_names)
         for row in rows:
             if (slots := sum(i < 0 for i in row)) > max(1, most):

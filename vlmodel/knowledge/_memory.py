@@ -29,7 +29,7 @@ class FactMemory(nn.Module):
 
     def __init__(self, config: Config, widths: Mapping[str, int]) -> None:
         super().__init__()
-        self.width, self.read = config.width, config.read
+        self.width, self.read, self.contrast = config.width, config.read, config.contrast
         self.names = sorted(widths)
         self.queries = nn.ModuleDict({name: nn.Linear(widths[name], config.width) for name in self.names})
         self.query = nn.Sequential(nn.LayerNorm(config.width), nn.GELU(), nn.Linear(config.width, config.width))
@@ -65,3 +65,14 @@ class FactMemory(nn.Module):
         mask_NIT = facts.mask_BT[rows_NI] & there_NJ.gather(1, chosen_NI).unsqueeze(-1)
         pooled_ND = (weights_NJ.unsqueeze(-1) * self.value(mean_MF)[index_NJ]).sum(1)
         return Tokens(x_NITD.flatten(1, 2), mask_NIT.flatten(1, 2), pooled_ND), weights_NJ
+
+    def selection_loss(self, weights_NJ: Tensor, right_NJ: Tensor, weights_N: Tensor | None) -> Tensor:
+        """The negative log of the weight of the right facts, summed over the rows that have some.
+
+        Args:
+            right_NJ: True for the facts that say the answer.
+            weights_N: of the rows; one if not given.
+        """
+        right_N = (weights_NJ.float() * right_NJ).sum(1).clamp_min(torch.finfo(torch.float32).tiny)
+        has_N = right_NJ.any(1).float() * (1.0 if weights_N is None else weights_N)
+        return -self.contrast * (right_N.log() * has_N).sum()

@@ -1,14 +1,16 @@
-"""Injection: the facts of a text are appended to it as text, and the language encoder reads both."""
+"""Injection: the facts of a text stand beside it as text, and the language encoder reads both."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import accumulate, chain
 from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple
 
 import numpy as np
 from pydantic import Field
 
 from vlmodel.facts import LinkedFact
+from vlmodel.knowledge._evidence import THEREFORE, split_evidence, with_evidence
 from vlmodel.knowledge_parts import KnowledgePart
 
 if TYPE_CHECKING:
@@ -18,24 +20,47 @@ if TYPE_CHECKING:
 
 
 class Config(KnowledgePart):
-    """Settings of facts as tokens after the text: the model reads each word of a fact, also of one it never saw."""
+    """Settings of facts as tokens beside the text: the model reads each word of a fact, also of one it never saw."""
 
     changes_texts: ClassVar[bool] = True
 
     kind: Literal["injection"] = "injection"
-    layout: Literal["flat", "tree"] = "flat"
-    """"flat": the facts follow the text, each after a separator. "tree": each fact is a branch at the words that name
-    its head, by positions that go on there and by attention that only these words and the fact itself have (K-BERT's
-    soft positions and visible matrix); not every language encoder can do that."""
+    where: Literal["input", "output"] = "input"
+    """"output": a task that writes is trained to name its evidence before it answers: the fact that says the answer,
+    else the one that fits the text best, "strawberry has property red therefore yes". The answer that is judged and
+    served is what follows; the facts of an answer weigh 1 where it named them and 0 where not."""
+    layout: Literal["flat", "before", "tree"] = "flat"
+    """"flat": the facts follow the text, each after a separator. "before": the text follows the facts, which then stand
+    at the same positions however long it is. "tree": each fact is a branch at the words that name its head, by
+    positions that go on there and by attention that only these words and the fact itself have (K-BERT's soft positions
+    and visible matrix); not every language encoder can do that."""
     max_fact_tokens: int = Field(48, ge=4)
-    """Most tokens of all facts behind a text; the last ones are left out as a whole where there are more. They come on
-    top of processor.max_tokens."""
+    """Most tokens of all facts beside a text; the last ones are left out as a whole where there are more. They come on
+    top of processor.max_tokens, and where texts are named as evidence, on top of what processor.max_target_tokens=0
+    finds in the data."""
 
     def max_added_tokens(self) -> int:
         return self.max_fact_tokens
 
     def makes_token_layout(self) -> bool:
         return self.layout == "tree"
+
+    def writes_evidence(self) -> bool:
+        return self.where == "output"
+
+    def added_target_words(self) -> tuple[str, ...]:
+        return (THEREFORE,) if self.writes_evidence() else ()
+
+    def max_added_target_tokens(self) -> int:
+        return self.max_fact_tokens if self.writes_evidence() else 0
+
+    def add_evidence_to_targets(
+        self, targets: Sequence[str | None], facts: Sequence[tuple[LinkedFact, ...]], processor: VLProcessor
+    ) -> list[str | None]:
+        return with_evidence(targets, facts, processor) if self.writes_evidence() else list(targets)
+
+    def split_evidence(self, text: str) -> tuple[str, str]:
+        return split_evidence(text) if self.writes_evidence() else ("", text)
 
     def tokenize(
         self, texts: Sequence[str], facts: Sequence[tuple[LinkedFact, ...]], processor: VLProcessor
@@ -46,7 +71,9 @@ class Config(KnowledgePart):
         keys = [(text, tuple((f.fact.text, f.mention) for f in of_text)) for text, of_text in
                 zip(texts, facts, strict=True)]  # fmt: skip
         row_of = {key: row for row, key in enumerate(dict.fromkeys(keys))}
-        sequences = _tokenize_texts_with_facts(list(row_of), processor, self.max_fact_tokens)
+        sequences = _tokenize_texts_with_facts(
+            list(row_of), processor, self.max_fact_tokens, before=self.layout == "before"
+        )
         row_N = np.array([row_of[key] for key in keys], np.int64)
         left = processor.tokenizer.padding_side == "left"
         ids_UT, mask_UT = _pad_to_longest([s.ids for s in sequences], processor.tokenizer.pad_token_id, left)
@@ -79,9 +106,17 @@ class _TextWithFacts(NamedTuple):
 
 
 def _tokenize_texts_with_facts(
-    keys: Sequence[tuple[str, tuple[tuple[str, tuple[int, int] | None], ...]]], processor: VLProcessor, most: int
+    keys: Sequence[tuple[str, tuple[tuple[str, tuple[int, int] | None], ...]]],
+    processor: VLProcessor,
+    most: int,
+    *,
+    before: bool,
 ) -> list[_TextWithFacts]:
-    """Tokenize distinct texts with their facts; at most ``most`` tokens of facts for each text."""
+    """Tokenize distinct texts with their facts; at most ``most`` tokens of facts for each text.
+
+    Args:
+        before: the facts stand before the text, and not behind it; positions are then those of the sequence.
+    """
     if not keys:
         return []
     tokenizer = processor.tokenizer
@@ -90,7 +125,9 @@ def _tokenize_texts_with_facts(
         return_offsets_mapping=True, return_special_tokens_mask=True,
     )  # fmt: skip
     fact_texts = list(dict.fromkeys(text for _, facts in keys for text, _ in facts))
-    of_facts = tokenizer(fact_texts, add_special_tokens=False)["input_ids"] if fact_texts else []
+    of_facts: list[list[int]] = []
+    if fact_texts:  # What a fact says is data: "[SEP]" in it separates nothing.
+        of_facts = tokenizer(fact_texts, add_special_tokens=False, split_special_tokens=True)["input_ids"]
     ids_of = dict(zip(fact_texts, of_facts, strict=True))
     between = [] if processor.end_id is None else [processor.end_id]
     sequences = []
@@ -99,6 +136,13 @@ def _tokenize_texts_with_facts(
         spans = encoded["offset_mapping"][row]
         # What ends a text ([SEP]; XLNet's <cls>) ends it with its facts, too.
         stop = len(ids) - 1 if ids and special[-1] else len(ids)
+        if before:
+            # What begins a text ([CLS]) begins it with its facts, too.
+            start = next((n for n, is_special in enumerate(special) if not is_special), 0)
+            block = _facts_within([[*ids_of[text], *between] for text, _ in facts], most)
+            together = [*ids[:start], *chain.from_iterable(block), *ids[start:]]
+            sequences.append(_TextWithFacts(together, list(range(len(together))), [0] * len(together), []))
+            continue
         sequence = _TextWithFacts(list(ids[:stop]), list(range(stop)), [0] * stop, [])
         used = 0
         for text, mention in facts:
@@ -117,6 +161,12 @@ def _tokenize_texts_with_facts(
         sequence.branches.extend([0] * (len(ids) - stop))
         sequences.append(sequence)
     return sequences
+
+
+def _facts_within(facts: Sequence[list[int]], most: int) -> Sequence[list[int]]:
+    """The tokens of the first facts that are together at most ``most``."""
+    totals = accumulate(map(len, facts))
+    return facts[: sum(total <= most for total in totals)]
 
 
 def _anchor_token_indices(spans: Sequence[tuple[int, int]], mention: tuple[int, int] | None) -> list[int]:

@@ -73,6 +73,14 @@ def cider_per_image(predicted: Sequence[str], references: Sequence[Sequence[str]
     return np.asarray(Cider().compute_score(truths, results)[1], np.float64)
 
 
+def rouge_l_of_each(predicted: Sequence[str], references: Sequence[Sequence[str]]) -> np.ndarray:
+    """The ROUGE-L of each text; their mean is the ``rouge_l`` of ``caption_scores``."""
+    if not predicted:
+        return np.zeros(0)
+    results, truths = _tokenized_captions(predicted, references)
+    return np.asarray(Rouge().compute_score(truths, results)[1], np.float64)
+
+
 def most_typical_caption(captions: Iterable[str], limit: int = 20_000, seed: int = 0) -> str:
     """The training caption that is most similar to all others: the baseline that gives one caption for all images.
 

@@ -74,7 +74,7 @@ def _ranks_of_images(image_BD: Tensor, text_ND: Tensor, text_image_N: Tensor) ->
 
 
 def _ranks_of_texts(image_BD: Tensor, text_ND: Tensor, text_image_N: Tensor) -> Tensor:
-    """For each image the rank of the best of its texts among those of other images, from 1."""
+    """The rank of each image's most similar own text among the texts of all other images; 1 is the best rank."""
     rows, ranks = max(1, _BLOCK // len(text_ND)), []
     for image_b in torch.arange(len(image_BD), device=text_ND.device).split(rows):
         similarity_bN = image_BD[image_b] @ text_ND.T

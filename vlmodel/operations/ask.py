@@ -35,9 +35,7 @@ class VQARequest(base.InputsRequest):
     questions: list[base.Question] | None = Field(default=None, description="Several questions about the picture.")
     top_k: int = Field(default=5, ge=1, le=20, description="How many ranked answers each question gets.")
     attention: bool = Field(default=False, description="Also return where in its inputs the model looked.")
-    min_knowledge_version: int = Field(
-        default=0, ge=0, description="Wait until the facts have this version, as an edit of them returns it."
-    )
+    min_knowledge_version: base.LeastKnowledgeVersion = 0
 
     @model_validator(mode="after")
     def _check_questions(self) -> VQARequest:
@@ -63,7 +61,7 @@ class QuestionAnswers(BaseModel):
     attention: base.AttentionMap | None = None
     attention_over_time: dict[str, list[float]] = Field(default={}, description=base.OVER_TIME_DESCRIPTION)
     truncated: bool = Field(default=False, description=base.TRUNCATED_DESCRIPTION)
-    facts: list[base.UsedFact] = Field(default=[], description="Facts that the model got with the question, if any.")
+    facts: base.UsedFacts = []
 
 
 class VQAResponse(base.TaskResponse):
@@ -85,7 +83,7 @@ class VQAResponse(base.TaskResponse):
     )
 
     answers: list[QuestionAnswers] = Field(description="One for each question, in the order asked.")
-    knowledge_version: int | None = Field(default=None, description="Version of the facts; null without a store.")
+    knowledge_version: base.KnowledgeVersion = None
 
 
 class VQAOperation(RankedAnswersOperation):
@@ -122,7 +120,7 @@ class VQAOperation(RankedAnswersOperation):
                 attention=base.to_attention_map(prediction),
                 attention_over_time=base.to_attention_over_time(prediction),
                 truncated=is_truncated,
-                facts=base.to_used_facts(prediction),
+                facts=base.to_used_facts(prediction.facts),
             )
             for question, prediction, is_truncated in zip(query.texts, result, truncated, strict=True)
         ]

@@ -26,9 +26,11 @@ from pydantic.config import JsonDict
 from pydantic_core import PydanticCustomError, PydanticKnownError
 
 from vlmodel.config import ConfigError, find_part_config_class, list_part_kinds
+from vlmodel.conversation import asked_text
 from vlmodel.images.base64 import decode_base64
 
 if TYPE_CHECKING:
+    from vlmodel.facts import LinkedFact
     from vlmodel.inference import Prediction, Predictor
     from vlmodel.processor import Example
     from vlmodel.task import Task
@@ -179,6 +181,13 @@ class UsedFact(BaseModel):
     weight: float = Field(ge=0, le=1, description="How well it fits the text.")
 
 
+LeastKnowledgeVersion = Annotated[
+    int, Field(ge=0, description="Wait until the facts have this version, as an edit of them returns it.")
+]
+KnowledgeVersion = Annotated[int | None, Field(description="Version of the facts; null without a store.")]
+UsedFacts = Annotated[list[UsedFact], Field(description="Facts that the model got with the text, if any.")]
+
+
 class AttentionMap(BaseModel):
     """Where the model looked: one weight for each cell of a grid over the resized picture; they sum to 1."""
 
@@ -201,14 +210,14 @@ def merge_singular_and_plural(name: str, value: str | None, values: list[str] | 
     return (value,) if value is not None else tuple(values or ())
 
 
-def to_used_facts(prediction: Prediction) -> list[UsedFact]:
-    """The schema of a prediction's facts."""
+def to_used_facts(facts: Sequence[LinkedFact]) -> list[UsedFact]:
+    """The schema of the facts of a prediction."""
     return [
         UsedFact(
             id=linked.fact.id, head=linked.fact.head, relation=linked.fact.relation, tail=linked.fact.tail,
             source=linked.fact.source, weight=round(linked.weight, 6),
         )
-        for linked in prediction.facts
+        for linked in facts
     ]  # fmt: skip
 
 
@@ -242,7 +251,8 @@ class ModelQuery:
         attention: whether the result includes attention maps.
         stream: whether the answer is sent while it is generated.
         least_version: of the facts that the model gets; 0 for whichever is in use.
-        settings: of generation (``vlmodel.generation.SETTINGS``), and ``seed`` of samples.
+        settings: of generation (``vlmodel.generation.SETTINGS``), and ``seed`` of samples; or what else an operation
+            needs beside the texts.
     """
 
     inputs: Mapping[str, bytes] = field(default_factory=dict)
@@ -313,6 +323,15 @@ class Operation(ABC):
             task: the model's name of the task.
         """
 
+    def problem(self, settings: Mapping[str, Any]) -> tuple[str, str] | None:
+        """Why this model cannot do what a request asks, though another one of the same operation may: the error's code
+        and its message; None where it can.
+
+        Args:
+            settings: of the ``ModelQuery``.
+        """
+        return None
+
     def example_request(self, example: JsonDict, inputs: Mapping[str, str], texts: Sequence[str]) -> JsonDict:
         """One of the documentation's requests, asked about a sample of the model's own data.
 
@@ -321,7 +340,7 @@ class Operation(ABC):
             inputs: in base64, by their names.
             texts: about these.
         """
-        own = dict(example)
+        own, texts = dict(example), [asked_text(text) for text in texts]
         if "image" in example:
             del own["image"]
             further: JsonDict = {name: data for name, data in inputs.items() if name != "image"}

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, model_validator
+from pydantic.config import JsonDict, JsonValue
 from pydantic_core import PydanticCustomError
 
 from vlmodel import conversation
@@ -72,6 +73,14 @@ class StreamOptions(BaseModel):
     include_usage: bool = False
 
 
+class TextFormat(BaseModel):
+    """Plain text, which is the only form of answers."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    type: Literal["text"]
+
+
 class ChatRequest(base.TaskRequest):
     """A conversation, which ends with the user."""
 
@@ -102,6 +111,13 @@ class ChatRequest(base.TaskRequest):
     stream: bool = False
     stream_options: StreamOptions | None = None
     user: str | None = Field(default=None, max_length=512)
+    # What clients send though they want nothing of it.
+    frequency_penalty: float | None = Field(default=None, ge=0, le=0)
+    presence_penalty: float | None = Field(default=None, ge=0, le=0)
+    logprobs: Literal[False] | None = None
+    response_format: TextFormat | None = None
+    store: Literal[False] | None = None
+    min_knowledge_version: base.LeastKnowledgeVersion = 0
 
     @model_validator(mode="before")
     @classmethod
@@ -196,6 +212,8 @@ class ChatResponse(base.TaskResponse):
 
     choices: list[ChatChoice]
     usage: TokenUsage
+    facts: base.UsedFacts = []
+    knowledge_version: base.KnowledgeVersion = None
 
 
 class ChatOperation(base.Operation):
@@ -214,8 +232,9 @@ class ChatOperation(base.Operation):
         inputs = {} if image is None else {"image": image}
         text = conversation.conversation_to_json(turns)
         return base.ModelQuery(
-            inputs, (text,), request.n, stream=request.stream, settings=request.generation_settings()
-        )
+            inputs, (text,), request.n, stream=request.stream, least_version=request.min_knowledge_version,
+            settings=request.generation_settings(),
+        )  # fmt: skip
 
     def response_fields(
         self, query: base.ModelQuery, result: Sequence[WrittenText], truncated: Sequence[bool]
@@ -231,7 +250,23 @@ class ChatOperation(base.Operation):
             for n, one in enumerate(result)
         ]
         usage = TokenUsage(prompt_tokens=read, completion_tokens=written, total_tokens=read + written)
-        return {"choices": choices, "usage": usage}
+        facts, version = base.to_used_facts(result[0].facts), result[0].knowledge_version
+        return {"choices": choices, "usage": usage, "facts": facts, "knowledge_version": version}
+
+    def example_request(self, example: JsonDict, inputs: Mapping[str, str], texts: Sequence[str]) -> JsonDict:
+        picture = inputs.get("image")
+        messages: list[JsonValue] = []
+        for turn in conversation.conversation_from_text(texts[0]):
+            parts: list[JsonValue] = []
+            for part in turn.parts:
+                if part is not None:
+                    parts.append({"type": "text", "text": part})
+                elif picture is not None:
+                    url = f"data:image/png;base64,{picture}"
+                    parts.append({"type": "image_url", "image_url": {"url": url}})
+                    picture = None  # it is sent once
+            messages.append({"role": turn.role, "content": parts})
+        return {**example, "messages": messages}
 
     def run(self, predictor: Predictor, task: str, items: Sequence[base.BatchedRequest]) -> list[list[WrittenText]]:
         results: list[list[WrittenText]] = [[] for _ in items]

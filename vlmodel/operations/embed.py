@@ -67,10 +67,16 @@ class EmbedResponse(base.TaskResponse):
 
 @dataclass(frozen=True)
 class Embeddings:
-    """Vectors of length one in the space of a contrastive model; ``image_D`` is None without an image."""
+    """Vectors of length one in the space of a contrastive model.
+
+    Attributes:
+        image_D: None without an image.
+        tokens: of all texts, as far as they were read.
+    """
 
     image_D: NDArray[np.float32] | None
     text_ND: NDArray[np.float32]
+    tokens: int = 0
 
     @property
     def all_vectors(self) -> NDArray[np.float32]:
@@ -103,7 +109,10 @@ class EmbedOperation(Operation):
         }
 
     def run(self, predictor: Predictor, task: str, items: Sequence[BatchedRequest]) -> list[Embeddings]:
-        return [Embeddings(*vectors) for vectors in predictor.embed([item.example for item in items], task)]
+        examples = [item.example for item in items]
+        tokens = [sum(predictor.processor.token_counts(example.texts)) for example in examples]
+        found = zip(predictor.embed(examples, task), tokens, strict=True)
+        return [Embeddings(image_D, text_ND, count) for (image_D, text_ND), count in found]
 
     def result_agreement(self, champion: Embeddings, challenger: Embeddings) -> float:
         """The smallest cosine between the two models' vectors, at least 0. Models that were trained independently have

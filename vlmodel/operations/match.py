@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 from pydantic import BaseModel, Field, model_validator
 
+from vlmodel.facts import LinkedFact
 from vlmodel.operations import base
 from vlmodel.operations.base import ModelQuery, Operation
+
+if TYPE_CHECKING:
+    from vlmodel.inference import Prediction
 
 _COSINE_TOLERANCE = 0.1
 """Two cosines of a single text agree within this, as there is no other text to rank it against."""
@@ -28,6 +32,7 @@ class MatchRequest(base.InputsRequest):
     image: base.ImageUnlessInputs = Field(default=None, validate_default=True, description=base.IMAGE_DESCRIPTION)
     text: base.OneText = None
     texts: base.SeveralTexts = None
+    min_knowledge_version: base.LeastKnowledgeVersion = 0
 
     @model_validator(mode="after")
     def _check_texts(self) -> MatchRequest:
@@ -51,6 +56,7 @@ class TextMatch(BaseModel):
         default=None, ge=-1, le=1, description="By `similarity`: cosine of the angle between text and picture."
     )
     truncated: bool = Field(default=False, description=base.TRUNCATED_DESCRIPTION)
+    facts: base.UsedFacts = []
 
 
 class MatchResponse(base.TaskResponse):
@@ -85,6 +91,7 @@ class MatchResponse(base.TaskResponse):
     )
     temperature: float | None = Field(default=None, description="By `similarity`: the temperature that was learned.")
     matches: list[TextMatch] = Field(description="One for each text, in the order given.")
+    knowledge_version: base.KnowledgeVersion = None
 
 
 @dataclass(frozen=True)
@@ -96,12 +103,22 @@ class MatchResult:
             None for a single text.
         similarities: cosines, by "similarity".
         temperature: of the softmax, by "similarity".
+        facts: of each text those that the model got with it.
+        knowledge_version: of the store that they are from; None without one.
     """
 
     method: Literal["matching", "similarity"]
     probabilities: Sequence[float | None]
     similarities: Sequence[float] | None = None
     temperature: float | None = None
+    facts: Sequence[Sequence[LinkedFact]] = ()
+    knowledge_version: int | None = None
+
+    @classmethod
+    def with_facts_of(cls, predictions: Sequence[Prediction], **fields: Any) -> MatchResult:
+        """The matches of N texts with what was predicted for them."""
+        version = predictions[0].knowledge_version if predictions else None
+        return cls(**fields, facts=[one.facts for one in predictions], knowledge_version=version)
 
     @property
     def text_scores(self) -> list[float]:
@@ -125,7 +142,9 @@ class MatchOperation(Operation):
     least_agreement: ClassVar[float | None] = 0.7
 
     def query_from_request(self, request: MatchRequest) -> ModelQuery:
-        return ModelQuery(request.inputs_with_image(request.image), request.all_texts())
+        return ModelQuery(
+            request.inputs_with_image(request.image), request.all_texts(), least_version=request.min_knowledge_version
+        )
 
     def response_fields(self, query: ModelQuery, result: MatchResult, truncated: Sequence[bool]) -> dict[str, Any]:
         similarities: Sequence[float | None] = result.similarities or [None] * len(query.texts)
@@ -135,12 +154,17 @@ class MatchOperation(Operation):
                 probability=None if share is None else base.clip_probability(share),
                 similarity=None if cosine is None else min(1.0, max(-1.0, cosine)),
                 truncated=is_truncated,
+                facts=base.to_used_facts(facts),
             )
-            for text, share, cosine, is_truncated in zip(
-                query.texts, result.probabilities, similarities, truncated, strict=True
+            for text, share, cosine, is_truncated, facts in zip(
+                query.texts, result.probabilities, similarities, truncated, result.facts or [()] * len(query.texts),
+                strict=True,
             )
-        ]
-        return {"method": result.method, "temperature": result.temperature, "matches": matches}
+        ]  # fmt: skip
+        return {
+            "method": result.method, "temperature": result.temperature, "matches": matches,
+            "knowledge_version": result.knowledge_version,
+        }  # fmt: skip
 
     def result_agreement(self, champion: MatchResult, challenger: MatchResult) -> float:
         """1 if both rank the same text first; of a single text, if both say that it fits, or if cosines are close."""

@@ -37,6 +37,14 @@ class ClassificationTask(Task):
         """The class of a right answer, -1 if it is none of them."""
         raise NotImplementedError
 
+    def is_possible_answer(self, answer: str, processor: VLProcessor) -> bool:
+        return self.class_id(answer, processor) >= 0
+
+    def is_same_answer(self, answer: str, other: str, processor: VLProcessor) -> bool:
+        """Whether they are of one class; where they are none, whether they are the same words."""
+        one, two = (self.class_id(text, processor) for text in (answer, other))
+        return one == two if max(one, two) >= 0 else super().is_same_answer(answer, other, processor)
+
     def build_classifier(self, width: int, classes: int, *, counts_unknown: bool = True) -> Classifier:
         """The head; see ``Classifier``."""
         from vlmodel.decoder.classifier import Classifier

@@ -9,7 +9,7 @@ import numpy as np
 from pydantic import Field
 
 from vlmodel.config import ConfigError, part_field
-from vlmodel.conversation import conversation_from_text, insert_facts, is_conversation_text
+from vlmodel.conversation import asked_text, conversation_from_text, insert_facts, is_conversation_text
 from vlmodel.operations.base import Operation
 from vlmodel.operations.chat import ChatOperation
 from vlmodel.task import Task
@@ -89,7 +89,9 @@ class GenerationTask(Task):
         limits = [None if is_conversation_text(text) else processor.config.max_tokens for text in texts]
         known = [[linked.fact.text for linked in of_row] for of_row in facts]
         turns = [insert_facts(conversation_from_text(text), of_row) for text, of_row in zip(texts, known, strict=True)]
-        return super().collate_texts(texts, facts, processor) | self.text_head.collate_prompts(turns, limits, processor)
+        # An encoder of texts, where there is one, reads the last thing that was said.
+        encoded = super().collate_texts([asked_text(text) for text in texts], facts, processor)
+        return encoded | self.text_head.collate_prompts(turns, limits, processor)
 
     def collate_targets(
         self, targets: Sequence[str | None], arrays: Mapping[str, NDArray[np.generic]], processor: VLProcessor

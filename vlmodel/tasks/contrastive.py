@@ -14,18 +14,20 @@ from vlmodel.encoder_parts import IMAGE, input_of_stream
 from vlmodel.judging import AnsweredRows, BaselineScores, ExampleAnswer, Judgement, NothingToJudgeError
 from vlmodel.metrics.scores import ExampleScores
 from vlmodel.operations.base import BatchedRequest, Operation
+from vlmodel.operations.classify import CLASSES, ClassifyOperation
 from vlmodel.operations.embed import EmbedOperation
 from vlmodel.operations.match import MatchOperation, MatchResult
 from vlmodel.sample import TEXTS, Sample, SampleTexts
 from vlmodel.task import Task, TaskRow
 from vlmodel.tasks._judging import split_baseline_metrics
 from vlmodel.tasks._texts import captions_of
+from vlmodel.zero_shot import class_probabilities, class_vectors
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
-    from vlmodel.inference import Predictor
+    from vlmodel.inference import Prediction, Predictor
     from vlmodel.parts import Answers, Decoder, Vocabulary
     from vlmodel.processor import VLProcessor
     from vlmodel.tokens import DecoderInput
@@ -43,13 +45,36 @@ class MatchBySimilarity(MatchOperation):
     def run(self, predictor: Predictor, task: str, items: Sequence[BatchedRequest]) -> list[MatchResult]:
         predictions = predictor.predict([item.example for item in items], top_k=1, task=task)
         temperature: float = predictor.model.decoder.task_decoders()[task].temperature
-        return [_softmax_matches([p.answers[0][1] for p in of_item], temperature) for of_item in predictions]
+        return [_softmax_matches(of_item, temperature) for of_item in predictions]
+
+
+class ClassifyByPrompts(ClassifyOperation):
+    """Zero-shot: classes that are named with each request, by texts made of their names (``vlmodel.zero_shot``)."""
+
+    rank: ClassVar[int] = 1  # a classifier knows its classes from examples
+    least_agreement: ClassVar[float | None] = 0.7
+
+    def problem(self, settings: Mapping[str, Any]) -> tuple[str, str] | None:
+        if CLASSES in settings:
+            return None
+        return "no_classes", "this model has no classes of its own; name those to choose among in 'classes'"
+
+    def run(self, predictor: Predictor, task: str, items: Sequence[BatchedRequest]) -> list[list[Prediction]]:
+        temperature: float = predictor.model.decoder.task_decoders()[task].temperature
+        embedded = predictor.embed([item.example for item in items], task)
+        return [
+            [_choose_class(item, input_D, text_ND, temperature)]
+            for item, (input_D, text_ND) in zip(items, embedded, strict=True)
+        ]
+
+    def warm_up(self, task: Task) -> Iterable[tuple[int, bool]]:
+        return ((5, False),)
 
 
 class Config(Task):
-    """One space for images and texts; it reads the encoders' streams, and needs neither topology nor fusion."""
+    """Images and texts as vectors of one space. They come from the encoders; topology and fusion are not used."""
 
-    operations: ClassVar[tuple[Operation, ...]] = (MatchBySimilarity(), EmbedOperation())
+    operations: ClassVar[tuple[Operation, ...]] = (MatchBySimilarity(), EmbedOperation(), ClassifyByPrompts())
 
     kind: Literal["contrastive"] = "contrastive"
     stream: str = "vision"
@@ -176,12 +201,29 @@ class Config(Task):
         ]
 
 
-def _softmax_matches(cosines: Sequence[float], temperature: float) -> MatchResult:
+def _choose_class(
+    item: BatchedRequest, input_D: NDArray[np.float32] | None, text_ND: NDArray[np.float32], temperature: float
+) -> Prediction:
+    """The best classes of one request; without the input that is compared all are as probable."""
+    from vlmodel.inference import Prediction
+
+    # The requests of a warm-up name none: their texts stand for classes.
+    names = item.settings.get(CLASSES, item.example.texts)
+    compared_D = np.zeros(text_ND.shape[1], np.float32) if input_D is None else input_D
+    [probability_C] = class_probabilities(compared_D[None], class_vectors(text_ND, len(names)), temperature)
+    order = np.argsort(-probability_C, kind="stable")[: item.top_k].tolist()
+    return Prediction([(names[n], float(probability_C[n])) for n in order])
+
+
+def _softmax_matches(predictions: Sequence[Prediction], temperature: float) -> MatchResult:
+    cosines = [prediction.answers[0][1] for prediction in predictions]
     scores_N = np.array(cosines) / temperature
     shares_N = np.exp(scores_N - scores_N.max())
     shares_N /= shares_N.sum()
     probabilities: list[float | None] = [None] if len(cosines) == 1 else shares_N.tolist()
-    return MatchResult("similarity", probabilities, cosines, temperature)
+    return MatchResult.with_facts_of(
+        predictions, method="similarity", probabilities=probabilities, similarities=cosines, temperature=temperature
+    )
 
 
 def _rows_with_image_embedding(answered: AnsweredRows) -> NDArray[np.int64]:

@@ -38,7 +38,12 @@ class MatchByClass(MatchOperation):
 
     def run(self, predictor: Predictor, task: str, items: Sequence[BatchedRequest]) -> list[MatchResult]:
         predictions = predictor.predict([item.example for item in items], top_k=2, task=task)
-        return [MatchResult("matching", [dict(p.answers)[MATCH] for p in of_item]) for of_item in predictions]
+        return [
+            MatchResult.with_facts_of(
+                of_item, method="matching", probabilities=[dict(p.answers)[MATCH] for p in of_item]
+            )
+            for of_item in predictions
+        ]
 
 
 class Config(ClassificationTask):

@@ -52,6 +52,9 @@ class Config(TowerConfig):
     """"pretrained": those of ``name`` (safetensors); the file of a state dict; or "" to train from scratch."""
     output: Literal["grid", "pooled"] = "grid"
     """A token for each patch or cell of the last map, or the pooled vector as the only token."""
+    layer: int | None = None
+    """Of a transformer, whose hidden states the tokens are: -1 is behind the last layer, -2 before it, as in LLaVA,
+    without the norm that follows the last one; null is the tower's output."""
     resolved: dict[str, Any] | None = None
     """transformers' configuration of the tower; filled in when the model is created, and stored with it."""
 
@@ -65,6 +68,7 @@ class Config(TowerConfig):
         if self.architecture and self.resolved is None:
             _check_architecture(self.architecture)
         if self.can_build_without_files():
+            self._check_layer()
             measured = self.output_shapes()
             if self.frozen_stages and self.frozen_stages >= len(measured.stages):
                 raise ValueError(
@@ -72,6 +76,14 @@ class Config(TowerConfig):
                     "or frozen=true"
                 )
         return self
+
+    def _check_layer(self) -> None:
+        count = getattr(self.transformers_config(), "num_hidden_layers", None)
+        if self.layer is not None and not (isinstance(count, int) and -count - 1 <= self.layer <= count):
+            raise ValueError(
+                f"layer={self.layer}, and the tower has {count or 'no'} layers with hidden states; choose one of "
+                "these, counted from the end (-2) or from the embeddings (0), or leave layer out"
+            )
 
     def resolve_settings(self, image_size: tuple[int, int]) -> Config:
         resolved = self._resolve_architecture()
@@ -115,8 +127,10 @@ class Config(TowerConfig):
         options: dict[str, Any] = {}
         if size != _image_size_in_config(backbone.config) and _can_interpolate_positions(backbone):
             options = {"interpolate_pos_encoding": True}
-        given = backbone(pixel_values=x_BCHW, **options)
+        given = backbone(pixel_values=x_BCHW, output_hidden_states=self.layer is not None, **options)
         x, pooled = given.last_hidden_state, getattr(given, "pooler_output", None)
+        if self.layer is not None:
+            x = given.hidden_states[self.layer]
         pooled_BF = pooled.flatten(1) if pooled is not None and self.pooling == "own" else None
         if x.ndim == 4:
             return BackboneOutputs([x.permute(0, 2, 3, 1)], pooled_BF, False)

@@ -9,7 +9,7 @@ from vlmodel.config import ConfigError
 
 
 class Config(parts.VisionPart):
-    """A model without images, of texts and further inputs (``model.inputs``)."""
+    """Settings of a model that reads no images, but texts and further inputs (``model.inputs``)."""
 
     reads_images: ClassVar[bool] = False
 

@@ -286,6 +286,17 @@ def guess_image_extension(data: bytes) -> str | None:
     return image_extension(data[:_HEAD])
 
 
+def extension_of_image_bytes(data: bytes) -> str:
+    """The usual extension of an image file by its first bytes.
+
+    Raises:
+        SampleError: UNDECODABLE_IMAGE where they are no image's.
+    """
+    if (extension := guess_image_extension(data)) is not None:
+        return extension
+    raise SampleError(UNDECODABLE_IMAGE, f"bytes that start with {data[:8]!r} are no image of a known kind")
+
+
 def is_image(name: str) -> bool:
     """Whether a file's name has an image's extension."""
     return suffix_of(name) in MEDIUM.extensions

@@ -41,6 +41,7 @@ class SplitCounts:
     samples: int = 0
     captions: int = 0
     questions: int = 0
+    conversations: int = 0
     unanswered: int = 0
     classes: int = 0
     inputs: dict[str, int] = field(default_factory=dict)
@@ -193,6 +194,7 @@ def _write_sample(
     if TEXT in needed:
         counts.captions += len(sample.texts.captions)
         counts.questions += len(sample.texts.questions)
+        counts.conversations += len(sample.texts.conversations)
         counts.classes += sample.texts.label is not None
         counts.unanswered += sum(question.answer is None for question in sample.texts.questions)
     return None

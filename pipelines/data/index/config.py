@@ -43,7 +43,7 @@ class IndexConfig(ConfigSection):
     max_letters: int = Field(TextLimits.letters, ge=1)
     """Samples with a caption, question or answer of more letters are left out."""
     max_texts: int = Field(TextLimits.texts, ge=1)
-    """Samples with more captions and questions, or a question with more answers, are left out."""
+    """Samples with more captions, questions and replies, or a question with more answers, are left out."""
     force: bool = Field(False, json_schema_extra=MAY_CHANGE)
     """Read every tar again, also those whose size and modification time are unchanged."""
     report: bool = Field(False, json_schema_extra=MAY_CHANGE)

@@ -18,9 +18,9 @@ from pipelines.data.tars.shards import SPLITS
 from pipelines.storage.folder import Folder
 
 FOLDER = "_index"
-FORMAT = 4
+FORMAT = 5
 """Of all files of an index; an index of another format is built anew."""
-TEXT_COUNTS = ("questions", "captions")
+TEXT_COUNTS = ("questions", "captions", "conversations")
 """Texts that are counted for each shard and split; a column of ``SHARD_SCHEMA`` is named ``questions_train``."""
 READERS = 16
 """Threads that read parts of the index."""

@@ -79,7 +79,7 @@ class IndexedShard:
         size: in bytes.
         part: its part of the index.
         present: number of samples by what they have (``vlmodel.sample.Sample.present``).
-        questions, captions: number of texts.
+        questions, captions, conversations: number of texts.
         repeated: rows of the samples file that are left out, as an earlier shard has the same key.
     """
 
@@ -91,6 +91,7 @@ class IndexedShard:
     present: dict[str, dict[frozenset[str], int]]
     questions: dict[str, int]
     captions: dict[str, int]
+    conversations: dict[str, int]
     repeated: tuple[int, ...] = field(default=(), repr=False)
 
     @property

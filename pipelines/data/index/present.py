@@ -1,4 +1,4 @@
-"""What samples have, in the files of an index: names of inputs, "captions" and "questions", joined by commas."""
+"""What samples have, in the files of an index: names of inputs and kinds of texts, joined by commas."""
 
 from __future__ import annotations
 

@@ -33,16 +33,24 @@ def describe_index(index: Index, shards: pa.Table) -> str:
         shards: rows of ``SHARD_SCHEMA``.
     """
     lines = [f"index {index.hash[:12]} of {index.tars}", "", f"{'split':<8}{'shards':>10}{'samples':>12}"]
-    lines[-1] += f"{'questions':>12}{'captions':>12}"
+    # Few data have conversations.
+    has_conversations = any(sum(shard.conversations.values()) for shard in index.shards)
+    counted = [what for what in TEXT_COUNTS if what != "conversations" or has_conversations]
+    lines[-1] += "".join(f"{what:>{_width(what)}}" for what in counted)
     for split in SPLITS:
         if of_split := [shard for shard in index.shards if split in shard.present]:
-            texts = [sum(getattr(shard, what)[split] for shard in of_split) for what in TEXT_COUNTS]
+            texts = {what: sum(getattr(shard, what)[split] for shard in of_split) for what in counted}
             row = f"{split:<8}{len(of_split):>10,}{index.counts()[split]:>12,}"
-            lines.append(row + f"{texts[0]:>12,}{texts[1]:>12,}")
+            lines.append(row + "".join(f"{count:>{_width(what)},}" for what, count in texts.items()))
     lines += ["", *_describe_inputs(index), *_describe_tars(index, shards), *_describe_passed_over(index)]
     lines += describe_survey(index.survey())
     lines += ["", *describe_faults(index.quarantine(), index.quarantine_counts())]
     return "\n".join(lines)
+
+
+def _width(what: str) -> int:
+    """Of a column with this title."""
+    return max(12, len(what) + 3)
 
 
 def _describe_inputs(index: Index) -> Iterator[str]:

@@ -25,6 +25,7 @@ from pipelines.data.tars.inputs import (
 )
 from pipelines.data.tars.member_names import path_leaves_folder, split_name
 from pipelines.data.tars.sample import TextLimits, hash_texts, parse_group, parse_texts
+from vlmodel.conversation import format_transcript
 from vlmodel.media.base import CheckLimits, MediumError
 from vlmodel.media.registry import all_media
 from vlmodel.sample import SampleTexts
@@ -38,6 +39,7 @@ _COLUMNS = {
     **{f"{kind}_{what}": pa.int64() for kind in TEXT_EXTENSIONS for what in ("offset", "size")},
     "captions": pa.int32(),
     "questions": pa.int32(),
+    "conversations": pa.int32(),
     "texts_hash": pa.binary(16),
     "text_hashes": pa.list_(pa.uint32()),
 }
@@ -55,9 +57,9 @@ def sample_schema(inputs: Mapping[str, str]) -> pa.Schema:
     Offsets and sizes are bytes of the tar. ``key_hash`` is the first 8 bytes of sha256(key), big-endian;
     ``split_hash``, by which validation samples are chosen, is the same of the sample's group, or of its key where it
     has none. ``present`` is what the sample has, as ``join_input_names`` writes it. ``texts_hash`` is ``hash_texts`` of
-    the text members, ``text_hashes`` are CRC-32 of each caption and question in lower case, to count the texts that two
-    splits share. An input has columns as ``image.offset``, of which ``extension`` is what the member's name ends in,
-    and those of its medium, as ``image.width``.
+    the text members, ``text_hashes`` are CRC-32 of each caption, question and conversation in lower case, to count the
+    texts that two splits share. An input has columns as ``image.offset``, of which ``extension`` is what the member's
+    name ends in, and those of its medium, as ``image.width``.
 
     Args:
         inputs: the medium of each input but texts; "" where no sample has it.
@@ -236,15 +238,19 @@ def _parse_texts(data: Mapping[str, bytes | None], rules: SampleRules) -> Sample
         return SampleTexts()
     texts = parse_texts(data.get("json"), data.get("txt"), rules.text_limits, data.get("cls"))
     if rules.input_requirements[TEXT] and not texts.present_kinds:
-        raise SampleError(FaultReason.MISSING_TEXT, "no caption, no question and no class in .json, .txt or .cls")
+        raise SampleError(
+            FaultReason.MISSING_TEXT, "no caption, question, conversation or class in .json, .txt or .cls"
+        )
     return texts
 
 
 def _text_count_columns(texts: SampleTexts) -> Row:
     # Classes are in many samples, so they are no sign of a text that two splits share.
-    all_texts = [*texts.captions, *(question.question for question in texts.questions)]
+    questions = (question.question for question in texts.questions)
+    all_texts = [*texts.captions, *questions, *map(format_transcript, texts.conversations)]
     return {
         "captions": len(texts.captions),
         "questions": len(texts.questions),
+        "conversations": len(texts.conversations),
         "text_hashes": [crc32(text.lower().encode()) for text in all_texts],
     }

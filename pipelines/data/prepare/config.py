@@ -22,7 +22,7 @@ class PrepareConfig(ConfigSection):
     max_aspect: float = Field(0.0, ge=0)
     """Images whose longer side is more than this many times the shorter one are dropped; 0 allows all."""
     min_chars: int = Field(0, ge=0)
-    """Captions and questions of fewer characters are left out; a sample is dropped where none is left."""
+    """Captions and questions of fewer characters are left out; a sample is dropped where no text is left."""
     max_chars: int = Field(0, ge=0)
     """Captions and questions of more characters are left out, as above; 0 allows all."""
     languages: list[str] = []

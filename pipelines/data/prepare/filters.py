@@ -54,7 +54,7 @@ def find_size_fault(width: int, height: int, config: PrepareConfig) -> DropCause
 
 
 def texts_of_valid_length(texts: SampleTexts, config: PrepareConfig) -> SampleTexts:
-    """The captions and questions of valid length, and the class."""
+    """The captions and questions of valid length, the conversations and the class."""
 
     def has_valid_length(text: str) -> bool:
         return len(text) >= config.min_chars and (not config.max_chars or len(text) <= config.max_chars)
@@ -63,6 +63,7 @@ def texts_of_valid_length(texts: SampleTexts, config: PrepareConfig) -> SampleTe
         tuple(caption for caption in texts.captions if has_valid_length(caption)),
         tuple(question for question in texts.questions if has_valid_length(question.question)),
         texts.label,
+        texts.conversations,
     )
 
 
@@ -72,11 +73,11 @@ def find_text_fault(valid: SampleTexts, texts: SampleTexts, config: PrepareConfi
     Args:
         valid: ``texts_of_valid_length(texts)``.
     """
-    left = _captions_and_questions(valid)
+    left = _texts_about_language(valid)
     if not left and texts.label is not None:
         return None
     if not left:
-        lengths = sorted(map(len, _captions_and_questions(texts)))
+        lengths = sorted(map(len, _texts_about_language(texts)))
         listed = f"{len(lengths)} texts of {lengths[0]} to {lengths[-1]} characters"
         return DropCause(
             DropReason.TEXT_LENGTH,
@@ -96,17 +97,20 @@ def find_text_fault(valid: SampleTexts, texts: SampleTexts, config: PrepareConfi
 def merge_texts(first: SampleTexts, *others: SampleTexts) -> SampleTexts:
     """The texts of a sample, and those of others that it does not have."""
     captions, questions, label = list(first.captions), list(first.questions), first.label
+    conversations = list(first.conversations)
     for texts in others:
         captions += [caption for caption in texts.captions if caption not in captions]
         questions += [question for question in texts.questions if question not in questions]
+        conversations += [turns for turns in texts.conversations if turns not in conversations]
         label = label or texts.label
-    return SampleTexts(tuple(captions), tuple(questions), label)
+    return SampleTexts(tuple(captions), tuple(questions), label, tuple(conversations))
 
 
 def count_texts(texts: SampleTexts) -> int:
-    """Number of captions and questions."""
-    return len(texts.captions) + len(texts.questions)
+    """Number of captions, questions and conversations."""
+    return len(texts.captions) + len(texts.questions) + len(texts.conversations)
 
 
-def _captions_and_questions(texts: SampleTexts) -> list[str]:
-    return [*texts.captions, *(question.question for question in texts.questions)]
+def _texts_about_language(texts: SampleTexts) -> list[str]:
+    said = (turn.text for turns in texts.conversations for turn in turns)
+    return [*texts.captions, *(question.question for question in texts.questions), *said]

@@ -18,6 +18,7 @@ from pipelines.data.tars.reader import ShardReader
 from pipelines.data.tars.shards import SPLITS
 from pipelines.errors import DataError
 from pipelines.report.html import render_page
+from vlmodel.conversation import format_transcript
 from vlmodel.images.errors import ImageError
 from vlmodel.images.pillow import open_image
 from vlmodel.sample import Sample
@@ -90,6 +91,7 @@ def _make_thumbnail(data: bytes) -> bytes | None:
 
 
 def _choose_texts_to_show(record: Sample) -> list[str]:
-    texts = [*record.texts.captions, *(q.question for q in record.texts.questions)]
+    said = map(format_transcript, record.texts.conversations)
+    texts = [*record.texts.captions, *(q.question for q in record.texts.questions), *said]
     shown = [text if len(text) <= _MAX_CHARS else f"{text[:_MAX_CHARS]}…" for text in texts[:_MAX_TEXTS]]
     return shown + ([f"and {len(texts) - _MAX_TEXTS} more"] if len(texts) > _MAX_TEXTS else [])

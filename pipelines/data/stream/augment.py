@@ -13,6 +13,7 @@ import numpy as np
 from pydantic import Field, field_validator
 
 from vlmodel.config import ConfigSection
+from vlmodel.conversation import ConversationTurn
 from vlmodel.sample import SampleTexts
 
 _SIDES = re.compile(r"\b(?:left|right)(?:s|most|wards?)?\b", re.IGNORECASE)
@@ -92,7 +93,7 @@ def augment_image(pixels_HWC: np.ndarray, config: AugmentConfig, rng: np.random.
 
 
 def swap_left_and_right(texts: SampleTexts, swap: Mapping[str, str]) -> SampleTexts:
-    """The texts of a mirrored image: captions, questions, answers and the class."""
+    """The texts of a mirrored image: captions, questions, answers, conversations and the class."""
     pairs = frozenset((a.lower(), b.lower()) for a, b in swap.items())
     return SampleTexts(
         tuple(_swap_words(caption, pairs) for caption in texts.captions),
@@ -106,6 +107,7 @@ def swap_left_and_right(texts: SampleTexts, swap: Mapping[str, str]) -> SampleTe
             for q in texts.questions
         ),
         None if texts.label is None else _swap_words(texts.label, pairs),
+        tuple(tuple(_swap_in_turn(turn, pairs) for turn in turns) for turns in texts.conversations),
     )
 
 
@@ -116,11 +118,16 @@ def all_texts(texts: SampleTexts) -> Iterator[str]:
         yield texts.label
     for question in texts.questions:
         yield from (question.question, *(() if question.answer is None else (question.answer,)), *question.answers)
+    yield from (turn.text for turns in texts.conversations for turn in turns)
 
 
 def names_a_side(text: str) -> bool:
     """Whether a text says left or right, which a mirror image makes false."""
     return _SIDES.search(text) is not None
+
+
+def _swap_in_turn(turn: ConversationTurn, pairs: frozenset[tuple[str, str]]) -> ConversationTurn:
+    return ConversationTurn(turn.role, tuple(part and _swap_words(part, pairs) for part in turn.parts))
 
 
 def _swap_words(text: str, pairs: frozenset[tuple[str, str]]) -> str:

@@ -9,6 +9,7 @@ import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
+from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
@@ -28,6 +29,8 @@ from pipelines.data.tars.reader import ShardReader
 from pipelines.errors import DataError
 from pipelines.knowledge.errors import KnowledgeError
 from pipelines.knowledge.opened import FactSource, open_fact_linker
+from pipelines.knowledge.store import FactStore
+from pipelines.knowledge.trained_facts import TrainedFacts
 from vlmodel.array_names import prefix_array_names, select_task_arrays
 from vlmodel.encoder_parts import IMAGE, TEXT, stream_of_input
 from vlmodel.media.base import MediumError
@@ -55,6 +58,8 @@ class Source:
         processor: folder of the saved VLProcessor, whose tasks decide which samples are read.
         facts: the store of which a model that reads facts gets them; others do without.
         answering: the task for which samples are read that it can answer; None reads those that training uses.
+        teacher: folder of the processor of a model that is learned from, for which batches of training have the rows,
+            too; "" for none.
         features: feature caches, of each stream at most one. With that of an input, a batch has features in place of
             its arrays, and it is not read; with one of "language" each task has ``text_features_UTF`` and
             ``text_features_mask_UT`` of its distinct texts.
@@ -71,6 +76,7 @@ class Source:
     gpu: str = ""
     answering: str | None = None
     facts: FactSource | None = None
+    teacher: str = ""
 
     def plan_order(self, *, seed: int = 0, window: int = 65536, block: int = 1, shuffle: bool) -> Plan:
         """Plan the order in which this source's samples are read.
@@ -92,7 +98,8 @@ class SourceMixture:
     members: tuple[Source, ...]
 
     def __post_init__(self) -> None:
-        assert len({(member.processor, member.features, member.facts) for member in self.members}) == 1
+        same = ("processor", "features", "facts", "teacher")
+        assert len({tuple(getattr(member, name) for name in same) for member in self.members}) == 1
 
     @property
     def processor(self) -> str:
@@ -105,6 +112,10 @@ class SourceMixture:
     @property
     def facts(self) -> FactSource | None:
         return self.members[0].facts
+
+    @property
+    def teacher(self) -> str:
+        return self.members[0].teacher
 
 
 def enable_gpu_decoding(source: Source | SourceMixture, gpu: str) -> Source | SourceMixture:
@@ -162,6 +173,7 @@ class OpenedSamples:
         members = source.members if isinstance(source, SourceMixture) else (source,)
         self.sources = [_open_source(member) for member in members]
         self.processor = _load_processor_with_facts(source.processor, source.facts)
+        self.teacher = _load_processor_with_facts(source.teacher, source.facts) if source.teacher else None
         self._features = {cache.stream: cache for cache in source.features}
         self.size = sum(opened.size for opened in self.sources)
         self.tasks_with_samples_without_targets = [
@@ -427,11 +439,15 @@ def _load_processor_with_facts(folder: str, facts: FactSource | None) -> VLProce
     return processor
 
 
-def connect_fact_lookup(processor: VLProcessor, facts: FactSource | None) -> None:
+def connect_fact_lookup(processor: VLProcessor, facts: FactSource | None, model: str | Path = "") -> None:
     """Connect a processor to the store of facts in which its model looks facts up, if it reads any.
 
+    Args:
+        model: folder of a trained one, which may say with which facts it was trained.
+
     Raises:
-        KnowledgeError: it does, and there is no store, or none that can be searched in the model's way.
+        KnowledgeError: it does, and there is no store, or none that can be searched in the model's way or as in its
+            training.
     """
     if not processor.knowledge.reads_facts:
         return
@@ -441,6 +457,8 @@ def connect_fact_lookup(processor: VLProcessor, facts: FactSource | None) -> Non
         )
     linker = open_fact_linker(facts)
     linker.check(processor.knowledge.link)
+    if model and processor.knowledge.link.by != "names" and (trained := TrainedFacts.load(model)) is not None:
+        trained.check_encoder(FactStore(facts.store).encoder)
     processor.finder = linker
 
 

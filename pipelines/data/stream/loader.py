@@ -36,6 +36,9 @@ PROVENANCE = frozenset({"step", "source_B", "epoch_B", "shard_B", "row_B", "coun
 PIXELS = f"{IMAGE}.pixels_BHWC"
 """The images of a batch."""
 
+TEACHER = "(teacher)"
+"""Stands before the names of the arrays that a teacher reads, as a task's name does; no task and no input has it."""
+
 ORIGIN = ("source_B", "epoch_B", "shard_B", "row_B")
 """The fields of ``SampleIndices``."""
 
@@ -108,7 +111,11 @@ class MicroBatches(BatchLoader):
             of_samples |= prefix_array_names(task, samples.processor.tasks[task].collate_samples(records, weight))
         masks = samples.places_of_inputs_in_batch(self._drop_inputs(samples, records, indices)) | of_samples
         provenance = _sample_provenance(indices, number // self.accumulation, weight)
-        return samples.processor.collate_rows(examples) | masks | provenance
+        arrays = samples.processor.collate_rows(examples) | masks | provenance
+        if samples.teacher is not None:
+            (of_task,) = examples.values()
+            arrays |= prefix_array_names(TEACHER, samples.teacher.collate_rows({"": of_task}))
+        return arrays
 
     def load_inputs_of_rows(self, rows: Arrays) -> Arrays:
         samples, indices = open_samples(self.source), _sample_indices_of(rows)

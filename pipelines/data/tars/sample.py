@@ -20,6 +20,7 @@ from typing import Annotated, Any, NoReturn
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, ValidationError
 
 from pipelines.data.tars.errors import FaultReason, SampleError
+from vlmodel.conversation import Conversation, ConversationTurn, find_turn_fault
 from vlmodel.sample import Question, SampleTexts
 
 GROUP = "group"
@@ -28,7 +29,7 @@ GROUP = "group"
 CLASS = "class"
 """Key of a sample's class in its JSON."""
 
-_TEXT_KEYS = frozenset({"captions", "questions"})
+_TEXT_KEYS = frozenset({"captions", "questions", "conversations"})
 # Signs that a JSON text has a number that Python accepts and JSON does not, or one that overflows.
 _NO_NUMBERS = ("NaN", "Infinity")
 _LARGE_NUMBER = re.compile(r"[0-9](?:[eE]\+?[0-9]{3}|[0-9]{299})")
@@ -41,8 +42,8 @@ class TextLimits:
     """Limits of a sample's texts.
 
     Attributes:
-        letters: of a caption, a question or an answer.
-        texts: captions and questions of a sample; also answers to a question.
+        letters: of a caption, a question, an answer or a turn of a conversation.
+        texts: captions, questions and turns of the assistant of a sample; also answers to a question.
     """
 
     letters: int = 10_000
@@ -65,6 +66,16 @@ class _QuestionRecord(BaseModel):
     id: Annotated[str | None, BeforeValidator(_convert_id_to_text)] = None
 
 
+class _TurnRecord(BaseModel):
+    model_config = ConfigDict(strict=True, frozen=True)
+
+    role: str
+    content: str | tuple[str | None, ...]
+
+    def to_turn(self) -> ConversationTurn:
+        return ConversationTurn(self.role, (self.content,) if isinstance(self.content, str) else self.content)
+
+
 class _TextsRecord(BaseModel):
     """Other keys are the source's metadata, which are ignored here."""
 
@@ -72,6 +83,7 @@ class _TextsRecord(BaseModel):
 
     captions: tuple[_Text, ...] = ()
     questions: tuple[_QuestionRecord, ...] = ()
+    conversations: tuple[Annotated[tuple[_TurnRecord, ...], Field(min_length=1)], ...] = ()
     label: Annotated[_Text | None, BeforeValidator(_convert_id_to_text)] = Field(None, alias=CLASS)
     caption: Annotated[Any, Field(description="img2dataset's caption, in JSON of another schema")] = None
 
@@ -83,25 +95,30 @@ def parse_texts(
     cls_bytes: bytes | None = None,
 ) -> SampleTexts:
     """The texts of a sample from its ``.json``, ``.txt`` and ``.cls`` members (None where the sample has no such
-    member); ``SampleTexts()`` where nothing holds a caption, a question or a class.
+    member); ``SampleTexts()`` where nothing holds a caption, a question, a conversation or a class.
 
-    JSON with a ``captions`` or ``questions`` list is of this project's schema; other JSON is free metadata, of which
-    only the ``class`` is read, and a ``caption`` string where there is no ``.txt`` (img2dataset writes both alike).
+    JSON with a list of ``captions``, ``questions`` or ``conversations`` is of this project's schema; other JSON is free
+    metadata, of which only the ``class`` is read, and a ``caption`` string where there is no ``.txt`` (img2dataset
+    writes both alike). A conversation is a list of turns ``{"role": "user", "content": ["What is ", null, "?"]}``, in
+    which null is the place of the sample's inputs, and the content may be one string.
 
     Args:
         limits: None for bytes that were validated before: numbers are not checked either.
 
     Raises:
-        SampleError: BAD_UTF8, BAD_JSON, BAD_SCHEMA, TEXT_TOO_LONG or TOO_MANY_TEXTS.
+        SampleError: BAD_UTF8, BAD_JSON, BAD_SCHEMA, TEXT_TOO_LONG or TOO_MANY_TEXTS; or a turn of a conversation is
+            UNKNOWN_ROLE, TURN_OUT_OF_ORDER, EMPTY_TURN or MISPLACED_INPUT.
     """
     captions: tuple[str, ...] = ()
     questions: tuple[Question, ...] = ()
+    conversations: tuple[Conversation, ...] = ()
     metadata_caption: str | None = None
     label = _decode_utf8(cls_bytes, ".cls").strip() or None if cls_bytes is not None else None
     if json_bytes is not None:
         record = _parse_json(json_bytes, strict=limits is not None)
         captions = record.captions
         questions = tuple(Question(q.question, q.answer, q.answers, q.id) for q in record.questions)
+        conversations = tuple(_valid_conversation(n, turns) for n, turns in enumerate(record.conversations))
         is_metadata = record.model_fields_set.isdisjoint(_TEXT_KEYS)
         if is_metadata and isinstance(record.caption, str):
             metadata_caption = record.caption.strip()
@@ -113,7 +130,7 @@ def parse_texts(
     if caption and caption not in captions:
         captions = (*captions, caption)
     size = len(json_bytes or b"") + len(txt_bytes or b"") + len(cls_bytes or b"")
-    texts = SampleTexts(captions, questions, label)
+    texts = SampleTexts(captions, questions, label, conversations)
     if limits is not None and size > min(limits.letters, _MIN_TEXT_BYTES * limits.texts):
         _require_within_limits(texts, limits)
     return texts
@@ -155,6 +172,8 @@ def dump_texts(texts: SampleTexts, extra: Mapping[str, Any] | None = None) -> by
         raise SampleError(FaultReason.BAD_SCHEMA, f"extra keys {sorted(clash)} are reserved for the texts")
     tree["captions"] = list(texts.captions)
     tree["questions"] = [_question_tree(question) for question in texts.questions]
+    if texts.conversations:
+        tree["conversations"] = [[_turn_tree(turn) for turn in turns] for turns in texts.conversations]
     if texts.label is not None:
         tree[CLASS] = texts.label
     try:
@@ -168,14 +187,30 @@ def dump_texts(texts: SampleTexts, extra: Mapping[str, Any] | None = None) -> by
 def _require_within_limits(given: SampleTexts, limits: TextLimits) -> None:
     captions, questions = given.captions, given.questions
     answers = max((len(question.answers) for question in questions), default=0)
-    for count, what in ((len(captions) + len(questions), "captions and questions"), (answers, "answers to a question")):
+    replies = sum(turn.role == "assistant" for turns in given.conversations for turn in turns)
+    every = len(captions) + len(questions) + replies
+    for count, what in ((every, "captions, questions and replies"), (answers, "answers to a question")):
         if count > limits.texts:
             raise SampleError(FaultReason.TOO_MANY_TEXTS, f"{count} {what}; data.index.max_texts allows {limits.texts}")
     of_questions = (text for q in questions for text in (q.question, q.answer or "", *q.answers))
-    texts = (given.label or "", *captions, *of_questions)
+    of_conversations = (turn.text for turns in given.conversations for turn in turns)
+    texts = (given.label or "", *captions, *of_questions, *of_conversations)
     if longest := max((text for text in texts if len(text) > limits.letters), key=len, default=""):
         detail = f"a text of {len(longest)} letters, {_shorten_repr(longest, 40)}; data.index.max_letters allows"
         raise SampleError(FaultReason.TEXT_TOO_LONG, f"{detail} {limits.letters}")
+
+
+def _valid_conversation(number: int, records: tuple[_TurnRecord, ...]) -> Conversation:
+    turns = tuple(record.to_turn() for record in records)
+    if (fault := find_turn_fault(turns)) is not None:
+        detail = f".json: conversations.{number}.{fault.turn}: turn {fault.turn + 1} {fault.detail}"
+        raise SampleError(FaultReason(fault.reason), detail)
+    return turns
+
+
+def _turn_tree(turn: ConversationTurn) -> dict[str, Any]:
+    is_text = len(turn.parts) == 1 and turn.parts[0] is not None
+    return {"role": turn.role, "content": turn.parts[0] if is_text else list(turn.parts)}
 
 
 def _question_tree(question: Question) -> dict[str, Any]:

@@ -45,7 +45,7 @@ def read_texts(index: Index, split: str = "train", shards: Sequence[str] | None 
 
 
 def iterate_texts_of_split(index: Index, split: str = "train") -> Iterator[str]:
-    """Every caption, question and class of a split, in the order of the index.
+    """Every caption, question, turn of a conversation and class of a split, in the order of the index.
 
     Raises:
         DataError: as ``read_texts``; also where the split has no samples.
@@ -55,6 +55,7 @@ def iterate_texts_of_split(index: Index, split: str = "train") -> Iterator[str]:
         yield from texts.captions
         for question in texts.questions:
             yield question.question
+        yield from (turn.text for turns in texts.conversations for turn in turns)
         if texts.label is not None:
             yield texts.label
 

@@ -65,16 +65,16 @@ class TextLengths:
         return total
 
     def set_inferred_limits(
-        self, config: ProcessorConfig, longest: int | None, longest_written: int | None
+        self, config: ProcessorConfig, longest: int | None, longest_written: int | None, extra: int = 0
     ) -> ProcessorConfig:
         """The processor's settings, in which limits of 0 are replaced by what these texts need.
 
         Args:
             longest, longest_written: most tokens that the model can read and can write; None for no limit.
+            extra: tokens that are written beside these texts.
         """
-        return config.resolve_settings(
-            max(self.read, default=0), max(self.written, default=0), longest, longest_written
-        )
+        written = max(self.written, default=0) + extra
+        return config.resolve_settings(max(self.read, default=0), written, longest, longest_written)
 
     def describe(self, processor: ProcessorConfig, wanted: ProcessorConfig) -> str:
         """A line that says how many texts are truncated, and how to change that.

@@ -92,10 +92,12 @@ def build_processor(
     if line := _describe_merged_answers(counted, labels, normalizer):
         report(line)
     further = fact_texts() if knowledge is not None and knowledge.reads_facts else ()
-    tokenizer = _make_tokenizer(indexes, config, further)
+    words = knowledge.added_target_words() if knowledge is not None else ()
+    tokenizer = _make_tokenizer(indexes, config, chain(further, words))
     built = VLProcessor(processor, tokenizer, labels, tasks, normalizer, inputs, reads_images, knowledge)
     lengths = TextLengths.count(indexes, built.tokenizer, tasks)
-    built.config = lengths.set_inferred_limits(processor, *limits(built))
+    extra = knowledge.max_added_target_tokens() if knowledge is not None else 0
+    built.config = lengths.set_inferred_limits(processor, *limits(built), extra)
     saved = save_processor(built, folder)
     lengths.save(folder)
     return saved

@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import math
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from PIL import Image
@@ -27,7 +27,7 @@ from vlmodel.task import answerable_rows
 
 _SAMPLES_AT_ONCE = 16
 _SAMPLES = 64
-"""Of the hold-out; the checks run in the job's process."""
+"""Of the hold-out, and those that are read at once; the checks run in the job's process."""
 _BLANK_CONFIDENCE = 0.1
 """How far the mean confidence about a blank image may exceed that about the true one."""
 _CONFIDENCE_LOSS = 0.1
@@ -87,6 +87,15 @@ def draw_probe_samples(index: Index, split: str) -> list[Sample]:
     Raises:
         DataError: the split is empty.
     """
+    return list(iterate_probe_samples(index, split, _SAMPLES))
+
+
+def iterate_probe_samples(index: Index, split: str, most: int) -> Iterator[Sample]:
+    """At most ``most`` samples of a split, the same ones at each call, read as they are asked for.
+
+    Raises:
+        DataError: the split is empty.
+    """
     rows = [
         (shard.name, row)
         for shard in index.shards
@@ -95,11 +104,11 @@ def draw_probe_samples(index: Index, split: str) -> list[Sample]:
     ]
     if not rows:
         raise DataError(f"split {split!r} of {index.tars!r} has no samples to judge by; choose registry.gate.split")
-    drawn = sorted(random.Random(0).sample(rows, min(_SAMPLES, len(rows))))
-    reader, records = ShardReader(index), list[Sample]()
-    for name in dict.fromkeys(shard for shard, _ in drawn):
-        records += reader.read(name, [row for shard, row in drawn if shard == name])
-    return records
+    drawn, reader = random.Random(0).sample(rows, min(most, len(rows))), ShardReader(index)
+    for start in range(0, len(drawn), _SAMPLES):
+        chosen = sorted(drawn[start : start + _SAMPLES])
+        for name in dict.fromkeys(shard for shard, _ in chosen):
+            yield from reader.read(name, [row for shard, row in chosen if shard == name])
 
 
 def run_behaviour_probe(predictor: Predictor, records: Sequence[Sample], task: str) -> ProbeResult:
@@ -137,7 +146,7 @@ def run_behaviour_probe(predictor: Predictor, records: Sequence[Sample], task: s
     input_use = None
     if all(other is not None for other in others):
         exchanged = best_answers_for_images([other for other in others if other is not None])
-        input_use = sum(map(_answers_differ, original, exchanged)) / len(original)
+        input_use = sum(map(answers_differ, original, exchanged)) / len(original)
     has_images = any(IMAGE in one for one in inputs)
     blank: list[Answer] = []
     error = ""
@@ -176,7 +185,7 @@ def check_behaviour(
         if kind in candidate.agreement:
             shares = candidate.agreement[kind], champion.agreement.get(kind) if champion else None
             reason = "answers must not depend on how a question is put"
-            checks.append(_check_answer_share(name, *shares, least, config, "of the answers stay", reason))
+            checks.append(check_answer_share(name, *shares, least, config, "of the answers stay", reason))
         else:
             reason = "for this task, such a rewording may change the right answer"
             checks.append(GateCheck(name, None, "", "", reason))
@@ -188,16 +197,21 @@ def check_behaviour(
         unit, reason = "of the answers change or lose confidence", f"answers must depend on the {shown}"
         champion_share = champion.input_use if champion else None
         checks.append(
-            _check_answer_share(name, candidate.input_use, champion_share, config.image_use, config, unit, reason)
+            check_answer_share(name, candidate.input_use, champion_share, config.image_use, config, unit, reason)
         )
     if candidate.has_images:
         checks.append(_check_blank_image(f"blank image{suffix}", candidate))
     return checks
 
 
-def _check_answer_share(
+def check_answer_share(
     name: str, candidate: float, champion: float | None, least: float, config: GateConfig, unit: str, reason: str
 ) -> GateCheck:
+    """A check that a share of answers is at least ``least``, and not far below the champion's.
+
+    Args:
+        unit: what the share is of, with what it does.
+    """
     if champion is not None:
         least = max(least, champion - config.behaviour_tolerance)
         reason = f"{reason}; the champion has {champion:.1%}"
@@ -224,7 +238,8 @@ def _answer_agreement(original: Sequence[Answer], reworded: Sequence[Answer]) ->
     return sum(a == b for (a, _), (b, _) in zip(original, reworded, strict=True)) / len(original)
 
 
-def _answers_differ(original: Answer, exchanged: Answer) -> bool:
+def answers_differ(original: Answer, exchanged: Answer) -> bool:
+    """Whether an answer is another one, or lost confidence."""
     return original[0] != exchanged[0] or exchanged[1] < original[1] - _CONFIDENCE_LOSS
 
 

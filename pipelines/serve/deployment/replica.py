@@ -71,6 +71,7 @@ class Replica:
         from pipelines.serve.http.app import create_app
         from pipelines.serve.inference.service import InferenceService
         from pipelines.serve.metrics import RayChallengerMetrics, RayMetrics
+        from pipelines.serve.search import UpdatableSearch
 
         metrics, settings = RayMetrics(), self._config.challenger
         facts = UpdatableFactStore(self._config.knowledge) if self._config.knowledge.store else None
@@ -79,8 +80,9 @@ class Replica:
             writer = ComparisonWriter(settings.folder, int(settings.max_gb * 1e9)) if settings.folder else None
             client = RayChallengerClient(self._challenger)
             self._router = ChallengerRouter(self._service, client, self._config, writer, RayChallengerMetrics())
+        search = UpdatableSearch(self._config.search) if self._config.search.embeddings else None
         return create_app(
-            self._router or self._service, self._config, self._key_hashes, metrics, facts, self._fact_key_hashes
+            self._router or self._service, self._config, self._key_hashes, metrics, facts, self._fact_key_hashes, search
         )
 
     def __serve_build_asgi_app__(self) -> ASGIApp:

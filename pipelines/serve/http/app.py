@@ -14,8 +14,9 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect
 
 from pipelines.serve.config import ServeConfig
-from pipelines.serve.errors import ApiError, internal_error
+from pipelines.serve.errors import ApiError, internal_error, invalid_conversation_error
 from pipelines.serve.facts import UpdatableFactStore
+from pipelines.serve.http.error_bodies import status_and_body
 from pipelines.serve.http.middleware import (
     ERROR_CODE,
     Authentication,
@@ -24,13 +25,16 @@ from pipelines.serve.http.middleware import (
     RateLimit,
     RequestMetrics,
     RequestRefusedError,
-    error_body,
+    path_of,
 )
 from pipelines.serve.http.openapi import add_own_examples_to_openapi
-from pipelines.serve.http.routes import about, chat, feedback, operations, page
+from pipelines.serve.http.routes import about, chat, embeddings, feedback, operations, page
 from pipelines.serve.http.routes import facts as facts_routes
+from pipelines.serve.http.routes import search as search_routes
 from pipelines.serve.http.token_bucket import TokenBuckets
+from pipelines.serve.search import UpdatableSearch
 from pipelines.serve.service import Service, ServiceMetrics
+from vlmodel.conversation import ConversationError
 
 MAX_HELD_BYTES = 256 << 20
 """Of all request bodies that a replica holds at once, or ``max_body_bytes`` if that is more."""
@@ -45,6 +49,7 @@ def create_app(
     metrics: ServiceMetrics | None = None,
     facts: UpdatableFactStore | None = None,
     fact_key_hashes: Sequence[str] = (),
+    search: UpdatableSearch | None = None,
 ) -> FastAPI:
     """The ASGI application over ``service``.
 
@@ -57,6 +62,7 @@ def create_app(
         metrics: counts requests.
         facts: the store that the service answers with; None without one.
         fact_key_hashes: of the keys with which facts can be edited; without any, they cannot.
+        search: among vectors of the model; None without any.
     """
     app = FastAPI(
         title="Vision and language",
@@ -67,8 +73,10 @@ def create_app(
         openapi_url="/openapi.json",
     )
     _add_error_handlers(app)
-    for routes in (operations, chat, feedback, about):
+    for routes in (operations, chat, embeddings, feedback):
         app.include_router(routes.router(service, config))
+    app.include_router(search_routes.router(service, config, search))
+    app.include_router(about.router(service, config, search))
     app.include_router(facts_routes.router(facts, config, fact_key_hashes))
     app.include_router(page.router())
     documented = app.openapi
@@ -107,11 +115,16 @@ def create_app(
 def _add_error_handlers(app: FastAPI) -> None:
     def respond_with_error(request: Request, error: ApiError) -> Response:
         request.scope[ERROR_CODE] = error.code
-        return Response(error_body(error), error.status, dict(error.headers), "application/json")
+        status, body = status_and_body(error, path_of(request.scope))
+        return Response(body, status, dict(error.headers), "application/json")
 
     @app.exception_handler(ApiError)
     async def handle_api_error(request: Request, error: ApiError) -> Response:
         return respond_with_error(request, error)
+
+    @app.exception_handler(ConversationError)
+    async def handle_invalid_conversation(request: Request, error: ConversationError) -> Response:
+        return respond_with_error(request, invalid_conversation_error(error))
 
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> Response:

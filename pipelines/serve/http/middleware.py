@@ -9,7 +9,6 @@ import asyncio
 import hashlib
 import hmac
 import ipaddress
-import json
 import math
 import re
 import time
@@ -22,6 +21,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from pipelines.serve.config import ServeConfig, is_loopback
 from pipelines.serve.errors import ApiError
 from pipelines.serve.http.api_keys import KEY_HASHES_VARIABLE
+from pipelines.serve.http.error_bodies import status_and_body
 from pipelines.serve.http.token_bucket import TokenBuckets
 from pipelines.serve.service import ServiceMetrics
 
@@ -58,23 +58,24 @@ def sender_of(scope: Scope) -> str:
     return str(scope.get(SENDER, "local"))
 
 
-def error_body(error: ApiError) -> bytes:
-    """The JSON of ``openapi.ErrorBody``."""
-    return json.dumps({"error": {"code": error.code, "message": error.message}}).encode()
-
-
 async def _send_error(error: ApiError, scope: Scope, send: Send) -> None:
     """Answer with ``error`` without reading the request."""
     scope[ERROR_CODE] = error.code
     headers = {"content-type": "application/json", **error.headers}
+    status, body = status_and_body(error, path_of(scope))
     raw_headers = [(name.lower().encode(), value.encode()) for name, value in headers.items()]
-    await send({"type": "http.response.start", "status": error.status, "headers": raw_headers})
-    await send({"type": "http.response.body", "body": error_body(error)})
+    await send({"type": "http.response.start", "status": status, "headers": raw_headers})
+    await send({"type": "http.response.body", "body": body})
+
+
+def path_of(scope: Scope) -> str:
+    """The path of a request within the application."""
+    path: str = scope["path"]
+    return path.removeprefix(scope.get("root_path", ""))
 
 
 def _is_api_path(scope: Scope) -> bool:
-    path: str = scope["path"]
-    return path.removeprefix(scope.get("root_path", "")).startswith("/v1/")
+    return path_of(scope).startswith("/v1/")
 
 
 def _is_model_request(scope: Scope) -> bool:

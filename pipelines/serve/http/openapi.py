@@ -10,6 +10,7 @@ from pydantic import BaseModel, Field
 
 from pipelines.registry.own_examples import OwnExample
 from pipelines.serve.service import ModelInfo
+from vlmodel.conversation import asked_text
 from vlmodel.operations.base import TaskRequest, TaskResponse, all_operations, schema_with_examples
 
 _ERRORS = {
@@ -49,34 +50,43 @@ class ErrorBody(BaseModel):
     error: ErrorDetail
 
 
-def document_route(request_type: type[TaskRequest], response_type: type[TaskResponse]) -> dict[str, Any]:
-    """Arguments of FastAPI's route decorators for a task's route."""
+def document_route(
+    request_type: type[TaskRequest], response_type: type[TaskResponse], form: bool = True
+) -> dict[str, Any]:
+    """Arguments of FastAPI's route decorators for a task's route.
+
+    Args:
+        form: whether a request may be a multipart form too.
+    """
     return {
         "response_model": response_type,
         "responses": {status: {"model": ErrorBody, "description": text} for status, text in _ERRORS.items()},
-        "openapi_extra": {"requestBody": _request_body(request_type)},
+        "openapi_extra": {"requestBody": _request_body(request_type, form)},
         "tags": ["tasks"],
     }
 
 
-def _request_body(request_type: type[TaskRequest]) -> dict[str, Any]:
+def _request_body(request_type: type[TaskRequest], form: bool) -> dict[str, Any]:
     """JSON and form; FastAPI itself can declare only one of them for a route."""
     schema = request_type.model_json_schema()
     examples = schema.pop("examples", [{}])
+    as_json = {
+        "schema": schema,
+        "examples": {f"example {i}": {"value": value} for i, value in enumerate(examples, start=1)},
+    }
+    if not form:
+        return {"required": True, "content": {"application/json": as_json}}
     properties, required = dict(schema["properties"]), list(schema.get("required", ()))
     if "image" in properties:
         properties["image"] = {"type": "string", "format": "binary", "description": "The image file."}
     for singular, plural in request_type.repeatable.items():
         description = f"{properties[plural]['description']} Repeat the field to send several."
-        properties[singular] = {"type": "array", "items": {"type": "string"}, "description": description}
         del properties[plural]
+        properties[singular] = {"type": "array", "items": {"type": "string"}, "description": description}
     return {
         "required": True,
         "content": {
-            "application/json": {
-                "schema": schema,
-                "examples": {f"example {i}": {"value": value} for i, value in enumerate(examples, start=1)},
-            },
+            "application/json": as_json,
             "multipart/form-data": {
                 "schema": {"type": "object", "properties": properties, "required": required},
                 "example": {**examples[0], **({"image": "@picture.jpg"} if "image" in examples[0] else {})},
@@ -103,15 +113,15 @@ def add_own_examples_to_openapi(
         if own is None:
             continue
         texts = [asked.text for asked in own.texts]
-        content = spec["paths"][f"/v1/{name}"]["post"]["requestBody"]["content"]
+        content = spec["paths"][operation.path or f"/v1/{name}"]["post"]["requestBody"]["content"]
         requests = content["application/json"]["examples"]
         for request in requests.values():
             inputs = {input_name: one.data for input_name, one in own.inputs.items()}
             request["value"] = operation.example_request(request["value"], inputs, texts)
-        form = content["multipart/form-data"]
-        files = {input_name: f"@{_file_name(input_name, one.media_type)}" for input_name, one in own.inputs.items()}
-        form["example"] = _as_form(operation.example_request(form["example"], files, texts))
-        answered = [(asked.text, asked.answer, asked.probability) for asked in own.texts]
+        if (form := content.get("multipart/form-data")) is not None:
+            files = {input_name: f"@{_file_name(input_name, one.media_type)}" for input_name, one in own.inputs.items()}
+            form["example"] = _as_form(operation.example_request(form["example"], files, texts))
+        answered = [(asked_text(asked.text), asked.answer, asked.probability) for asked in own.texts]
         if (response := operation.example_response(answered)) is not None:
             facts = {"model": {"name": model.name, "version": model.version}, "latency_ms": 21.4, "unknown_words": []}
             spec["components"]["schemas"][operation.response.__name__]["examples"] = [{**response, **facts}]

@@ -71,7 +71,7 @@ def _decoded(predictor: Predictor, example: Example) -> DecodedExample:
         decoded = predictor.processor.decode_inputs(example)
     except MediumError as error:
         raise ServeError(f"the inputs of its golden answers cannot be decoded here: {error}") from error
-    return DecodedExample({}, example.texts, decoded=decoded)
+    return DecodedExample({}, example.texts, facts=example.facts, decoded=decoded)
 
 
 def read_golden_answers(file: str, *, compared: bool) -> list[golden.GoldenAnswer]:

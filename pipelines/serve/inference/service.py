@@ -16,6 +16,7 @@ from typing import Any
 from transformers import AsyncTextIteratorStreamer
 
 from pipelines.knowledge.errors import KnowledgeError
+from pipelines.knowledge.trained_facts import TrainedFacts
 from pipelines.registry.errors import ArtifactError
 from pipelines.registry.own_examples import OwnExample
 from pipelines.serve.config import (
@@ -32,10 +33,12 @@ from pipelines.serve.inference.decoding import ImageDecoder, decoding_pixel_limi
 from pipelines.serve.inference.predecoded import DecodedExample
 from pipelines.serve.inference.priority import run_at_low_priority
 from pipelines.serve.service import AnswerStream, ModelInfo, ServiceMetrics, ServiceRequest, ServiceResult
+from pipelines.storage import manifest
 from vlmodel.encoder_parts import IMAGE
 from vlmodel.facts import FactLinkingConfig
 from vlmodel.inference import Predictor
 from vlmodel.operations.base import BatchedRequest, Operation, operations_of_tasks
+from vlmodel.operations.classify import ClassifyOperation
 from vlmodel.processor import VLProcessor
 
 # A pass that runs for this many request time-outs hangs; Serve then replaces the replica.
@@ -136,8 +139,8 @@ class InferenceService:
         examples = await asyncio.to_thread(loading.read_examples, golden_file, operations)
         processor = predictor.processor
         if processor.knowledge.reads_facts:
-            # Not before: golden answers are those without facts, which edits do not change.
-            processor.finder = self._require_facts_version(model, processor.knowledge.link)
+            # Not before: golden answers have facts of their own, which edits do not change.
+            processor.finder = self._require_facts_version(model, processor.knowledge.link, Path(folder))
         info = ModelInfo(
             name=name,
             version=version,
@@ -148,6 +151,9 @@ class InferenceService:
             crop=processor.config.square_resizing.crop,
             inputs=processor.input_names,
             media=processor.media,
+            needs_classes=ClassifyOperation.name in operations
+            and operations[ClassifyOperation.name][1].problem({}) is not None,
+            digest=digest or await asyncio.to_thread(manifest.folder_digest, Path(folder)),
         )
         batchers = {name: self._make_batcher(predictor, *operation, version) for name, operation in operations.items()}
         self._loaded = _LoadedModel(predictor, info, operations, batchers, examples)
@@ -155,6 +161,8 @@ class InferenceService:
     async def run(self, request: ServiceRequest) -> ServiceResult:
         """See ``Service``."""
         loaded = self._get_loaded(request.task)
+        if problem := loaded.operations[request.task][1].problem(request.settings):
+            raise ApiError(422, *problem)
         await self._wait_for_facts(request.least_version)
         decoded = await self._decode_request(loaded, request.inputs, request.texts)
         timed = await loaded.batchers[request.task].submit(
@@ -208,11 +216,13 @@ class InferenceService:
 
         return Batcher(run, self._config.max_batch_size, self._passes)
 
-    def _require_facts_version(self, model: str, link: FactLinkingConfig) -> UpdatableFactStore:
+    def _require_facts_version(self, model: str, link: FactLinkingConfig, folder: Path) -> UpdatableFactStore:
         if self._facts is None:
             raise ServeError(f"{model} reads facts; name their store in knowledge.store, or in serve.knowledge.store")
         try:
             self._facts.check(link)
+            if link.by != "names" and (trained := TrainedFacts.load(folder)) is not None:
+                trained.check_encoder(self._facts.encoder)
         except KnowledgeError as error:
             raise ServeError(f"{model} is not served: {error}") from error
         return self._facts

@@ -61,7 +61,7 @@ class _Shows:
     """Stands for a model; its processor gives a picture's colour."""
 
     processor: _Shows
-    reads = ("image",)
+    input_names = ("image",)
 
     def __init__(self) -> None:
         self.processor = self

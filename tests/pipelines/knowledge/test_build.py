@@ -10,7 +10,7 @@ import pytest
 
 from pipelines.knowledge import build as building
 from pipelines.knowledge import snapshot
-from pipelines.knowledge.build import build, hash_of_facts
+from pipelines.knowledge.build import build
 from pipelines.knowledge.config import KnowledgeConfig
 from pipelines.knowledge.encoder import SentenceEncoder
 from pipelines.knowledge.errors import KnowledgeError
@@ -70,11 +70,11 @@ def test_a_build_that_was_stopped_continues(config: KnowledgeConfig) -> None:
 
 def test_only_changed_facts_are_encoded_again(config: KnowledgeConfig) -> None:
     build(config)
-    before = hash_of_facts(FactStore(config.store))
+    before = FactStore(config.store).hash_of_facts()
     source = config.source.model_copy(update={"phrases": {"Is": "has"}})
     built = build(config.model_copy(update={"source": source}))
     assert built.written == 50
-    assert hash_of_facts(FactStore(config.store)) != before
+    assert FactStore(config.store).hash_of_facts() != before
 
 
 def test_a_build_without_a_store_says_what_to_set() -> None:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import numpy as np
 import pytest
 
 from pipelines.knowledge import snapshot
 from pipelines.knowledge.errors import KnowledgeError
 from pipelines.knowledge.linking import FactLinker, QueryVectorCache
 from pipelines.knowledge.names import find_mentions, normalize_entity_name
-from pipelines.knowledge.search import ApproximateVectorSearch, ExactVectorSearch
 from pipelines.knowledge.store import FactStore
 from tests.pipelines.knowledge.conftest import WordEncoder, put
 from vlmodel.facts import FactLinkingConfig
@@ -95,23 +93,3 @@ def test_names_are_compared_by_their_words() -> None:
     # "İ" becomes two letters when it is folded; places stay those of the text.
     (mention,) = find_mentions("İ dog", {"dog"}, 1)
     assert "İ dog"[mention.start : mention.stop] == "dog"
-
-
-def test_the_searches_agree_on_the_nearest() -> None:
-    rng = np.random.default_rng(0)
-    vectors_MF = rng.standard_normal((2000, 32)).astype(np.float32)
-    vectors_MF /= np.linalg.norm(vectors_MF, axis=1, keepdims=True)
-    queries_NF = vectors_MF[:50]
-    exact, cosines = ExactVectorSearch(vectors_MF).nearest(queries_NF, 5)
-    assert exact[:, 0].tolist() == list(range(50))
-    assert np.all(np.diff(cosines, axis=1) <= 0)
-    pytest.importorskip("usearch")
-    near, values = ApproximateVectorSearch(vectors_MF).nearest(queries_NF, 5)
-    assert (near[:, 0] == exact[:, 0]).mean() >= 0.95
-    assert np.allclose(values[:, 0], 1, atol=1e-3)
-
-
-def test_of_equal_facts_the_first_is_found() -> None:
-    same_MF = np.ones((6, 4), np.float32) / 2
-    rows_NJ, _ = ExactVectorSearch(same_MF).nearest(same_MF[:1], 6)
-    assert rows_NJ[0].tolist() == list(range(6))

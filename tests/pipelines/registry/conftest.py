@@ -62,6 +62,19 @@ def save_model(folder: Path, seed: int, tower: Path | None = None) -> Path:
     return folder
 
 
+def save_reading_model(folder: Path, seed: int) -> Path:
+    """Save a model with new weights that reads the facts of what a question names."""
+    plain = VLProcessor.from_pretrained(save_model(folder.with_name(f"{folder.name}-plain"), seed))
+    knowledge = {"kind": "injection", "max_fact_tokens": 8, "link": {"by": "names"}}
+    language = {"width": 16, "depth": 1, "heads": 2, "positions": 24}
+    tree = parse_config(ModelConfig, {**TREE, "language": language, "knowledge": knowledge})
+    processor = VLProcessor(plain.config, plain.tokenizer, plain.labels, plain.tasks, knowledge=tree.knowledge)
+    torch.manual_seed(seed)
+    VLModel.create_from_config(tree, processor).save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return folder
+
+
 @pytest.fixture(scope="session")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_model(tmp_path_factory.mktemp("checkpoint") / "model", seed=0)

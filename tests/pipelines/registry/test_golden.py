@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,9 +15,10 @@ from pipelines.registry import golden
 from pipelines.registry.errors import ArtifactError
 from pipelines.registry.registry import Registry
 from pipelines.registry.version_score import VersionScore
-from tests.pipelines.registry.conftest import QUESTION, asked, picture
+from tests.pipelines.registry.conftest import QUESTION, asked, picture, save_reading_model
 from tests.pipelines.serve.conftest import DECODERS
 from tests.pipelines.serve.conftest import save_model as save_decoder
+from vlmodel.facts import Fact, LinkedFact
 from vlmodel.inference import Predictor
 
 
@@ -103,3 +105,19 @@ def test_a_damaged_file_is_named(tmp_path: Path) -> None:
     shutil.rmtree(tmp_path)
     with pytest.raises(ArtifactError, match="deploy again"):
         golden.read_golden_answers(tmp_path / "golden.json")
+
+
+def test_facts_are_golden_too(tmp_path: Path) -> None:
+    """The model answers with the facts of its registration, whatever a store says later."""
+    predictor = Predictor.from_pretrained(save_reading_model(tmp_path / "model", 0))
+    fact = Fact("1", "shape", "Is", "red", "the shape is red", "test")
+    linked = ((LinkedFact(fact, 0.5, (19, 24)),),)
+    example = replace(asked(), facts=linked, knowledge_version=3)
+    found = golden.record_golden_answers(predictor, {"": example})
+    golden.write_golden_answers(found, tmp_path)
+    read = golden.read_golden_answers(tmp_path / golden.GOLDEN)
+    assert read == found
+    assert (read[0].example().facts, read[0].example().knowledge_version) == (linked, 3)
+    assert golden.differing_answers(predictor, read, 1e-4) == []
+    without = [one.model_copy(update={"facts": ()}) for one in read]
+    assert golden.differing_answers(predictor, without, 1e-6), "this model reads facts"

@@ -42,6 +42,7 @@ def test_the_statistics_of_a_split(ray_local: None, tmp_path: Path) -> None:
     assert statistics == {
         "questions": {"2": 2},  # two and three: the power of two at or below
         "captions": {"1": 1, "0": 1},
+        "conversations": {"0": 2},
         "text_length": {"4": 4, "8": 1, "1": 1},
         "inputs": {"captions,image,questions": 1, "image,questions": 1},
         "input_size": {},

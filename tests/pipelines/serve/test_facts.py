@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import hashlib
 import time
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -155,6 +158,40 @@ async def test_replicas_follow_by_themselves(replicas: list[Replica], store: Fac
     while any(replica.facts.version < version for replica in replicas):
         assert time.monotonic() < deadline
         time.sleep(0.05)
+
+
+async def test_no_answer_mixes_versions(replicas: list[Replica], model: Path) -> None:
+    """Requests that come in while a fact is edited again and again: the facts of each are those of the version that it
+    names, for both of its questions.
+    """
+    one, other = await loaded(replicas, model)
+    (first,) = (await one.answer())["answers"][0]["facts"]
+    tails = {}
+    edits = asyncio.Event()
+
+    async def edit() -> None:
+        for n in range(12):
+            body = {"head": "circle", "relation": "Is", "tail": f"number {n}", "id": first["id"]}
+            response = await one.http.post("/v1/facts", json=body, headers=headers())
+            tails[response.json()["knowledge_version"]] = f"number {n}"
+        edits.set()
+
+    async def ask(replica: Replica) -> list[dict[str, Any]]:
+        found = []
+        while not edits.is_set():
+            asked = {"image": IMAGE, "questions": [QUESTION["question"], "is there a circle?"]}
+            found.append((await replica.http.post("/v1/vqa", json=asked)).json())
+        return found
+
+    _, *answered = await asyncio.gather(edit(), ask(one), ask(one), ask(other))
+    tails[0] = first["tail"]
+    seen = set()
+    for answer in chain.from_iterable(answered):
+        version = answer["knowledge_version"]
+        expected = tails[max(known for known in tails if known <= version)]
+        assert [fact["tail"] for one in answer["answers"] for fact in one["facts"]] == [expected] * 2
+        seen.add(version)
+    assert len(seen) > 1
 
 
 async def test_contradicting_facts_are_shown_and_used(replicas: list[Replica], model: Path) -> None:

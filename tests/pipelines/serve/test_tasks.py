@@ -21,13 +21,15 @@ from tests.pipelines.serve.http_client import IMAGE, TEXT, error_code, events, h
 from vlmodel.inference import Predictor
 from vlmodel.processor import Example
 
-ROUTES = {
+ROUTES: dict[str, dict[str, Any]] = {
     "vqa": {"image": TEXT, "question": "what colour ?"},
     "caption": {"image": TEXT},
     "match": {"image": TEXT, "texts": ["a circle", "a square"]},
     "embed": {"image": TEXT, "text": "a circle"},
     "classify": {"image": TEXT, "top_k": 2},
 }
+CLASSES = {"classes": ["circle", "square"], "templates": ["a {}", "the {}"]}
+"""For a contrastive model, which has no classes of its own."""
 
 
 @asynccontextmanager
@@ -49,9 +51,9 @@ async def serving(folder: Path, **settings: Any) -> AsyncIterator[httpx.AsyncCli
         ("answer", ["vqa"]),
         ("caption", ["caption"]),
         ("matching", ["match"]),
-        ("contrastive", ["match", "embed"]),
+        ("contrastive", ["classify", "match", "embed"]),
         ("classify", ["classify"]),
-        ("all", ["vqa", "caption", "match", "embed"]),
+        ("all", ["vqa", "caption", "classify", "match", "embed"]),
     ],
 )
 def test_a_model_does_its_tasks_and_names_them_where_it_is_asked_another(
@@ -61,7 +63,8 @@ def test_a_model_does_its_tasks_and_names_them_where_it_is_asked_another(
         async with serving(folder_of(decoder)) as client:
             assert (await client.get("/v1/model")).json()["tasks"] == tasks
             for task, body in ROUTES.items():
-                response = await client.post(f"/v1/{task}", json=body)
+                own = CLASSES if task == "classify" and decoder in ("contrastive", "all") else {}
+                response = await client.post(f"/v1/{task}", json={**body, **own})
                 if task in tasks:
                     assert response.status_code == 200, response.text
                     assert response.json()["model"] == {"name": "tiny", "version": "1"}
@@ -80,8 +83,9 @@ def test_the_tasks_of_one_model_are_asked_side_by_side(folder_of: Callable[[str]
         async with serving(folder_of("all")) as client:
             tasks = (await client.get("/v1/model")).json()["tasks"]
             wanted = [task for task in tasks for _ in range(5)]
-            alone = {task: (await client.post(f"/v1/{task}", json=ROUTES[task])).json() for task in tasks}
-            together = await asyncio.gather(*(client.post(f"/v1/{task}", json=ROUTES[task]) for task in wanted))
+            bodies = {**ROUTES, "classify": {**ROUTES["classify"], **CLASSES}}
+            alone = {task: (await client.post(f"/v1/{task}", json=bodies[task])).json() for task in tasks}
+            together = await asyncio.gather(*(client.post(f"/v1/{task}", json=bodies[task]) for task in wanted))
             for task, response in zip(wanted, together, strict=True):
                 numbers(response.json(), alone[task])
 

@@ -23,7 +23,7 @@ class Tower(nn.Module):
         torch.manual_seed(seed)
         self.vision = Encoder()
         self.vision.backbone = nn.Linear(512, 512)
-        self.vision.freeze("backbone")
+        self.vision.freeze_submodules("backbone")
 
 
 @pytest.fixture(params=["local", "memory"])

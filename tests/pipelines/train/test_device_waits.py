@@ -113,7 +113,8 @@ def batch_on(device: torch.device, processor: VLProcessor, model: VLModel) -> di
 
 
 @pytest.mark.parametrize("ema", [0.0, 0.9])
-@pytest.mark.parametrize("decoder", DECODERS)
+# The masks that transformers makes for a language model look whether all tokens are real, and so wait.
+@pytest.mark.parametrize("decoder", sorted(DECODERS.keys() - {"converse"}))
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(
     not torch.cuda.is_available(), reason="there is no GPU"))])  # fmt: skip
 def test_a_step_waits_for_nothing(

@@ -46,7 +46,7 @@ def bomb(tmp_path_factory: pytest.TempPathFactory) -> Path:
 CHECK = """
 from vlmodel.media.base import CheckLimits, MediumError as Refused
 from vlmodel.media.image import MEDIUM
-look = lambda data: MEDIUM.check(data, CheckLimits(max_pixels=100_000_000))
+look = lambda data: MEDIUM.check_file(data, CheckLimits(max_pixels=100_000_000))
 """
 DECODE = """
 from vlmodel.images.errors import ImageError as Refused

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 
+from vlmodel.conversation import Conversation, ConversationTurn, conversation_to_json
 from vlmodel.sample import Question, Sample, SampleTexts
 from vlmodel.task import Task, TaskRow, answerable_rows, learnable_rows
-from vlmodel.tasks import answer, caption, classify, contrastive, matching, vqa
+from vlmodel.tasks import answer, caption, classify, contrastive, converse, matching, vqa
 
 QUESTIONS = (Question("what?", "red", ("red", "rose"), "7"), Question("is it?", "yes"), Question("unknown?"))
 ABOUT_QUESTIONS: tuple[Task, ...] = (vqa.Config(), answer.Config(), matching.Config(pairs="questions"))
@@ -33,6 +34,45 @@ def test_questions(task: Task) -> None:
         ],
         [],
     ]
+
+
+def conversation(*texts: str, places: int = 1) -> Conversation:
+    """User and assistant in turns, of which the first turn has the sample's inputs."""
+    said = [ConversationTurn(("user", "assistant")[n % 2], (text,)) for n, text in enumerate(texts)]
+    return (ConversationTurn("user", (*(None,) * places, texts[0])), *said[1:])
+
+
+def test_each_reply_is_a_row_of_the_turns_before_it() -> None:
+    turns = conversation("what?", "a dog", "old?", "no", "sure?")
+    talked = Sample("a", {}, SampleTexts(conversations=(turns,)), frozenset({"conversations"}), "val")
+    task = converse.Config()
+    before = [conversation_to_json(turns[:1]), conversation_to_json(turns[:3])]
+    assert learned([talked, record("b", questions=QUESTIONS[:1]), record("c", "ignored")], task) == [
+        [(before[0], "a dog"), (before[1], "no")],
+        [("what?", "red")],
+        [],
+    ]
+    assert answerable_rows(task, [talked])[0] == [
+        TaskRow(before[0], "a dog", ("a dog",)),
+        TaskRow(before[1], "no", ("no",)),
+        TaskRow(conversation_to_json(turns)),
+    ]
+    assert list(task.texts_to_read(talked.texts)) == ["what?", "old?", "sure?"]
+    assert list(task.texts_to_generate(talked.texts)) == ["a dog", "no"]
+
+
+def test_of_long_conversations_the_last_turns_stay() -> None:
+    turns = (ConversationTurn("system", ("brief",)), *conversation("what?", "a dog", "old?", "no"))
+    talked = Sample("a", {}, SampleTexts(conversations=(turns,)), frozenset({"conversations"}), "val")
+    for history, expected in (
+        (15, turns[:4]),
+        (14, turns[:4]),
+        (13, (turns[0], ConversationTurn("user", (None, "old?")))),
+        (2, (turns[0], ConversationTurn("user", (None, "d?")))),
+    ):
+        assert learned([talked], converse.Config(history=history))[0][1] == (conversation_to_json(expected), "no"), (
+            history
+        )
 
 
 def test_captions_to_be_written_are_asked_for_once_an_image() -> None:

@@ -142,3 +142,20 @@ export function showMatches(turn, result, roundTrip) {
   const note = result.method === "matching" ? "each text by itself" : "compared with each other";
   turn.end(entries.length > 1 ? "Which text belongs to it?" : "Does the text belong to it?", [ranked(entries, true)], {}, result, roundTrip, note);
 }
+
+export function showHits(turn, words, result, roundTrip) {
+  const grid = element("ol", "hits");
+  for (const { key, split, text, similarity, thumbnail } of result.hits) {
+    const hit = element("li", "hit");
+    if (thumbnail) {
+      const image = element("img");
+      Object.assign(image, { src: `data:${thumbnail.media_type};base64,${thumbnail.data}`, alt: text ?? key });
+      hit.append(image);
+    }
+    hit.append(element("span", "name", text ?? key), element("span", "share", `cos ${similarity.toFixed(2)}`));
+    hit.title = `${key} (${split})`;
+    grid.append(hit);
+  }
+  const note = `among ${result.vectors.toLocaleString("en")} of ${result.among}`;
+  turn.end(words || "Nearest to the input", [grid], {}, result, roundTrip, note);
+}

@@ -1,17 +1,18 @@
 // The page: choose a picture or other inputs and a task, send, see the answer and where the model looked.
 
-import { beginTurn, showAnswers, showCaptions, showClasses, showMatches } from "./answers.js";
+import { beginTurn, showAnswers, showCaptions, showClasses, showHits, showMatches } from "./answers.js";
 import { $, element, notify } from "./dom.js";
 import { further, offerInputs } from "./inputs.js";
 import { offerExamples, picture } from "./picture.js";
 import { apiKey, fetchJSON, fetchStream } from "./service.js";
 
-const form = $("form"), question = $("question"), texts = $("texts");
+const form = $("form"), question = $("question"), texts = $("texts"), sought = $("sought");
 
 // On a phone the focus would open the keyboard over the picture and the answers.
 const hasKeyboard = matchMedia("(hover: hover)").matches;
 
-const given = () => texts.value.split("\n").map((text) => text.trim()).filter(Boolean);
+const linesOf = (field) => field.value.split("\n").map((text) => text.trim()).filter(Boolean);
+const given = () => linesOf(texts);
 
 // What the page can ask of a model that can do it; `missing` says what must be typed first.
 const TASKS = {
@@ -56,8 +57,12 @@ const TASKS = {
   classify: {
     title: "Classify",
     empty: "The classes appear here, the most probable first.",
-    missing: () => "",
+    missing: () => (picture.model?.needs_classes && !linesOf($("classes")).length ? "Type the classes to choose among." : ""),
     async ask(body, turn, clock) {
+      if (picture.model?.needs_classes) {
+        for (const name of new Set(linesOf($("classes")))) body.append("classes", name);
+        if ($("template").value.trim()) body.append("templates", $("template").value);
+      }
       body.append("top_k", $("top-k").value);
       body.append("attention", $("attention").checked);
       const result = await fetchJSON("v1/classify", { method: "POST", body });
@@ -82,7 +87,28 @@ const TASKS = {
     },
     heading: () => "…",
   },
+  search: {
+    title: "Search",
+    empty: "What is nearest to your words, or to the picture, appears here.",
+    // Words take the place of a picture.
+    alone: () => Boolean(sought.value.trim()),
+    missing: () => "",
+    async ask(body, turn, clock) {
+      const words = sought.value.trim();
+      const asked = words ? new FormData() : body;
+      if (words) asked.append("text", words);
+      asked.append("among", $("among").value);
+      asked.append("top_k", $("results").value);
+      const result = await fetchJSON("v1/search", { method: "POST", body: asked });
+      showHits(turn, words, result, clock());
+      return result;
+    },
+    heading: () => sought.value.trim() || "…",
+  },
 };
+
+// What a model must be able to do for a task of the page, where it is not called the same.
+const canDo = (model, task) => (task === "search" ? model.search.length > 0 : model.tasks.includes(task));
 
 let current = null, examples = [];
 
@@ -104,12 +130,20 @@ async function describeModel() {
     offerInputs(model.media, model.limits.body_bytes);
     $("stage").hidden = !("image" in model.media);
     ({ examples } = await fetchJSON("v1/examples"));
-    offer(Object.keys(TASKS).filter((task) => model.tasks.includes(task)));
+    $("given-classes").hidden = !model.needs_classes;
+    offerSearches(model.search);
+    offer(Object.keys(TASKS).filter((task) => canDo(model, task)));
   } catch (error) {
     $("model-dot").className = "dot down";
     $("model-text").textContent = error.status === 401 ? "locked" : error.status === 503 ? "loading the model" : "not reachable";
     setTimeout(describeModel, 3000);
   }
+}
+
+function offerSearches(names) {
+  const chosen = $("among").value;
+  $("among").replaceChildren(...names.map((name) => element("option", "", name)));
+  if (names.includes(chosen)) $("among").value = chosen;
 }
 
 function offer(tasks) {
@@ -181,7 +215,7 @@ picture.onChange = () => {
 form.addEventListener("submit", async (event) => {
   event.preventDefault();
   const task = TASKS[current], blob = picture.blob, inputs = further.given();
-  const missing = blob || inputs.size ? task.missing() : `Choose ${wanted()} first.`;
+  const missing = blob || inputs.size || task.alone?.() ? task.missing() : `Choose ${wanted()} first.`;
   notify(missing);
   if (missing) return;
   const body = new FormData(), buttons = form.querySelectorAll(".send"), started = performance.now();
@@ -196,7 +230,7 @@ form.addEventListener("submit", async (event) => {
     turn.drop();
     notify(error.message);
     // A model that was swapped in may do other tasks.
-    if (error.code === "no_such_task") describeModel();
+    if (error.code === "no_such_task" || error.code === "vectors_of_another_model") describeModel();
   } finally {
     for (const button of buttons) Object.assign(button, { disabled: false }).classList.remove("busy");
   }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 from fastapi import APIRouter
@@ -10,7 +11,9 @@ from pydantic import BaseModel, Field
 from pipelines.serve.config import ServeConfig
 from pipelines.serve.errors import not_ready_error
 from pipelines.serve.http.openapi import ErrorBody
+from pipelines.serve.search import UpdatableSearch
 from pipelines.serve.service import ModelInfo, Service
+from vlmodel.conversation import asked_text
 
 
 class RequestLimits(BaseModel):
@@ -34,6 +37,12 @@ class ModelDescription(BaseModel):
     image_size: int = Field(description="Side of the square, in pixels, that a picture is resized to.")
     resize: str = Field(description="How a picture becomes square: `squash`, `crop` to its middle, or `pad`.")
     crop: float = Field(description="Share of height and width, of the square with `crop`, that the model sees.")
+    needs_classes: bool = Field(
+        description="Whether `/v1/classify` chooses among classes that are given with each request."
+    )
+    search: list[str] = Field(
+        default=[], description="What can be searched, at POST /v1/search: names of inputs, and `text`."
+    )
     feedback: bool = Field(description="Whether corrections are taken, at POST /v1/feedback.")
     limits: RequestLimits
 
@@ -65,8 +74,12 @@ class Health(BaseModel):
     status: str = "ok"
 
 
-def router(service: Service, config: ServeConfig) -> APIRouter:
-    """/healthz, /readyz and /v1/model."""
+def router(service: Service, config: ServeConfig, search: UpdatableSearch | None = None) -> APIRouter:
+    """/healthz, /readyz and /v1/model.
+
+    Args:
+        search: among vectors; None without any.
+    """
     routes = APIRouter(tags=["service"])
     unready: dict[int | str, dict[str, Any]] = {503: {"model": ErrorBody, "description": "No model is loaded yet."}}
 
@@ -87,6 +100,7 @@ def router(service: Service, config: ServeConfig) -> APIRouter:
     @routes.get("/v1/model", summary="The model in use", responses=unready)
     async def describe_model() -> ModelDescription:
         info = model()
+        searched = await asyncio.to_thread(search.inputs_of_model, info.digest) if search is not None else []
         return ModelDescription(
             name=info.name,
             version=info.version,
@@ -97,6 +111,8 @@ def router(service: Service, config: ServeConfig) -> APIRouter:
             image_size=info.image_size,
             resize=info.resize,
             crop=info.crop,
+            needs_classes=info.needs_classes,
+            search=searched,
             feedback=bool(config.feedback.folder),
             limits=RequestLimits(
                 body_bytes=config.max_body_bytes,
@@ -118,7 +134,7 @@ def router(service: Service, config: ServeConfig) -> APIRouter:
                         name: InputForPage(media_type=given.media_type, data=given.data)
                         for name, given in one.inputs.items()
                     },
-                    texts=[asked.text for asked in one.texts],
+                    texts=[asked_text(asked.text) for asked in one.texts],
                 )
                 for one in offered
             ]

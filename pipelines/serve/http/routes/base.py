@@ -218,4 +218,6 @@ def _validation_message(error: ValidationError, request_type: type[TaskRequest])
             "model_type": f"the body is JSON, but not an object; send one with the fields {fields}",
         }.get(detail["type"], f"{where}: {detail['msg']}{value}" if where else f"{detail['msg']}{value}")
         lines.append(line)
-    return ApiError(422, "invalid_request" if code in _PYDANTICS else code, "; ".join(lines))
+    first = next(iter(details[0]["loc"]), None)
+    param = first if isinstance(first, str) else None
+    return ApiError(422, "invalid_request" if code in _PYDANTICS else code, "; ".join(lines), param=param)

@@ -9,7 +9,7 @@ import json
 import logging
 import time
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import aclosing
 from typing import Any
 
@@ -17,17 +17,18 @@ from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 
 from pipelines.serve.config import ServeConfig
-from pipelines.serve.errors import ApiError, internal_error, not_ready_error
+from pipelines.serve.errors import ApiError, internal_error, invalid_conversation_error, not_ready_error
+from pipelines.serve.http.error_bodies import openai_error
 from pipelines.serve.http.middleware import ERROR_CODE, VERSION
 from pipelines.serve.http.openapi import document_route
 from pipelines.serve.http.routes import base
+from pipelines.serve.http.routes._openai import check_model
 from pipelines.serve.service import AnswerStream, ModelInfo, Service, ServiceRequest, ServiceResult
 from vlmodel.conversation import ConversationError
 from vlmodel.operations.base import ModelQuery
 from vlmodel.operations.chat import ChatOperation, ChatRequest, count_possible_stop_characters, find_stop_text
 
 _log = logging.getLogger(__name__)
-_TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
 
 
 def router(service: Service, config: ServeConfig) -> APIRouter:
@@ -38,23 +39,24 @@ def router(service: Service, config: ServeConfig) -> APIRouter:
     async def models() -> dict[str, Any]:
         if service.model is None:
             raise not_ready_error()
-        name = service.model.name
-        return {"object": "list", "data": [{"id": name, "object": "model", "created": 0, "owned_by": "vlmodel"}]}
+        return {"object": "list", "data": [_describe_model(service.model)]}
+
+    @routes.get("/v1/models/{name}", summary="One model that can be asked", tags=["service"])
+    async def model(name: str) -> dict[str, Any]:
+        if service.model is None:
+            raise not_ready_error()
+        check_model(name, service.model)
+        return _describe_model(service.model)
 
     @routes.post(
         ChatOperation.path,
         name="chat",
         summary=ChatOperation.summary,
         description=ChatOperation.description,
-        **document_route(ChatOperation.request, ChatOperation.response),
+        **document_route(ChatOperation.request, ChatOperation.response, form=False),
     )
     async def complete_chat(request: Request) -> Response:
-        try:
-            return await _complete_chat(request, service, config, operation)
-        except ApiError as error:
-            return _to_error_response(request, error)
-        except ConversationError as error:
-            return _to_error_response(request, _invalid_conversation_error(error))
+        return await _complete_chat(request, service, config, operation)
 
     return routes
 
@@ -63,11 +65,14 @@ async def _complete_chat(request: Request, service: Service, config: ServeConfig
     handler = base.RequestHandler(request, service, config, operation.name)
     body = await handler.read(ChatRequest)
     assert service.model is not None
-    _check_model(body.model, service.model)
+    check_model(body.model, service.model)
     query = operation.query_from_request(body)
     if (length := len(query.texts[0])) > (most := config.max_texts * config.max_question_chars):
         raise ApiError(400, "conversation_too_long", f"the messages have {length} characters; send at most {most}")
-    asked = ServiceRequest(operation.name, query.inputs, query.texts, query.top_k, settings=query.settings)
+    asked = ServiceRequest(
+        operation.name, query.inputs, query.texts, query.top_k, least_version=query.least_version,
+        settings=query.settings,
+    )  # fmt: skip
     identity = f"chatcmpl-{uuid.uuid4().hex}", int(time.time())
     if body.stream:
         stream = await handler.run_within_time_limit(service.stream(asked))
@@ -83,7 +88,7 @@ async def _complete_chat(request: Request, service: Service, config: ServeConfig
     choices = [{**choice.model_dump(), "logprobs": None} for choice in fields["choices"]]
     answer = {**_first_response_fields(identity, result.model, "chat.completion"), "choices": choices}
     return JSONResponse(
-        {**answer, "usage": fields["usage"].model_dump()},
+        {**answer, "usage": fields["usage"].model_dump(), **_knowledge_fields(fields)},
         headers={"cache-control": "no-store", "x-model-alias": result.alias},
     )
 
@@ -101,8 +106,8 @@ async def _stream_chunks(
     stop, text, sent = query.settings.get("stop_strings", ()), "", 0
     model: ModelInfo | None = None
 
-    def make_chunk(delta: dict[str, str], reason: str | None = None) -> bytes:
-        choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": reason}
+    def make_chunk(delta: dict[str, str]) -> bytes:
+        choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": None}
         return _format_event({**_first_response_fields(identity, model, "chat.completion.chunk"), "choices": [choice]})
 
     try:
@@ -125,19 +130,21 @@ async def _stream_chunks(
             end = find_stop_text(text, stop)
             if (rest := text[sent:end]) and end != sent:
                 yield make_chunk({"content": rest})
-            yield make_chunk({}, choice.finish_reason)
+            last = _first_response_fields(identity, model, "chat.completion.chunk")
+            ended = {"index": 0, "delta": {}, "logprobs": None, "finish_reason": choice.finish_reason}
+            yield _format_event({**last, "choices": [ended], **_knowledge_fields(fields)})
             if usage:
                 whole = {**_first_response_fields(identity, model, "chat.completion.chunk"), "choices": []}
                 yield _format_event({**whole, "usage": fields["usage"].model_dump()})
             yield b"data: [DONE]\n\n"
     except (ApiError, ConversationError) as error:
-        known = error if isinstance(error, ApiError) else _invalid_conversation_error(error)
+        known = error if isinstance(error, ApiError) else invalid_conversation_error(error)
         request.scope[ERROR_CODE] = known.code
-        yield _format_event(_openai_error_body(known))
+        yield _format_event(openai_error(known))
     except Exception:
         _log.exception("a streamed answer failed")
         request.scope[ERROR_CODE] = internal_error().code
-        yield _format_event(_openai_error_body(internal_error()))
+        yield _format_event(openai_error(internal_error()))
 
 
 def _first_response_fields(identity: tuple[str, int], model: ModelInfo | None, kind: str) -> dict[str, Any]:
@@ -146,26 +153,17 @@ def _first_response_fields(identity: tuple[str, int], model: ModelInfo | None, k
     return {"id": identity[0], "object": kind, "created": identity[1], "model": "", **named}
 
 
-def _check_model(asked: str, model: ModelInfo) -> None:
-    if asked not in (model.name, f"{model.name}:{model.version}"):
-        message = f"there is no model {asked[:80]!r}; this service has {model.name!r}, version {model.version}"
-        raise ApiError(404, "model_not_found", message)
+def _describe_model(model: ModelInfo) -> dict[str, Any]:
+    return {"id": model.name, "object": "model", "created": 0, "owned_by": "vlmodel"}
 
 
-def _invalid_conversation_error(error: ConversationError) -> ApiError:
-    return ApiError(400, "invalid_conversation", str(error))
-
-
-def _to_error_response(request: Request, error: ApiError) -> Response:
-    request.scope[ERROR_CODE] = error.code
-    # OpenAI's clients take 400 for what no retry mends.
-    status = 400 if error.status in (415, 422) else error.status
-    return JSONResponse(_openai_error_body(error), status, headers=dict(error.headers))
-
-
-def _openai_error_body(error: ApiError) -> dict[str, Any]:
-    kind = _TYPES.get(error.status, "server_error" if error.status >= 500 else "invalid_request_error")
-    return {"error": {"message": error.message, "type": kind, "param": None, "code": error.code}}
+def _knowledge_fields(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """The facts that the model got, which OpenAI's answers do not have; {} for a model without a store."""
+    if fields["knowledge_version"] is None:
+        return {}
+    return {
+        "facts": [fact.model_dump() for fact in fields["facts"]], "knowledge_version": fields["knowledge_version"],
+    }  # fmt: skip
 
 
 def _format_event(data: dict[str, Any]) -> bytes:

@@ -12,11 +12,13 @@ from fastapi.responses import Response, StreamingResponse
 from pydantic import BaseModel
 
 from pipelines.serve.config import ServeConfig
-from pipelines.serve.errors import ApiError, internal_error
-from pipelines.serve.http.middleware import ERROR_CODE, error_body
+from pipelines.serve.errors import ApiError, internal_error, invalid_conversation_error
+from pipelines.serve.http.error_bodies import error_body
+from pipelines.serve.http.middleware import ERROR_CODE
 from pipelines.serve.http.openapi import document_route
 from pipelines.serve.http.routes import base
 from pipelines.serve.service import AnswerStream, Service, ServiceRequest, ServiceResult
+from vlmodel.conversation import ConversationError
 from vlmodel.operations.base import ModelQuery, Operation, all_operations
 
 _log = logging.getLogger(__name__)
@@ -67,7 +69,7 @@ def _add_route(routes: APIRouter, operation: Operation, service: Service, config
         query = operation.query_from_request(await handler.read(operation.request))
         base.check_text_lengths(query.texts, operation.text_name, config)
         asked = ServiceRequest(
-            operation.name, query.inputs, query.texts, query.top_k, query.attention, query.least_version
+            operation.name, query.inputs, query.texts, query.top_k, query.attention, query.least_version, query.settings
         )
         if not query.stream:
             result = await handler.run_within_time_limit(service.run(asked))
@@ -95,9 +97,10 @@ async def _stream_events(
                 yield _server_sent_event("piece", StreamedPiece(text=piece).model_dump_json().encode())
             whole = handler.body(operation.response, piece, **_response_fields(operation, query, piece))
             yield _server_sent_event("done", whole.model_dump_json().encode())
-    except ApiError as error:
-        request.scope[ERROR_CODE] = error.code
-        yield _server_sent_event("error", error_body(error))
+    except (ApiError, ConversationError) as error:
+        known = error if isinstance(error, ApiError) else invalid_conversation_error(error)
+        request.scope[ERROR_CODE] = known.code
+        yield _server_sent_event("error", error_body(known))
     except Exception:
         _log.exception("a streamed answer failed")
         request.scope[ERROR_CODE] = internal_error().code

@@ -67,11 +67,14 @@ def _members(folder: Path) -> Iterator[tuple[str, str, bytes]]:
 def test_every_kind_is_an_importer() -> None:
     assert list_part_kinds("pipelines.data.importers") == [
         "coco",
+        "conversations",
         "easy_vqa",
+        "facts",
         "feedback",
         "files",
         "flickr",
         "folder",
+        "hf_dataset",
         "scenes",
         "table",
         "uea",
@@ -305,7 +308,15 @@ def test_bad_records_are_listed_and_neighbours_survive(tmp_path: Path) -> None:
     }
     manifest = json.loads((tmp_path / "out" / MANIFEST).read_text())
     assert manifest["rejected"] == summary.rejected
-    counts = {"samples": 1, "captions": 1, "questions": 0, "unanswered": 0, "classes": 0, "inputs": {}}
+    counts = {
+        "samples": 1,
+        "captions": 1,
+        "questions": 0,
+        "conversations": 0,
+        "unanswered": 0,
+        "classes": 0,
+        "inputs": {},
+    }
     assert manifest["splits"]["test"] == counts
 
 
@@ -340,7 +351,7 @@ def test_questions_without_an_answer_are_counted(tmp_path: Path) -> None:
     questions = (Question("p?"), Question("q?", "yes"), Question("r?"))
     record = _record("train", "a")._replace(texts=SampleTexts((), questions))
     summary = import_data(Listed(entries=(record,)), tmp_path / "out", progress=False)
-    assert summary.splits["train"] == SplitCounts(1, 0, 3, 2)
+    assert summary.splits["train"] == SplitCounts(samples=1, questions=3, unanswered=2)
 
 
 def test_a_new_folder_is_its_owners_alone(tmp_path: Path) -> None:

@@ -405,12 +405,12 @@ def test_what_is_no_index_is_not_opened(tmp_path):
     with pytest.raises(DataError, match=r"no samples of shard 'b\.tar'"):
         index.rows("b.tar")
     good = newest.read_bytes()
-    for bad in (good[:50], b"[]", b'{"format": 4}'):
+    for bad in (good[:50], b"[]", b'{"format": 5}'):
         newest.write_bytes(bad)
         with pytest.raises(DataError, match=r"cannot be read|has format"):
             Index.open(str(tmp_path))
-    newest.write_bytes(good.replace(b'"format": 4', b'"format": 99'))
-    with pytest.raises(DataError, match="format 99, this version reads 4; run the index job"):
+    newest.write_bytes(good.replace(b'"format": 5', b'"format": 99'))
+    with pytest.raises(DataError, match="format 99, this version reads 5; run the index job"):
         Index.open(str(tmp_path))
     newest.write_bytes(good)
     version.rename(version.with_name(f"{'0' * 64}.parquet"))
@@ -429,11 +429,11 @@ def test_an_index_of_another_format_is_made_anew(tmp_path, caplog):
     (tmp_path / "_index" / "samples").mkdir(parents=True)
     (tmp_path / "_index" / "index.json").write_text('{"format": 2, "hash": "abc"}')
     (tmp_path / "_index" / "samples" / "a.tar.0123456789abcdef-01234567.parquet").write_bytes(b"of format 2")
-    with pytest.raises(DataError, match="has format 2, this version reads 4; run the index job"):
+    with pytest.raises(DataError, match="has format 2, this version reads 5; run the index job"):
         Index.open(str(tmp_path))
     assert build_index(str(tmp_path)).counts()["train"] == 2
     (line,) = [record.getMessage() for record in caplog.records if record.name == build.__name__]
-    assert line == f"the index of {tmp_path} has format 2 and is built anew, in format 4"
+    assert line == f"the index of {tmp_path} has format 2 and is built anew, in format 5"
     assert len(list((tmp_path / "_index" / "samples").iterdir())) == 1, "nothing of the old format stays"
     caplog.clear()
     build_index(str(tmp_path))

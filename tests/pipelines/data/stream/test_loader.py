@@ -134,8 +134,10 @@ def test_texts_change_with_their_mirrored_image(source: Source, monkeypatch: pyt
     """Each image is of one colour but for its left half, which is made black, so that it tells if it is mirrored."""
     load_inputs = OpenedSamples.load_inputs
 
-    def halved(samples: OpenedSamples, indices: SampleIndices, places: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        seen = load_inputs(samples, indices, places)
+    def halved(
+        samples: OpenedSamples, indices: SampleIndices, places: dict[str, np.ndarray], *more: Any
+    ) -> dict[str, np.ndarray]:
+        seen = load_inputs(samples, indices, places, *more)
         seen["image.pixels_BHWC"][:, :, :8] = 0
         return seen
 

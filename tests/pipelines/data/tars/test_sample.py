@@ -9,14 +9,27 @@ from hypothesis import strategies as st
 
 from pipelines.data.tars.errors import FaultReason, SampleError
 from pipelines.data.tars.sample import TextLimits, dump_texts, parse_metadata, parse_texts
+from vlmodel.conversation import ConversationTurn
 from vlmodel.sample import Question, SampleTexts
 
 _text = st.text(st.characters(exclude_categories=["Cs"]), min_size=1).filter(lambda text: not text.isspace())
 _question = st.builds(
     Question, _text, st.none() | _text, st.lists(_text, max_size=3).map(tuple), st.none() | st.integers(0).map(str)
 )
+_content = st.tuples(_text) | st.tuples(st.none(), _text) | st.tuples(_text, st.none(), _text)
+_said = st.lists(st.tuples(_content, _text), min_size=1, max_size=2).map(
+    lambda pairs: tuple(
+        turn
+        for content, reply in pairs
+        for turn in (ConversationTurn("user", content), ConversationTurn("assistant", (reply,)))
+    )
+)
 _texts = st.builds(
-    SampleTexts, st.lists(_text, max_size=3).map(tuple), st.lists(_question, max_size=3).map(tuple), st.none() | _text
+    SampleTexts,
+    st.lists(_text, max_size=3).map(tuple),
+    st.lists(_question, max_size=3).map(tuple),
+    st.none() | _text,
+    st.lists(_said, max_size=2).map(tuple),
 ).filter(lambda texts: bool(texts.present_kinds))
 
 
@@ -32,6 +45,41 @@ def test_json_is_canonical() -> None:
         '{"a":1,"captions":["Ein Häuschen"],"questions":[{"answer":null,"answers":["a","b"],"id":"7",'
         '"question":"why?"},{"answer":"she","question":"who?"}]}'
     )
+
+
+def test_conversations() -> None:
+    turns = (
+        ConversationTurn("system", ("brief",)),
+        ConversationTurn("user", ("what is ", None, "?")),
+        ConversationTurn("assistant", ("a dog",)),
+    )
+    assert dump_texts(SampleTexts(conversations=(turns,))).decode() == (
+        '{"captions":[],"conversations":[[{"content":"brief","role":"system"},{"content":["what is ",null,"?"],'
+        '"role":"user"},{"content":"a dog","role":"assistant"}]],"questions":[]}'
+    )
+    asked = b'{"conversations": [[{"role": "user", "content": [null]}]]}'
+    assert parse_texts(asked, None) == SampleTexts(conversations=((ConversationTurn("user", (None,)),),))
+    assert parse_texts(asked, None).present_kinds == ("conversations",)
+
+
+@pytest.mark.parametrize(
+    ("turns", "reason"),
+    [
+        ([], FaultReason.BAD_SCHEMA),
+        ([{"role": "user"}], FaultReason.BAD_SCHEMA),
+        ([{"from": "human", "value": "a"}], FaultReason.BAD_SCHEMA),
+        ([{"role": "robot", "content": "a"}], FaultReason.UNKNOWN_ROLE),
+        ([{"role": "assistant", "content": "a"}], FaultReason.TURN_OUT_OF_ORDER),
+        ([{"role": "user", "content": " "}], FaultReason.EMPTY_TURN),
+        ([{"role": "system", "content": [None]}], FaultReason.MISPLACED_INPUT),
+        ([{"role": "user", "content": "a" * 11}], FaultReason.TEXT_TOO_LONG),
+        ([{"role": r, "content": "a"} for r in ("user", "assistant") * 4], FaultReason.TOO_MANY_TEXTS),
+    ],
+)
+def test_conversations_that_cannot_be(turns: list[object], reason: FaultReason) -> None:
+    with pytest.raises(SampleError) as caught:
+        parse_texts(json.dumps({"conversations": [turns]}).encode(), None, TextLimits(letters=10, texts=3))
+    assert caught.value.reason == reason
 
 
 def test_numbers_may_be_ids() -> None:
@@ -99,7 +147,7 @@ def test_a_sample_may_have_no_texts(json_bytes: bytes | None, txt_bytes: bytes |
             b'{"captions": [' + b'"a",' * 1000 + b'"b"]}',
             None,
             FaultReason.TOO_MANY_TEXTS,
-            "1001 captions and questions",
+            "1001 captions, questions and replies",
         ),
         (
             b'{"questions": [{"question": "q?", "answers": [' + b'"x",' * 1000 + b'"y"]}]}',

@@ -316,7 +316,7 @@ def test_swapped_model_offers_its_tasks_and_captions_stream_through_the_proxy(
         assert client.get("/v1/model").json()["tasks"] == ["vqa"]
         assert client.post("/v1/caption", json=body).json()["error"]["code"] == "no_such_task"
         deploy.start(service_config(int(address.rpartition(":")[2])), folder_of("all"), "all", "9")
-        assert client.get("/v1/model").json()["tasks"] == ["vqa", "caption", "match", "embed"]
+        assert client.get("/v1/model").json()["tasks"] == ["vqa", "caption", "classify", "match", "embed"]
         whole = client.post("/v1/caption", json=body).json()
         streamed = events(client.post("/v1/caption", json={**body, "stream": True}))
         assert len(streamed) > 2

@@ -11,7 +11,9 @@ from pipelines.serve.config import ServeConfig
 from pipelines.serve.http.app import create_app
 from pipelines.serve.service import ServiceRequest, ServiceResult
 from tests.pipelines.serve.conftest import FakeService
-from tests.pipelines.serve.http_client import TEXT, send
+from tests.pipelines.serve.http_client import IMAGE, TEXT, send
+from vlmodel.conversation import ConversationTurn, conversation_to_json
+from vlmodel.operations.chat import ChatRequest
 
 PICTURE = {"image": OwnInput(media_type="image/png", data=TEXT)}
 ASKED = (
@@ -74,6 +76,28 @@ def test_the_documentation_asks_in_the_words_of_the_model(service: FakeService) 
     assert captions["captions"][0]["caption"] == "a brown horse"
 
 
+def test_a_conversation_is_documented_as_messages(service: FakeService) -> None:
+    turns = (
+        ConversationTurn("user", (None, "what is it?")),
+        ConversationTurn("assistant", ("a horse",)),
+        ConversationTurn("user", ("is it brown?",)),
+    )
+    asked = AskedText(text=conversation_to_json(turns), answer="yes", probability=0.9)
+    service.examples = [OwnExample(task=name, inputs=PICTURE, texts=(asked,)) for name in ("vqa", "chat")]
+    app = create_app(service, ServeConfig())
+    spec = send(app, "GET", "/openapi.json").json()
+    content = spec["paths"]["/v1/chat/completions"]["post"]["requestBody"]["content"]
+    assert content.keys() == {"application/json"}
+    [example] = content["application/json"]["examples"].values()
+    request = ChatRequest.model_validate(example["value"])
+    assert request.conversation_and_image() == (turns, IMAGE)
+    # Elsewhere it is asked by what is said last.
+    questions = spec["paths"]["/v1/vqa"]["post"]["requestBody"]["content"]["application/json"]["examples"]
+    assert questions["example 1"]["value"] == {"image": TEXT, "question": "is it brown?"}
+    offered = send(app, "GET", "/v1/examples").json()["examples"]
+    assert [one["texts"] for one in offered] == [["is it brown?"], ["is it brown?"]]
+
+
 def test_further_inputs_are_documented_by_their_names(service: FakeService) -> None:
     inputs = {
         name: OwnInput(media_type=kind, data=TEXT) for name, kind in (("audio", "audio/flac"), ("imu", "text/csv"))
@@ -83,7 +107,7 @@ def test_further_inputs_are_documented_by_their_names(service: FakeService) -> N
     ]
     spec = send(create_app(service, ServeConfig()), "GET", "/openapi.json").json()
     content = spec["paths"]["/v1/classify"]["post"]["requestBody"]["content"]
-    first, second = (one["value"] for one in content["application/json"]["examples"].values())
+    first, second, _ = (one["value"] for one in content["application/json"]["examples"].values())
     assert first == {"inputs": {"audio": TEXT, "imu": TEXT}, "top_k": 3}
     assert second == {"inputs": {"audio": TEXT, "imu": TEXT}, "attention": True}
     assert content["multipart/form-data"]["example"] == {"audio": "@audio.flac", "imu": "@imu.csv", "top_k": 3}

@@ -16,11 +16,13 @@ from tests.pipelines.serve.conftest import picture
 from vlmodel.inference import Predictor
 from vlmodel.operations.ask import VQAOperation
 from vlmodel.operations.base import BatchedRequest, Operation, operations_of_tasks
+from vlmodel.operations.classify import CLASSES
 from vlmodel.operations.describe import CaptionOperation
 from vlmodel.operations.embed import EmbedOperation
 from vlmodel.processor import Example
-from vlmodel.tasks.contrastive import MatchBySimilarity
+from vlmodel.tasks.contrastive import ClassifyByPrompts, MatchBySimilarity
 from vlmodel.tasks.matching import MatchByClass
+from vlmodel.zero_shot import make_prompts
 
 TEXTS = ("a circle", "what is the square ?", "there")
 
@@ -63,7 +65,10 @@ def decoded(served: Served, seed: int | None, texts: tuple[str, ...]) -> Decoded
         ("caption", {"caption": (CaptionOperation, "")}),
         ("matching", {"match": (MatchByClass, "")}),
         ("statements", {"match": (MatchByClass, "")}),
-        ("contrastive", {"match": (MatchBySimilarity, ""), "embed": (EmbedOperation, "")}),
+        (
+            "contrastive",
+            {"match": (MatchBySimilarity, ""), "embed": (EmbedOperation, ""), "classify": (ClassifyByPrompts, "")},
+        ),
         (
             "all",
             {
@@ -71,6 +76,7 @@ def decoded(served: Served, seed: int | None, texts: tuple[str, ...]) -> Decoded
                 "caption": (CaptionOperation, "caption"),
                 "match": (MatchByClass, "matching"),
                 "embed": (EmbedOperation, "contrastive"),
+                "classify": (ClassifyByPrompts, "contrastive"),
             },
         ),
     ],
@@ -149,3 +155,21 @@ def test_embeddings_are_of_length_one_and_the_same_with_or_without_the_other_hal
             elif item is other:
                 assert abs(result.image_D - whole.image_D).max() > 1e-3
                 np.testing.assert_allclose(result.text_ND, whole.text_ND[:1], atol=1e-5)
+
+
+def test_classes_of_a_request_are_chosen_by_their_texts(served: Any) -> None:
+    """Each class is the mean of its texts' vectors; what other requests ask changes nothing."""
+    loaded = served("contrastive")
+    adapter, classes, templates = loaded["classify"], ("circle", "square", "colour"), ("a {}", "there is a {} ?")
+    prompts = make_prompts(classes, templates)
+    asked = BatchedRequest(decoded(adapter, 0, prompts), top_k=2, settings={CLASSES: classes})
+    other = BatchedRequest(decoded(adapter, 1, ("a circle",)), settings={CLASSES: ("circle",)})
+    [prediction], [lone] = adapter.run([asked, other])
+    [embedded] = loaded["embed"].run([asked])
+    mean_CD = embedded.text_ND.reshape(3, 2, -1).mean(1)
+    cosines_C = (mean_CD / np.linalg.norm(mean_CD, axis=1, keepdims=True)) @ embedded.image_D
+    shares_C = np.exp(cosines_C / 0.07) / np.exp(cosines_C / 0.07).sum()
+    order = np.argsort(-shares_C)[:2]
+    assert [name for name, _ in prediction.answers] == [classes[n] for n in order]
+    np.testing.assert_allclose([share for _, share in prediction.answers], shares_C[order], atol=1e-4)
+    assert lone.answers == [("circle", 1.0)]

@@ -18,10 +18,13 @@ import torch
 from pipelines.serve.config import ServeConfig
 from pipelines.serve.http.app import create_app
 from pipelines.serve.inference.service import InferenceService
+from pipelines.serve.service import AnswerStream, ModelInfo, ServiceRequest, ServiceResult
 from tests.pipelines.serve.conftest import FakeService, picture
 from tests.pipelines.serve.http_client import send
 from tests.pipelines.serve.server import served
+from vlmodel.facts import Fact, LinkedFact
 from vlmodel.model import VLModel
+from vlmodel.parts import WrittenText
 
 URL = "data:image/png;base64," + base64.b64encode(picture()).decode()
 IMAGE: dict[str, Any] = {"type": "image_url", "image_url": {"url": URL}}
@@ -166,16 +169,71 @@ def test_requests_that_cannot_be(change: dict[str, Any], message: str, client: o
     assert message in body["message"]
 
 
+def test_what_clients_send_though_they_want_nothing_of_it(client: openai.OpenAI) -> None:
+    neutral: dict[str, Any] = {
+        "frequency_penalty": 0.0, "presence_penalty": 0, "logprobs": False, "response_format": {"type": "text"},
+        "store": False, "user": "me",
+    }  # fmt: skip
+    assert say(client, max_tokens=3, **neutral).choices == say(client, max_tokens=3).choices
+    for name, value in (("frequency_penalty", 0.5), ("logprobs", True), ("response_format", {"type": "json_object"})):
+        with pytest.raises(openai.BadRequestError) as caught:
+            say(client, **{name: value})
+        assert caught.value.param == name
+
+
+def test_what_was_said_goes_on(client: openai.OpenAI) -> None:
+    first = say(client, max_tokens=3).choices[0].message
+    answer = say(client, [*ASKED, first, {"role": "user", "content": "what is there ?"}], max_tokens=3)
+    assert answer.choices[0].message.content
+
+
 def test_another_model(client: openai.OpenAI) -> None:
     with pytest.raises(openai.NotFoundError, match="there is no model 'gpt-4'; this service has 'tiny', version 3"):
         client.chat.completions.create(model="gpt-4", messages=ASKED)
     assert client.chat.completions.create(model="tiny:3", messages=ASKED, max_tokens=1).model == "tiny"
 
 
+def test_a_question_that_is_too_long_is_the_callers_fault_at_every_route(app: Any) -> None:
+    image = base64.b64encode(picture()).decode()
+    for question in ("\ue002[", "\ue002[]"):  # written as no keyboard writes, and no conversation
+        response = send(app, "POST", "/v1/vqa", json={"image": image, "question": question})
+        assert (response.status_code, response.json()["error"]["code"]) == (422, "invalid_conversation")
+
+
 def test_a_model_that_does_not_converse() -> None:
     response = send(create_app(FakeService(), ServeConfig()), "POST", "/v1/chat/completions", json={})
     assert response.status_code == 404
     assert response.json()["error"]["code"] == "no_such_task"
+
+
+class Knowing(FakeService):
+    """Answers with a fact, of version 4 or later."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.model = ModelInfo("fake", "7", ("chat",), labels=0, image_size=32, resize="squash")
+
+    async def run(self, request: ServiceRequest) -> ServiceResult:
+        assert request.least_version == 4
+        facts = (LinkedFact(Fact("7", "circle", "Is", "red", "circle is red", "test"), 0.5),)
+        return self.answered([WrittenText("red", 0.9, 3, 1, True, facts, 5)])
+
+    async def pieces(self, attention: bool) -> AnswerStream:
+        yield "red"
+        yield await self.run(ServiceRequest("chat", {}, (), least_version=4))
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_what_is_said_names_its_facts(stream: bool) -> None:
+    asked = {"model": "fake", "messages": [user(text("what ?"))], "min_knowledge_version": 4, "stream": stream}
+    response = send(create_app(Knowing(), ServeConfig()), "POST", "/v1/chat/completions", json=asked)
+    assert response.status_code == 200, response.text
+    bodies = [json.loads(line[6:]) for line in response.text.split("\n\n") if line.startswith("data: {")]
+    answer = bodies[-1] if stream else response.json()
+    assert answer["knowledge_version"] == 5
+    assert [(fact["id"], fact["tail"]) for fact in answer["facts"]] == [("7", "red")]
+    assert answer["choices"][0]["finish_reason"] == "stop"
+    assert not any("facts" in body for body in bodies[:-1])
 
 
 def test_malformed_requests_are_the_callers_fault(app: Any) -> None:

@@ -11,6 +11,7 @@ from pipelines.serve.http.app import create_app
 from pipelines.serve.service import ServiceRequest, ServiceResult
 from tests.pipelines.serve.conftest import FakeService
 from tests.pipelines.serve.http_client import IMAGE, TEXT, error_code, send
+from vlmodel.facts import Fact, LinkedFact
 from vlmodel.operations.match import MatchResponse, MatchResult
 
 
@@ -44,6 +45,23 @@ def test_similarities_say_so_and_a_lone_text_has_no_probability() -> None:
     answer = MatchResponse.model_validate_json(response.content)
     assert (answer.method, answer.temperature) == ("similarity", 0.05)
     assert (answer.matches[0].probability, answer.matches[0].similarity) == (None, 1.0)
+
+
+def test_a_text_names_the_facts_that_it_was_read_with() -> None:
+    class Knowing(FakeService):
+        async def run(self, request: ServiceRequest) -> ServiceResult:
+            assert request.least_version == 4
+            facts = [[LinkedFact(Fact("7", "circle", "Is", "red", "circle is red", "test"), 0.5)], []]
+            return self.answered(MatchResult("matching", [0.9, 0.1], facts=facts, knowledge_version=5))
+
+    asked = {"image": TEXT, "texts": ["a circle", "a square"], "min_knowledge_version": 4}
+    answer = MatchResponse.model_validate_json(
+        send(create_app(Knowing(), ServeConfig()), "POST", "/v1/match", json=asked).content
+    )
+    assert answer.knowledge_version == 5
+    assert [[(fact.id, fact.tail, fact.weight) for fact in one.facts] for one in answer.matches] == [
+        [("7", "red", 0.5)], []
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize("fields", [{"text": "one"}, {"text": ["one", "two"]}, {"texts": ["one", "two"]}])

@@ -22,6 +22,7 @@ from pipelines.registry.own_examples import AskedText, OwnExample, OwnInput
 from pipelines.serve.config import FeedbackConfig, ServeConfig
 from pipelines.serve.http.app import create_app
 from pipelines.serve.inference.service import InferenceService
+from pipelines.serve.search import UpdatableSearch
 from tests.browser import find_browser
 from tests.pipelines.serve.conftest import picture
 from vlmodel.processor import VLProcessor
@@ -54,7 +55,8 @@ class Visits:
         self.service, self.script = InferenceService(config), ""
         self.golden_file = str(package / "golden.json")
         self.over = threading.Event()
-        app = create_app(self.service, config)
+        search = UpdatableSearch(config.search) if config.search.embeddings else None
+        app = create_app(self.service, config, search=search)
         index = Path(create_app.__code__.co_filename).parent / "page" / "index.html"
         extra = '<script src="visit/script.js" type="module"></script><img src="visit/wait" alt="" hidden>'
         html = index.read_text().replace("</body>", f"{extra}</body>")
@@ -173,7 +175,7 @@ def test_all_tasks_are_done_one_after_the_other(visits: Callable[..., Visits], t
     assert re.search(r'id="notice"[^>]*hidden', html)
 
 
-@pytest.mark.parametrize(("decoder", "part"), [("caption", "caption"), ("contrastive", "match"), ("answer", "vqa")])
+@pytest.mark.parametrize(("decoder", "part"), [("caption", "caption"), ("matching", "match"), ("answer", "vqa")])
 def test_what_the_model_cannot_do_is_not_offered(
     visits: Callable[..., Visits], tmp_path: Path, decoder: str, part: str
 ) -> None:
@@ -184,6 +186,22 @@ def test_what_the_model_cannot_do_is_not_offered(
     html = visits(decoder).visit(script, tmp_path)
     assert 'data-offered=""' in html, "one task alone needs no chooser"
     assert f'data-shown="{part}"' in html
+
+
+def test_classes_are_named_for_a_model_without_its_own(visits: Callable[..., Visits], tmp_path: Path) -> None:
+    script = """
+    await task("classify");
+    await example();
+    await send();
+    document.body.dataset.asked = $("notice").textContent;
+    $("classes").value = "circle\\nsquare\\ncircle\\n\\nthe colour";
+    await send();
+    """
+    html = visits("contrastive").visit(script, tmp_path)
+    assert 'data-offered="classify match"' in html
+    assert 'data-asked="Type the classes to choose among."' in html
+    [entry] = entries(html)
+    assert sorted(names(entry)) == ["circle", "square", "the colour"]
 
 
 def test_on_a_phone_nothing_is_wider_than_the_screen(visits: Callable[..., Visits], tmp_path: Path) -> None:

@@ -1,0 +1,26 @@
+"""Write a model for other programs: LLaVA of transformers, an adapter of peft, or one without adapters. LLaVA's parts
+are a CLIP or SigLIP tower, an MLP and a language model; transformers, TRL and vLLM read it. A checkpoint of LLaVA is
+read as well: evaluate.model=FOLDER.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+from jobs import job
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the job with these arguments, or those of the process; returns the exit status."""
+    return job.main(
+        "export",
+        argv,
+        sections=("export", "evaluate", "name", "storage"),
+        doc=__doc__,
+        again="the same command begins anew",
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

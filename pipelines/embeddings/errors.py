@@ -1,0 +1,9 @@
+"""Errors of stored vectors."""
+
+from __future__ import annotations
+
+from pipelines.errors import DataError
+
+
+class EmbeddingsError(DataError):
+    """Stored vectors that cannot be used; the message says what is wrong and what to do."""

@@ -1,0 +1,110 @@
+"""The search among stored vectors: which samples, or texts, are nearest to a vector of the same model."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from dataclasses import dataclass
+from itertools import accumulate
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pyarrow as pa
+
+from pipelines.embeddings.errors import EmbeddingsError
+from pipelines.embeddings.search_files import map_vectors, open_search_files
+from pipelines.embeddings.stored import Embeddings
+from pipelines.storage.folder import Folder
+from pipelines.vectors.search import EXACT, ApproximateVectorSearch, ExactVectorSearch, VectorSearch, load_graphs
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+
+@dataclass(frozen=True)
+class Hit:
+    """One of the nearest.
+
+    Attributes:
+        row: of the sample in the index of its shard.
+        text: None where an input was found.
+        similarity: cosine, from -1 to 1.
+    """
+
+    key: str
+    split: str
+    shard: str
+    row: int
+    text: str | None
+    similarity: float
+
+
+class EmbeddingSearch:
+    """Opened vectors. Threads may share it; it holds no vectors in memory, but maps them from files.
+
+    Args:
+        folder: folder or URI of the embed job's ``embed.out``.
+        exact: up to so many vectors of an input the search is exact.
+
+    Raises:
+        EmbeddingsError: there are none, or they cannot be read.
+    """
+
+    def __init__(self, folder: str, exact: int = EXACT) -> None:
+        opened = Folder(folder)
+        self.folder, self.embeddings = opened.uri, Embeddings.read(opened)
+        files = open_search_files(opened, self.embeddings, exact)
+        self._searches = {
+            name: _OpenedInput(files, self.embeddings, name, exact)
+            for name in self.embeddings.inputs
+            if self.embeddings.count(name)
+        }
+
+    @property
+    def inputs(self) -> dict[str, int]:
+        """What can be searched, with the number of vectors."""
+        return {name: self.embeddings.count(name) for name in self._searches}
+
+    def nearest(self, query_D: NDArray[np.float32], name: str, top: int) -> list[Hit]:
+        """The ``top`` nearest, the nearest first.
+
+        Args:
+            query_D: of length one.
+            name: what is searched, one of ``inputs``.
+
+        Raises:
+            EmbeddingsError: it has no vectors, or those of another width.
+        """
+        if name not in self._searches:
+            raise EmbeddingsError(
+                f"{self.folder!r} has no vectors of {name!r}; it has those of {', '.join(self._searches)}"
+            )
+        if query_D.shape != (self.embeddings.width,):
+            raise EmbeddingsError(
+                f"the vectors in {self.folder!r} have {self.embeddings.width} numbers, and this one has {query_D.size}"
+            )
+        return self._searches[name].nearest(query_D, top)
+
+
+class _OpenedInput:
+    """The vectors of one input."""
+
+    def __init__(self, files: Path, embeddings: Embeddings, name: str, exact: int) -> None:
+        count = embeddings.count(name)
+        vectors_MD = map_vectors(files, name, count, embeddings.width)
+        self._search: VectorSearch = (
+            ExactVectorSearch(vectors_MD)
+            if count <= exact
+            else ApproximateVectorSearch(vectors_MD, load_graphs(count, files / f"{name}.graph"))
+        )
+        self._rows = pa.ipc.open_file(pa.memory_map(str(files / f"{name}.rows")))
+        self._starts = [0, *accumulate(n for part in embeddings.parts if (n := part.vectors.get(name, 0)))]
+
+    def nearest(self, query_D: NDArray[np.float32], top: int) -> list[Hit]:
+        rows_1J, cosines_1J = self._search.nearest(query_D[None], top)
+        return [self._hit(row, cosine) for row, cosine in zip(rows_1J[0].tolist(), cosines_1J[0].tolist(), strict=True)]
+
+    def _hit(self, row: int, cosine: float) -> Hit:
+        batch = bisect_right(self._starts, row) - 1
+        [facts] = self._rows.get_batch(batch).slice(row - self._starts[batch], 1).to_pylist()
+        return Hit(**facts, similarity=min(1.0, max(-1.0, cosine)))

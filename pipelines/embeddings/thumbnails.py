@@ -1,0 +1,53 @@
+"""Small copies of the images of found samples, read from the tars."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+
+from pipelines.data.index.index import Index
+from pipelines.data.tars.reader import ShardReader
+from pipelines.embeddings.search import Hit
+from pipelines.embeddings.stored import Embeddings
+from pipelines.errors import DataError
+from vlmodel.encoder_parts import IMAGE
+from vlmodel.images.thumbnail import make_thumbnail
+from vlmodel.media.base import DisplayCopy, MediumError
+
+_log = logging.getLogger(__name__)
+
+SIDE = 192
+"""Pixels of the longer side."""
+
+
+class Thumbnails:
+    """Reads images of the samples whose vectors are stored. Threads may share it."""
+
+    def __init__(self, embeddings: Embeddings) -> None:
+        self._tars, self._hash = embeddings.tars, embeddings.index
+        self._reader: ShardReader | None = None
+
+    def of(self, hits: Sequence[Hit]) -> list[DisplayCopy | None]:
+        """For each hit a small JPEG of its image; None where it has none, or its tar can no longer be read as it was
+        embedded.
+        """
+        copies: dict[tuple[str, int], DisplayCopy | None] = {}
+        for shard in dict.fromkeys(hit.shard for hit in hits):
+            rows = list(dict.fromkeys(hit.row for hit in hits if hit.shard == shard))
+            try:
+                if self._reader is None:
+                    self._reader = ShardReader(Index.open(self._tars, self._hash))
+                samples = self._reader.read(shard, rows, inputs=(IMAGE,), texts=False)
+            except DataError as error:
+                _log.warning("no thumbnails of shard %s: %s", shard, error)
+                continue
+            for row, sample in zip(rows, samples, strict=True):
+                copies[shard, row] = _copy(sample.inputs.get(IMAGE))
+        return [copies.get((hit.shard, hit.row)) for hit in hits]
+
+
+def _copy(image: bytes | None) -> DisplayCopy | None:
+    try:
+        return None if image is None else make_thumbnail(image, SIDE)
+    except MediumError:
+        return None

@@ -1,0 +1,83 @@
+"""The facts with which a model was trained, as a file beside it says: which store it can be used with."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Self
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from pipelines.knowledge.errors import KnowledgeError
+from pipelines.knowledge.opened import FactSource
+from pipelines.knowledge.store import FactStore
+from pipelines.storage.folder import Folder
+
+FILE = "facts.json"
+
+
+class TrainedFacts(BaseModel):
+    """Which version of a store a model was trained with.
+
+    Attributes:
+        version: of the store.
+        hash: of the version's facts (``FactStore.hash_of_facts``).
+        encoder: hash of the sentence encoder by whose vectors facts are found; "" for a store without vectors.
+    """
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+    version: int
+    hash: str
+    encoder: str
+
+    @classmethod
+    def of(cls, source: FactSource) -> Self:
+        """Of one version of a store.
+
+        Raises:
+            KnowledgeError: it does not exist any more.
+        """
+        store = FactStore(source.store)
+        return cls(version=source.version, hash=store.hash_of_facts(source.version), encoder=store.encoder)
+
+    def save(self, folder: str | Path) -> Path:
+        """Write the file into a model's folder. Returns it."""
+        Folder(folder).write(FILE, self.model_dump_json(indent=1).encode())
+        return Path(folder) / FILE
+
+    @classmethod
+    def load(cls, folder: str | Path) -> Self | None:
+        """Of the model in a folder; None for one that was trained without facts.
+
+        Raises:
+            KnowledgeError: the file is damaged.
+        """
+        file = Path(folder) / FILE
+        if not file.is_file():
+            return None
+        try:
+            return cls.model_validate_json(file.read_bytes())
+        except ValidationError as error:
+            raise KnowledgeError(
+                f"{str(file)!r} cannot be read ({str(error).splitlines()[0]}); restore the model's folder"
+            ) from None
+
+    def check_encoder(self, encoder: str) -> None:
+        """Refuse a store in which facts are found by vectors of another encoder than in training.
+
+        Args:
+            encoder: the store's; "" for a store without vectors, which is refused only by what needs vectors.
+
+        Raises:
+            KnowledgeError: naming both.
+        """
+        if self.encoder and encoder and self.encoder != encoder:
+            raise KnowledgeError(
+                f"the model was trained with facts found by the sentence encoder {self.encoder[:12]}, and the store "
+                f"has vectors of {encoder[:12]}; build a store with the encoder of the training (knowledge.encoder), "
+                "or train anew with this one"
+            )
+
+    def tags(self) -> dict[str, str]:
+        """Of a registered version."""
+        return {"knowledge_version": str(self.version), "knowledge_hash": self.hash, "knowledge_encoder": self.encoder}

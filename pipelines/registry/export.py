@@ -1,0 +1,71 @@
+"""A model as a folder for other programs: LLaVA of transformers, an adapter of peft, or a model without adapters."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Literal
+
+from vlmodel.config import ConfigError, ConfigSection
+from vlmodel.locations import Location
+
+Format = Literal["merged", "llava", "adapter"]
+
+
+class ExportConfig(ConfigSection):
+    """What the export job writes of the model that evaluate.model names."""
+
+    format: Format | None = None
+    """"llava": LlavaForConditionalGeneration of transformers with its processor, where the parts are those of LLaVA;
+    "adapter": peft's folder of a language model's low-rank adapters; "merged": a model of this program whose adapters
+    are added to its weights. null takes "llava" where it can be, else "adapter" where there is one, else "merged". A
+    folder of LLaVA's own in evaluate.model is read too, and becomes "merged"."""
+    out: Location = ""
+    """Folder to write, which must not exist; "" puts it into the run's folder, by the name of its format."""
+
+
+def export_model(model_folder: Path, config: ExportConfig, out: Path) -> Format:
+    """Write a model's export into a new folder, all of it or nothing, and return its format.
+
+    Args:
+        out: where ``config.out`` is "", the name of the format is added to it.
+
+    Raises:
+        ConfigError: the model cannot be had in this format, or the folder exists.
+        WeightsError: the model cannot be read.
+    """
+    from vlmodel.decoder.llm import LanguageModel
+    from vlmodel.formats import adapter, llava
+    from vlmodel.formats.merged import merge_adapters
+    from vlmodel.model import VLModel
+    from vlmodel.processor import VLProcessor
+
+    if llava.is_llava(model_folder):
+        model, processor = llava.load_llava(model_folder)
+        chosen: Format = config.format or "merged"
+    else:
+        model = VLModel.from_pretrained(str(model_folder), local_files_only=True).eval()
+        processor = VLProcessor.from_pretrained(model_folder)
+        has_adapter = isinstance(model.decoder, LanguageModel) and model.decoder.config.training == "lora"
+        fits = not llava.explain_why_not(model, processor)
+        chosen = config.format or ("llava" if fits else "adapter" if has_adapter else "merged")
+    target = out if config.out else out / chosen
+    if target.exists():
+        raise ConfigError(f"export.out: {target} exists; name another folder, or remove it")
+    staging = target.parent / f".{target.name}.exporting"
+    shutil.rmtree(staging, ignore_errors=True)
+    staging.mkdir(parents=True)
+    try:
+        if chosen == "adapter":
+            adapter.save_adapter(model, processor, staging)
+        else:
+            model, processor = merge_adapters(model, processor)
+            if chosen == "llava":
+                llava.save_llava(model, processor, staging)
+            else:
+                model.save_pretrained(staging)
+                processor.save_pretrained(staging)
+        staging.rename(target)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+    return chosen

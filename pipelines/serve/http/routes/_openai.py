@@ -1,0 +1,17 @@
+"""What the routes of OpenAI's API share."""
+
+from __future__ import annotations
+
+from pipelines.serve.errors import ApiError
+from pipelines.serve.service import ModelInfo
+
+
+def check_model(asked: str, model: ModelInfo) -> None:
+    """Refuse the name of another model: that of the loaded one, or NAME:VERSION, is right.
+
+    Raises:
+        ApiError: 404 "model_not_found".
+    """
+    if asked not in (model.name, f"{model.name}:{model.version}"):
+        message = f"there is no model {asked[:80]!r}; this service has {model.name!r}, version {model.version}"
+        raise ApiError(404, "model_not_found", message, param="model")

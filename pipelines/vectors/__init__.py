@@ -1,0 +1,1 @@
+"""Search among vectors: of facts, and of what the embed job wrote."""

@@ -1,0 +1,49 @@
+"""Our prompts as a chat template of transformers' processors, in which a picture is the token <image>."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from vlmodel.heads.llm import Config
+
+IMAGE_TOKEN = "<image>"
+
+
+def chat_template_of(config: Config, tokenizer: PreTrainedTokenizerBase) -> str:
+    """The template by which a model was trained, for messages whose content is a text or a list of parts
+    ``{"type": "image"}`` and ``{"type": "text", "text": ...}``.
+    """
+    if config.template_kind() == "chat":
+        return _text_of_parts(config) + str(tokenizer.chat_template)
+    begin = tokenizer.bos_token or tokenizer.cls_token
+    end = tokenizer.eos_token or tokenizer.sep_token
+    return (
+        _text_of_parts(config)
+        + "{% for m in messages %}{% if m['role'] == 'assistant' %}"
+        + f"{{{{ {_literal(begin)} + m['content'] + {_literal(end)} }}}}"
+        + "{% else %}{{ m['content'] }}{% endif %}{% endfor %}"
+        + f"{{% if add_generation_prompt %}}{{{{ {_literal(begin)} }}}}{{% endif %}}"
+    )
+
+
+def _text_of_parts(config: Config) -> str:
+    """Jinja that makes a text of the parts of each message, and adds the usual system message."""
+    system = f"[{{'role': 'system', 'content': {_literal(config.system)}}}]" if config.system else "[]"
+    return (
+        f"{{% set all = namespace(turns={system} if messages[0]['role'] != 'system' else []) %}}"
+        "{% for m in messages %}{% set said = namespace(text='') %}"
+        "{% for part in ([{'type': 'text', 'text': m['content']}] if m['content'] is string else m['content']) %}"
+        "{% set said.text = said.text + (part['text'] if part['type'] == 'text' else "
+        f"{_literal(IMAGE_TOKEN + config.behind_input)}) %}}"
+        "{% endfor %}{% set all.turns = all.turns + [{'role': m['role'], 'content': said.text}] %}{% endfor %}"
+        "{% set messages = all.turns %}"
+    )
+
+
+def _literal(text: str | None) -> str:
+    """A string of Jinja, which knows the escapes of JSON."""
+    return json.dumps(text or "")

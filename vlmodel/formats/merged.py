@@ -1,0 +1,49 @@
+"""A model whose low-rank adapters are added to the weights beside them: an ordinary one, without adapters."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from vlmodel import lora
+from vlmodel.config import dump_config, parse_config, parse_part_config
+from vlmodel.model import VLModel
+from vlmodel.model_config import ModelConfig, VLConfig
+from vlmodel.processor import VLProcessor
+
+
+def merge_adapters(model: VLModel, processor: VLProcessor) -> tuple[VLModel, VLProcessor]:
+    """The model without adapters that answers as this one does, and its processor. ``model`` is of no use afterwards.
+
+    What was frozen but for its adapters can be trained as a whole.
+    """
+    tree = _without_adapters(
+        dump_config(parse_config(ModelConfig, model.config.checked_model_settings(str(model.name_or_path))))
+    )
+    tasks = {
+        name: parse_part_config("vlmodel.tasks", _without_adapters(dump_config(task)))
+        for name, task in processor.tasks.items()
+    }
+    inputs = {
+        name: parse_part_config("vlmodel.modality", _without_adapters(dump_config(part)))
+        for name, part in processor.inputs.items()
+    }
+    plain = VLProcessor(
+        processor.config, processor.tokenizer, processor.labels, tasks, processor.normalizer, inputs,
+        processor.reads_images, processor.knowledge,
+    )  # fmt: skip
+    lora.merge_adapters(model)
+    merged = VLModel(VLConfig.from_processor(tree, plain))
+    merged.load_state_dict(model.state_dict())
+    return merged.eval(), plain
+
+
+def _without_adapters(tree: Any) -> Any:
+    """A tree of settings in which no part has adapters: ``training="lora"`` of a language model, ``lora`` of others."""
+    if isinstance(tree, list):
+        return [_without_adapters(value) for value in tree]
+    if not isinstance(tree, dict):
+        return tree
+    plain = {name: _without_adapters(value) for name, value in tree.items()}
+    if "training" in plain and "lora" in plain:
+        return plain | ({"training": "full"} if plain["training"] == "lora" else {})
+    return plain | ({"lora": None} if "lora" in plain else {})

@@ -1,0 +1,57 @@
+"""The fact on which an answer rests, written before it: "strawberry has property red therefore yes".
+
+As rationales are (Rajani et al. 2019, arXiv:1906.02361), but quoted and not made up: what is named is one of the facts
+that the model got, so that it can be looked up, edited and checked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from vlmodel.answers import Normalizer, normalize_for_comparison
+from vlmodel.facts import LinkedFact
+
+if TYPE_CHECKING:
+    from vlmodel.processor import VLProcessor
+
+THEREFORE = "therefore"
+"""Between fact and answer: a word, which tokenizers of any kind give back. Facts with it are not named."""
+
+
+def with_evidence(
+    targets: Sequence[str | None], facts: Sequence[tuple[LinkedFact, ...]], processor: VLProcessor
+) -> list[str | None]:
+    """Right answers with the fact before each on which it rests; an answer alone where there is no fact, or not enough
+    room for both (processor.max_target_tokens).
+    """
+    written = []
+    for target, of_row in zip(targets, facts, strict=True):
+        fact = None if target is None else deciding_fact(target, of_row, processor.normalizer)
+        together = target if fact is None else f"{fact.fact.text} {THEREFORE} {target}"
+        written.append(together if together == target or _fits(str(together), processor) else target)
+    return written
+
+
+def deciding_fact(target: str, facts: Sequence[LinkedFact], normalizer: Normalizer) -> LinkedFact | None:
+    """The fact on which an answer rests: one whose tail it is, else the first, which fits the text best."""
+    can_be_named = [one for one in facts if THEREFORE not in one.fact.text.casefold().split()]
+    form = normalize_for_comparison(target, normalizer)
+    saying = (one for one in can_be_named if normalize_for_comparison(one.fact.tail, normalizer) == form)
+    return next(saying, can_be_named[0] if can_be_named else None)
+
+
+def split_evidence(text: str) -> tuple[str, str]:
+    """The fact that a text names, "" for none, and its answer.
+
+    >>> split_evidence("strawberry has property red therefore yes")
+    ('strawberry has property red', 'yes')
+    """
+    words = text.split(" ")
+    place = next((n for n, word in enumerate(words) if word.casefold() == THEREFORE), None)
+    return ("", text) if place is None else (" ".join(words[:place]), " ".join(words[place + 1 :]))
+
+
+def _fits(text: str, processor: VLProcessor) -> bool:
+    ids = processor.tokenizer(text, add_special_tokens=False, split_special_tokens=True, verbose=False)["input_ids"]
+    return len(ids) + 2 <= processor.config.max_target_tokens
