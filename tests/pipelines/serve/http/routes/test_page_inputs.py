@@ -76,11 +76,19 @@ document.body.dataset.before = ["sound", "clip", "imu"].map(drawn).join();
 def test_a_class_and_where_in_time_the_model_looked(visits: Visits, tmp_path: Path) -> None:
     script = f"""{EXAMPLE}
     document.body.dataset.stage = $("stage").hidden;
+    document.body.dataset.plays = await new Promise((told) => {{
+      const player = document.querySelector("[data-input=sound] audio");
+      if (player.readyState) told(true);
+      player.addEventListener("loadedmetadata", () => told(true));
+      player.addEventListener("error", () => told(false));
+      if (player.error) told(false);
+    }});
     await send();
     document.body.dataset.after = ["sound", "clip", "imu"].map((name) => drawn(name) > 1).join();
     """
     html = visits.visit(script, tmp_path / "profile")
     assert 'data-stage="true"' in html, "no picture is asked for"
+    assert 'data-plays="true"' in html, "the page's own headers let it play what was given"
     before = html.partition('data-before="')[2].partition('"')[0].split(",")
     assert (int(before[0]) > 0, before[1], int(before[2]) > 0) == (True, "0", True), "a clip is played, and not drawn"
     assert 'data-after="true,true,true"' in html
@@ -91,7 +99,7 @@ def test_a_class_and_where_in_time_the_model_looked(visits: Visits, tmp_path: Pa
 
 def test_without_an_input_nothing_is_sent(visits: Visits, tmp_path: Path) -> None:
     html = visits.visit('await send(); document.body.dataset.first = $("notice").textContent;', tmp_path / "profile")
-    assert 'data-first="Choose imu, sound or clip first."' in html
+    assert 'data-first="Choose clip, imu or sound first."' in html
     assert entries(html) == []
 
 
