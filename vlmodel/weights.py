@@ -17,6 +17,27 @@ class WeightsError(ExpectedError, ValueError):
     """Weights that cannot be loaded into a part. The message names the file, the first differences and the remedy."""
 
 
+def open_any_transformers_config(setting: str, source: str) -> Any:
+    """transformers' configuration of a model in a folder or on the hub, whatever its architecture.
+
+    Args:
+        setting: the setting that names ``source``, for the error.
+
+    Raises:
+        WeightsError: it cannot be opened.
+    """
+    from transformers import AutoConfig
+
+    name, options = from_pretrained_arguments(source)
+    try:
+        return AutoConfig.from_pretrained(name, trust_remote_code=False, **options)
+    except Exception as error:  # broken files raise anything
+        raise WeightsError(
+            f"{setting}={source!r} cannot be opened: {error_in_one_line(error)}; without a network, name the folder of "
+            "a copy"
+        ) from error
+
+
 def open_transformers_config(
     setting: str, source: str, vocabulary_size: int, unsupported_architecture_reason: Callable[[str], str | None]
 ) -> Any:
@@ -31,16 +52,7 @@ def open_transformers_config(
         WeightsError: it cannot be opened.
         ConfigError: its architecture cannot be used, or it does not fit the tokenizer.
     """
-    from transformers import AutoConfig
-
-    name, options = from_pretrained_arguments(source)
-    try:
-        config = AutoConfig.from_pretrained(name, trust_remote_code=False, **options)
-    except Exception as error:  # broken files raise anything
-        raise WeightsError(
-            f"{setting}={source!r} cannot be opened: {error_in_one_line(error)}; without a network, name the folder of "
-            "a copy"
-        ) from error
+    config = open_any_transformers_config(setting, source)
     if reason := unsupported_architecture_reason(config.model_type):
         raise ConfigError(f"{setting}={source!r}: its architecture {config.model_type!r} {reason}")
     if config.vocab_size < vocabulary_size:

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from torch import Tensor
 
 from vlmodel.weights import (
     WeightsError,
-    error_in_one_line,
-    from_pretrained_arguments,
+    open_any_transformers_config,
     open_transformers_model,
     refuse_missing_weights,
 )
@@ -41,16 +39,9 @@ def read_embedding_space(source: str) -> EmbeddingSpace:
     Raises:
         WeightsError: it cannot be loaded, or is no model of images and texts.
     """
-    from transformers import AutoConfig, AutoModel
+    from transformers import AutoModel
 
-    name, options = from_pretrained_arguments(source)
-    try:
-        config: Any = AutoConfig.from_pretrained(name, trust_remote_code=False, **options)
-    except Exception as error:  # broken files raise anything
-        raise WeightsError(
-            f"{_SETTING}={source!r} cannot be opened: {error_in_one_line(error)}; without a network, name the folder "
-            "of a copy"
-        ) from error
+    config = open_any_transformers_config(_SETTING, source)
     model, missing = open_transformers_model(AutoModel, _SETTING, source, config)
     state = model.state_dict()
     if _SCALE not in state:

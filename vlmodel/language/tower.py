@@ -16,11 +16,9 @@ from vlmodel.layers import parameter_names_by_stage
 from vlmodel.lora import LoraSettings
 from vlmodel.tokens import Tokens
 from vlmodel.weights import (
-    WeightsError,
     config_from_dict,
     config_to_dict,
-    error_in_one_line,
-    from_pretrained_arguments,
+    open_any_transformers_config,
     open_transformers_model,
     refuse_missing_weights,
 )
@@ -199,7 +197,7 @@ class TextTower(parts.LanguageEncoder):
             return
         from transformers import AutoModel
 
-        config = _open_full_model_config(source)
+        config = open_any_transformers_config(_SETTING, source)
         is_whole = hasattr(config, "text_config")
         whole, missing = open_transformers_model(
             AutoModel if is_whole else _text_tower_class(config.model_type), _SETTING, source, config
@@ -233,24 +231,6 @@ def _text_tower_class(architecture: str) -> Any:
     return {"clip_text_model": CLIPTextModel, "siglip_text_model": SiglipTextModel}[architecture]
 
 
-def _open_full_model_config(source: str) -> Any:
-    """transformers' configuration of the model in a folder or on the hub.
-
-    Raises:
-        WeightsError: it cannot be opened.
-    """
-    from transformers import AutoConfig
-
-    name, options = from_pretrained_arguments(source)
-    try:
-        return AutoConfig.from_pretrained(name, trust_remote_code=False, **options)
-    except Exception as error:  # broken files raise anything
-        raise WeightsError(
-            f"{_SETTING}={source!r} cannot be opened: {error_in_one_line(error)}; without a network, name the folder "
-            "of a copy"
-        ) from error
-
-
 def _open_text_tower_config(source: str) -> Any:
     """transformers' configuration of the text tower of the model in a folder or on the hub.
 
@@ -258,7 +238,7 @@ def _open_text_tower_config(source: str) -> Any:
         WeightsError: it cannot be opened.
         ConfigError: it has no text tower that can be used.
     """
-    whole = _open_full_model_config(source)
+    whole = open_any_transformers_config(_SETTING, source)
     config = getattr(whole, "text_config", whole)
     if reason := _unsupported_architecture_reason(config.model_type):
         raise ConfigError(f"{_SETTING}={source!r}: its architecture {config.model_type!r} {reason}")

@@ -18,7 +18,12 @@ from vlmodel.encoder_parts import ModalityPart
 from vlmodel.locations import Location
 from vlmodel.media.audio import decode_audio, to_mono
 from vlmodel.media.base import CheckLimits
-from vlmodel.weights import WeightsError, config_from_dict, config_to_dict, error_in_one_line, from_pretrained_arguments
+from vlmodel.weights import (
+    config_from_dict,
+    config_to_dict,
+    from_pretrained_arguments,
+    open_any_transformers_config,
+)
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -165,12 +170,7 @@ def _open_or_create_configs(name: str, architecture: str, settings: str) -> tupl
 
 
 def _open_audio_tower_config(name: str) -> Any:
-    from transformers import AutoConfig
-
-    try:
-        config = AutoConfig.from_pretrained(name, trust_remote_code=False, **from_pretrained_arguments(name)[1])
-    except (OSError, ValueError) as error:
-        raise WeightsError(f"{SETTING}={name!r} cannot be opened: {error_in_one_line(error)}") from error
+    config = open_any_transformers_config(SETTING, name)
     if config.model_type not in ARCHITECTURES:
         raise ConfigError(
             f"{SETTING}={name!r}: its architecture {config.model_type!r} is none of {', '.join(ARCHITECTURES)}"

@@ -22,6 +22,7 @@ from vlmodel.weights import (
     config_from_dict,
     config_to_dict,
     from_pretrained_arguments,
+    open_any_transformers_config,
     open_transformers_model,
     refuse_missing_weights,
 )
@@ -203,12 +204,9 @@ def _open_vision_tower_config(name: str) -> Any:
         WeightsError: it cannot be opened.
         ConfigError: it has no vision tower that can be used.
     """
-    from transformers import MODEL_MAPPING, AutoConfig
+    from transformers import MODEL_MAPPING
 
-    try:
-        config = AutoConfig.from_pretrained(name, trust_remote_code=False, **from_pretrained_arguments(name)[1])
-    except (OSError, ValueError) as error:
-        raise WeightsError(f"{_SETTING}={name!r} cannot be opened: {error}") from error
+    config = open_any_transformers_config(_SETTING, name)
     config = getattr(config, "vision_config", config)
     if config.model_type in _UNSUPPORTED or not _takes_pixel_values(MODEL_MAPPING.get(type(config), None)):
         reason = _UNSUPPORTED.get(config.model_type, "is none that transformers' AutoModel gives alone")
