@@ -56,7 +56,8 @@ def write_table(folder: Path) -> list[str]:
     rng, lines = np.random.default_rng(0), ["key,audio,imu,class,split"]
     for split, count in (("train", 96), ("val", 24), ("test", 24)):
         for number in range(count):
-            name, has = list(PITCHES)[number % 3], number % 9 // 3
+            # Drawn, as the gate asks about the inputs of the sample that is half a batch away.
+            name, has = list(PITCHES)[rng.integers(3)], number % 3
             sound, series = recording(name, rng)
             key = f"{split}{number}"
             (folder / f"{key}.wav").write_bytes(sound)
