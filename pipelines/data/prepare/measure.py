@@ -101,7 +101,7 @@ def _measure_chunk(
     left = [n for n in chunk if drops[n] is None]
     decoded = [n for n in left if needs_decoding(images[n], config)]
     others = sorted(set(left) - set(decoded))
-    records = dict(zip(decoded, reader.read(shard, decoded), strict=True))
+    records = dict(zip(decoded, reader.read(shard, decoded, inputs=("image",)), strict=True))
     records |= dict(zip(others, reader.read(shard, others, inputs=()), strict=True))
     extras = dict(zip(left, reader.read_metadata(shard, left), strict=True))
     measured = []

@@ -71,7 +71,7 @@ def _choose_dropped_examples(reason: DropReason, dropped: pa.Table, reader: Shar
 
 def _read_shown_sample(reader: ShardReader, shard: str, row: int) -> _ShownSample:
     try:
-        record = reader.read(shard, [row])[0]
+        record = reader.read(shard, [row], inputs=("image",))[0]
     except DataError:  # an unreadable example does not fail the preparation
         return _ShownSample(None, [])
     return _ShownSample(_make_thumbnail(record.inputs["image"]), _choose_texts_to_show(record))

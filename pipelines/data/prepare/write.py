@@ -103,7 +103,8 @@ def _read_stored_images(
 ) -> list[bytes]:
     """The images of samples, encoded anew or the source's own."""
     same = [n for n, measurement in enumerate(measured) if measurement["part"] is None]
-    images = dict(zip(same, (r.inputs["image"] for r in reader.read(shard, [rows[n] for n in same])), strict=True))
+    samples = reader.read(shard, [rows[n] for n in same], inputs=("image",))
+    images = dict(zip(same, (sample.inputs["image"] for sample in samples), strict=True))
     for part in sorted({measurement["part"] for measurement in measured if measurement["part"] is not None}):
         of_part = [n for n, measurement in enumerate(measured) if measurement["part"] == part]
         ranges = [(measured[n]["offset"], measured[n]["size"]) for n in of_part]

@@ -274,7 +274,7 @@ def _encode_images(work: _ShardEncoding, shard: str, pool: ThreadPoolExecutor) -
 
     def iterate_feature_batches() -> Iterator[Rows]:
         for rows in _iterate_in_batches(row_of.values(), work.batch):
-            records = work.reader.read(shard, rows, texts=False)
+            records = work.reader.read(shard, rows, inputs=("image",), texts=False)
             pixels = list(pool.map(work.processor.decode_image, [record.inputs["image"] for record in records]))
             yield run_encoder(torch.from_numpy(np.stack(pixels)))
 

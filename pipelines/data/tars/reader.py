@@ -36,19 +36,19 @@ class ShardReader:
         self._rows = lru_cache(maxsize=cached_shards)(self._read_rows)
 
     def read(
-        self, shard: str, rows: Sequence[int], *, inputs: Collection[str] = ("image",), texts: bool = True
+        self, shard: str, rows: Sequence[int], *, inputs: Collection[str] | None = None, texts: bool = True
     ) -> list[Sample]:
         """Read the samples at some rows of a shard, in the order asked for.
 
         Args:
-            inputs: names of those that are read, where a sample has them.
+            inputs: names of those that are read, where a sample has them; None for all.
             texts: False leaves these unread and empty.
 
         Raises:
             DataError: the shard cannot be read, or is not the one that was indexed.
             IndexError: there is no such row.
         """
-        names = [name for name in self._inputs if name in inputs]
+        names = [name for name in self._inputs if inputs is None or name in inputs]
         samples = self._index_rows(shard, rows, names, texts)
         ranges: list[Range] = []
         places: list[tuple[dict[str, int], slice]] = []

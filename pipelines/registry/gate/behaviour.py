@@ -108,7 +108,7 @@ def iterate_probe_samples(index: Index, split: str, most: int) -> Iterator[Sampl
     for start in range(0, len(drawn), _SAMPLES):
         chosen = sorted(drawn[start : start + _SAMPLES])
         for name in dict.fromkeys(shard for shard, _ in chosen):
-            yield from reader.read(name, [row for shard, row in chosen if shard == name], inputs=index.inputs)
+            yield from reader.read(name, [row for shard, row in chosen if shard == name])
 
 
 def run_behaviour_probe(predictor: Predictor, records: Sequence[Sample], task: str) -> ProbeResult:
