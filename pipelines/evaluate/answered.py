@@ -15,7 +15,7 @@ from vlmodel.task import TaskRow
 
 
 def parse_answered_rows(answers: pa.Table, neighbours: Neighbours | None = None) -> AnsweredRows:
-    """The rows of a table of model answers (``predict.SCHEMA``) as plain data that a task judges.
+    """The rows of a table of model answers (``schema.SCHEMA``) as plain data that a task judges.
 
     Args:
         neighbours: texts of the nearest training images. They count if every row has some.

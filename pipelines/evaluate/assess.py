@@ -8,14 +8,15 @@ from dataclasses import dataclass, field, replace
 import pyarrow as pa
 
 from pipelines.data.index.index import Index
+from pipelines.data.stream.config import StreamConfig
 from pipelines.data.stream.dataset import Source, connect_fact_lookup
-from pipelines.data.stream.stream import StreamConfig
 from pipelines.errors import DataError
 from pipelines.evaluate.baselines import Baselines, check_baselines_are_learnable
 from pipelines.evaluate.build_report import build_report, score_examples
+from pipelines.evaluate.config import PredictConfig
 from pipelines.evaluate.examples import choose_examples, inputs_of_sample, make_example_cards
 from pipelines.evaluate.neighbours import Neighbours, captions_of_neighbours
-from pipelines.evaluate.predict import PredictConfig, iterate_answer_tables, predict_dataset
+from pipelines.evaluate.predict import iterate_answer_tables, predict_dataset
 from pipelines.evaluate.report import TaskReport
 from pipelines.report import training_pictures
 from pipelines.tracking.tracker import NullTracker
@@ -36,7 +37,7 @@ class TaskAssessment:
 
     Attributes:
         task: its name; "" if the model has only one.
-        answers: a row for each row of the task (predict.SCHEMA).
+        answers: a row for each row of the task (schema.SCHEMA).
         cards: for ``training_pictures.render_examples_page``.
         example: a sample's inputs with the text of one request, "" if the task is given none, and the text's facts.
         normalizer: rules by which answers in words are compared.

@@ -17,69 +17,29 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from pydantic import Field
 from ray.data import ActorPoolStrategy, Dataset
 
 from pipelines.data.index.index import Index
 from pipelines.data.stream import ray_private
+from pipelines.data.stream.config import StreamConfig
 from pipelines.data.stream.dataset import Source, connect_fact_lookup
 from pipelines.data.stream.loader import EvaluationBatches
-from pipelines.data.stream.stream import StreamConfig, batch_dataset
+from pipelines.data.stream.stream import batch_dataset
 from pipelines.data.stream.wire import unpack_arrays
 from pipelines.errors import DataError
+from pipelines.evaluate.config import PredictConfig
+from pipelines.evaluate.schema import SCHEMA
 from pipelines.knowledge.opened import FactSource
 from pipelines.report.progress import Progress
 from vlmodel.array_names import prefix_array_names, select_task_arrays
-from vlmodel.config import ConfigError, ConfigSection
+from vlmodel.config import ConfigError
 from vlmodel.inference import Predictor
 from vlmodel.parts import Answers
 from vlmodel.processor import Example, VLProcessor, input_indices
 
-SCHEMA = pa.schema(
-    [
-        pa.field("key", pa.string()),
-        pa.field("split", pa.string()),
-        pa.field("text", pa.string()),
-        pa.field("target", pa.string()),
-        pa.field("references", pa.list_(pa.string())),
-        pa.field("id", pa.string()),
-        pa.field("truncated", pa.bool_()),
-        pa.field("predicted", pa.string()),
-        pa.field("probability", pa.float32()),
-        pa.field("answers", pa.list_(pa.string())),
-        pa.field("probabilities", pa.list_(pa.float32())),
-        pa.field("shuffled", pa.string()),
-        pa.field("shuffled_probability", pa.float32()),
-        pa.field("image_embedding", pa.list_(pa.float32())),
-        pa.field("text_embedding", pa.list_(pa.float32())),
-    ]
-)
-"""A row for each row of the task (``vlmodel.task.TaskRow``): the sample (samples of different splits may have
-the same key), the request, the right answer (null if unknown), whether the text was cut (``processor.max_tokens``),
-the best answer, and the ``top_k`` best. ``shuffled`` is the best answer about the image of another sample (null if the
-model was not asked). A task that embeds has its vectors, the image's in the first row of each sample."""
-
-
 _BATCHES_PER_TASK = 16
 SHUFFLED_IMAGES = 512
 """Enough images to measure how far the answers depend on the image."""
-
-
-class PredictConfig(ConfigSection):
-    """How a model answers the texts of a data set."""
-
-    workers: int = Field(1, ge=1)
-    """Copies of the model."""
-    cpus_per_worker: float = Field(1.0, gt=0)
-    """CPUs that each copy reserves, each with a thread of torch."""
-    gpus_per_worker: float = Field(0.0, ge=0)
-    """GPUs, or the share of one, that each copy reserves; above 0 the model runs there."""
-    batch: int = Field(64, ge=1)
-    """Images of a batch. Results may differ in the last bits between batch sizes, never between numbers of workers."""
-    top_k: int = Field(5, ge=1)
-    """Answers stored for each row."""
-    generation: dict[str, bool | int | float] = {}
-    """For tasks that write texts: settings of transformers' GenerationConfig, such as num_beams or max_new_tokens."""
 
 
 class _PredictActor:

@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from pydantic import Field, field_validator
 
 from pipelines.data.index.index import Index
 from pipelines.data.tars.reader import ShardReader
@@ -18,36 +17,16 @@ from pipelines.embeddings.stored import Embeddings, read_part
 from pipelines.errors import DataError
 from pipelines.evaluate.baselines import Baselines
 from pipelines.evaluate.build_report import build_report
-from pipelines.evaluate.predict import SCHEMA
+from pipelines.evaluate.config import ZeroShotConfig
 from pipelines.evaluate.report import TaskReport
+from pipelines.evaluate.schema import SCHEMA
 from pipelines.storage.folder import Folder
-from vlmodel.config import ConfigSection
 from vlmodel.inference import Predictor
-from vlmodel.locations import Location
 from vlmodel.processor import Example
 from vlmodel.tasks.classify import Config as Classification
 from vlmodel.zero_shot import class_probabilities, class_vectors, make_prompts
 
 _PROMPTS_AT_ONCE = 256
-
-
-class ZeroShotConfig(ConfigSection):
-    """Zero-shot classification by a contrastive model, of samples that have a class (``source.classes=folder``)."""
-
-    templates: list[str] = []
-    """Given, as ["a photo of a {}."], the evaluate job judges this in the place of the model's own tasks: each class is
-    put into every template, and the mean of the texts' vectors stands for it."""
-    names: Location = ""
-    """JSON file with the names of the classes, as {"n01440764": "tench"}; the model then chooses among all of these. ""
-    takes the classes of the split as they are, with blanks for _."""
-    top_k: int = Field(5, ge=1)
-    """Classes stored for each sample."""
-
-    @field_validator("templates")
-    @classmethod
-    def _check_templates(cls, templates: list[str]) -> list[str]:
-        make_prompts(("",), templates)
-        return templates
 
 
 def find_names(config: ZeroShotConfig, labels: Sequence[str]) -> dict[str, str]:
@@ -83,7 +62,7 @@ def classify_dataset(
         folder: of the vectors; "text" is none of them.
 
     Returns:
-        a table of ``predict.SCHEMA``, a row for each sample with a class; ``shuffled`` is the choice for another
+        a table of ``schema.SCHEMA``, a row for each sample with a class; ``shuffled`` is the choice for another
         sample, the one that is half the table away.
 
     Raises:

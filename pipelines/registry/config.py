@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 import pyarrow as pa
 from pydantic import Field, field_validator
 
-from pipelines.evaluate.predict import SCHEMA
+from pipelines.evaluate.schema import SCHEMA
 from vlmodel.config import ConfigSection
 from vlmodel.locations import Location
 from vlmodel.operations.base import all_operations

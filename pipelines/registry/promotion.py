@@ -10,13 +10,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from pipelines.data.index.index import Index
+from pipelines.data.stream.config import StreamConfig
 from pipelines.data.stream.dataset import Source, connect_fact_lookup
-from pipelines.data.stream.stream import StreamConfig
 from pipelines.errors import DataError
 from pipelines.evaluate.assess import TaskAssessment, assess_model
 from pipelines.evaluate.build_report import score_examples
+from pipelines.evaluate.config import PredictConfig
 from pipelines.evaluate.intervals import CONFIDENCE
-from pipelines.evaluate.predict import PredictConfig
 from pipelines.knowledge.opened import FactSource
 from pipelines.registry.config import GateConfig, RegistryConfig
 from pipelines.registry.errors import ChampionChangedError, RegistryError

@@ -11,86 +11,17 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import Annotated, Any, Literal, Protocol, Self
+from typing import Any, Literal, Protocol
 
-from pydantic import Field, model_validator
-
-from pipelines.data.stream.augment import AugmentConfig
 from pipelines.data.stream.dataset import Arrays
-from pipelines.data.stream.plan import StepSchedule, samples_per_micro_batch
+from pipelines.data.stream.plan import StepSchedule
 from pipelines.data.stream.shuffle_quality import shuffle_quality
-from pipelines.train.optim import OptimizerConfig
+from pipelines.train.config import TrainConfig
 from pipelines.train.prefetcher import DevicePrefetcher
-from pipelines.train.step import StepConfig, StepResult, TrainStep
-from pipelines.train.teacher import TeacherConfig
+from pipelines.train.step import StepResult, TrainStep
 from pipelines.train.validation import ValidationResult, divide_or_zero
-from vlmodel.config import MAY_CHANGE, ConfigSection
 
 log = logging.getLogger(__name__)
-
-
-class TrainConfig(ConfigSection):
-    """Training: its length, resources and checkpoints."""
-
-    workers: int = Field(1, ge=1, json_schema_extra=MAY_CHANGE)
-    """Workers (DDP ranks)."""
-    gpus_per_worker: float = Field(0.0, ge=0)
-    """GPUs that each worker reserves, one with nccl; 0 trains on CPU, with gloo. With less than one, several trainings
-    of one worker (`ablate.concurrent`, `tune.concurrent`) share a GPU; a worker uses one, however many it reserves."""
-    cpus_per_worker: float = Field(1.0, gt=0, json_schema_extra=MAY_CHANGE)
-    """CPUs that each worker reserves in Ray."""
-    threads: int = Field(0, ge=0, json_schema_extra=MAY_CHANGE)
-    """Torch threads of each worker; 0 shares the node's cores among its workers."""
-    epochs: int = Field(1, ge=1)
-    """Passes over the training split."""
-    batch: int = Field(64, ge=1)
-    """Images of one optimizer step over all workers, each with all its texts."""
-    accumulation: int = Field(1, ge=1, json_schema_extra=MAY_CHANGE)
-    """Micro-batches (forward and backward passes) of each worker in one step."""
-    window: int = Field(65536, ge=1)
-    """Smallest number of samples that are shuffled together; a window consists of whole shards. A window of all samples
-    is a full shuffle, with a separate read for each sample."""
-    shuffle_block: int = Field(1, ge=1)
-    """Neighbouring samples of a tar that stay together when a window is shuffled; larger blocks need fewer reads, which
-    object stores charge for, and shuffle less. See shuffle/ in the run's metrics."""
-    evaluation_batch: int = Field(64, ge=1)
-    """Images of one validation batch."""
-    checkpoint_steps: int = Field(0, ge=0)
-    """Steps between checkpoints, in addition to those after each epoch; 0 makes only these."""
-    log_steps: int = Field(10, ge=1, json_schema_extra=MAY_CHANGE)
-    """Steps between two records of metrics. Each record waits for the device."""
-    max_failures: int = Field(3, ge=-1, json_schema_extra=MAY_CHANGE)
-    """Worker failures after which the run fails; -1 restarts workers without limit."""
-    patience: int = Field(0, ge=0, json_schema_extra=MAY_CHANGE)
-    """Stop the training after this many validations in a row, one an epoch, without an improvement of the metric that
-    selects the checkpoint to register. 0 runs all epochs. The learning rate schedule still covers all `epochs`."""
-    feature_cache: Literal["off", "float32", "float16"] = Field("off", json_schema_extra=MAY_CHANGE)
-    """If not "off", the output of frozen encoders (model.vision.frozen, model.language.frozen) is computed once and
-    stored with this precision in <storage>/_features/, for every later job with the same encoder, evaluate and predict
-    too. Then no epoch runs the backbone of such an encoder or decodes an image for it. Of texts the pooled vectors are
-    stored if nothing reads more, else all tokens."""
-    ledger: bool = Field(False, json_schema_extra=MAY_CHANGE)
-    """Write which worker saw which sample in which step, to <storage>/<name>/ledger/."""
-    init: str = ""
-    """Model to begin with: "champion", a version number or a model folder, with the same model settings; its tokenizer
-    and answers are used, and `vocabulary` is ignored. "" initializes new weights."""
-    teacher: TeacherConfig = TeacherConfig()
-    optimizer: OptimizerConfig = OptimizerConfig()
-    step: StepConfig = StepConfig()
-    augment: AugmentConfig = AugmentConfig()
-    drop_streams: dict[str, Annotated[float, Field(ge=0, lt=1)]] = {}
-    """For inputs of the model by name the share of samples that are trained without it, as {audio = 0.2}: such a model
-    answers better where an input is missing. Which these are depends on seed, epoch and sample alone."""
-
-    @model_validator(mode="after")
-    def _check_division_over_workers(self) -> Self:
-        samples_per_micro_batch(self.batch, self.workers, self.accumulation)
-        if self.workers > 1 and 0 < self.gpus_per_worker < 1:
-            raise ValueError(
-                f"gpus_per_worker = {self.gpus_per_worker:g} with workers = {self.workers}: nccl joins no two workers "
-                "on one GPU; set gpus_per_worker to 1, or workers to 1"
-            )
-        return self
 
 
 @dataclass

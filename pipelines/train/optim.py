@@ -6,35 +6,10 @@ import math
 from collections import defaultdict
 
 import torch
-from pydantic import Field
 from torch import nn
 
-from vlmodel.config import ConfigSection
+from pipelines.train.config import OptimizerConfig
 from vlmodel.model import VLModel
-
-
-class OptimizerConfig(ConfigSection):
-    """AdamW (Loshchilov and Hutter, 2019) with linear warm-up and cosine decay."""
-
-    backbone_lr: float = Field(1e-3, ge=0)
-    """Peak learning rate of the encoders' backbones; use far less (1e-5 to 1e-4) for pretrained ones."""
-    head_lr: float = Field(1e-3, ge=0)
-    """Peak learning rate of projections, fusion and decoder, and of low-rank adapters."""
-    layer_decay: float = Field(1.0, gt=0, le=1)
-    """Of pretrained backbones each layer's rate is this times that of the layer behind it, and ``backbone_lr`` that of
-    what follows the last layer: what is near the input changes least (Clark et al. 2020, arXiv:2003.10555). 0.65 to 0.9
-    for a Transformer of 12 layers; 1 for one rate."""
-    weight_decay: float = Field(0.01, ge=0)
-    """Decoupled weight decay of all weights of two or more dimensions: matrices, kernels and embeddings, including
-    those of positions. Vectors, such as biases and the weights of norms, have none."""
-    betas: list[float] = Field([0.9, 0.98], min_length=2, max_length=2)
-    """Decay of the two moments."""
-    warmup: float = Field(0.1, ge=0, le=1)
-    """Share of all steps over which the rate rises linearly from zero."""
-    final: float = Field(0.0, ge=0, le=1)
-    """Share of the peak rate at the end of the cosine."""
-    clip: float = Field(1.0, gt=0)
-    """Largest norm of the whole gradient."""
 
 
 def build_optimizer(model: VLModel, config: OptimizerConfig) -> torch.optim.AdamW:

@@ -14,32 +14,18 @@ from typing import Any, cast
 
 import torch
 import torch.distributed as dist
-from pydantic import Field
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from pipelines.data.stream.plan import derive_seed
 from pipelines.train.batchnorm import synchronize_batchnorm
+from pipelines.train.config import OptimizerConfig, StepConfig
 from pipelines.train.ema import EMA
-from pipelines.train.optim import OptimizerConfig, build_optimizer, learning_rate_factor
+from pipelines.train.optim import build_optimizer, learning_rate_factor
 from pipelines.train.teacher import Teacher, student_arrays
 from vlmodel import bases
-from vlmodel.config import ConfigSection
 from vlmodel.errors import ExpectedError
 from vlmodel.model import VLModel
-
-
-class StepConfig(ConfigSection):
-    """Computation of a step."""
-
-    precision: str = Field("fp32", pattern="^(fp32|bf16)$")
-    """fp32, or bf16 autocast."""
-    compile: bool = False
-    """Compile the model with torch.compile."""
-    ema: float = Field(0.0, ge=0, lt=1)
-    """Decay of the exponential moving average of the weights, which is then evaluated and served; 0 for none."""
-    sync_batchnorm: bool = False
-    """Synchronize BatchNorm statistics over the workers; needed for small batches per worker."""
 
 
 class NonFiniteLossError(ExpectedError, RuntimeError):

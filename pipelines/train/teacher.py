@@ -6,31 +6,15 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
 from pipelines.data.stream.loader import TEACHER
+from pipelines.train.config import TeacherConfig
 from vlmodel.array_names import select_task_arrays
-from vlmodel.config import ConfigError, ConfigSection
+from vlmodel.config import ConfigError
 from vlmodel.model import VLModel
 from vlmodel.processor import VLProcessor
-
-
-class TeacherConfig(ConfigSection):
-    """A trained model whose answers to the training rows are learned beside the right ones (Hinton et al. 2015,
-    arXiv:1503.02531).
-    """
-
-    model: str = ""
-    """Model whose answers are learned: "champion", a version number or a model folder, of the same task, answers and
-    image size; "" for none. A teacher that reads facts (model.knowledge) gets them, and its student answers without:
-    what it has learned of them changes with a training only, and not with an edit of the store."""
-    weight: float = Field(0.5, gt=0, le=1)
-    """Share of the teacher's answers in the loss; the right answers have the rest."""
-    temperature: float = Field(2.0, gt=0, allow_inf_nan=False)
-    """Both models' scores are divided by this before their softmax: above 1, answers that the teacher holds possible
-    count more."""
 
 
 class Teacher:

@@ -22,25 +22,20 @@ from ray.actor import ActorHandle
 from ray.train import Checkpoint, CheckpointUploadMode
 from ray.train.collective import broadcast_from_rank_zero
 
+from pipelines.data.stream.config import StreamConfig
 from pipelines.data.stream.dataset import Arrays, Source, SourceMixture, enable_gpu_decoding, enable_pixel_cache
 from pipelines.data.stream.feature_build import check_features_match_backbones
 from pipelines.data.stream.loader import EvaluationBatches, MicroBatches
 from pipelines.data.stream.plan import StepSchedule, derive_seed
-from pipelines.data.stream.stream import StreamConfig, stream_batches
+from pipelines.data.stream.stream import stream_batches
 from pipelines.storage import bases
 from pipelines.storage.folder import Folder
 from pipelines.tracking.tracker import NullTracker, RunHandle, Tracker
 from pipelines.tracking.unsent_metrics import UnsentMetrics
 from pipelines.train import checkpoint, warm_start
 from pipelines.train.checkpoint import StoredCheckpoint
-from pipelines.train.loop import (
-    SampleLog,
-    TrainConfig,
-    TrainingProgress,
-    patience_is_exhausted,
-    restore_progress,
-    train,
-)
+from pipelines.train.config import TrainConfig
+from pipelines.train.loop import SampleLog, TrainingProgress, patience_is_exhausted, restore_progress, train
 from pipelines.train.prefetcher import DevicePrefetcher
 from pipelines.train.step import NonFiniteLossError, TrainStep
 from pipelines.train.teacher import Teacher

@@ -14,13 +14,13 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import ray
-from pydantic import Field
 from ray._private import ray_constants
 from ray.data import DataContext
 from transformers.utils import logging as transformers_logging
 
 from pipelines.workflows import signals
-from vlmodel.config import PARTS, ConfigSection
+from pipelines.workflows.cluster_config import ClusterConfig
+from vlmodel.config import PARTS
 from vlmodel.errors import ExpectedError
 
 _REPOSITORY = Path(__file__).resolve().parents[2]
@@ -57,18 +57,6 @@ _own = True
 
 class ClusterError(ExpectedError, RuntimeError):
     """No cluster can be had; the message says why and what to do."""
-
-
-class ClusterConfig(ConfigSection):
-    """Where the job runs."""
-
-    address: str = ""
-    """Address of a running cluster ("auto" finds one on this machine); "" uses RAY_ADDRESS, else starts one here."""
-    num_cpus: int = Field(0, ge=0)
-    """CPUs that a cluster started here declares; 0 is the machine's cores, and at least 8. Many parts only wait, and
-    Ray Data gives each of the streams that run at one time a whole number of CPUs, or none."""
-    object_store_mb: int = Field(512, ge=80)
-    """Object store of a cluster started here."""
 
 
 def starts_own_cluster(config: ClusterConfig) -> bool:

@@ -11,12 +11,11 @@ from pydantic import Field, field_validator, model_validator
 
 from pipelines.data.index.config import IndexConfig
 from pipelines.data.prepare.config import PrepareConfig
+from pipelines.data.stream.config import StreamConfig
 from pipelines.data.stream.mixture import MixedSource
-from pipelines.data.stream.stream import StreamConfig
-from pipelines.data.texts.vocabulary import VocabularyConfig
+from pipelines.data.texts.config import VocabularyConfig
 from pipelines.embeddings.config import EmbedConfig
-from pipelines.evaluate.predict import PredictConfig
-from pipelines.evaluate.zero_shot import ZeroShotConfig
+from pipelines.evaluate.config import PredictConfig, ZeroShotConfig
 from pipelines.knowledge.config import KnowledgeConfig
 from pipelines.registry.config import RegistryConfig
 from pipelines.registry.export import ExportConfig
@@ -24,8 +23,8 @@ from pipelines.retrain.config import RetrainConfig
 from pipelines.search.config import AblateConfig, TuneConfig
 from pipelines.serve.config import ServeConfig
 from pipelines.tracking.address import TrackingConfig
-from pipelines.train.loop import TrainConfig
-from pipelines.workflows.cluster import ClusterConfig
+from pipelines.train.config import TrainConfig
+from pipelines.workflows.cluster_config import ClusterConfig
 from vlmodel.config import MAY_CHANGE, ConfigError, ConfigSection, part_field, settings_changeable_on_resume
 from vlmodel.encoder_parts import TEXT
 from vlmodel.locations import Location

@@ -26,9 +26,9 @@ from pipelines.data.importers.flickr import Config as Flickr
 from pipelines.data.importing.importer import SourceSample
 from pipelines.data.stream.augment import AugmentConfig, augment_image
 from pipelines.data.texts.corpus import train_tokenizer
-from pipelines.train.optim import OptimizerConfig
+from pipelines.train.config import OptimizerConfig, StepConfig
 from pipelines.train.prefetcher import arrays_to_tensors
-from pipelines.train.step import StepConfig, TrainStep
+from pipelines.train.step import TrainStep
 from tests.bench.conftest import Figure
 from vlmodel.config import parse_config
 from vlmodel.images.decoders.cpu import decode_image

@@ -18,13 +18,14 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from pipelines.data.stream.augment import AugmentConfig
+from pipelines.data.stream.config import StreamConfig
 from pipelines.data.stream.dataset import enable_gpu_decoding
 from pipelines.data.stream.loader import MicroBatches
 from pipelines.data.stream.plan import StepSchedule
-from pipelines.data.stream.stream import StreamConfig, stream_batches
-from pipelines.train.optim import OptimizerConfig
+from pipelines.data.stream.stream import stream_batches
+from pipelines.train.config import OptimizerConfig, StepConfig
 from pipelines.train.prefetcher import DevicePrefetcher
-from pipelines.train.step import StepConfig, TrainStep
+from pipelines.train.step import TrainStep
 from tests.bench.conftest import Figure
 from tests.bench.model_steps import Batch, Direct, batch_of, create_initial_model
 from tests.bench.photographs import Data, photograph, write

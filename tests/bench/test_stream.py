@@ -33,11 +33,11 @@ from pipelines.data.index.build import build_index
 from pipelines.data.index.config import IndexConfig
 from pipelines.data.index.index import Index
 from pipelines.data.stream.augment import AugmentConfig
+from pipelines.data.stream.config import PixelCacheConfig, StreamConfig
 from pipelines.data.stream.dataset import Source, enable_pixel_cache
 from pipelines.data.stream.loader import MicroBatches
-from pipelines.data.stream.pixel_cache import PixelCacheConfig
 from pipelines.data.stream.plan import StepSchedule
-from pipelines.data.stream.stream import StreamConfig, stream_batches
+from pipelines.data.stream.stream import stream_batches
 from pipelines.train.prefetcher import arrays_to_tensors
 from tests.bench.conftest import Figure
 from tests.bench.photographs import Data, write

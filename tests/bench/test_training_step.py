@@ -24,8 +24,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from pipelines.data.stream.loader import MicroBatches, without_provenance
 from pipelines.data.stream.plan import StepSchedule
-from pipelines.train.optim import OptimizerConfig
-from pipelines.train.step import StepConfig, TrainStep
+from pipelines.train.config import OptimizerConfig, StepConfig
+from pipelines.train.step import TrainStep
 from pipelines.workflows import import_data, index, train
 from pipelines.workflows.cluster import connected_to_cluster
 from pipelines.workflows.config import JobConfig

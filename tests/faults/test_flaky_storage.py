@@ -15,10 +15,11 @@ import ray
 from pipelines.data.index.build import build_index
 from pipelines.data.index.config import IndexConfig
 from pipelines.data.stream.augment import AugmentConfig
+from pipelines.data.stream.config import StreamConfig
 from pipelines.data.stream.dataset import Source
 from pipelines.data.stream.loader import MicroBatches
 from pipelines.data.stream.plan import StepSchedule
-from pipelines.data.stream.stream import StreamConfig, stream_batches
+from pipelines.data.stream.stream import stream_batches
 from pipelines.data.tars.shards import ShardWriter
 from pipelines.data.texts.corpus import train_tokenizer
 from tests.faults.flaky import PROTOCOL, register

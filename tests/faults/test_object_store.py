@@ -17,10 +17,11 @@ from pipelines.data.index.config import IndexConfig
 from pipelines.data.index.index import Index
 from pipelines.data.stream import dataset
 from pipelines.data.stream.augment import AugmentConfig
+from pipelines.data.stream.config import StreamConfig
 from pipelines.data.stream.dataset import Source
 from pipelines.data.stream.loader import MicroBatches
 from pipelines.data.stream.plan import StepSchedule
-from pipelines.data.stream.stream import StreamConfig, stream_batches
+from pipelines.data.stream.stream import stream_batches
 from pipelines.data.tars.reader import ShardReader
 from pipelines.data.tars.shards import ShardWriter
 from pipelines.data.texts.corpus import train_tokenizer

@@ -17,13 +17,9 @@ from numpy.typing import NDArray
 
 from pipelines.data.index.index import Index, IndexedShard
 from pipelines.data.index.present import mask_of_usable_samples
+from pipelines.data.stream.config import PixelCacheConfig
 from pipelines.data.stream.feature_cache import FeatureCache, hash_token_ids, shorten_input_hash
-from pipelines.data.stream.pixel_cache import (
-    PixelCache,
-    PixelCacheConfig,
-    is_cache_faster_than_decoding,
-    open_pixel_cache,
-)
+from pipelines.data.stream.pixel_cache import PixelCache, is_cache_faster_than_decoding, open_pixel_cache
 from pipelines.data.stream.plan import Ints, Plan, SampleIndices
 from pipelines.data.tars.reader import ShardReader
 from pipelines.errors import DataError

@@ -27,21 +27,18 @@ from dataclasses import asdict, dataclass
 from functools import lru_cache
 from io import FileIO
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field
 
 from pipelines.data.index.index import Index, IndexedShard
-from vlmodel.config import ConfigSection
-from vlmodel.locations import Location
+from pipelines.data.stream.config import PixelCacheConfig
 from vlmodel.processor import ProcessorConfig
 
 log = logging.getLogger(__name__)
 
 FORMAT = 1
-SUBFOLDER = "raylm-pixels"
 MARK = "KEPT_PIXELS"
 """File in each folder of cached pixels. A folder without it is never deleted."""
 _CHECKSUM = np.dtype("<u4")
@@ -53,25 +50,6 @@ _TRIAL_IMAGES = 16
 
 _disabled: set[str] = set()
 """Folders that could not be read or written in this process."""
-
-
-class PixelCacheConfig(ConfigSection):
-    """Settings of the cache of decoded images on the local disks, which is read from the second epoch on."""
-
-    keep: Literal["auto", "always", "never"] = "auto"
-    """"auto" caches them where there is more than one epoch and reading them back is at least three times as fast as
-    decoding, as measured at the start."""
-    folder: Location = ""
-    """Folder on each node's own disk. It may hold other things: the cache uses its subfolder raylm-pixels, which no
-    other user may read, and touches nothing else. "" is raylm/pixels in $XDG_CACHE_HOME or ~/.cache."""
-    max_gb: float = Field(20.0, gt=0)
-    """Most that all cached pixels of a node take."""
-
-    @property
-    def root(self) -> Path:
-        if self.folder:
-            return Path(self.folder).expanduser().absolute() / SUBFOLDER
-        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "raylm" / "pixels"
 
 
 @dataclass(frozen=True)

@@ -22,48 +22,20 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import closing
-from typing import Literal, Self
 
 import pyarrow as pa
 import ray
-from pydantic import Field, model_validator
 from ray.data import DataContext, Dataset, TaskPoolStrategy
 
+from pipelines.data.stream.config import StreamConfig
 from pipelines.data.stream.dataset import Arrays
 from pipelines.data.stream.image_pool import ImagePool
 from pipelines.data.stream.loader import BatchLoader
-from pipelines.data.stream.pixel_cache import PixelCacheConfig
 from pipelines.data.stream.wire import pack_arrays, unpack_arrays
-from vlmodel.config import ConfigSection
 
 TEXT_BATCHES_PER_TASK = 32
 """Fewer would share the work more evenly, more would save starts of tasks. Texts are small and quick to make."""
 _CPUS_PER_TASK = 0.5
-
-
-class StreamConfig(ConfigSection):
-    """How batches are made ahead of the consumer."""
-
-    decoding: Literal["threads", "processes", "gpu"] = "threads"
-    """How images are decoded. "processes" beside each consumer suit nodes with many cores, where threads wait for
-    Python's lock; each takes some 300 MB and its part of an index. "gpu" decodes JPEGs on the GPU of each training
-    worker (nvJPEG), without the pixel cache: several cores' work for a little of the GPU's time. The CPU decodes what
-    the GPU cannot, and all where there is none. Validation always uses the CPU, as does serving."""
-    workers: int = Field(2, ge=1)
-    """Threads or processes of each consumer that read and decode images."""
-    tasks: int = Field(1, ge=1)
-    """Ray tasks that make batches at one time, for each consumer."""
-    memory_mb: int = Field(256, ge=1)
-    """Memory for prefetched batches, for each consumer."""
-    cache: PixelCacheConfig = PixelCacheConfig()
-
-    @model_validator(mode="after")
-    def _check_decoding_settings(self) -> Self:
-        if self.decoding == "gpu" and self.cache.keep == "always":
-            raise ValueError(
-                "decoding = 'gpu' with cache.keep = 'always': cached pixels are the CPU's; set one of them"
-            )
-        return self
 
 
 def stream_batches(batches: BatchLoader, config: StreamConfig, *, start: int = 0) -> Iterator[Arrays]:

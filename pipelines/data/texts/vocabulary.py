@@ -8,10 +8,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
 
-from pydantic import Field
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from pipelines.data.index.index import Index
+from pipelines.data.texts.config import VocabularyConfig
 from pipelines.data.texts.corpus import (
     count_labels,
     count_spellings,
@@ -22,32 +22,11 @@ from pipelines.data.texts.corpus import (
 from pipelines.data.texts.lengths import TextLengths
 from pipelines.errors import DataError
 from vlmodel.answers import Normalizer, normalize_for_comparison
-from vlmodel.config import ConfigSection
 from vlmodel.encoder_parts import ModalityPart
 from vlmodel.knowledge_parts import KnowledgePart
 from vlmodel.processor import ProcessorConfig, VLProcessor
 from vlmodel.task import Task
 from vlmodel.weights import from_pretrained_arguments
-
-
-class VocabularyConfig(ConfigSection):
-    """Settings of the tokenizer and of the vocabulary of answers."""
-
-    tokenizer: str = ""
-    """Folder, hub name or .gguf file of a tokenizer; "" trains one on the corpus. A pretrained encoder or
-    language model needs its own."""
-    size: int = Field(8192, ge=8)
-    """Most tokens of a tokenizer trained on the corpus."""
-    lowercase: bool = True
-    """Whether a tokenizer trained on the corpus ignores case."""
-    answers: int = Field(3000, ge=2)
-    """Most answers of the vocabulary, the most frequent ones; others are never predicted."""
-    min_answer_count: int = Field(1, ge=1)
-    """How often an answer must occur to be in the vocabulary."""
-    normalizer: Normalizer = "vqa"
-    """Which answers count as equal in the vocabulary, in training and in all metrics: those that are equal by the rules
-    of VQA's evaluation ("vqa": ignoring case, punctuation and articles, numbers to ten as digits; vlmodel/answers.py),
-    or letter by letter ("none")."""
 
 
 def build_processor(

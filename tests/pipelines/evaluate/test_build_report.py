@@ -12,8 +12,8 @@ from pipelines.errors import DataError
 from pipelines.evaluate.baselines import Baselines
 from pipelines.evaluate.build_report import build_report
 from pipelines.evaluate.examples import choose_examples
-from pipelines.evaluate.predict import SCHEMA
 from pipelines.evaluate.report import TaskReport
+from pipelines.evaluate.schema import SCHEMA
 from vlmodel.metrics.answer_prior import AnswerPrior
 from vlmodel.sample import Question, SampleTexts
 from vlmodel.task import Task

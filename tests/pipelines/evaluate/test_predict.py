@@ -12,17 +12,12 @@ from PIL import Image
 
 from pipelines.data.index.build import build_index
 from pipelines.data.index.config import IndexConfig
+from pipelines.data.stream.config import StreamConfig
 from pipelines.data.stream.dataset import Source
-from pipelines.data.stream.stream import StreamConfig
 from pipelines.data.tars.shards import ShardWriter
 from pipelines.data.texts.corpus import train_tokenizer
-from pipelines.evaluate.predict import (
-    PredictConfig,
-    _PredictActor,
-    is_in_hash_sample,
-    predict_dataset,
-    write_answer_tables,
-)
+from pipelines.evaluate.config import PredictConfig
+from pipelines.evaluate.predict import _PredictActor, is_in_hash_sample, predict_dataset, write_answer_tables
 from tests.pipelines.evaluate.test_build_report import table
 from vlmodel.processor import ProcessorConfig, VLProcessor
 from vlmodel.sample import Question, SampleTexts

@@ -16,7 +16,8 @@ from pipelines.data.tars.reader import ShardReader
 from pipelines.data.tars.shards import ShardWriter
 from pipelines.embeddings.embed import EmbeddingJob, embed_dataset
 from pipelines.errors import DataError
-from pipelines.evaluate.zero_shot import ZeroShotConfig, classify_dataset, find_names, report_zero_shot
+from pipelines.evaluate.config import ZeroShotConfig
+from pipelines.evaluate.zero_shot import classify_dataset, find_names, report_zero_shot
 from tests.pipelines.data.tar_maker import photo
 from tests.pipelines.embeddings.conftest import COPIES
 from vlmodel.config import ConfigError, parse_config

@@ -17,8 +17,8 @@ from pipelines.storage import bases, manifest
 from pipelines.storage.folder import Folder
 from pipelines.train import checkpoint
 from pipelines.train.checkpoint import CheckpointError
-from pipelines.train.optim import OptimizerConfig
-from pipelines.train.step import StepConfig, TrainStep
+from pipelines.train.config import OptimizerConfig, StepConfig
+from pipelines.train.step import TrainStep
 from tests.pipelines.train.conftest import TINY, images_and_texts
 from vlmodel.bases import BaseWeightsError
 from vlmodel.config import load_config

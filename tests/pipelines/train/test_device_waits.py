@@ -16,10 +16,10 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import PreTrainedTokenizerFast
 
+from pipelines.train.config import OptimizerConfig, StepConfig
 from pipelines.train.ema import EMA
-from pipelines.train.optim import OptimizerConfig
 from pipelines.train.prefetcher import arrays_to_tensors
-from pipelines.train.step import StepConfig, TrainStep
+from pipelines.train.step import TrainStep
 from tests.vlmodel.tiny import as_rows, for_tasks, tiny_tree
 from vlmodel import lengths
 from vlmodel.config import list_part_kinds

@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from pipelines.train import loop
-from pipelines.train.loop import TrainConfig, TrainingProgress, patience_is_exhausted, restore_progress
+from pipelines.train.config import TrainConfig
+from pipelines.train.loop import TrainingProgress, patience_is_exhausted, restore_progress
 from pipelines.train.validation import ValidationResult
 
 ACCURACY = [0.2, 0.5, 0.4, 0.5, 0.45, 0.9]

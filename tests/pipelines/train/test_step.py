@@ -15,8 +15,9 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import Tensor
 
-from pipelines.train.optim import OptimizerConfig, build_optimizer, learning_rate_factor
-from pipelines.train.step import NonFiniteLossError, StepConfig, TrainStep
+from pipelines.train.config import OptimizerConfig, StepConfig
+from pipelines.train.optim import build_optimizer, learning_rate_factor
+from pipelines.train.step import NonFiniteLossError, TrainStep
 from tests.pipelines.train.conftest import TINY, images_and_texts
 from vlmodel import bases
 from vlmodel.config import load_config

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from pipelines.data.stream.loader import TEACHER
-from pipelines.train.optim import OptimizerConfig
-from pipelines.train.step import StepConfig, TrainStep
-from pipelines.train.teacher import Teacher, TeacherConfig, check_teacher, student_arrays
+from pipelines.train.config import OptimizerConfig, StepConfig, TeacherConfig
+from pipelines.train.step import TrainStep
+from pipelines.train.teacher import Teacher, check_teacher, student_arrays
 from tests.pipelines.train.conftest import TINY, images_and_texts
 from vlmodel.array_names import prefix_array_names
 from vlmodel.config import ConfigError, load_config

@@ -14,6 +14,7 @@ import pytest
 
 from pipelines.workflows import cluster
 from pipelines.workflows.cluster import ClusterError
+from pipelines.workflows.cluster_config import ClusterConfig
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -23,7 +24,8 @@ LOOK = """
 import os, subprocess, sys
 from pathlib import Path
 import psutil, ray
-from pipelines.workflows.cluster import ClusterConfig, connected_to_cluster
+from pipelines.workflows.cluster import connected_to_cluster
+from pipelines.workflows.cluster_config import ClusterConfig
 from pipelines.errors import DataError
 with connected_to_cluster(ClusterConfig(num_cpus=2, object_store_mb=100)) as own:
     assert own
@@ -108,7 +110,7 @@ def test_why_ray_does_not_start_is_told(
     monkeypatch.setenv("RAY_TMPDIR", str(home))
     monkeypatch.setattr("ray.init", fail)
     with pytest.raises(ClusterError, match=says):
-        cluster._start_cluster(cluster.ClusterConfig())
+        cluster._start_cluster(ClusterConfig())
 
 
 def test_a_folder_of_another_user_is_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

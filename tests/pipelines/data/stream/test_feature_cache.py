@@ -22,6 +22,7 @@ from pipelines.data.index.config import IndexConfig
 from pipelines.data.index.index import Index, IndexedShard
 from pipelines.data.stream import feature_build
 from pipelines.data.stream.augment import AugmentConfig
+from pipelines.data.stream.config import StreamConfig
 from pipelines.data.stream.dataset import Source
 from pipelines.data.stream.feature_build import (
     SPLITS,
@@ -34,7 +35,7 @@ from pipelines.data.stream.feature_build import (
 from pipelines.data.stream.feature_cache import FACTS, FeatureCache, hash_token_ids, shorten_input_hash
 from pipelines.data.stream.loader import EvaluationBatches, MicroBatches
 from pipelines.data.stream.plan import StepSchedule
-from pipelines.data.stream.stream import StreamConfig, stream_batches
+from pipelines.data.stream.stream import stream_batches
 from pipelines.data.tars.reader import ShardReader
 from pipelines.data.tars.shards import ShardWriter
 from pipelines.data.texts.corpus import train_tokenizer

@@ -17,10 +17,11 @@ from pipelines.data.index.config import IndexConfig
 from pipelines.data.index.index import Index
 from pipelines.data.stream import stream as stream_module
 from pipelines.data.stream.augment import AugmentConfig, augment_image
+from pipelines.data.stream.config import StreamConfig
 from pipelines.data.stream.dataset import OpenedSamples, Source, enable_gpu_decoding
 from pipelines.data.stream.loader import EvaluationBatches, MicroBatches
 from pipelines.data.stream.plan import SampleIndices, StepSchedule
-from pipelines.data.stream.stream import StreamConfig, stream_batches
+from pipelines.data.stream.stream import stream_batches
 from pipelines.data.tars.shards import ShardWriter
 from pipelines.data.texts.corpus import train_tokenizer
 from pipelines.errors import DataError

@@ -15,13 +15,13 @@ from pipelines.data.index.build import build_index
 from pipelines.data.index.config import IndexConfig
 from pipelines.data.index.index import Index
 from pipelines.data.stream.augment import AugmentConfig
+from pipelines.data.stream.config import PixelCacheConfig, StreamConfig
 from pipelines.data.stream.dataset import Source, SourceMixture, enable_pixel_cache
 from pipelines.data.stream.feature_cache import FeatureCache, FeatureTable, shorten_input_hash
 from pipelines.data.stream.loader import MicroBatches, without_provenance
 from pipelines.data.stream.mixture import MixturePlan
-from pipelines.data.stream.pixel_cache import PixelCacheConfig
 from pipelines.data.stream.plan import StepSchedule
-from pipelines.data.stream.stream import StreamConfig, stream_batches
+from pipelines.data.stream.stream import stream_batches
 from pipelines.data.tars.reader import ShardReader
 from pipelines.data.tars.sample import dump_texts
 from pipelines.data.tars.shards import ShardWriter

@@ -17,11 +17,12 @@ from pipelines.data.index.config import IndexConfig
 from pipelines.data.index.index import Index
 from pipelines.data.stream import pixel_cache
 from pipelines.data.stream.augment import AugmentConfig
+from pipelines.data.stream.config import PixelCacheConfig, StreamConfig
 from pipelines.data.stream.dataset import Source, enable_pixel_cache
 from pipelines.data.stream.loader import MicroBatches
-from pipelines.data.stream.pixel_cache import PixelCacheConfig, is_cache_faster_than_decoding, open_pixel_cache
+from pipelines.data.stream.pixel_cache import is_cache_faster_than_decoding, open_pixel_cache
 from pipelines.data.stream.plan import StepSchedule
-from pipelines.data.stream.stream import StreamConfig, stream_batches
+from pipelines.data.stream.stream import stream_batches
 from pipelines.data.tars.shards import ShardWriter
 from pipelines.data.texts.corpus import train_tokenizer
 from pipelines.errors import DataError

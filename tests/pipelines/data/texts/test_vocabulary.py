@@ -12,13 +12,9 @@ from transformers import PreTrainedTokenizerFast
 from pipelines.data.index.build import build_index
 from pipelines.data.index.config import IndexConfig
 from pipelines.data.index.index import Index
+from pipelines.data.texts.config import VocabularyConfig
 from pipelines.data.texts.corpus import train_tokenizer
-from pipelines.data.texts.vocabulary import (
-    VocabularyConfig,
-    build_processor,
-    count_text_lengths,
-    share_of_answers_in_vocabulary,
-)
+from pipelines.data.texts.vocabulary import build_processor, count_text_lengths, share_of_answers_in_vocabulary
 from tests.pipelines.data.tar_maker import photo, write_tar
 from vlmodel.processor import ProcessorConfig, VLProcessor
 from vlmodel.task import Task
