@@ -1,4 +1,6 @@
-"""Decides whether two answers in words are equal: by the rules of VQA's evaluation, or letter by letter."""
+"""Decides whether two answers in words are equal: by the text normalization of VQA's evaluation, or by exact
+comparison.
+"""
 
 from __future__ import annotations
 
@@ -38,7 +40,8 @@ _CORRECTED = {
 
 
 def normalize_for_comparison(answer: str, normalizer: Normalizer) -> str:
-    """Normalize an answer so that equal answers are identical: by ``normalize_vqa_answer``, or not at all for "none".
+    """Normalize an answer so that answers that count as equal become identical strings: by ``normalize_vqa_answer``, or
+    unchanged for the normalizer "none".
 
     An answer of which ``normalize_vqa_answer`` leaves nothing (an article, such as the choice "A", or punctuation)
     stays as it is, in lower case.
@@ -58,7 +61,7 @@ def answers_match(targets: Iterable[str], predicted: Iterable[str], normalizer: 
 
 @lru_cache(maxsize=2**16)  # a data set repeats few answers many times
 def normalize_vqa_answer(answer: str) -> str:
-    """An answer as VQA's evaluation compares it.
+    """Normalize an answer as VQA's evaluation does before it compares answers.
 
     Lower case, no punctuation but apostrophe, colon and decimal point, digits for the numbers to ten, no articles,
     contractions with their apostrophe. This is ``processPunctuation`` and ``processDigitArticle`` of

@@ -1,4 +1,4 @@
-"""The names of a batch's arrays: ``NAME`` of a single task, ``TASK.NAME`` of several."""
+"""Names the arrays of a batch: ``NAME`` if there is a single task, ``TASK.NAME`` if there are several."""
 
 from __future__ import annotations
 
@@ -9,14 +9,16 @@ V = TypeVar("V")
 
 
 def stays_on_host(name: str) -> bool:
-    """Whether the model takes the array ``name`` of a batch as Python numbers (``tolist``): it decides shapes, and
-    reading a tensor would wait for the device.
+    """Whether the array ``name`` of a batch stays in host memory as Python numbers (``tolist``). The model takes the
+    shapes of its tensors from these numbers, and reading them from a tensor would wait for the device.
     """
     return name.rpartition(".")[2] == "distinct_groups_G3"
 
 
 def select_task_arrays(arrays: Mapping[str, V], task: str) -> dict[str, V]:
-    """The arrays of a batch for ``task``, by their plain names. A single task is called "" and has no prefix."""
+    """Select the arrays of ``task`` from a batch and remove the task's prefix from their names. A single task is called
+    "" and has no prefix.
+    """
     if not task:
         return {name: value for name, value in arrays.items() if "." not in name}
     prefix = f"{task}."
@@ -24,7 +26,9 @@ def select_task_arrays(arrays: Mapping[str, V], task: str) -> dict[str, V]:
 
 
 def prefix_array_names(task: str, arrays: Mapping[str, V]) -> Iterator[tuple[str, V]]:
-    """Each array under its name in the batch: the inverse of ``select_task_arrays``."""
+    """Add the prefix of ``task`` to the names of its arrays, as a batch names them: the inverse of
+    ``select_task_arrays``.
+    """
     prefix = f"{task}." if task else ""
     for name, value in arrays.items():
         yield prefix + name, value

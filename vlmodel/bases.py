@@ -1,4 +1,4 @@
-"""Bases: the frozen weights of a model's parts, stored once for all models that share them.
+"""Base weights: the frozen weights of a model's parts, stored once for all models that share them.
 
     _bases/SHA256.safetensors   all weights and statistics of one part that training never changes; written once
     model/model.safetensors     what was trained, and buffers
@@ -33,11 +33,13 @@ WEIGHTS = "model.safetensors"
 
 
 class BaseWeightsError(WeightsError):
-    """Frozen weights that a model is built on are missing, or are other ones. The message names them and the remedy."""
+    """The frozen weights on which a model was trained are missing, or the files found hold different weights. The
+    message names the files and the remedy.
+    """
 
 
 class BaseWeights(BaseModel):
-    """The frozen weights of one part.
+    """Describes the file with the frozen weights of one part of a model.
 
     Attributes:
         sha256: of the file.
@@ -53,7 +55,7 @@ class BaseWeights(BaseModel):
 
     @property
     def name(self) -> str:
-        """Name of the file."""
+        """The name of the file."""
         return f"{self.sha256}.safetensors"
 
 
@@ -66,7 +68,9 @@ _verified: dict[tuple[int, ...], str] = {}
 
 
 def frozen_tensors_by_part(model: nn.Module) -> dict[str, dict[str, Tensor]]:
-    """The tensors that training never changes, by the path of their part and their name within the part."""
+    """Collect the tensors of a model that training never changes, by the path of their part and their name within the
+    part.
+    """
     found = {}
     for path, module in model.named_modules():
         if isinstance(module, Pretrainable) and (names := list(module.frozen_tensor_names())):
@@ -76,7 +80,7 @@ def frozen_tensors_by_part(model: nn.Module) -> dict[str, dict[str, Tensor]]:
 
 
 def frozen_tensor_names(model: nn.Module) -> frozenset[str]:
-    """The names within the model of the tensors that training never changes."""
+    """List the full names of the tensors of a model that training never changes."""
     return frozenset(
         f"{path}.{name}"
         for path, module in model.named_modules()
@@ -86,8 +90,8 @@ def frozen_tensor_names(model: nn.Module) -> frozenset[str]:
 
 
 def store_base_weights(model: nn.Module, folder: Path) -> dict[str, BaseWeights]:
-    """Write the frozen weights of a model's parts into a folder, unless they are there. Several processes may do so at
-    once: each writes a whole file.
+    """Write the frozen weights of each part of a model into a folder, unless their files exist. Several processes may
+    do so at once, as each file is written whole.
     """
     return {part: _write_tensors_by_hash(tensors, folder) for part, tensors in frozen_tensors_by_part(model).items()}
 
@@ -164,8 +168,8 @@ def verify_base_weights_file(file: Path, base: BaseWeights) -> None:
 
 @contextmanager
 def open_model_weights(model: Path, given: Path | None = None) -> Iterator[dict[str, Any]]:
-    """Open all weights of the model in a folder by name: its own, and its base weights. Each is read when it is used,
-    within the block.
+    """Open the model in a folder as a mapping from names to tensors: its own weights and its base weights. A tensor is
+    read when it is used, within the block.
 
     Args:
         given: a folder of bases, searched first.
@@ -195,7 +199,9 @@ def open_model_weights(model: Path, given: Path | None = None) -> Iterator[dict[
 
 
 def _drop_other_names_of_tied_tensors(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Keep each tensor once, under the first of its names: an output layer may share the word embeddings."""
+    """Keep each tensor once, under the first of its names: an output layer may share its tensor with the word
+    embeddings.
+    """
     seen: dict[tuple[int, torch.Size], str] = {}
     for name, tensor in tensors.items():
         seen.setdefault((tensor.data_ptr(), tensor.shape) if tensor.numel() else (id(tensor), tensor.shape), name)
@@ -230,6 +236,6 @@ def _folders_with_base_weights(model: Path, given: Path | None) -> list[Path]:
 
 
 def _file_fingerprint(file: Path) -> tuple[int, ...]:
-    """A fingerprint of a file that differs after any change: it contains the time of the inode's change."""
+    """Return a fingerprint that changes whenever the file changes; it includes the change time of the inode."""
     facts = file.stat()
     return facts.st_dev, facts.st_ino, facts.st_size, facts.st_mtime_ns, facts.st_ctime_ns

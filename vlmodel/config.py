@@ -1,4 +1,5 @@
-"""Configuration: strict sections, one TOML file, dotted overrides, and parts chosen by their file's name.
+"""Reads the configuration: strictly typed sections, one TOML file, dotted overrides, and parts chosen by the name of
+their file.
 
 A section is a frozen pydantic model that sits beside what it configures. The layers are, weakest first: the
 defaults of the sections, one TOML file, ``a.b.c=value`` overrides. An unknown key or a wrong type is refused with
@@ -37,11 +38,11 @@ _MOST_MEANT = 3
 
 
 class ConfigError(ExpectedError, ValueError):
-    """A configuration that cannot be used. The message names the key, the value and the remedy."""
+    """The configuration cannot be used. The message names the key, the value and the remedy."""
 
 
 class ConfigSection(BaseModel):
-    """Base of every configuration section: frozen, strict in its types, closed to unknown keys.
+    """The base class of all configuration sections: immutable, strictly typed, and without unknown keys.
 
     The string under a field is its documentation and its line in ``--help``.
     """
@@ -52,7 +53,9 @@ class ConfigSection(BaseModel):
 
 
 class PartConfig(ConfigSection):
-    """A section that builds one exchangeable part of the model; ``kind`` is its file's name."""
+    """The base class of sections that build an exchangeable part of the model; ``kind`` is the name of the
+    part's file.
+    """
 
     kind: str
 
@@ -64,7 +67,7 @@ it learns. Of a field that holds a section it means all settings of that section
 
 
 def settings_changeable_on_resume(section: type[ConfigSection], prefix: str = "") -> Iterator[str]:
-    """Dotted keys of the settings that may change when a run is resumed: those marked ``MAY_CHANGE``."""
+    """List the dotted keys of the settings that may change when a run is resumed: those marked ``MAY_CHANGE``."""
     for name, field in section.model_fields.items():
         if field.json_schema_extra == MAY_CHANGE:
             yield f"{prefix}{name}"
@@ -73,8 +76,8 @@ def settings_changeable_on_resume(section: type[ConfigSection], prefix: str = ""
 
 
 def find_public_modules(package: str) -> dict[str, str]:
-    """The public modules of ``package`` by their names, sorted: those of vlmodel, and of the packages that the
-    environment variable ``VLMODEL_PARTS`` names (comma-separated), which have sub-packages of the same names.
+    """Map the names of the public modules of ``package`` to the modules, sorted. Packages that the environment variable
+    ``VLMODEL_PARTS`` names (comma-separated) add the modules of their sub-packages of the same name.
 
     Raises:
         ConfigError: such a package is not installed, or has a module that is there already.
@@ -103,12 +106,12 @@ def _find_external_packages(package: str) -> Iterator[str]:
 
 
 def list_part_kinds(package: str) -> list[str]:
-    """Names of the parts in ``package``, sorted (``find_public_modules``)."""
+    """List the names of the part kinds in ``package``, sorted (see ``find_public_modules``)."""
     return list(find_public_modules(package))
 
 
 def find_part_config_class(package: str, kind: str) -> type[PartConfig]:
-    """The ``Config`` class of the part ``kind`` in ``package``.
+    """Import the ``Config`` class of the part ``kind`` of ``package``.
 
     Raises:
         ConfigError: there is no such file; the message lists those that exist.
@@ -126,7 +129,7 @@ def find_part_config_class(package: str, kind: str) -> type[PartConfig]:
 
 
 def parse_part_config(package: str, tree: Mapping[str, Any]) -> Any:
-    """Build the part of ``package`` that the ``kind`` of a plain tree names.
+    """Parse the settings of a part of ``package`` from a plain dictionary, whose ``kind`` names the part's class.
 
     Raises:
         ConfigError: there is no such part, or as ``parse_config``.
@@ -135,7 +138,7 @@ def parse_part_config(package: str, tree: Mapping[str, Any]) -> Any:
 
 
 class PartMarker:
-    """Marks a field that holds a part of ``package``; ``default`` is its kind if none is named."""
+    """Marks a field of a section as a part of ``package``; ``default`` is the kind that is used if none is named."""
 
     def __init__(self, package: str, default: str) -> None:
         self.package, self.default = package, default
@@ -152,7 +155,8 @@ class PartMarker:
 
 
 def part_field(package: str, default: str) -> Any:
-    """Type of a field that holds a part of ``package``: ``vision: part("vlmodel.vision", "cnn") = {}``.
+    """The type annotation of a field that holds a part of ``package``: ``vision: part_field("vlmodel.vision", "cnn") =
+    {}``.
 
     ``dict[str, part(...)]`` holds several, each under a name that the user chooses.
     """
@@ -161,7 +165,7 @@ def part_field(package: str, default: str) -> Any:
 
 
 def parse_config(section: type[S], tree: Mapping[str, Any]) -> S:
-    """Build ``section`` from a plain tree.
+    """Build the configuration section ``section`` from a plain dictionary.
 
     Raises:
         ConfigError: with one line for each key that is unknown or has an unfit value.
@@ -174,12 +178,15 @@ def parse_config(section: type[S], tree: Mapping[str, Any]) -> S:
 
 
 def dump_config(section: ConfigSection) -> dict[str, Any]:
-    """The whole tree as plain JSON values; ``parse_config(type(section), dump(section)) == section``."""
+    """Convert a configuration section to plain JSON values; ``parse_config(type(section), dump_config(section))``
+    equals ``section``.
+    """
     return section.model_dump(mode="json")
 
 
 def load_config(section: type[S], file: str | Path | None = None, overrides: Sequence[str] = ()) -> S:
-    """Defaults, then the TOML ``file``, then ``a.b.c=value`` overrides (values in TOML syntax or bare words).
+    """Load a configuration: the defaults, then the values of the TOML ``file``, then overrides ``a.b.c=value`` (values
+    in TOML syntax or bare words).
 
     An override of a part's ``kind`` drops what the file says of that part, which was meant for another kind.
 
@@ -224,13 +231,17 @@ def _apply_override(section: type[ConfigSection], tree: dict[str, Any], override
 
 
 def _override_precedence(override: str) -> tuple[bool, int]:
-    """Sort key of overrides: kinds of parts first, outer before inner ones, as they decide which other keys exist."""
+    """The sort key of overrides: kinds of parts come first, outer before inner ones, as they decide which other keys
+    exist.
+    """
     path = override.partition("=")[0]
     return (False, path.count(".")) if path.endswith(".kind") else (True, 0)
 
 
 def part_markers_of_field(field: FieldInfo) -> tuple[PartMarker | None, PartMarker | type[ConfigSection] | None]:
-    """The marker of a field that holds a part; what the values of a field that is a dictionary hold."""
+    """Find the part markers of a field: of its own value and, if the field is a dictionary, of the dictionary's
+    values.
+    """
     own = _part_marker_in_metadata(field.metadata)
     if typing.get_origin(field.annotation) is not dict:
         return own, None
@@ -243,7 +254,7 @@ def _part_marker_in_metadata(metadata: Sequence[Any]) -> PartMarker | None:
 
 
 def find_section_class(annotation: Any) -> type[ConfigSection] | None:
-    """The section class that an annotation names, alone or beside None; None if it names none."""
+    """Find the section class in a type annotation, alone or in a union with None; None if there is none."""
     candidates = typing.get_args(annotation) if isinstance(annotation, types.UnionType) else (annotation,)
     for candidate in candidates:
         if isinstance(candidate, type) and issubclass(candidate, ConfigSection):
@@ -275,8 +286,8 @@ def _explain_validation_error(section: type[ConfigSection], tree: Mapping[str, A
 def _suggest_nested_keys(
     section: type[ConfigSection], tree: Mapping[str, Any], location: Sequence[str], names: Sequence[str]
 ) -> list[str]:
-    """Suggest keys of the sections ``names`` that have the unknown key: somebody may have left the section's name out.
-    [] if many have it.
+    """Suggest, for an unknown key, keys of the sections ``names`` that end in it: somebody may have left the section's
+    name out. The result is [] if many sections have such a key.
     """
     found = []
     for name in names:
@@ -290,8 +301,8 @@ def _suggest_nested_keys(
 def _locate_setting(
     section: type[ConfigSection], tree: Mapping[str, Any], location: Sequence[str]
 ) -> tuple[type[ConfigSection] | PartMarker | None, Any]:
-    """The section or part at ``location``, by the kinds that ``tree`` names, and its node in ``tree``; of an unknown
-    key the section that lacks it.
+    """Find the section or part at ``location`` by following the kinds that ``tree`` names, and its node in ``tree``;
+    for an unknown key, the section that lacks it.
     """
     current: type[ConfigSection] | PartMarker | None = section
     item: PartMarker | type[ConfigSection] | None = None
@@ -313,7 +324,7 @@ def _locate_setting(
 def _resolve_section_class(
     holder: type[ConfigSection] | PartMarker | None, node: Mapping[str, Any]
 ) -> type[ConfigSection] | None:
-    """The section class of what ``_locate_setting`` returns."""
+    """Return the section class of the holder that ``_locate_setting`` found."""
     return (
         find_part_config_class(holder.package, node.get("kind", holder.default))
         if isinstance(holder, PartMarker)

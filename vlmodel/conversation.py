@@ -1,4 +1,4 @@
-"""Conversations: the turns of system, user and assistant that a language model is prompted with.
+"""Conversations: lists of turns by system, user and assistant, which prompt a language model.
 
 It is a tuple of turns. Within a turn ``None`` stands for the sample's inputs (its picture, ...): where a language model
 reads them, between texts. A row's text is plain text, so a conversation
@@ -17,11 +17,11 @@ ROLES = ("system", "user", "assistant")
 
 
 class ConversationError(ExpectedError, ValueError):
-    """A conversation that no model can answer. The message says which turn, and what to change."""
+    """A conversation that no model can answer. The message says which turn is wrong and how to change it."""
 
 
 class TurnFault(NamedTuple):
-    """What is wrong with a turn.
+    """Describes what is wrong with a turn of a conversation.
 
     Attributes:
         turn: its number, from 0.
@@ -35,7 +35,7 @@ class TurnFault(NamedTuple):
 
 
 class ConversationTurn(NamedTuple):
-    """One turn of a conversation.
+    """One turn of a conversation: who speaks, and texts with places for inputs among them.
 
     Attributes:
         role: one of ``ROLES``.
@@ -47,7 +47,7 @@ class ConversationTurn(NamedTuple):
 
     @property
     def text(self) -> str:
-        """Its texts alone."""
+        """The texts of the turn, joined, without its inputs."""
         return "".join(part for part in self.parts if part is not None)
 
 
@@ -59,7 +59,8 @@ _MARK = "\ue002"
 
 
 def conversation_from_text(text: str) -> Conversation:
-    """The conversation that a row's text stands for: the one that ``conversation_to_json`` wrote, or a question.
+    """Parse the text of a row as a conversation: the JSON that ``conversation_to_json`` wrote, or else a single
+    question.
 
     Raises:
         ConversationError: it begins as the former, and is none.
@@ -68,17 +69,17 @@ def conversation_from_text(text: str) -> Conversation:
 
 
 def is_conversation_text(text: str) -> bool:
-    """Whether a row's text is a conversation."""
+    """Whether the text of a row is a stored conversation and not a single question."""
     return text.startswith(_MARK)
 
 
 def conversation_from_question(question: str) -> Conversation:
-    """A conversation of one turn: the sample's inputs, then a question about them ("" for none)."""
+    """Make a conversation of one user turn: first the sample's inputs, then a question about them ("" for none)."""
     return (ConversationTurn("user", (None, question) if question else (None,)),)
 
 
 def asked_text(text: str) -> str:
-    """What a row's text asks: the question, or the last turn of a conversation."""
+    """Return the question in a row's text: the text itself, or the last turn if the text is a conversation."""
     if not is_conversation_text(text):
         return text
     turns = conversation_from_json(text)
@@ -86,7 +87,9 @@ def asked_text(text: str) -> str:
 
 
 def insert_facts(turns: Conversation, facts: Sequence[str]) -> Conversation:
-    """Insert facts into the last turn of a conversation, a line each: after its inputs, before its text."""
+    """Insert facts into the last turn of a conversation, one fact a line, after the turn's inputs and before
+    its text.
+    """
     if not facts or not turns:
         return turns
     *before, last = turns
@@ -96,8 +99,9 @@ def insert_facts(turns: Conversation, facts: Sequence[str]) -> Conversation:
 
 
 def find_turn_fault(turns: Sequence[ConversationTurn]) -> TurnFault | None:
-    """The first turn that cannot be: of an unknown role, out of order, with nothing said, or with an input where there
-    can be none. A system turn comes first, if there is one; then user and assistant take turns, and the user begins.
+    """Find the first invalid turn of a conversation: one with an unknown role, out of order, without a text, or with an
+    input where none is allowed. An optional system turn comes first; then user and assistant take turns, and the user
+    begins.
     """
     is_first_system = bool(turns) and turns[0].role == "system"
     for n, turn in enumerate(turns):
@@ -120,7 +124,7 @@ def find_turn_fault(turns: Sequence[ConversationTurn]) -> TurnFault | None:
 
 
 def check_conversation(turns: Sequence[ConversationTurn]) -> None:
-    """Refuse a conversation that cannot be answered.
+    """Raise ConversationError if a conversation has an invalid turn.
 
     Raises:
         ConversationError: it is empty, has a turn that cannot be (``find_turn_fault``), or does not end with the user.
@@ -134,9 +138,9 @@ def check_conversation(turns: Sequence[ConversationTurn]) -> None:
 
 
 def keep_last_turns(turns: Conversation, letters: int) -> Conversation:
-    """A prompt without its oldest turns, of user and assistant in pairs, so that what is said has at most so many
-    letters; a system turn stays. The inputs of turns that are left out stand before the first one that stays. The last
-    turn always stays, and of a longer one the last letters.
+    """Drop the oldest turns of a prompt, as pairs of user and assistant, until its texts have at most ``letters``
+    letters; a system turn stays. The inputs of dropped turns move to the first turn that stays. The last turn always
+    stays; if it is too long, only its last letters do.
     """
     system = turns[:1] if turns and turns[0].role == "system" else ()
     said, inputs = turns[len(system) :], 0
@@ -155,12 +159,12 @@ def keep_last_turns(turns: Conversation, letters: int) -> Conversation:
 
 
 def conversation_to_json(turns: Iterable[ConversationTurn]) -> str:
-    """The conversation as the text of a row: JSON, such as [["user", [null, "What is it?"]], ...], after a mark."""
+    """Write a conversation as the text of a row: a marker, then JSON such as [["user", [null, "What is it?"]], ...]."""
     return _MARK + json.dumps([[turn.role, list(turn.parts)] for turn in turns], ensure_ascii=False)
 
 
 def conversation_from_json(text: str) -> Conversation:
-    """The inverse of ``conversation_to_json``.
+    """Parse a conversation that ``conversation_to_json`` wrote.
 
     Raises:
         ConversationError: it is something else.
@@ -179,5 +183,5 @@ def conversation_from_json(text: str) -> Conversation:
 
 
 def format_transcript(turns: Iterable[ConversationTurn]) -> str:
-    """Format a conversation for people, one line for each turn; the inputs are left out."""
+    """Format a conversation for people, one line for each turn, without its inputs."""
     return "\n".join(f"{turn.role}: {turn.text.strip()}" for turn in turns)

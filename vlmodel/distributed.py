@@ -1,4 +1,4 @@
-"""All-gather over data-parallel processes, with gradients."""
+"""Gathers tensors from all data-parallel processes, with gradients."""
 
 from __future__ import annotations
 
@@ -13,12 +13,14 @@ from torch.autograd.function import once_differentiable
 
 
 def is_distributed() -> bool:
-    """Whether there are other processes to gather from."""
+    """Whether torch.distributed runs with more than one process."""
     return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
 
 
 def all_gather_counts(counts: Sequence[int]) -> list[list[int]]:
-    """Each process's ``counts``, in the order of the ranks. A collective on CPUs, which waits for no GPU."""
+    """Gather the ``counts`` of each process, in the order of the ranks. The collective runs on CPUs, so it waits for no
+    GPU.
+    """
     own = torch.tensor(counts)
     gathered = [torch.empty_like(own) for _ in range(dist.get_world_size())]
     world: Any = dist.group.WORLD
@@ -28,7 +30,7 @@ def all_gather_counts(counts: Sequence[int]) -> list[list[int]]:
 
 @functools.lru_cache(maxsize=1)
 def _cpu_process_group(world: dist.ProcessGroup) -> dist.ProcessGroup:
-    """A group of the same processes that takes CPU tensors."""
+    """Create a process group of the same processes that transfers CPU tensors."""
     if dist.get_backend(world) == "gloo":
         return world
     group: Any = dist.new_group(backend="gloo")
@@ -36,7 +38,8 @@ def _cpu_process_group(world: dist.ProcessGroup) -> dist.ProcessGroup:
 
 
 def all_gather_rows(x: Tensor, counts: Sequence[int]) -> Tensor:
-    """Rows ``x`` of all processes, in the order of the ranks. A collective, and so is its gradient.
+    """Concatenate the rows ``x`` of all processes in the order of the ranks, with gradients. Forward and backward are
+    collectives.
 
     The gradient of a row is the sum of its gradients in all processes, as for the sum of their losses.
 

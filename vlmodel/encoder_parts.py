@@ -1,4 +1,6 @@
-"""Settings of encoders, as the processes that only read, decode and collate know them: torch is not imported here."""
+"""Base classes of encoder settings for processes that only read, decode and collate: this module does not
+import torch.
+"""
 
 from __future__ import annotations
 
@@ -20,17 +22,17 @@ _STREAMS = {IMAGE: "vision", TEXT: "language"}
 
 
 def stream_of_input(name: str) -> str:
-    """The stream of an input."""
+    """Return the name of the stream into which an input is encoded."""
     return _STREAMS.get(name, name)
 
 
 def input_of_stream(stream: str) -> str:
-    """The input of a stream."""
+    """Return the name of the input that is encoded into a stream."""
     return next((name for name, of_name in _STREAMS.items() if of_name == stream), stream)
 
 
 class EncoderPart(PartConfig):
-    """Configuration of an encoder.
+    """The base class of the settings of an encoder.
 
     Attributes:
         non_backbone_settings: settings that do not change the result of ``compute_features``, except through
@@ -40,14 +42,14 @@ class EncoderPart(PartConfig):
     non_backbone_settings: ClassVar[frozenset[str]] = frozenset()
 
     def is_frozen(self) -> bool:
-        """Whether the whole backbone is left untrained, so that its features of an input never change; False if it is
-        a table of embeddings only.
+        """Whether the whole backbone is frozen, so that its features of an input never change; False if it is only a
+        table of embeddings.
         """
         return False
 
 
 class ModalityPart(EncoderPart):
-    """Configuration of the encoder of one further input of a sample (``model.inputs.NAME``).
+    """The settings of the encoder of an additional input of a sample (``model.inputs.NAME``).
 
     The processor decodes and collates with it, in training and in serving alike, so that its file, at import, needs no
     torch: the module is in a private file of its package, imported in ``build``.
@@ -59,7 +61,7 @@ class ModalityPart(EncoderPart):
     medium: ClassVar[str]
 
     def decode(self, data: bytes) -> Mapping[str, NDArray[Any]]:
-        """The arrays of one input, in the form in which the encoder takes them.
+        """Decode the bytes of one input to the arrays that the encoder takes.
 
         Raises:
             MediumError: the bytes are no input of this medium, or none that the encoder takes.
@@ -67,21 +69,27 @@ class ModalityPart(EncoderPart):
         raise NotImplementedError
 
     def augments(self) -> bool:
-        """Whether training changes inputs at random (``decode_augmented``)."""
+        """Whether inputs are randomly augmented in training (``decode_augmented``)."""
         return False
 
     def decode_augmented(self, data: bytes, rng: np.random.Generator) -> Mapping[str, NDArray[Any]]:
-        """As ``decode``, for training: changed at random as the part's settings say, by what ``rng`` draws alone."""
+        """Decode the bytes of one input for training, with random augmentation by the part's settings; ``rng`` is the
+        only source of randomness.
+        """
         return self.decode(data)
 
     def collate(self, decoded: Sequence[Mapping[str, NDArray[Any]]]) -> dict[str, NDArray[np.generic]]:
-        """The arrays of B inputs, with a first dimension of B, which may be 0, and names with shape letters."""
+        """Stack the decoded arrays of B inputs along a new first dimension (B may be 0); the names of the results have
+        shape letters.
+        """
         raise NotImplementedError
 
     def resolve_settings(self) -> ModalityPart:
-        """The same with everything that ``build`` needs, so that a checkpoint depends on no other files."""
+        """Return a copy that contains everything that ``build`` needs, so that a checkpoint depends on no other
+        files.
+        """
         return self
 
     def build(self) -> ModalityEncoder:
-        """The module, whose ``forward`` takes the arrays of ``collate`` by their names."""
+        """Build the module, whose ``forward`` takes the arrays of ``collate`` by their names."""
         raise NotImplementedError

@@ -1,7 +1,7 @@
-"""The base of all errors that a user is meant to read."""
+"""The base class of all errors that are meant for the user."""
 
 from __future__ import annotations
 
 
 class ExpectedError(Exception):
-    """An error whose message says what is wrong and what to do; a job prints it without a traceback."""
+    """An error whose message tells the user what is wrong and what to do; a job prints it without a traceback."""

@@ -1,4 +1,4 @@
-"""The settings of a section as plain data: for ``--help`` and docs/SETTINGS.md."""
+"""Lists the settings of a configuration section as plain data, for ``--help`` and docs/SETTINGS.md."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ class SettingDoc(TypedDict):
 
 
 def list_settings(section: type[ConfigSection], prefix: str = "") -> Iterator[SettingDoc]:
-    """The settings of a section and the sections in it, in their order; of a section that may be left out, also that.
-    Those of a part are not listed: they depend on its kind.
+    """List the settings of a section and of its subsections, in order; an optional section is also listed itself. The
+    settings of a part are not listed, as they depend on its kind.
     """
     for name, field in section.model_fields.items():
         key, doc = f"{prefix}{name}", " ".join((field.description or "").split())
@@ -55,12 +55,14 @@ def list_settings(section: type[ConfigSection], prefix: str = "") -> Iterator[Se
 
 
 def list_settings_of_part(package: str, kind: str) -> list[SettingDoc]:
-    """The settings of a part's kind, without ``kind`` itself."""
+    """List the settings of one kind of part, without ``kind`` itself."""
     return [setting for setting in list_settings(find_part_config_class(package, kind)) if setting["key"] != "kind"]
 
 
 def list_part_packages(section: type[ConfigSection]) -> list[str]:
-    """The packages whose parts a section holds, and those that these parts hold, in the order of their first use."""
+    """List the packages whose parts a section holds, and those that these parts hold, in the order of their
+    first use.
+    """
     found: list[str] = []
     waiting = [setting["package"] for setting in list_settings(section)]
     while waiting:

@@ -1,4 +1,4 @@
-"""Facts (triples with a text) and their links to the texts of a task's rows.
+"""Facts (triples of head, relation and tail, with a text) and their links to the texts of a task's rows.
 
 torch is not imported here: processes that only collate stay small.
 """
@@ -16,7 +16,7 @@ from vlmodel.config import ConfigSection
 
 @dataclass(frozen=True)
 class Fact:
-    """One fact of a store.
+    """One fact of a fact store.
 
     Attributes:
         id: within its store; an edited fact keeps it.
@@ -35,7 +35,7 @@ class Fact:
 
 @dataclass(frozen=True)
 class LinkedFact:
-    """A fact that was found for a text.
+    """A fact that was found for a text, with its weight.
 
     Attributes:
         weight: how well it fits the text, from 0 to 1.
@@ -48,7 +48,7 @@ class LinkedFact:
 
 
 def reweigh_by_evidence(facts: Sequence[LinkedFact], named: str) -> tuple[LinkedFact, ...]:
-    """The facts, of which those that a model named weigh 1, and come first, and the others weigh 0.
+    """Give the facts that the model named in its answers weight 1 and place them first; all others get weight 0.
 
     Args:
         named: the text of a fact as a model wrote it: its tokenizer may change case and blanks.
@@ -64,7 +64,7 @@ def _letters(text: str) -> str:
 
 @dataclass(frozen=True)
 class FoundFacts:
-    """The facts that were found for several texts.
+    """The facts that were found for several texts, all in one version of the store.
 
     Attributes:
         version: of the store, the same for all texts.
@@ -76,7 +76,7 @@ class FoundFacts:
 
 
 class FactLinkingConfig(ConfigSection):
-    """Settings of how the facts of a text are found, in training and in serving alike."""
+    """Settings of how facts are found for a text, the same in training and in serving."""
 
     by: Literal["names", "dense", "both"] = "both"
     """"names": facts whose head is named in the text. "dense": facts whose vector is nearest to that of the text.
@@ -88,7 +88,7 @@ class FactLinkingConfig(ConfigSection):
 
 
 class FactFinder(Protocol):
-    """Finds facts for texts, such as an opened store of facts."""
+    """The interface of objects that find facts for texts, such as an opened fact store."""
 
     def find_facts(self, texts: Sequence[str], link: FactLinkingConfig) -> FoundFacts:
-        """The facts of each text, all of one version of the store."""
+        """Find the facts for each text, all of them in one version of the store."""

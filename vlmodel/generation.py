@@ -1,4 +1,4 @@
-"""The settings of text generation, of transformers' ``GenerationConfig``, and which values cannot work.
+"""Settings of text generation (those of transformers' ``GenerationConfig``), and the check of their values.
 
 torch is not imported here: a configuration is checked before anything is opened.
 """
@@ -37,7 +37,7 @@ _SAMPLING_ONLY = ("min_p", "temperature", "top_p", "typical_p")
 
 
 def check_generation_settings(settings: Mapping[str, Any], top_k: int, max_target_tokens: int) -> None:
-    """Refuse settings with which no decoder can generate ``top_k`` texts.
+    """Raise an error for settings with which no decoder can generate ``top_k`` texts.
 
     Args:
         max_target_tokens: of the processor; without ``max_new_tokens`` one token less than this is generated.

@@ -1,4 +1,4 @@
-"""Predictions of a saved model, by the same processor and model as in training, without gradients."""
+"""Answers by a saved model, with the same processor and model as in training, without gradients."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _Attention = tuple["NDArray[np.float32] | None", "Mapping[str, NDArray[np.float3
 
 @dataclass(frozen=True)
 class Prediction:
-    """Answers to one row of a task.
+    """The ranked answers of a model to one row of a task.
 
     Attributes:
         answers: (answer, probability or score), the best first.
@@ -48,7 +48,7 @@ class Prediction:
 
 
 class Predictor:
-    """A model in evaluation mode with its processor."""
+    """A saved model in evaluation mode, with its processor."""
 
     def __init__(self, model: VLModel, processor: VLProcessor, device: str | torch.device = "cpu") -> None:
         self.device = torch.device(device)
@@ -58,7 +58,7 @@ class Predictor:
     def from_pretrained(
         cls, folder: str | Path, device: str | torch.device = "cpu", threads: int | None = None
     ) -> Predictor:
-        """Load the inference part of a checkpoint.
+        """Load a model and its processor from the inference part of a checkpoint.
 
         Args:
             threads: torch's CPU threads, for the whole process; None does not change them.
@@ -82,7 +82,7 @@ class Predictor:
         task: str | None = None,
         **settings: Any,
     ) -> list[list[Prediction]]:
-        """The ``top_k`` best answers to each row of each example.
+        """Return the ``top_k`` best answers to each row of each example.
 
         Args:
             task: of a model with several; the first one if not given.
@@ -120,7 +120,7 @@ class Predictor:
     def generate_texts(
         self, examples: Sequence[Example], top_k: int = 1, task: str | None = None, **settings: Any
     ) -> list[list[WrittenText]]:
-        """The ``top_k`` texts that a language model writes for each row of all examples (``TextWriter.write``).
+        """Generate ``top_k`` texts by a language model for each row of all examples (``TextWriter.generate_texts``).
 
         Raises:
             ConversationError: a conversation that cannot be answered, or is longer than the model's window.
@@ -144,18 +144,18 @@ class Predictor:
     def predict_collated(
         self, batch: Mapping[str, NDArray[Any]], top_k: int = 5, task: str | None = None, **settings: Any
     ) -> list[Answers]:
-        """The ``top_k`` best answers to each row of a batch of the processor's."""
+        """Return the ``top_k`` best answers to each row of a batch that the processor collated."""
         return self._strip_evidence(self._run_batch(batch, top_k, False, task, settings)[0], task)
 
     def _writes_evidence(self, task: str | None) -> bool:
-        """Whether the texts that a task writes name a fact before they answer."""
+        """Whether the texts that a task generates first name a fact and then answer."""
         return (
             self.processor.knowledge.writes_evidence()
             and self.processor.tasks[self._resolve_task_name(task)].writes_text
         )
 
     def _strip_evidence(self, written: list[Answers], task: str | None) -> list[Answers]:
-        """What is answered, where texts name a fact first; each answer once."""
+        """Remove the named fact from each generated text, and drop answers that are then repeated."""
         if not self._writes_evidence(task):
             return written
         knowledge = self.processor.knowledge
@@ -170,8 +170,8 @@ class Predictor:
     def embed(
         self, examples: Sequence[Example], task: str | None = None
     ) -> list[tuple[NDArray[np.float32] | None, NDArray[np.float32]]]:
-        """For each example the embedding of its input (D,), None without it, and those of its texts (N, D), by a task
-        that embeds.
+        """Embed each example by a contrastive task: the vector of its input (D,), None if it lacks the input, and those
+        of its texts (N, D).
 
         Raises:
             MediumError: an input cannot be decoded.
@@ -182,7 +182,7 @@ class Predictor:
     def embed_decoded(
         self, decoded: Sequence[Decoded], examples: Sequence[Example], task: str | None = None
     ) -> list[tuple[NDArray[np.float32] | None, NDArray[np.float32]]]:
-        """As ``embed``, of examples whose inputs were decoded before."""
+        """Embed examples whose inputs are decoded already; otherwise as ``embed``."""
         processor, name = self.processor, self._resolve_task_name(task)
         embeds = processor.tasks[name].embedded_input
         # Encoders need at least one input and one text, so where all lack one of them, a blank of each is added.
@@ -207,7 +207,7 @@ class Predictor:
     def embed_collated(
         self, batch: Mapping[str, NDArray[Any]], task: str | None = None
     ) -> tuple[NDArray[np.float32] | None, NDArray[np.float32]] | None:
-        """Embeddings of the images (B, D), None for a task that embeds texts alone, and the texts (N, D) of a batch,
+        """Embed a collated batch: the images (B, D), None for a task that embeds only texts, and the texts (N, D),
         whose dot product is their similarity; None for a task without embeddings.
         """
         name = self._resolve_task_name(task)
@@ -232,8 +232,8 @@ class Predictor:
         task: str | None,
         settings: Mapping[str, Any],
     ) -> tuple[list[Answers], list[_Attention], NDArray[np.float32] | None]:
-        """The answers to each row, its attention on request, and the weights of its facts (N, J) if the model weighs
-        them.
+        """Run the model on a batch: the answers to each row, their attention if requested, and the weights of the rows'
+        facts (N, J) if the model weighs facts.
         """
         if top_k < 1:
             raise ValueError(f"top_k={top_k} asks for no answer; set it to 1 or more")
@@ -246,7 +246,7 @@ class Predictor:
         return answers, seen, weights_NJ
 
     def _attention(self, decoder: Decoder, encoded: DecoderInput, answers: list[Answers]) -> list[_Attention]:
-        """To the inputs, for the best answer to each row."""
+        """Compute the attention to the inputs for the best answer to each row."""
         none: list[_Attention] = [(None, {}) for _ in answers]
         joint = encoded.joint
         if joint is None:
@@ -270,7 +270,7 @@ class Predictor:
         ]
 
     def _over_image(self, weights: Mapping[str, Tensor]) -> NDArray[np.float32] | None:
-        """(N, H, W), each of sum 1; None where the model has none."""
+        """Convert attention weights to maps over the image, (N, H, W), each of sum 1; None if the model gives none."""
         if "vision" not in weights or self.model.vision is None:
             return None
         map_NHW = self.model.vision.weights_to_grid(weights["vision"])
@@ -281,8 +281,8 @@ class Predictor:
         return weights_NHW
 
     def _over_time(self, name: str, weights_NT: Tensor, encoded: DecoderInput) -> list[NDArray[np.float32]]:
-        """For each row the weights of the real parts of an input's time, of sum 1; none where the row has no such input
-        or time is none of its dimensions.
+        """Convert the attention weights of an input to weights of its real time steps, of sum 1 for each row; empty if
+        the row lacks the input or the input has no time dimension.
         """
         encoder = cast(ModalityEncoder, self.model.encoder_of_stream(name))
         over_time_NT = encoder.to_time(weights_NT)
@@ -297,7 +297,7 @@ class Predictor:
     def _encode_batch(
         self, batch: Mapping[str, NDArray[Any]], task: str, attention: bool
     ) -> tuple[Decoder, DecoderInput]:
-        """Encode a batch for a task; returns the task's head and its input."""
+        """Encode a batch for a task; returns the task's head and the head's input."""
         decoder = self.model.decoder.task_decoders()[task]
         of_task = {
             name: array.tolist() if stays_on_host(name) else torch.from_numpy(array).to(self.device)
@@ -313,14 +313,14 @@ class Predictor:
 
 
 def _replace_fact_weights(facts: tuple[LinkedFact, ...], weights_J: NDArray[np.float32]) -> tuple[LinkedFact, ...]:
-    """The facts with the weights that the model gave them, the greatest first."""
+    """Give facts the weights that the model computed, and sort them by weight, the greatest first."""
     weighed = [replace(one, weight=float(weight)) for one, weight in zip(facts, weights_J, strict=False)]
     return tuple(sorted(weighed, key=lambda one: -one.weight))
 
 
 def _sum_text_attention(encoded: DecoderInput, joint: FusedStream) -> Tensor | None:
-    """(N, S): attention of the last round over the joint sequence, summed over the real tokens of each text; of a task
-    that reads no text, over all real tokens.
+    """Sum the last layer's attention over the real tokens of each row's text, (N, S); for a task that reads no text,
+    over all real tokens.
 
     Masks are the encoders': the language encoder moves padding behind the tokens, and the tokenizer may not.
     """
@@ -336,6 +336,6 @@ def _sum_text_attention(encoded: DecoderInput, joint: FusedStream) -> Tensor | N
 
 
 def _real_tokens(encoded: DecoderInput, name: str) -> Tensor:
-    """(N, T): which tokens of a stream are real, for each row."""
+    """Mask the real tokens (no padding) of a stream for each row, (N, T)."""
     mask_BT, row_N = encoded.streams[name].mask_BT, encoded.rows.get(name)
     return mask_BT if row_N is None else mask_BT[row_N]

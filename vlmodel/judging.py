@@ -1,4 +1,6 @@
-"""Plain data of evaluation: a model's answers to rows, and the metrics, scores and baselines that a task computes."""
+"""Data classes of evaluation: a model's answers to rows, and the metrics, scores and baselines that a task computes of
+them.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,7 @@ Metrics = dict[str, float]
 
 
 class NothingToJudgeError(ExpectedError, ValueError):
-    """No row can be scored.
+    """None of the rows has a right answer, so there is nothing to score.
 
     Attributes:
         unit: what the rows are.
@@ -31,7 +33,7 @@ class NothingToJudgeError(ExpectedError, ValueError):
 
 @dataclass(frozen=True)
 class AnsweredRows:
-    """N rows of a task with a model's answers to them.
+    """N rows of a task, with a model's answers to them.
 
     Attributes:
         sample_N: number of the row's sample.
@@ -67,20 +69,20 @@ class AnsweredRows:
         return [row.target for row in self.rows]
 
     def select_rows(self, chosen: Sequence[int] | NDArray[np.int64]) -> AnsweredRows:
-        """A copy that holds only some of the rows."""
+        """Return a copy that holds only the chosen rows."""
         at = [int(row) for row in chosen]
         columns = {name: getattr(self, name) for name in self.__dataclass_fields__ if name != "sample_N"}
         lists = {name: [values[row] for row in at] for name, values in columns.items() if values is not None}
         return AnsweredRows(self.sample_N[at], **lists)
 
     def replace_answers(self, predicted: Sequence[str], probability: Sequence[float] | None = None) -> AnsweredRows:
-        """A copy of the rows with other answers."""
+        """Return a copy of the rows with other answers."""
         return replace(self, predicted=predicted, probability=self.probability if probability is None else probability)
 
 
 @dataclass(frozen=True)
 class BaselineScores:
-    """Scores of a baseline and of the model on the same rows.
+    """The scores of a baseline and of the model on the same rows.
 
     Attributes:
         name, description: of the baseline.
@@ -101,7 +103,7 @@ class BaselineScores:
 
 @dataclass(frozen=True)
 class Judgement:
-    """The evaluation of a model's answers by a task: metrics, scores of each row, baselines.
+    """The result of evaluating a model's answers at one task: metrics, the score of each row, baselines.
 
     Attributes:
         unit: what the rows are, in the plural: questions, images, pairs.
@@ -127,7 +129,7 @@ class Judgement:
 
 @dataclass(frozen=True)
 class ExampleAnswer:
-    """A row for the page of examples.
+    """One row with its right answer and the model's, to be shown on the page of examples.
 
     Attributes:
         row: its number.

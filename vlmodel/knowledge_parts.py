@@ -1,4 +1,6 @@
-"""The base class of the settings of how a model uses facts. torch is not imported here: data workers need none."""
+"""The base class of the settings of how a model uses facts. torch is not imported here, as data workers do not
+need it.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,7 @@ if TYPE_CHECKING:
 
 
 class KnowledgePart(PartConfig):
-    """Configuration of the way in which a model uses facts (``model.knowledge``).
+    """The settings of how a model uses facts (``model.knowledge``).
 
     The processor links, tokenizes and collates with it, in training and in serving alike.
 
@@ -35,27 +37,29 @@ class KnowledgePart(PartConfig):
     link: FactLinkingConfig = FactLinkingConfig()
 
     def max_added_tokens(self) -> int:
-        """Greatest number of tokens that facts add to a text."""
+        """The greatest number of tokens that facts add to a text."""
         return 0
 
     def makes_token_layout(self) -> bool:
-        """Whether ``tokenize`` gives positions of tokens and which of them attend to which (``TokenLayout``)."""
+        """Whether ``tokenize`` also returns the positions of tokens and which tokens attend to which
+        (``TokenLayout``).
+        """
         return False
 
     def writes_evidence(self) -> bool:
-        """Whether texts that a model writes name a fact before they answer (``add_evidence_to_targets``)."""
+        """Whether generated texts name a fact before they answer (``add_evidence_to_targets``)."""
         return False
 
     def max_added_target_tokens(self) -> int:
-        """Most tokens that a text to be written grows by."""
+        """The greatest number of tokens that evidence adds to a target text."""
         return 0
 
     def added_target_words(self) -> tuple[str, ...]:
-        """Words that ``add_evidence_to_targets`` adds to what tasks write, which the tokenizer must know."""
+        """Words that ``add_evidence_to_targets`` adds to target texts; the tokenizer must know them."""
         return ()
 
     def check_tokenizer(self, tokenizer: PreTrainedTokenizerBase) -> None:
-        """Refuse a tokenizer that changes ``added_target_words``.
+        """Raise an error if a tokenizer would change ``added_target_words``.
 
         Raises:
             ConfigError: naming the word.
@@ -71,7 +75,7 @@ class KnowledgePart(PartConfig):
     def add_evidence_to_targets(
         self, targets: Sequence[str | None], facts: Sequence[tuple[LinkedFact, ...]], processor: VLProcessor
     ) -> list[str | None]:
-        """What a task that writes learns to write for N right answers, None where one is unknown.
+        """Put the supporting fact before each of N target texts of a generating task; None stays None.
 
         Args:
             facts: of each row, the best first.
@@ -79,13 +83,13 @@ class KnowledgePart(PartConfig):
         return list(targets)
 
     def split_evidence(self, text: str) -> tuple[str, str]:
-        """The fact that a written text names, "" for none, and its answer."""
+        """Split a generated text into the fact that it names ("" for none) and its answer."""
         return "", text
 
     def tokenize(
         self, texts: Sequence[str], facts: Sequence[tuple[LinkedFact, ...]], processor: VLProcessor
     ) -> dict[str, NDArray[np.generic]]:
-        """The arrays of N texts with their facts: those of ``VLProcessor.tokenize``, and further ones.
+        """Tokenize N texts with their facts: the arrays of ``VLProcessor.tokenize``, and those that the kind adds.
 
         Args:
             facts: of each text, the best first.
@@ -95,7 +99,8 @@ class KnowledgePart(PartConfig):
     def collate_right_facts(
         self, targets: Sequence[str | None], facts: Sequence[tuple[LinkedFact, ...]], processor: VLProcessor
     ) -> dict[str, NDArray[np.generic]]:
-        """Arrays that say which facts decide, for parts that learn to select them; {} for the others.
+        """Return arrays that mark the facts that decide the answer, for kinds that learn to select facts; {} for
+        others.
 
         Args:
             targets: the right answer of each of N rows, None where it is unknown.

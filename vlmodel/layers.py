@@ -1,4 +1,4 @@
-"""Attention and pre-norm Transformer layers for streams with padding, also for streams that are all padding.
+"""Attention and pre-norm Transformer layers for padded streams; a stream may be all padding.
 
 ``nn.TransformerEncoderLayer`` is not used because it cannot take queries of a part of the stream, returns no attention
 weights, and computes differently (nested tensors) in evaluation and in training.
@@ -21,7 +21,7 @@ ACTIVATIONS: dict[str, type[nn.Module]] = {"none": nn.Identity, "gelu": nn.GELU,
 
 
 class AttentionSettings(ConfigSection):
-    """Settings of every part that consists of attention layers."""
+    """The settings of parts that consist of attention layers."""
 
     width: int = Field(256, ge=1)
     """Width of the layers, to which linear adapters bring each stream."""
@@ -39,7 +39,7 @@ class AttentionSettings(ConfigSection):
 
 
 class MultiHeadAttention(nn.Module):
-    """Multi-head scaled dot-product attention (Vaswani et al. 2017), from one stream to itself or to another."""
+    """Multi-head scaled dot-product attention (Vaswani et al. 2017) from one stream to itself or to another."""
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
@@ -54,7 +54,7 @@ class MultiHeadAttention(nn.Module):
     def forward(
         self, x_BQD: Tensor, context_BSD: Tensor, mask_BS: Tensor, output_weights: bool = False
     ) -> tuple[Tensor, Tensor | None]:
-        """Queries from ``x_BQD``, keys and values from ``context_BSD`` where ``mask_BS`` is True.
+        """Attend from the queries ``x_BQD`` to the keys and values ``context_BSD`` where ``mask_BS`` is True.
 
         Returns:
             The attended values (B, Q, D) and, on request, the weights averaged over the heads (B, Q, S). Both are zero
@@ -75,7 +75,9 @@ class MultiHeadAttention(nn.Module):
 
 
 class TransformerLayer(nn.Module):
-    """A pre-norm Transformer layer: attention and feed-forward, each with a residual (Xiong et al. 2020)."""
+    """A pre-norm Transformer layer: attention and feed-forward network, each with a residual connection (Xiong et al.
+    2020).
+    """
 
     def __init__(self, width: int, heads: int, feed_forward: int, dropout: float = 0.0) -> None:
         super().__init__()
@@ -97,12 +99,12 @@ class TransformerLayer(nn.Module):
 
 
 def feed_forward_network(width: int, hidden: int, dropout: float) -> nn.Sequential:
-    """The feed-forward network of a Transformer layer."""
+    """Build the feed-forward network of a Transformer layer."""
     return nn.Sequential(nn.Linear(width, hidden), nn.GELU(), nn.Dropout(dropout), nn.Linear(hidden, width))
 
 
 def parameter_names_by_stage(module: nn.Module, path: str) -> list[list[str]]:
-    """Names of a module's parameters: those before the stages, those of each stage, and those after the last.
+    """Group the names of a module's parameters: those before the stages, those of each stage, and those after the last.
 
     Args:
         path: of the submodule whose children are the stages; "" for the module itself.
@@ -131,8 +133,8 @@ def check_activation_has_projection(activation: str, has_projection: bool) -> No
 
 
 def to_transformers_mask(model: Any, mask: Tensor) -> Tensor:
-    """Convert an attention mask to the form that a model of transformers takes: for sdpa the mask itself, otherwise a
-    bias that is added to the scores.
+    """Convert a boolean attention mask to the form that a model of transformers takes: the mask itself for sdpa,
+    otherwise a bias that is added to the scores.
     """
     if model.config._attn_implementation == "sdpa":
         return mask
@@ -140,11 +142,11 @@ def to_transformers_mask(model: Any, mask: Tensor) -> Tensor:
 
 
 def masked_softmax(scores: Tensor, mask: Tensor, dim: int = -1) -> Tensor:
-    """Softmax over the scores where ``mask`` is True; all zeros if there are none."""
+    """Compute the softmax over the scores where ``mask`` is True; all zeros if none are."""
     return scores.masked_fill(~mask, torch.finfo(scores.dtype).min).softmax(dim) * mask
 
 
 def masked_mean(x_BTD: Tensor, mask_BT: Tensor) -> Tensor:
-    """Mean of the real tokens (B, D); zero for a stream without any."""
+    """Average the real tokens of each stream (B, D); zero for a stream without any."""
     weight_BT1 = mask_BT.unsqueeze(-1).to(x_BTD.dtype)
     return (x_BTD * weight_BT1).sum(1) / weight_BT1.sum(1).clamp_min(1)

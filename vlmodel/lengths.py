@@ -1,4 +1,5 @@
-"""Groups of texts of similar length, so that each text is padded to the longest of its group and not of the batch.
+"""Groups texts of similar length, so that each text is padded to the longest of its group instead of the longest of the
+batch.
 
 It runs where the batch is made: the groups decide shapes, which the host must know without asking the device.
 """
@@ -17,7 +18,8 @@ MIN_SAVED_SHARE, MIN_SAVED_TOKENS = 0.05, 64
 
 
 def group_texts_by_length(mask_UT: NDArray[np.bool_], max_groups: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """The texts from short to long, cut into at most ``max_groups`` groups with the fewest tokens, including padding.
+    """Cut the texts, sorted by length, into at most ``max_groups`` groups with the fewest tokens in total, padding
+    included.
 
     Dynamic programming over the distinct lengths finds the exact optimum; quantiles would separate texts of equal
     length. There are fewer groups if one more does not save enough.
@@ -43,7 +45,7 @@ def group_texts_by_length(mask_UT: NDArray[np.bool_], max_groups: int) -> tuple[
 
 
 def _optimal_group_ends(length_U: NDArray[np.int64], max_groups: int) -> list[int]:
-    """Where each group ends among the texts, which are sorted from short to long, so that padding is least."""
+    """Find where each group of sorted texts ends so that padding is least."""
     if not len(length_U):
         return []
     width_L, count_L = np.unique(length_U, return_counts=True)

@@ -1,4 +1,4 @@
-"""Paths and addresses in settings: ``~`` is expanded, and credentials are refused or removed.
+"""Paths and addresses in settings: expands ``~``, and refuses or removes credentials.
 
 Settings are stored with every run, printed by jobs and shown by job servers; so would be a secret in one of them.
 """
@@ -20,7 +20,7 @@ _SECRET_PARAMETER = re.compile(
 
 
 def redact_secrets(text: str) -> str:
-    """``text`` without the user, the password and the secret parameters of any address in it.
+    """Remove the user, the password and secret parameters from every address in ``text``.
 
     >>> redact_secrets("postgresql://ann:pw@db:5432/mlflow?password=pw&a=1")
     'postgresql://***@db:5432/mlflow?password=***&a=1'

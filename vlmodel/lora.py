@@ -1,4 +1,4 @@
-"""Low-rank adapters (LoRA, Hu et al. 2021, arXiv:2106.09685) of peft, in any module.
+"""Puts low-rank adapters (LoRA, Hu et al. 2021, arXiv:2106.09685) into any module, by the library peft.
 
 ``inject_adapters`` puts an adapter beside each layer that it targets. The layer's own weights are frozen and move under
 the name ``base_layer``; the adapter's are trained. The second of its two matrices begins as zero, so that at first the
@@ -36,7 +36,7 @@ class LoraSettings(ConfigSection):
 
 
 def inject_adapters(module: nn.Module, config: LoraSettings, exclude: Collection[str] = ()) -> None:
-    """Put adapters into a module, in place, and freeze all of its other parameters.
+    """Put adapters into a module in place, and freeze all of its other parameters.
 
     Linear layers within torch's ``MultiheadAttention`` get none: it reads their weights itself, without calling them.
 
@@ -72,19 +72,19 @@ def inject_adapters(module: nn.Module, config: LoraSettings, exclude: Collection
 
 
 def peft_config(module: nn.Module) -> Any:
-    """peft's settings of the adapters of ``inject_adapters``."""
+    """Return peft's configuration of the adapters that ``inject_adapters`` put into a module."""
     return module.peft_config[_ADAPTER]  # type: ignore[index]
 
 
 def adapter_state_dict(module: nn.Module) -> dict[str, Tensor]:
-    """The weights of a module's adapters, under peft's names, which other programs read too."""
+    """Return the weights of a module's adapters under peft's names, which other programs can read too."""
     from peft import get_peft_model_state_dict
 
     return dict(get_peft_model_state_dict(module, adapter_name=_ADAPTER, save_embedding_layers=False))
 
 
 def load_adapter_state(module: nn.Module, state: Mapping[str, Tensor]) -> None:
-    """Give the adapters of ``inject_adapters`` the weights of ``adapter_state_dict``.
+    """Load the weights that ``adapter_state_dict`` returned into the adapters of ``inject_adapters``.
 
     Raises:
         WeightsError: they are those of other adapters.
@@ -103,15 +103,15 @@ def load_adapter_state(module: nn.Module, state: Mapping[str, Tensor]) -> None:
 
 
 def names_without_adapters(module: nn.Module) -> dict[str, str]:
-    """Map the names of a module's weights and buffers, without those of adapters, to their names before
+    """Map the names of a module's weights and buffers (those of adapters left out) to the names that they had before
     ``inject_adapters``.
     """
     return {name: name.replace(".base_layer.", ".") for name in module.state_dict() if ".lora_" not in name}
 
 
 def merge_adapters(module: nn.Module) -> None:
-    """Add the adapters to the frozen weights, in place, and remove them: the module has its layers of before
-    ``inject_adapters`` again, with changed weights.
+    """Add the adapters' products to the frozen weights in place, and remove the adapters: the module has its original
+    layers again, with changed weights.
     """
     from peft.tuners.tuners_utils import BaseTunerLayer
 
@@ -125,7 +125,7 @@ def merge_adapters(module: nn.Module) -> None:
 
 
 def _find_target_layers(module: nn.Module, config: LoraSettings, exclude: Collection[str]) -> list[str]:
-    """Paths of the layers that get an adapter."""
+    """List the paths of the layers that get an adapter."""
     from torch import nn
     from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
     from transformers.pytorch_utils import Conv1D

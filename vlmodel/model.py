@@ -1,4 +1,4 @@
-"""VLModel: encoders, topology (with its fusion) and decoder, composed as one transformers model."""
+"""The model: encoders, a topology (with its fusion) and a decoder, composed as one transformers model."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ FEATURES = ("features_BF", "features_BTF", "features_mask_BT")
 
 @dataclass
 class VLOutput(ModelOutput):
-    """What ``VLModel`` returns; K classes for each of N rows. Units are what a task counts: texts, or tokens.
+    """The output of ``VLModel``: scores of K classes for each of N rows, and sums over counted units (texts or tokens).
 
     Attributes:
         loss: mean loss of the units that have a target (zero if there is none).
@@ -68,7 +68,7 @@ class VLOutput(ModelOutput):
 
 
 class VLModel(PreTrainedModel):
-    """Encoders, topology and decoder, composed by a ``ModelConfig``.
+    """A vision-language model, composed of encoders, topology and decoder by a ``ModelConfig``.
 
     ``create_from_config`` makes a new model with pretrained encoders; ``from_pretrained`` loads a saved one.
     """
@@ -116,7 +116,8 @@ class VLModel(PreTrainedModel):
 
     @classmethod
     def create_from_config(cls, tree: ModelConfig, processor: VLProcessor) -> VLModel:
-        """A new model for the tokenizer and labels of ``processor``, with the pretrained weights that ``tree`` names.
+        """Create a model for the tokenizer and the labels of ``processor``, with the pretrained weights that ``tree``
+        names.
 
         Raises:
             ConfigError: parts that do not fit each other or the processor.
@@ -137,7 +138,8 @@ class VLModel(PreTrainedModel):
     def save_pretrained(  # type: ignore[override]
         self, save_directory: str | Path, *, stored: bases.Bases | None = None, **kwargs: Any
     ) -> None:
-        """Save as transformers does, in one file of weights; what is frozen is stored apart, see ``vlmodel.bases``.
+        """Save the model as transformers does, in one file of weights; frozen weights are stored separately, see
+        ``vlmodel.bases``.
 
         Args:
             stored: the model's bases, if they are stored (``bases.store_base_weights``); by default they are stored
@@ -158,7 +160,7 @@ class VLModel(PreTrainedModel):
 
     @classmethod
     def register_for_auto_class(cls, auto_class: Any = "AutoModel") -> None:
-        """Do nothing: ``AUTO_MAP`` is stored anyway; transformers would store another one, and copy this file."""
+        """Do nothing: ``AUTO_MAP`` is always stored, and transformers would store another one and copy this file."""
 
     @classmethod
     def from_pretrained(
@@ -169,7 +171,7 @@ class VLModel(PreTrainedModel):
         output_loading_info: bool = False,
         **kwargs: Any,
     ) -> Any:
-        """The model that ``save_pretrained`` wrote.
+        """Load a model that ``save_pretrained`` wrote.
 
         Args:
             pretrained_model_name_or_path: its folder.
@@ -201,7 +203,8 @@ class VLModel(PreTrainedModel):
         return (model, info) if output_loading_info else model
 
     def forward(self, output_attention: bool = False, **arrays: Any) -> VLOutput:
-        """Encode each input of B samples once; for each task encode its texts, fuse each row with its sample, decode.
+        """Encode each input of B samples once; then, for each task, encode its texts, fuse each row with its sample,
+        and decode.
 
         Args:
             output_attention: return ``attention_LNQS`` and ``spans`` of the first task; costs nothing otherwise.
@@ -258,7 +261,7 @@ class VLModel(PreTrainedModel):
     def _add_selection_loss(
         self, decoded: parts.DecoderOutput, inputs: DecoderInput, arrays: Mapping[str, Any]
     ) -> parts.DecoderOutput:
-        """The result of a task with the loss by which a memory learns to select, in training."""
+        """Add to the output of a task, in training, the loss by which a memory learns to select facts."""
         right_NJ, weights_NJ = arrays.get("fact_right_NJ"), inputs.fact_weights_NJ
         if self.memory is None or not self.training or right_NJ is None or weights_NJ is None:
             return decoded
@@ -267,14 +270,14 @@ class VLModel(PreTrainedModel):
         return replace(decoded, loss_sum=decoded.loss_sum + loss)
 
     def encode_inputs(self, arrays: Mapping[str, Any]) -> dict[str, Tokens]:
-        """The streams of all inputs but the texts, of B rows each; see ``forward``."""
+        """Encode all inputs but the texts to streams of B rows each; see ``forward``."""
         return {
             stream: self._encode_input(stream, name, select_task_arrays(arrays, name))
             for stream, name in self.streams_of_inputs.items()
         }
 
     def _encode_input(self, stream: str, name: str, arrays: dict[str, Any]) -> Tokens:
-        """The stream of one input, given its arrays by their plain names."""
+        """Encode one input to a stream, given its arrays by their plain names."""
         place_B = arrays.pop("place_B", None)
         features = {array: arrays.pop(array) for array in FEATURES if array in arrays}
         if bool(arrays) == bool(features):
@@ -291,7 +294,7 @@ class VLModel(PreTrainedModel):
         groups: Tensor | Sequence[Sequence[int]] | None = None,
         layout: parts.TokenLayout | None = None,
     ) -> Tokens:
-        """The language stream of texts.
+        """Encode texts to the language stream.
 
         Args:
             groups: (texts, first column, end column) of each group of consecutive texts that are encoded together; all
@@ -313,7 +316,7 @@ class VLModel(PreTrainedModel):
     def encode_task(
         self, task: str, encoded: Streams, arrays: Mapping[str, Any], output_attention: bool = False
     ) -> DecoderInput:
-        """What the head of a task reads: the encoded streams and, if it reads it, the joint stream.
+        """Compute what the head of a task reads: the encoded streams and, if it reads it, the joint stream.
 
         Args:
             encoded: the streams of the inputs.
@@ -340,7 +343,7 @@ class VLModel(PreTrainedModel):
         return DecoderInput(streams, rows, self.topology(streams, {}, **options).select_rows(sample_N), prompts=prompts)
 
     def _encode_task_texts(self, arrays: Mapping[str, Any]) -> tuple[Tokens, Tensor]:
-        """The encoded distinct texts of a task, and for each row the index of its text."""
+        """Encode the distinct texts of a task, and return for each row the index of its text."""
         row_N = arrays.get("text_distinct_N")
         if (features_UTF := arrays.get("text_features_UTF")) is not None:
             assert self.language is not None
@@ -358,40 +361,42 @@ class VLModel(PreTrainedModel):
         return self.encode_texts(ids_UT, mask_UT, arrays.get("distinct_groups_G3"), layout), row_N
 
     def encoder_of_stream(self, stream: str) -> parts.Encoder:
-        """The encoder of a stream: ``vision``, ``language`` or one of ``inputs``."""
+        """Return the encoder of a stream: ``vision``, ``language`` or one of ``inputs``."""
         encoder: Any = self.inputs[stream] if stream in self.inputs else getattr(self, stream)
         return encoder
 
     def list_encoders(self) -> Iterator[parts.Encoder]:
-        """The encoders that the tasks need."""
+        """List the encoders that the tasks need."""
         yield from (encoder for encoder in (self.vision, self.language) if encoder is not None)
         yield from self.inputs.values()  # type: ignore[misc]
 
     def pretrainable_parts(self) -> Iterator[parts.Pretrainable]:
-        """The parts that may load weights from elsewhere."""
+        """List the parts that may load pretrained weights."""
         yield from self.list_encoders()
         yield from self.decoder.task_decoders().values()
 
     def backbone_parameters(self) -> Iterator[nn.Parameter]:
-        """Trained parameters that came from pretrained encoders and decoders."""
+        """List the trained parameters that came from pretrained encoders and decoders."""
         for part in self.pretrainable_parts():
             yield from part.pretrained_parameters()
 
     def backbone_layers(self) -> Iterator[list[list[nn.Parameter]]]:
-        """Of each part that has some, its ``backbone_parameters`` by layer (``Pretrainable.pretrained_layers``)."""
+        """Group ``backbone_parameters`` by part and layer (``Pretrainable.pretrained_layers``)."""
         yield from (part.pretrained_layers() for part in self.pretrainable_parts())
 
     def head_parameters(self) -> Iterator[nn.Parameter]:
-        """All other trained parameters."""
+        """List all trained parameters that did not come from pretrained parts."""
         backbone = {id(parameter) for parameter in self.backbone_parameters()}
         yield from (p for p in self.parameters() if p.requires_grad and id(p) not in backbone)
 
     def _init_weights(self, module: nn.Module) -> None:
-        """Nothing: each part draws its weights when it is built, and ``from_pretrained`` refuses missing ones."""
+        """Do nothing: each part initializes its weights when it is built, and ``from_pretrained`` refuses
+        missing ones.
+        """
 
 
 def _layout_keyword(layout: parts.TokenLayout | None) -> dict[str, parts.TokenLayout]:
-    """Only encoders that can arrange tokens know the argument."""
+    """Build the keyword argument ``layout``, which only encoders that can arrange tokens have."""
     return {} if layout is None else {"layout": layout}
 
 

@@ -1,4 +1,6 @@
-"""The settings of a model: its parts and whether they fit each other, and what transformers stores of it."""
+"""The settings of a model: its parts, checks that they fit each other, and the configuration that transformers
+stores.
+"""
 
 from __future__ import annotations
 
@@ -30,14 +32,14 @@ RESERVED = (IMAGE, TEXT, "vision", "language", "knowledge", "joint")
 
 
 class InputEncoding(NamedTuple):
-    """Which input an encoder encodes, and with which part."""
+    """Says which input an encoder encodes, and by which part."""
 
     input: str
     part: parts.EncoderPart
 
 
 class ModelConfig(ConfigSection):
-    """The parts of the model."""
+    """The settings of all parts of a model."""
 
     vision: part_field("vlmodel.vision", "cnn") = Field({}, validate_default=True)  # type: ignore[valid-type]
     """Vision encoder."""
@@ -134,7 +136,8 @@ class ModelConfig(ConfigSection):
         return self
 
     def encoders_by_stream(self) -> dict[str, InputEncoding]:
-        """What is encoded, by stream: the one place that knows which inputs vision and language encode.
+        """Map each stream to the input that is encoded into it. Only this method knows which inputs vision and language
+        encode.
 
         What no task reads is left out: data-parallel training waits for the gradient of every parameter.
         """
@@ -149,24 +152,24 @@ class ModelConfig(ConfigSection):
         return {name: found[name] for name in found if name in self.task.unfused_stream_names()}
 
     def reads_images(self) -> bool:
-        """Whether the input "image" is encoded."""
+        """Whether the model encodes the input "image"."""
         return any(encoding.input == IMAGE for encoding in self.encoders_by_stream().values())
 
     def frozen_streams(self) -> tuple[str, ...]:
-        """Streams whose encoder has a backbone that training does not change, so that its features can be cached."""
+        """List the streams whose encoder has a frozen backbone, so that its features can be cached."""
         encodings = self.encoders_by_stream()
         if self.topology.encodes_text or self.knowledge.reads_facts:
             encodings.pop("language", None)  # with facts, which may be edited, a text is another one
         return tuple(name for name, encoding in encodings.items() if encoding.part.is_frozen())
 
     def text_feature_kind(self) -> Literal["tokens", "pooled"]:
-        """Whether the model needs the language features of each token of a text, or one vector for the whole text."""
+        """Whether the model needs language features of each token of a text, or one vector for the whole text."""
         reads_tokens = self.task.reads_joint_stream() and (self.topology.reads_tokens or self.fusion.reads_tokens)
         needs_tokens = reads_tokens and self.language.outputs_tokens()
         return "pooled" if self.language.can_pool_features() and not needs_tokens else "tokens"
 
     def resolve_settings(self, vocabulary: parts.Vocabulary, image_size: tuple[int, int]) -> ModelConfig:
-        """The same with everything that building it needs.
+        """Return a copy that contains everything that is needed to build the model.
 
         Args:
             image_size: height and width of the images.
@@ -182,7 +185,7 @@ class ModelConfig(ConfigSection):
         )
 
     def check_processor(self, processor: ProcessorConfig) -> None:
-        """Refuse a processor whose images or texts the encoders cannot take.
+        """Raise ConfigError if the encoders cannot take the images or texts of a processor.
 
         Raises:
             ConfigError: naming both settings.
@@ -209,12 +212,12 @@ class ModelConfig(ConfigSection):
             )
 
     def _known_image_size(self) -> int:
-        """Side of the images that the vision encoder takes by default; 0 if only files say it."""
+        """The side of the images that the vision encoder takes by default; 0 if only files of the weights say it."""
         trained = self.vision.preprocessing_if_known()
         return 0 if trained is None else int(trained.size[0])
 
     def fill_in_preprocessing(self, processor: ProcessorConfig) -> ProcessorConfig:
-        """The processor's settings, of which those of images that follow the weights of the vision encoder are these.
+        """Fill in the image settings of a processor that follow the weights of the vision encoder.
 
         Raises:
             ConfigError: they contradict the weights.
@@ -223,12 +226,15 @@ class ModelConfig(ConfigSection):
         return processor.fill_in_preprocessing(self.vision.preprocessing()) if self.reads_images() else processor
 
     def _longest_encoded_text(self) -> int | None:
-        """Most tokens of a text that the language encoder takes; None for no limit, or if it encodes none."""
+        """The greatest number of tokens of a text that the language encoder takes; None for no limit, or if it encodes
+        no texts.
+        """
         limit: int | None = self.language.max_text_tokens() if self.task.encodes_text() else None
         return limit
 
     def text_limits(self, processor: VLProcessor) -> tuple[int | None, int | None]:
-        """Most tokens of a text that the model takes, and of one that it can write; None where there is no limit.
+        """The greatest numbers of tokens of a text that the model reads, and of one that it generates; None for no
+        limit.
 
         Raises:
             WeightsError: a pretrained part does not exist.
@@ -243,7 +249,7 @@ class ModelConfig(ConfigSection):
 
 
 def vocabulary_of_processor(processor: VLProcessor) -> parts.Vocabulary:
-    """What the parts need to know about a processor's tokens and labels."""
+    """Collect what the model's parts need to know about a processor's tokens and labels."""
     begin, end = (-1 if token is None else token for token in (processor.begin_id, processor.end_id))
     tokenizer = processor.tokenizer
     return parts.Vocabulary(len(tokenizer), tokenizer.pad_token_id, len(processor.labels), begin, end)
@@ -255,7 +261,7 @@ AUTO_MAP = {"AutoConfig": "auto.VLConfig", "AutoModel": "auto.VLModel", "AutoPro
 
 
 class VLConfig(PreTrainedConfig):
-    """transformers' configuration of a ``VLModel``.
+    """The configuration of a ``VLModel`` in the form of transformers.
 
     Attributes:
         format: version of what a model's folder holds.
@@ -275,7 +281,7 @@ class VLConfig(PreTrainedConfig):
     end_token_id: int = -1
 
     def checked_model_settings(self, folder: str) -> dict[str, Any]:
-        """The tree of parts of the model in a folder.
+        """Read and check the settings of the parts of the model in a folder.
 
         Raises:
             ConfigError: there is none, or it is of another version of this program.
@@ -298,13 +304,13 @@ class VLConfig(PreTrainedConfig):
 
     @property
     def vocabulary(self) -> parts.Vocabulary:
-        """What the parts need to know about tokens and labels."""
+        """What the model's parts need to know about tokens and labels."""
         labels = len(self.id2label or {})
         return parts.Vocabulary(self.vocab_size, self.pad_token_id, labels, self.begin_token_id, self.end_token_id)
 
     @classmethod
     def from_processor(cls, model: dict[str, Any], processor: VLProcessor) -> VLConfig:
-        """The configuration of a model for the tokenizer and labels of ``processor``."""
+        """Create the configuration of a model for the tokenizer and labels of ``processor``."""
         vocabulary = vocabulary_of_processor(processor)
         return cls(
             format=FORMAT,

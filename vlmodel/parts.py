@@ -1,4 +1,4 @@
-"""The base classes of the model's parts, which the files of ``vision/``, ``language/``, ``fusion/``, ... subclass.
+"""The base classes of the model's parts, which the files of ``vision/``, ``language/``, ``fusion/`` and so on subclass.
 
 A part is one file with a ``Config`` and a module. ``Config.build`` makes the module and draws its weights; it reads no
 files. Pretrained weights are read once, when a model is created (``load_pretrained``), and stored in its checkpoint.
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """What the parts need to know about the tokenizer and the task.
+    """What the parts of a model need to know about the tokenizer and the labels of the tasks.
 
     Attributes:
         size: number of token ids.
@@ -46,7 +46,8 @@ class Vocabulary:
 
 @dataclass(frozen=True)
 class TokenLayout:
-    """Where the tokens of N texts stand, and which of them attend to which, where that is not their order and all.
+    """The positions of the tokens of N texts, and which tokens attend to which, if these differ from the usual order
+    and full attention.
 
     Attributes:
         positions_NT: from 0; several tokens may have one.
@@ -57,46 +58,46 @@ class TokenLayout:
     visible_NTT: Tensor
 
     def select_texts(self, index_U: Tensor) -> TokenLayout:
-        """Those of the texts at these places."""
+        """Select the layouts of the texts with these indices."""
         return TokenLayout(self.positions_NT.index_select(0, index_U), self.visible_NTT.index_select(0, index_U))
 
     def slice_texts(self, texts: slice, columns: slice) -> TokenLayout:
-        """Those of some texts and columns."""
+        """Select the layouts of some texts, cut to some columns."""
         return TokenLayout(self.positions_NT[texts, columns], self.visible_NTT[texts, columns, columns])
 
 
 class Pretrainable(nn.Module):
-    """A part that may load weights from elsewhere."""
+    """The base class of parts that may load pretrained weights."""
 
     def load_pretrained(self) -> None:
-        """Read the weights that the configuration names; called once, when a model is created.
+        """Load the pretrained weights that the configuration names; called once, when a model is created.
 
         Raises:
             WeightsError: they do not exist or do not fit.
         """
 
     def restore_buffers(self) -> None:
-        """Compute what no checkpoint holds (non-persistent buffers); called after the weights were loaded."""
+        """Compute the buffers that no checkpoint holds (non-persistent ones); called after the weights were loaded."""
 
     def pretrained_parameters(self) -> Iterator[nn.Parameter]:
-        """The trained parameters with pretrained values, which need a smaller learning rate than new ones."""
+        """List the trained parameters with pretrained values, which need a smaller learning rate than new ones."""
         return iter(())
 
     def pretrained_layers(self) -> list[list[nn.Parameter]]:
-        """``pretrained_parameters`` by layer, from the input's side to the output's; empty lists for layers of which
-        nothing is trained.
+        """Group ``pretrained_parameters`` by layer, from the input's side to the output's; a layer of which nothing is
+        trained has an empty list.
         """
         return [list(self.pretrained_parameters())]
 
     def frozen_tensor_names(self) -> Iterator[str]:
-        """Names, as in ``state_dict``, of all weights and statistics that training never changes. They are stored once
-        for all models that have the same ones (``vlmodel.bases``).
+        """List the names, as in ``state_dict``, of all weights and statistics that training never changes. They are
+        stored once for all models that share them (``vlmodel.bases``).
         """
         return iter(())
 
 
 class Encoder(Pretrainable):
-    """Base of the encoders: turns one input into ``Tokens`` of ``width``. Subclasses define ``forward``.
+    """The base class of encoders, which turn one input into ``Tokens`` of ``width``. Subclasses define ``forward``.
 
     If the backbone is frozen (``EncoderPart.is_frozen``), forward(x) = from_features(features(x)), and the features can
     be cached.
@@ -110,7 +111,7 @@ class Encoder(Pretrainable):
         self._adapted: list[str] = []
 
     def weights_to_grid(self, weights_NT: Tensor) -> Tensor | None:
-        """Weights of the tokens, such as attention, as a grid (N, H, W); None if the tokens are no grid.
+        """Arrange weights of the tokens, such as attention, as a grid (N, H, W); None if the tokens are no grid.
 
         By default the tokens are a square grid, row by row; images are square.
         """
@@ -118,7 +119,7 @@ class Encoder(Pretrainable):
         return weights_NT.unflatten(1, (side, side)) if side * side == weights_NT.shape[1] else None
 
     def frozen_state_dict(self) -> dict[str, Tensor]:
-        """All weights that training never changes, by their names; cached features depend on no others."""
+        """Return all weights that training never changes, by name; cached features depend only on these."""
         parameters = {name: p.detach() for name, p in self.named_parameters() if not p.requires_grad}
         return parameters | dict(self.named_buffers())
 
@@ -129,13 +130,13 @@ class Encoder(Pretrainable):
             yield from (f"{name}.{key}" for key in lora.names_without_adapters(self.get_submodule(name)))
 
     def freeze_submodules(self, *names: str) -> None:
-        """Exclude submodules from training: no gradient, and always in evaluation mode (BatchNorm, dropout)."""
+        """Exclude submodules from training: they get no gradient and stay in evaluation mode (BatchNorm, dropout)."""
         self._frozen.extend(names)
         for name in names:
             self.get_submodule(name).requires_grad_(False).eval()
 
     def add_adapters(self, name: str, config: lora.LoraSettings) -> None:
-        """Put low-rank adapters into a submodule. All else of it is frozen and in evaluation mode."""
+        """Put low-rank adapters into a submodule; everything else in it is frozen and in evaluation mode."""
         lora.inject_adapters(self.get_submodule(name), config)
         self._adapted.append(name)
 
@@ -151,14 +152,16 @@ class Encoder(Pretrainable):
 
 
 class VisionEncoder(Encoder):
-    """Base of the vision encoders: ``forward(pixels_BHWC: uint8)`` returns ``Tokens``."""
+    """The base class of vision encoders: ``forward(pixels_BHWC: uint8)`` returns ``Tokens``."""
 
     def compute_features(self, pixels_BHWC: Tensor) -> Tensor:
-        """The backbone's output for uint8 images, (B, F): all that the rest of the encoder reads."""
+        """Run the backbone on uint8 images and return its output (B, F), which is all that ``tokens_from_features``
+        needs.
+        """
         raise NotImplementedError
 
     def tokens_from_features(self, features_BF: Tensor) -> Tokens:
-        """The rest of the encoder.
+        """Compute the tokens from the backbone's output: the part of the encoder after ``compute_features``.
 
         Raises:
             ValueError: the features are not of this encoder.
@@ -166,37 +169,38 @@ class VisionEncoder(Encoder):
         raise NotImplementedError
 
     def grid_shapes(self, numbers: int) -> Sequence[tuple[int, int, int]]:
-        """(height, width, channels) of each of the grids that features of ``numbers`` values are, one after the other;
-        by default they are one vector.
+        """Return the shapes (height, width, channels) of the grids into which a feature vector of ``numbers`` values is
+        divided; by default it is one vector.
         """
         return [(1, 1, numbers)]
 
 
 class LanguageEncoder(Encoder):
-    """Base of the language encoders: ``forward(input_ids_NT, mask_NT)`` returns ``Tokens``; one whose part
-    ``accepts_token_layout`` also takes a ``layout`` (``TokenLayout``).
+    """The base class of language encoders: ``forward(input_ids_NT, mask_NT)`` returns ``Tokens``; encoders whose
+    settings say ``accepts_token_layout`` also take a ``layout`` (``TokenLayout``).
 
     The first token of the stream is its classification token, wherever the tokenizer puts it; the other real tokens
     follow in their order, then the padding.
     """
 
     def compute_features(self, input_ids_NT: Tensor, mask_NT: Tensor) -> tuple[Tensor, Tensor]:
-        """The backbone's output for the tokens of N texts, (N, T, F), and which tokens are real, (N, T)."""
+        """Run the backbone on N tokenized texts; returns its output (N, T, F) and a mask of the real tokens (N, T)."""
         raise NotImplementedError
 
     def pool_features(self, features_NTF: Tensor, mask_NT: Tensor) -> tuple[Tensor, Tensor]:
-        """Features of one token for each text, (N, 1, F), with the same pooled vector as all of its tokens, and whether
-        the text has any token, (N, 1). Only if ``LanguagePart.can_pool_features``.
+        """Reduce the features of each text to those of one token (N, 1, F) that gives the same pooled vector, and
+        return whether the text has any token (N, 1). Only if ``LanguagePart.can_pool_features``.
         """
         raise NotImplementedError
 
     def tokens_from_features(self, features_NTF: Tensor, mask_NT: Tensor) -> Tokens:
-        """The rest of the encoder."""
+        """Compute the tokens from the backbone's output: the part of the encoder after ``compute_features``."""
         raise NotImplementedError
 
 
 class ModalityEncoder(Encoder):
-    """Base of the encoders of further inputs: ``forward`` takes the arrays that ``ModalityPart.collate`` makes.
+    """The base class of encoders of additional inputs: ``forward`` takes the arrays that ``ModalityPart.collate``
+    makes.
 
     Attributes:
         feature_width: F, of an encoder whose features can be cached.
@@ -205,22 +209,22 @@ class ModalityEncoder(Encoder):
     feature_width: int
 
     def compute_features(self, **arrays: Tensor) -> tuple[Tensor, Tensor]:
-        """The backbone's output for B inputs, (B, T, F), and which of its tokens are real, (B, T)."""
+        """Run the backbone on B inputs; returns its output (B, T, F) and a mask of the real tokens (B, T)."""
         raise NotImplementedError
 
     def tokens_from_features(self, features_BTF: Tensor, mask_BT: Tensor) -> Tokens:
-        """The rest of the encoder."""
+        """Compute the tokens from the backbone's output: the part of the encoder after ``compute_features``."""
         raise NotImplementedError
 
     def to_time(self, weights_NT: Tensor) -> Tensor | None:
-        """Weights of the tokens, such as attention, as weights of equal parts of time, one after the other (N, parts);
-        None if the tokens do not follow each other in time.
+        """Convert weights of the tokens, such as attention, to weights of equal, consecutive parts of the input's time
+        (N, parts); None if the tokens are not in the order of time.
         """
         return None
 
 
 class VisionPart(EncoderPart):
-    """Configuration of a vision encoder.
+    """The base class of the settings of a vision encoder.
 
     Attributes:
         reads_images: False of the kind that stands for no vision encoder.
@@ -229,7 +233,7 @@ class VisionPart(EncoderPart):
     reads_images: ClassVar[bool] = True
 
     def resolve_settings(self, image_size: tuple[int, int]) -> VisionPart:
-        """The same with everything that ``build`` needs, so that a checkpoint depends on no other files.
+        """Return a copy that contains everything that ``build`` needs, so that a checkpoint depends on no other files.
 
         Args:
             image_size: height and width of the images.
@@ -237,7 +241,8 @@ class VisionPart(EncoderPart):
         return self
 
     def preprocessing(self) -> ImagePreprocessing:
-        """What the weights were trained with; without weights, what is usual for the encoder.
+        """The image preprocessing with which the weights were trained or, without pretrained weights, the usual one of
+        the encoder.
 
         Raises:
             WeightsError: the weights say it themselves, and cannot be read.
@@ -245,21 +250,22 @@ class VisionPart(EncoderPart):
         return ImagePreprocessing((224, 224))
 
     def preprocessing_if_known(self) -> ImagePreprocessing | None:
-        """As ``preprocessing``; None if files would have to be read for it."""
+        """The image preprocessing, as ``preprocessing``; None if files would have to be read for it."""
         return self.preprocessing()
 
     def build(self) -> VisionEncoder:
         raise NotImplementedError
 
     def setting_without_effect(self) -> str | None:
-        """A setting that has no effect beside the others, with its value and the remedy; None if there is none.
+        """Describe a setting that has no effect in combination with the others, with its value and the remedy; None if
+        there is none.
 
         Only whoever chooses settings refuses it, as a saved model may have one.
         """
         return None
 
     def check_image_size(self, size: int) -> None:
-        """Refuse square images of ``size`` pixels a side (``processor.image_size``) that the encoder cannot take.
+        """Raise an error if the encoder cannot take square images of ``size`` pixels a side (``processor.image_size``).
 
         Raises:
             ConfigError: naming both settings and the remedy.
@@ -267,14 +273,14 @@ class VisionPart(EncoderPart):
 
 
 class LanguagePart(EncoderPart):
-    """Configuration of a language encoder."""
+    """The base class of the settings of a language encoder."""
 
     def can_pool_features(self) -> bool:
-        """Whether the pooled vector of a text can be computed from one vector of features."""
+        """Whether the pooled vector of a text can be computed from a single feature vector."""
         return False
 
     def outputs_tokens(self) -> bool:
-        """Whether the encoder returns all tokens of a text, and not its pooled vector as the only one."""
+        """Whether the encoder returns all tokens of a text, instead of only its pooled vector."""
         return True
 
     def accepts_token_layout(self) -> bool:
@@ -282,18 +288,20 @@ class LanguagePart(EncoderPart):
         return False
 
     def resolve_settings(self, vocabulary: Vocabulary) -> LanguagePart:
-        """The same with everything that ``build`` needs, so that a checkpoint depends on no other files."""
+        """Return a copy that contains everything that ``build`` needs, so that a checkpoint depends on no other
+        files.
+        """
         return self
 
     def build(self, vocabulary: Vocabulary) -> LanguageEncoder:
         raise NotImplementedError
 
     def max_text_tokens(self) -> int | None:
-        """Greatest number of tokens in a text, if there is a limit that is known before the encoder is built."""
+        """The greatest number of tokens of a text, if there is a limit that is known before the encoder is built."""
         return None
 
     def embeddings_only(self) -> LanguagePart:
-        """The same encoder as a table of embeddings.
+        """Return settings of the same encoder reduced to its table of embeddings.
 
         Raises:
             ConfigError: the encoder cannot be built so.
@@ -302,7 +310,8 @@ class LanguagePart(EncoderPart):
 
 
 class Fusion(nn.Module):
-    """Base of the fusions. ``width`` is that of the result; ``adapters`` bring each stream to the fusion's width.
+    """The base class of fusions. ``width`` is the width of the result; ``adapters`` project each stream to the fusion's
+    width.
 
     A stream is missing in a row where its mask is all False, and in every row if it is not given. Its values there
     change nothing, and values and gradients are finite even if every stream is missing.
@@ -312,14 +321,14 @@ class Fusion(nn.Module):
     adapters: StreamAdapters
 
     def adapt_stream(self, name: str, tokens: Tokens) -> Tokens:
-        """Bring the stream ``name`` to the width of the fusion.
+        """Project the stream ``name`` to the width of the fusion.
 
         Topologies call it before ``forward``: an image is adapted once, then repeated for each of its texts.
         """
         return self.adapters.adapt_stream(name, tokens)
 
     def forward(self, streams: Streams, *, pooled_only: bool = False, output_attention: bool = False) -> FusedStream:
-        """Make one stream of adapted ``streams``, which have equally many rows.
+        """Merge the adapted ``streams``, which have equally many rows, into one stream.
 
         Args:
             pooled_only: only ``pooled_BD`` of the result will be read; its tokens may be anything.
@@ -329,7 +338,7 @@ class Fusion(nn.Module):
 
 
 class FusionPart(PartConfig):
-    """Configuration of a fusion.
+    """The base class of the settings of a fusion.
 
     Attributes:
         reads_tokens: the fusion reads the tokens of the streams; otherwise only their pooled vectors.
@@ -343,7 +352,7 @@ class FusionPart(PartConfig):
 
 
 class Topology(nn.Module):
-    """Base of the topologies. ``width`` is that of the result. Streams may be missing, as in a fusion."""
+    """The base class of topologies. ``width`` is the width of the result. Streams may be missing, as in a fusion."""
 
     def __init__(self, fusion: Fusion) -> None:
         super().__init__()
@@ -352,7 +361,7 @@ class Topology(nn.Module):
     def forward(
         self, streams: Streams, rows: Rows, *, pooled_only: bool = False, output_attention: bool = False
     ) -> FusedStream:
-        """Make one stream with a row for each text.
+        """Merge the encoders' streams into one stream with a row for each text.
 
         Args:
             streams: the encoded streams.
@@ -363,7 +372,7 @@ class Topology(nn.Module):
 
 
 class TopologyPart(PartConfig):
-    """Configuration of a topology.
+    """The base class of the settings of a topology.
 
     Attributes:
         encodes_text: the topology encodes the text itself, from the embeddings of the language encoder.
@@ -374,7 +383,7 @@ class TopologyPart(PartConfig):
     reads_tokens: ClassVar[bool] = True
 
     def fusion_widths(self, widths: Mapping[str, int]) -> Mapping[str, int]:
-        """Widths of the streams that the fusion gets, given those of the encoders."""
+        """The widths of the streams that the fusion gets, given the widths of the encoders."""
         return widths
 
     def build(self, fusion: Fusion, widths: Mapping[str, int]) -> Topology:
@@ -383,7 +392,7 @@ class TopologyPart(PartConfig):
 
 @dataclass(frozen=True)
 class DecoderOutput:
-    """What a decoder returns; sums rather than means, so that they can be added over batches and workers.
+    """The output of a decoder: sums instead of means, so that outputs of several batches and workers can be added.
 
     A unit is what the task counts: a text for a classifier, a token for a decoder of sequences.
 
@@ -407,7 +416,7 @@ Answers = list[tuple[str, float]]
 
 
 class Decoder(Pretrainable):
-    """Base of the heads of tasks: ``forward`` gives scores, loss and counts of a task's rows.
+    """The base class of the heads of tasks: ``forward`` returns scores, loss and counts of a task's rows.
 
     Attributes:
         pooled_only: the head reads only the pooled vector of the joint stream.
@@ -418,25 +427,27 @@ class Decoder(Pretrainable):
     reads_joint_stream: bool = True
 
     def task_decoders(self) -> Mapping[str, Decoder]:
-        """The head of each task by the task's name; a single one is called ""."""
+        """Map the name of each task to its head; a single task is called ""."""
         return {"": self}
 
     def combine_task_outputs(self, decoded: Mapping[str, DecoderOutput]) -> DecoderOutput:
-        """One result of those of ``task_decoders``: the one that is trained on and compared."""
+        """Combine the outputs of ``task_decoders`` into one, by which the model is trained and compared."""
         return next(iter(decoded.values()))
 
     def forward(self, encoded: DecoderInput, **targets: Tensor | None) -> DecoderOutput:
-        """Scores, and loss and counts if there are targets: the arrays of ``Task.collate_targets``."""
+        """Compute the scores and, if there are targets (the arrays of ``Task.collate_targets``), loss and counts."""
         raise NotImplementedError
 
     def compute_attention(self, encoded: DecoderInput, processor: VLProcessor, answers: list[Answers]) -> Tensor | None:
-        """(N, T): the head's attention to the joint stream for the best answers; None if it has none of its own."""
+        """Compute the head's attention to the joint stream for the best answers, (N, T); None if the head has no
+        attention.
+        """
         return None
 
 
 @dataclass(frozen=True)
 class WrittenText:
-    """A text that a language model wrote.
+    """A text that a language model generated.
 
     Attributes:
         probability: the product of those of its tokens.
@@ -457,12 +468,12 @@ class WrittenText:
 
 
 class TextWriter(Decoder):
-    """Base of the heads that write texts."""
+    """The base class of heads that generate texts."""
 
     def generate_answers(
         self, encoded: DecoderInput, processor: VLProcessor, top_k: int, **settings: Any
     ) -> list[Answers]:
-        """At most ``top_k`` different texts for each row, each with its probability.
+        """Generate at most ``top_k`` different texts for each row, each with its probability.
 
         The probability is the product of those of its tokens, including the last one. A single text is generated
         greedily; ``top_k`` texts by a search with as many beams, ranked by probability unless ``length_penalty`` says
@@ -480,12 +491,14 @@ class TextWriter(Decoder):
     def generate_texts(
         self, encoded: DecoderInput, processor: VLProcessor, top_k: int, **settings: Any
     ) -> list[list[WrittenText]]:
-        """As ``answer``, of a language model: all texts, also equal ones, in the order in which they were written."""
+        """Generate texts by a language model: all of them, also equal ones, in the order of generation."""
         raise NotImplementedError
 
 
 class Bridge(nn.Module):
-    """Base of the bridges: ``forward(x_BTD, mask_BT)`` gives tokens of a language model's width, and which are real."""
+    """The base class of bridges: ``forward(x_BTD, mask_BT)`` returns tokens of a language model's width and a mask of
+    which are real.
+    """
 
     def forward(self, x_BTD: Tensor, mask_BT: Tensor) -> tuple[Tensor, Tensor]:
         raise NotImplementedError

@@ -1,4 +1,5 @@
-"""From the bytes of inputs and texts to a batch: the one way, for training, evaluation, offline prediction and serving.
+"""Turns the bytes of inputs and texts into a batch, in the same way for training, evaluation, offline prediction and
+serving.
 
 torch and transformers are imported on first use: processes that only decode stay small.
 """
@@ -45,7 +46,7 @@ _USUAL_SIZE = 224
 
 
 class ProcessorConfig(ConfigSection):
-    """From the bytes of images and texts to a batch."""
+    """Settings of how the bytes of images and texts become a batch."""
 
     image_size: int = Field(0, ge=0)
     """Side of the square image, in pixels. 0 takes what the weights of model.vision were trained with, and without any
@@ -89,7 +90,9 @@ class ProcessorConfig(ConfigSection):
 
     @property
     def square_resizing(self) -> SquareResizing:
-        """What an image becomes; with what is usual in the place of what follows the weights."""
+        """Return how images become squares; settings that were to follow the weights, but are not filled in, take the
+        usual values.
+        """
         usual = self.fill_in_preprocessing(ImagePreprocessing((_USUAL_SIZE, _USUAL_SIZE)))
         assert usual.resize is not None
         assert usual.crop is not None
@@ -97,7 +100,8 @@ class ProcessorConfig(ConfigSection):
         return SquareResizing(usual.image_size, usual.resize, usual.crop, usual.interpolation)
 
     def fill_in_preprocessing(self, trained: ImagePreprocessing) -> ProcessorConfig:
-        """The settings with what the weights of the vision encoder were trained with in the place of what follows them.
+        """Return the settings with those that follow the weights replaced by the preprocessing with which the vision
+        encoder was trained.
 
         Raises:
             ConfigError: the interpolation is not that of the weights, which say it; or their images are not square.
@@ -124,7 +128,9 @@ class ProcessorConfig(ConfigSection):
         )
 
     def preprocessing_differences(self, trained: ImagePreprocessing) -> str:
-        """What of the framing of images is not as the weights of the vision encoder were trained; "" if nothing is."""
+        """Describe in which image settings the processor differs from the preprocessing with which the vision encoder
+        was trained; "" if in none.
+        """
         mine = self.square_resizing
         theirs = SquareResizing(trained.size[0], trained.resize, trained.crop, mine.interpolation)
         if not trained.stated or mine == theirs:
@@ -139,8 +145,8 @@ class ProcessorConfig(ConfigSection):
         model_limit: int | None = None,
         target_limit: int | None = None,
     ) -> ProcessorConfig:
-        """The settings with numbers in the place of limits that follow the data, and with what is usual of images in
-        the place of what follows the weights (``fill_in_preprocessing``).
+        """Return the settings with all inferred values filled in: limits that follow the data, and usual image settings
+        for those that follow the weights (``fill_in_preprocessing``).
 
         Args:
             longest, longest_target: tokens of the longest text, and of the longest one to be generated.
@@ -159,7 +165,7 @@ class ProcessorConfig(ConfigSection):
 
 @dataclass(frozen=True)
 class Example:
-    """One sample with the rows that a task makes of it.
+    """One sample, with the rows that a task makes of it.
 
     Attributes:
         inputs: the encoded bytes of what the sample has, by the inputs' names.
@@ -183,7 +189,7 @@ Decoded = Mapping[str, Mapping[str, "NDArray[Any]"]]
 
 
 class VLProcessor:
-    """Decodes, tokenizes and collates.
+    """Decodes inputs, tokenizes texts and collates both to batches.
 
     Args:
         config: limits that follow the data become 32, as there are no data here.
@@ -238,28 +244,28 @@ class VLProcessor:
             )
 
     def label_id(self, answer: str) -> int:
-        """The index of the label that means the same as an answer, -1 if there is none."""
+        """Return the index of the label that equals an answer after normalization; -1 if there is none."""
         return self._label_ids.get(normalize_for_comparison(answer, self.normalizer), -1)
 
     @property
     def first_task(self) -> Task:
-        """The task that answers where none is named."""
+        """The name of the task that answers if none is named."""
         return next(iter(self.tasks.values()))
 
     @property
     def input_names(self) -> tuple[str, ...]:
-        """Names of the inputs that are decoded; a sample may lack some."""
+        """Names of the inputs that are decoded; a sample may lack some of them."""
         return ((IMAGE,) if self.reads_images else ()) + tuple(self.inputs)
 
     @property
     def media(self) -> dict[str, str]:
-        """What the bytes of these inputs are (``vlmodel.media``), by their names."""
+        """Map the names of the inputs to their media (``vlmodel.media``)."""
         return {name: IMAGE if name == IMAGE else self.inputs[name].medium for name in self.input_names}
 
     def decode_image(
         self, data: bytes, out: NDArray[np.uint8] | None = None, formats: Collection[str] = FORMATS
     ) -> NDArray[np.uint8]:
-        """An image as (image_size, image_size, 3) uint8 RGB; see ``images.decoders.cpu``.
+        """Decode an image to (image_size, image_size, 3) uint8 RGB; see ``images.decoders.cpu``.
 
         Raises:
             ImageError: the bytes are cut off, are no image of these formats, or are one of too many pixels.
@@ -267,7 +273,7 @@ class VLProcessor:
         return decode_image(data, self.config.square_resizing, self.config.max_pixels, out, formats)
 
     def decode_input(self, name: str, data: bytes) -> Mapping[str, NDArray[Any]]:
-        """The arrays of one input.
+        """Decode one input to its arrays.
 
         Raises:
             MediumError: the bytes cannot be decoded.
@@ -275,18 +281,18 @@ class VLProcessor:
         return {"pixels_HWC": self.decode_image(data)} if name == IMAGE else self.inputs[name].decode(data)
 
     def decode_inputs(self, example: Example) -> Decoded:
-        """Decode those of an example's inputs that are read; errors as of ``decode_input``."""
+        """Decode those inputs of an example that the model reads; raises the errors of ``decode_input``."""
         return {
             name: self.decode_input(name, example.inputs[name]) for name in self.input_names if name in example.inputs
         }
 
     def blank_inputs(self) -> Decoded:
-        """An image without anything on it, decoded; {} where no images are read."""
+        """Return a decoded blank image; {} if the model reads no images."""
         size = self.config.image_size
         return {IMAGE: {"pixels_HWC": np.zeros((size, size, 3), np.uint8)}} if self.reads_images else {}
 
     def decode_on_gpu(self, gpu: str, files: Sequence[bytes], out: Sequence[NDArray[np.uint8]]) -> NDArray[np.bool_]:
-        """Decode the files that a CUDA device can decode into ``out``, and return which ones they are."""
+        """Decode those files into ``out`` that a CUDA device can decode, and return which ones they are."""
         import torch
 
         from vlmodel.images.decoders.gpu import decode_jpegs_on_gpu
@@ -296,13 +302,15 @@ class VLProcessor:
     def collate_tasks(
         self, decoded: Sequence[Decoded], examples: Mapping[str, Sequence[Example]]
     ) -> dict[str, NDArray[np.generic]]:
-        """The inputs of B samples (``collate_inputs``), and the rows of several tasks over them (``collate_rows``)."""
+        """Collate the inputs of B samples (``collate_inputs``) and the rows of several tasks about them
+        (``collate_rows``).
+        """
         return {**self.collate_inputs(decoded), **self.collate_rows(examples)}
 
     def collate_inputs(self, decoded: Sequence[Decoded]) -> dict[str, NDArray[np.generic]]:
-        """The arrays of each input that is read, named ``INPUT.array``: ``image.pixels_BHWC`` uint8, and those of the
-        further inputs' parts. If not all samples have an input, its arrays have those that do, and ``INPUT.place_B``
-        int64 is the place of each sample among them (see ``input_indices``).
+        """Collate the arrays of each input, named ``INPUT.array``: ``image.pixels_BHWC`` uint8, and those of the
+        additional inputs' encoders. If some samples lack an input, its arrays contain only the samples that have it,
+        and ``INPUT.place_B`` int64 is the index of each sample among these (see ``input_indices``).
         """
         arrays: dict[str, NDArray[np.generic]] = {}
         for name in self.input_names:
@@ -320,8 +328,8 @@ class VLProcessor:
         return {"pixels_BHWC": np.stack(images) if images else np.zeros((0, size, size, 3), np.uint8)}
 
     def collate_rows(self, examples: Mapping[str, Sequence[Example]]) -> dict[str, NDArray[np.generic]]:
-        """The rows of each task over the examples, without their inputs: ``Task.collate``; arrays are named by
-        ``array_names.prefix_array_names``. Facts that were not looked up yet are (``link_facts``).
+        """Collate the rows of each task about the examples, without inputs: ``Task.collate``. Arrays are named by
+        ``array_names.prefix_array_names``. Facts are looked up if that was not done (``link_facts``).
         """
         rows: dict[str, NDArray[np.generic]] = {}
         for task, of_task in examples.items():
@@ -329,8 +337,8 @@ class VLProcessor:
         return rows
 
     def link_facts(self, examples: Sequence[Example]) -> list[Example]:
-        """The examples with the facts of their texts, all of one version of the store; those that have some keep them,
-        and there are none without a finder, or for a model that reads none.
+        """Look up the facts of the examples' texts, all in one version of the store. Examples that have facts keep
+        them; without a finder, or for a model that reads no facts, there are none.
         """
         waiting = [n for n, example in enumerate(examples) if example.facts is None]
         done = list(examples)
@@ -349,11 +357,11 @@ class VLProcessor:
     def tokenize_with_facts(
         self, texts: Sequence[str], facts: Sequence[tuple[LinkedFact, ...]]
     ) -> dict[str, NDArray[np.generic]]:
-        """As ``tokenize``, with the facts of each text, in the way that the model uses them."""
+        """Tokenize texts with the facts of each, in the way that the model uses facts; otherwise as ``tokenize``."""
         return self.knowledge.tokenize(texts, facts, self) if texts else self.tokenize(texts)
 
     def tokenize(self, texts: Sequence[str]) -> dict[str, NDArray[np.generic]]:
-        """Token ids of N texts, U of them distinct: images often share a question.
+        """Tokenize N texts, of which U are distinct: images often share a question.
 
         Returns:
             ``input_ids_NT`` int64 and ``text_mask_NT`` bool, padded to the longest text; ``distinct_U`` int64, a row of
@@ -378,16 +386,16 @@ class VLProcessor:
         } | self.distinct_text_arrays(row_N, mask_UT)
 
     def are_texts_truncated(self, texts: Sequence[str]) -> list[bool]:
-        """Which of the texts are cut off, as questions are and conversations are not."""
+        """Tell which of the texts are too long for the model and get truncated; conversations never are."""
         lengths = zip(texts, self._full_lengths(texts), strict=True)
         return [length > self.config.max_tokens and not is_conversation_text(text) for text, length in lengths]
 
     def token_counts(self, texts: Sequence[str]) -> list[int]:
-        """How many tokens of each text ``tokenize`` keeps."""
+        """Count how many tokens of each text ``tokenize`` keeps."""
         return [min(length, self.config.max_tokens) for length in self._full_lengths(texts)]
 
     def _full_lengths(self, texts: Sequence[str]) -> list[int]:
-        """How many tokens each text has."""
+        """Count the tokens of each text before truncation."""
         if not texts:
             return []
         encoded = self.tokenizer(
@@ -396,8 +404,8 @@ class VLProcessor:
         return [len(ids) for ids in encoded["input_ids"]]
 
     def unknown_words(self, texts: Sequence[str]) -> list[str]:
-        """Words of texts that are no token of a tokenizer trained on the data: they were rare in the training texts,
-        or not in them. None for a pretrained tokenizer, whose encoder has read far more.
+        """List the words of texts that are no token of a tokenizer trained on the data: rare or absent in the training
+        texts. None for a pretrained tokenizer, whose encoder has read far more.
         """
         if not self.tokenizer.init_kwargs.get(TRAINED_ON_DATA):
             return []
@@ -411,7 +419,7 @@ class VLProcessor:
         return [word for word in dict.fromkeys(words) if word not in known and any(map(str.isalnum, word))]
 
     def tokenize_targets(self, targets: Sequence[str | None]) -> dict[str, NDArray[np.generic]]:
-        """Token ids of N texts to be generated, each between the tokens that begin and end it, padded on the right.
+        """Tokenize N texts to be generated, each between the begin and end tokens, padded on the right.
 
         Tokenizers differ in the special tokens that they add and the side that they pad, so neither is left to them.
 
@@ -453,7 +461,7 @@ class VLProcessor:
 
     @classmethod
     def from_pretrained(cls, folder: str | Path, **_: Any) -> VLProcessor:
-        """Read what ``save_pretrained`` wrote.
+        """Load a processor that ``save_pretrained`` wrote.
 
         Args:
             _: what transformers' ``AutoProcessor`` adds.
@@ -488,7 +496,7 @@ class VLProcessor:
     def distinct_text_arrays(
         self, row_N: NDArray[np.int64], mask_UT: NDArray[np.bool_]
     ) -> dict[str, NDArray[np.generic]]:
-        """The arrays of ``tokenize`` about distinct texts.
+        """Build the arrays of ``tokenize`` that describe distinct texts.
 
         Args:
             row_N: for each text its row among the distinct ones.
@@ -516,7 +524,9 @@ def _describe_resizing(square: SquareResizing) -> str:
 
 
 def input_indices(has_input: Iterable[bool]) -> NDArray[np.int64]:
-    """For each of B samples the index of its input among the P given ones, or P for a sample without it, (B,)."""
+    """For each of B samples, return the index of its input among the P present ones, or P for a sample that lacks it,
+    (B,).
+    """
     has_B = np.fromiter(has_input, np.bool_)
     return np.where(has_B, np.cumsum(has_B) - 1, has_B.sum()).astype(np.int64, copy=False)
 

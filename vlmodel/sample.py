@@ -17,7 +17,7 @@ TEXTS = frozenset({"captions", "questions", "conversations", "class"})
 
 @dataclass(frozen=True)
 class Question:
-    """A question about the sample.
+    """A question about the sample, with its answers if known.
 
     Attributes:
         question: never blank.
@@ -34,7 +34,7 @@ class Question:
 
 @dataclass(frozen=True)
 class SampleTexts:
-    """All texts of one sample, in the source's order; ``SampleTexts()`` where it has none.
+    """All texts of one sample, in the source's order; ``SampleTexts()`` if it has none.
 
     Attributes:
         label: the sample's class ("class" in its JSON, or ``KEY.cls``), never blank; None where it is unknown.
@@ -48,7 +48,7 @@ class SampleTexts:
 
     @property
     def present_kinds(self) -> tuple[str, ...]:
-        """Which of them there are, by their names in ``TEXTS``."""
+        """The kinds of texts that the sample has, by their names in ``TEXTS``."""
         has = {
             "captions": self.captions,
             "questions": self.questions,
@@ -59,7 +59,7 @@ class SampleTexts:
 
 
 class Sample(NamedTuple):
-    """One sample.
+    """One sample: its key, inputs and texts.
 
     Attributes:
         inputs: the encoded bytes of each input that was read, by its name, such as "image".

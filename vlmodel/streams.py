@@ -1,4 +1,4 @@
-"""Operations on named streams: bringing them to one width, joining them into one sequence, cross-attention.
+"""Operations on named streams: projecting them to one width, concatenating them, cross-attention.
 
 Streams are in the order of their names. One that is not given is missing in every row.
 """
@@ -22,7 +22,8 @@ Spans = dict[str, tuple[int, int]]
 
 
 class StreamAdapters(nn.ModuleDict):
-    """A linear layer for each stream, which brings it to one width; its bias is the modality embedding.
+    """Linear layers, one for each stream, that project the streams to one width; the bias serves as the modality
+    embedding.
 
     Padding is set to zero first, so that its values change nothing. The tokens of a missing stream are then its
     modality embedding, with which the anchor's first token can still attend to the other streams.
@@ -38,7 +39,7 @@ class StreamAdapters(nn.ModuleDict):
         return Tokens(x_BTD, tokens.mask_BT, pooled_BD)
 
     def add_missing_streams(self, streams: Streams, rows: Rows | None = None) -> dict[str, Tokens]:
-        """The adapted ``streams``, and a masked token for each stream that is not among them.
+        """Add a masked token for each stream that is missing from the adapted ``streams``.
 
         Args:
             rows: indices by which some streams will be selected, so that the new ones get as many rows.
@@ -57,7 +58,9 @@ class StreamAdapters(nn.ModuleDict):
 
 
 class PooledStreamAdapters(StreamAdapters):
-    """Adapters of the pooled vectors: a stream becomes one token, which is zero in the rows where it is missing."""
+    """Adapters that project only the pooled vectors: a stream becomes one token, which is zero in rows where it is
+    missing.
+    """
 
     def adapt_stream(self, name: str, tokens: Tokens) -> Tokens:
         present_B1 = tokens.mask_BT.any(1, keepdim=True)
@@ -66,7 +69,7 @@ class PooledStreamAdapters(StreamAdapters):
 
 
 class CoAttention(nn.Module):
-    """One layer of cross-attention from each stream to all others, then feed-forward, both pre-norm.
+    """One pre-norm layer in which each stream attends to all others, then passes a feed-forward network.
 
     Each stream has its own weights, as in the co-attentional layers of ViLBERT (Lu et al. 2019). Rows without other
     streams, and a single stream, have the feed-forward network only.
@@ -89,7 +92,7 @@ class CoAttention(nn.Module):
         queries: Mapping[str, slice] | None = None,
         output_weights: bool = False,
     ) -> tuple[dict[str, Tensor], Tensor | None]:
-        """Tokens (B, T, D) and masks (B, T) of all streams.
+        """Update the tokens (B, T, D) of all streams, given their masks (B, T).
 
         Args:
             queries: of the streams that are named, only these tokens are updated and returned.
@@ -119,7 +122,7 @@ class CoAttention(nn.Module):
 
 
 def stream_spans(x: Mapping[str, Tensor]) -> Spans:
-    """(start, stop) of each stream (B, T, D) in the joint sequence."""
+    """Return (start, stop) of each stream (B, T, D) within the concatenated sequence."""
     spans, start = {}, 0
     for name, x_BTD in x.items():
         spans[name] = (start, start + x_BTD.shape[1])
@@ -128,21 +131,25 @@ def stream_spans(x: Mapping[str, Tensor]) -> Spans:
 
 
 def block_diagonal_attention(weights: Mapping[str, Tensor]) -> Tensor:
-    """The self-attention weights of all streams (B, T, T), in the joint sequence (B, Q, S)."""
+    """Place the self-attention weights of all streams (B, T, T) as blocks within the weights of the concatenated
+    sequence (B, Q, S).
+    """
     spans = stream_spans(weights)
     total = max(stop for _, stop in spans.values())
     return torch.cat([F.pad(w, (spans[name][0], total - spans[name][1])) for name, w in weights.items()], dim=1)
 
 
 def pool_stream(name: str, x_BTD: Tensor, mask_BT: Tensor) -> Tensor:
-    """The pooled vector (B, D) of a stream: the anchor's first token, the mean of the real tokens of another."""
+    """Pool a stream to a vector (B, D): the first token of the anchor stream, the mean of the real tokens of
+    another.
+    """
     return x_BTD[:, 0] if name == ANCHOR else masked_mean(x_BTD, mask_BT)
 
 
 def prepend_attention(
     fused: FusedStream, rounds: Sequence[Tensor], spans: Spans, given: Collection[str]
 ) -> FusedStream:
-    """``fused`` with the attention (B, Q, S) of a topology's ``rounds``, over a sequence of ``spans``, before its own.
+    """Put the attention (B, Q, S) of a topology's ``rounds`` before that of the fusion in ``fused``.
 
     A fusion without a sequence gets the topology's spans, too; one with another sequence keeps its own attention only.
     The result has spans of the ``given`` streams.

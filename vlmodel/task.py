@@ -1,4 +1,5 @@
-"""The task: what a model learns, what it is asked, and how its answers are judged. A file of ``tasks/`` each.
+"""The base class of tasks. A task defines what a model learns, what it is asked, and how its answers are scored; each
+is a file of ``tasks/``.
 
 torch is not imported here, nor by the files of ``tasks/`` until they build their head: processes that only decode and
 collate stay small.
@@ -37,7 +38,7 @@ V = TypeVar("V")
 
 @dataclass(frozen=True)
 class TaskRow:
-    """One thing to be learned or answered about a sample.
+    """One question or target about a sample: what a task learns from or answers.
 
     Attributes:
         text: the model's input beside the sample's other inputs; "" where the task takes no text.
@@ -56,15 +57,17 @@ class TaskPart(PartConfig):
     """What a model is configured for: a ``Task``, or several of them (``tasks/multitask.py``)."""
 
     def tasks_by_name(self) -> dict[str, Task]:
-        """The tasks by their names, in the order of a saved model; a single one is called ""."""
+        """Map names to tasks, in the order of a saved model; a single task is called ""."""
         raise NotImplementedError
 
     def reads_text(self) -> bool:
-        """Whether the model gets the text of a row, of any task; without it a sample has one answer."""
+        """Whether the model gets the text of a row, for any task; otherwise each sample has one answer."""
         return True
 
     def encodes_text(self) -> bool:
-        """Whether that text comes through ``model.language``, for any task; a language model reads it itself."""
+        """Whether the text of a row is encoded by ``model.language``, for any task; a language-model head reads texts
+        itself.
+        """
         return self.reads_text()
 
     def reads_joint_stream(self) -> bool:
@@ -80,30 +83,31 @@ class TaskPart(PartConfig):
         return not self.reads_joint_stream()
 
     def unfused_stream_names(self) -> frozenset[str]:
-        """The encoders' streams that tasks read as they are encoded, beside the joint one."""
+        """Names of the encoders' streams that tasks read directly, without fusion."""
         return frozenset()
 
     def resolve_settings(self, vocabulary: Vocabulary) -> TaskPart:
-        """As ``LanguagePart``'s."""
+        """Return a copy that contains everything that ``build`` needs, as ``LanguagePart.resolve_settings`` does."""
         return self
 
     def needs_begin_and_end_tokens(self) -> bool:
-        """Whether texts are written, by any task, between the tokenizer's tokens that begin and end one."""
+        """Whether any task generates texts between the tokenizer's begin and end tokens."""
         return False
 
     def check_tokenizer(self, tokenizer: PreTrainedTokenizerBase) -> None:
-        """Refuse a tokenizer with which a task cannot work.
+        """Raise an error for a tokenizer with which a task cannot work.
 
         Raises:
             ConfigError: naming what is missing, and the remedy.
         """
 
     def max_generated_tokens(self) -> int | None:
-        """Greatest number of tokens in a generated text, if there is a limit that is known."""
+        """The greatest number of tokens in a generated text, if there is a limit that is known."""
         return None
 
     def check_generation(self, settings: Mapping[str, Any], top_k: int, max_target_tokens: int) -> None:
-        """Refuse settings of generation with which ``top_k`` texts cannot be generated, also for other tasks.
+        """Raise an error for generation settings with which ``top_k`` texts cannot be generated, whether or not this
+        task generates texts.
 
         Raises:
             ConfigError: naming the setting, its value and the remedy.
@@ -115,7 +119,7 @@ class TaskPart(PartConfig):
         return "accuracy"
 
     def build(self, widths: Mapping[str, int], vocabulary: Vocabulary) -> Decoder:
-        """The head, an ``nn.Module``.
+        """Build the head of the task, an ``nn.Module``.
 
         Args:
             widths: of the encoded streams by their names, and of the "joint" one, if the head reads it.
@@ -124,7 +128,8 @@ class TaskPart(PartConfig):
 
 
 class Task(TaskPart):
-    """One task. A new one is a file with a subclass ``Config``; what it does not define works as here.
+    """The base class of a single task. A new task is a file with a subclass ``Config``; methods that it does not define
+    work as here.
 
     Attributes:
         writes_text: the model generates its answer token by token, so that answers are compared as whole texts.
@@ -152,8 +157,8 @@ class Task(TaskPart):
 
     @property
     def embedded_input(self) -> str:
-        """The input of which the model gives vectors, beside those of texts (``embed``); "text" for texts alone, "" for
-        tasks without.
+        """The name of the input that the model embeds beside texts (``embed``); "text" for texts alone, "" for tasks
+        without embeddings.
         """
         return ""
 
@@ -161,55 +166,57 @@ class Task(TaskPart):
         return {"": self}
 
     def compatibility_key(self) -> dict[str, Any]:
-        """What must be equal for a model to take another one's place before its clients."""
+        """A value that two models must share so that one can replace the other without its clients noticing."""
         return {"kind": self.kind}
 
     def serves_operation(self, operation: Operation) -> bool:
-        """Whether it is served by one of ``operations``, with these settings."""
+        """Whether the task, with these settings, is served by one of ``operations``."""
         return True
 
     # Samples to rows.
 
     def can_answer(self, present: frozenset[str]) -> bool:
-        """Whether a sample that has these things (``Sample.present``) makes rows to be answered."""
+        """Whether a sample with these inputs and texts (``Sample.present``) has rows to be answered."""
         raise NotImplementedError
 
     def can_learn(self, present: frozenset[str]) -> bool:
-        """Whether such a sample makes rows to learn from."""
+        """Whether a sample with these inputs and texts has rows to learn from."""
         return self.can_answer(present)
 
     def is_used_in_training(self, present: frozenset[str]) -> bool:
-        """Whether training reads such a sample: it makes rows, or helps those of others (``collate_samples``)."""
+        """Whether training reads a sample with these inputs and texts: it has rows to learn from, or is used for the
+        rows of others (``collate_samples``).
+        """
         return self.can_learn(present)
 
     def training_rows(self, samples: Sequence[Sample]) -> list[list[TaskRow]]:
-        """The rows that the task learns from, for each sample of a batch. Those of samples that ``can_learn`` refuses
-        are dropped.
+        """Return the rows that the task learns from, for each sample of a batch. Rows of samples that ``can_learn``
+        refuses are dropped.
         """
         raise NotImplementedError
 
     def rows_to_answer(self, samples: Sequence[Sample]) -> list[list[TaskRow]]:
-        """The rows to be answered, for each sample of a batch. Those of samples that ``can_answer`` refuses are
+        """Return the rows to be answered, for each sample of a batch. Rows of samples that ``can_answer`` refuses are
         dropped.
         """
         return self.training_rows(samples)
 
     def texts_to_read(self, texts: SampleTexts) -> Iterable[str]:
-        """Of a sample's texts those that its model reads."""
+        """Select the texts of a sample that the model reads."""
         return ()
 
     def texts_to_generate(self, texts: SampleTexts) -> Iterable[str]:
-        """Of a sample's texts those that its model learns to generate."""
+        """Select the texts of a sample that the model learns to generate."""
         return ()
 
     def label_candidates(self, texts: SampleTexts) -> Iterable[str]:
-        """Of a sample's texts those that are, or mean the same as, a label; the most frequent ones are the labels."""
+        """Select the texts of a sample that can become labels; the most frequent ones over all samples do."""
         return ()
 
     # Rows to arrays.
 
     def collate(self, examples: Sequence[Example], processor: VLProcessor) -> dict[str, NDArray[np.generic]]:
-        """The N rows of all examples.
+        """Collate the N rows of all examples.
 
         Returns:
             ``sample_N`` int64 (the sample of each row), ``weights_N`` float32; the arrays of
@@ -232,13 +239,13 @@ class Task(TaskPart):
     def collate_texts(
         self, texts: Sequence[str], facts: Sequence[tuple[LinkedFact, ...]], processor: VLProcessor
     ) -> dict[str, NDArray[np.generic]]:
-        """Arrays of the texts of N rows with the facts of each, which the model reads before the head."""
+        """Collate the texts of N rows with their facts: arrays that the model reads before the head."""
         return processor.tokenize_with_facts(texts, facts) if self.encodes_text() else {}
 
     def collate_targets(
         self, targets: Sequence[str | None], arrays: Mapping[str, NDArray[np.generic]], processor: VLProcessor
     ) -> dict[str, NDArray[np.generic]]:
-        """Arrays of the right answers, which the head's ``forward`` takes by their names.
+        """Collate the right answers: arrays that the head's ``forward`` takes by their names.
 
         Args:
             targets: of the N rows; None where unknown.
@@ -247,8 +254,8 @@ class Task(TaskPart):
         raise NotImplementedError
 
     def collate_samples(self, samples: Sequence[Sample], weight: float) -> dict[str, NDArray[np.generic]]:
-        """Arrays about the B samples themselves, of training batches whose sources have samples that the task uses and
-        learns nothing of.
+        """Collate arrays about the B samples themselves, for training batches from sources with samples that the task
+        uses without learning from them.
 
         Args:
             weight: of each sample; 0 where a batch only takes part in collectives.
@@ -260,7 +267,7 @@ class Task(TaskPart):
     def predict_answers(
         self, head: Decoder, encoded: DecoderInput, processor: VLProcessor, top_k: int, **settings: Any
     ) -> list[Answers]:
-        """The ``top_k`` best answers to each of the N rows, with their probabilities or scores.
+        """Return the ``top_k`` best answers to each of the N rows, with their probabilities or scores.
 
         Args:
             head: what ``build`` made.
@@ -269,26 +276,26 @@ class Task(TaskPart):
         raise NotImplementedError
 
     def embed_batch(self, head: Decoder, encoded: DecoderInput) -> tuple[Tensor | None, Tensor]:
-        """Embeddings (B, D) of the inputs and (N, D) of the texts of a batch; their dot product is the similarity. Only
-        of tasks with an ``embedded_input``; the first is None for a task that embeds texts alone.
+        """Embed the inputs (B, D) and the texts (N, D) of a batch; their dot product is the similarity. Only for tasks
+        with an ``embedded_input``; the first is None for a task that embeds texts alone.
         """
         raise NotImplementedError
 
     # Answers to judgements.
 
     def is_possible_answer(self, answer: str, processor: VLProcessor) -> bool:
-        """Whether the model can give this answer."""
+        """Whether the model is able to give this answer."""
         return True
 
     def is_same_answer(self, answer: str, other: str, processor: VLProcessor) -> bool:
-        """Whether two answers are one."""
+        """Whether two answers mean the same for this task."""
         return normalize_for_comparison(answer, processor.normalizer) == normalize_for_comparison(
             other, processor.normalizer
         )
 
     def learn_baseline(self, samples: Iterable[SampleTexts], normalizer: Normalizer) -> dict[str, Any]:
-        """What answers without looking, learned from the texts of a training split; plain values that are stored with
-        the model, and given to ``judge_answers``.
+        """Learn the baseline that answers without the inputs from the texts of a training split; returns plain values
+        that are stored with the model and given to ``judge_answers``.
 
         Raises:
             ValueError: nothing can be learned from these texts.
@@ -296,7 +303,7 @@ class Task(TaskPart):
         raise NotImplementedError
 
     def score_rows(self, answered: AnsweredRows, normalizer: Normalizer) -> ExampleScores:
-        """Scores of those rows that have a right answer, whose ``value`` is the metric by which models are compared.
+        """Score the rows that have a right answer; the result's ``value`` is the metric by which models are compared.
 
         Args:
             normalizer: the rules by which answers in words are compared.
@@ -306,7 +313,7 @@ class Task(TaskPart):
     def judge_answers(
         self, answered: AnsweredRows, baseline: Mapping[str, Any] | None, labels: Sequence[str], normalizer: Normalizer
     ) -> Judgement:
-        """All metrics, beside those of baselines.
+        """Compute all metrics of the answers, and those of baselines.
 
         Args:
             baseline: what ``learn_baseline`` gave; None for tasks without.
@@ -318,18 +325,20 @@ class Task(TaskPart):
         raise NotImplementedError
 
     def rows_for_examples_page(self, answered: AnsweredRows, normalizer: Normalizer) -> list[ExampleAnswer]:
-        """Rows for the page of examples, which shows some of them."""
+        """List rows for the page of examples, which shows some of them."""
         raise NotImplementedError
 
 
 def learnable_rows(task: Task, samples: Sequence[Sample]) -> list[list[TaskRow]]:
-    """The rows that a task learns from, for each sample of a batch; none of samples that it cannot learn from."""
+    """Return the rows that a task learns from, for each sample of a batch; none for samples that it cannot
+    learn from.
+    """
     made = zip(samples, task.training_rows(samples), strict=True)
     return [rows if task.can_learn(sample.present) else [] for sample, rows in made]
 
 
 def answerable_rows(task: Task, samples: Sequence[Sample]) -> list[list[TaskRow]]:
-    """The rows to be answered, for each sample of a batch; none of samples that the task cannot answer."""
+    """Return the rows to be answered, for each sample of a batch; none for samples that the task cannot answer."""
     made = zip(samples, task.rows_to_answer(samples), strict=True)
     return [rows if task.can_answer(sample.present) else [] for sample, rows in made]
 
@@ -343,7 +352,7 @@ def _weights_per_text(example: Example) -> Sequence[float]:
 
 
 def _value_per_text(example: Example, name: str, values: Sequence[V] | None, default: V) -> Sequence[V]:
-    """A value for each text: the given ones, or the default."""
+    """Return the given value for each text, or the default if none are given."""
     if values is None:
         return [default] * len(example.texts)
     if len(values) != len(example.texts):

@@ -1,5 +1,6 @@
-"""Settings of the heads that write texts (``vlmodel.heads``), and of what brings streams into a language model
-(``vlmodel.bridge``). torch is not imported here: processes that only read and collate stay small.
+"""Base classes of the settings of heads that generate texts (``vlmodel.heads``), and of bridges, which feed streams
+into a language model (``vlmodel.bridge``). torch is not imported here, so processes that only read and collate stay
+small.
 """
 
 from __future__ import annotations
@@ -20,10 +21,12 @@ if TYPE_CHECKING:
 
 
 class TextHeadPart(PartConfig):
-    """Configuration of a head that writes texts. The tasks that write texts hold one (``tasks/_generation.py``)."""
+    """The base class of the settings of a head that generates texts. The tasks that generate texts hold one
+    (``tasks/_generation.py``).
+    """
 
     def resolve_settings(self, vocabulary: Vocabulary) -> Self:
-        """The same with everything that ``build`` needs, so that a checkpoint depends on no other files.
+        """Return a copy that contains everything that ``build`` needs, so that a checkpoint depends on no other files.
 
         Raises:
             ConfigError: it does not fit the tokenizer.
@@ -32,40 +35,40 @@ class TextHeadPart(PartConfig):
         return self
 
     def reads_joint_stream(self) -> bool:
-        """Whether it reads the joint stream, and not those of the encoders."""
+        """Whether the head reads the joint stream, instead of the encoders' own streams."""
         return True
 
     def encodes_text(self) -> bool:
-        """Whether the text of a row comes through ``model.language``."""
+        """Whether the text of a row is encoded by ``model.language`` before the head."""
         return True
 
     def needs_begin_and_end_tokens(self) -> bool:
-        """Whether a written text lies between the tokenizer's tokens that begin and end one."""
+        """Whether generated texts are enclosed by the tokenizer's begin and end tokens."""
         return True
 
     def accepts_conversations(self) -> bool:
-        """Whether it answers conversations of several turns."""
+        """Whether the head answers conversations of several turns."""
         return False
 
     def check_tokenizer(self, tokenizer: PreTrainedTokenizerBase) -> None:
-        """Refuse a tokenizer with which the head cannot read and write.
+        """Raise an error for a tokenizer that the head cannot use.
 
         Raises:
             ConfigError: naming what is missing, and the remedy.
         """
 
     def max_generated_tokens(self) -> int | None:
-        """Greatest number of tokens in a text, if there is a limit that is known."""
+        """The greatest number of tokens in a generated text, if there is a limit that is known."""
         return None
 
     def build(self, widths: Mapping[str, int], vocabulary: Vocabulary) -> TextWriter:
-        """The module; ``widths`` as of ``TaskPart.build``."""
+        """Build the module of the head; ``widths`` as for ``TaskPart.build``."""
         raise NotImplementedError
 
     def collate_prompts(
         self, conversations: Sequence[Conversation], limits: Sequence[int | None], processor: VLProcessor
     ) -> dict[str, NDArray[np.generic]]:
-        """Arrays of what N texts answer, for heads that read it themselves: ``prompt_ids_NT``, ``prompt_mask_NT``.
+        """Tokenize N prompts for heads that read texts themselves: ``prompt_ids_NT``, ``prompt_mask_NT``.
 
         Args:
             limits: longer texts of a conversation are cut to so many tokens.
@@ -73,12 +76,14 @@ class TextHeadPart(PartConfig):
         return {}
 
     def collate_targets(self, targets: Sequence[str | None], processor: VLProcessor) -> dict[str, NDArray[np.generic]]:
-        """Arrays of the N right texts, which the module's ``forward`` takes by their names."""
+        """Tokenize N right texts to arrays that the module's ``forward`` takes by their names."""
         return processor.tokenize_targets(targets)
 
 
 class BridgePart(PartConfig):
-    """Configuration of a bridge: it makes tokens of a language model's width of an encoder's stream."""
+    """The base class of the settings of a bridge, which turns an encoder's stream into tokens of a language model's
+    width.
+    """
 
     def build(self, width: int, out_width: int) -> Bridge:
         """Args:

@@ -1,4 +1,4 @@
-"""The contract between all parts of the model, and the legend of the letters that name tensor dimensions.
+"""The data classes that all parts of the model exchange, and the meaning of the letters that name tensor dimensions.
 
 Legend, used as suffixes of names (``x_BTD`` has three dimensions):
 
@@ -22,7 +22,8 @@ from torch.nn.functional import pad
 
 @dataclass(frozen=True)
 class Tokens:
-    """A stream: what every encoder returns, and every topology and fusion reads and returns.
+    """A stream of tokens with a mask and a pooled vector: encoders return it, topologies and fusions read and return
+    it.
 
     Attributes:
         x_BTD: the tokens, float.
@@ -35,17 +36,19 @@ class Tokens:
     pooled_BD: Tensor
 
     def select_rows(self, index_N: Tensor) -> Tokens:
-        """The same stream, repeated or reordered along its first dimension: row n is row ``index_N[n]``."""
+        """Repeat or reorder the rows of the stream: row n of the result is row ``index_N[n]``."""
         return Tokens(*(t.index_select(0, index_N) for t in (self.x_BTD, self.mask_BT, self.pooled_BD)))
 
     def select_rows_or_missing(self, index_B: Tensor) -> Tokens:
-        """As ``select``; an index one past the last row gives a missing stream: padding and zeros."""
+        """Select rows as ``select_rows`` does; an index one past the last row gives a missing stream, all padding and
+        zeros.
+        """
         tensors = (self.x_BTD, self.mask_BT, self.pooled_BD)
         return Tokens(*(torch.cat([t, t.new_zeros(1, *t.shape[1:])]) for t in tensors)).select_rows(index_B)
 
     @staticmethod
     def concatenate(groups: Sequence[Tokens]) -> Tokens:
-        """The rows of all groups as one stream, padded to the longest of them."""
+        """Concatenate the rows of all groups to one stream, padded to the longest of them."""
         longest = max(group.mask_BT.shape[1] for group in groups)
         missing = [longest - group.mask_BT.shape[1] for group in groups]
         return Tokens(
@@ -64,7 +67,7 @@ Rows = Mapping[str, Tensor]
 
 @dataclass(frozen=True)
 class FusedStream:
-    """The one stream that a topology makes of all streams.
+    """The joint stream into which a topology merges all streams.
 
     Attributes:
         tokens: the joint stream.
@@ -81,14 +84,14 @@ class FusedStream:
     keeps_sequence: bool = True
 
     def select_rows(self, index_N: Tensor) -> FusedStream:
-        """The same, repeated or reordered along the first dimension: row n is row ``index_N[n]``."""
+        """Repeat or reorder the rows of the joint stream: row n of the result is row ``index_N[n]``."""
         attention = None if self.attention_LBQS is None else self.attention_LBQS.index_select(1, index_N)
         return FusedStream(self.tokens.select_rows(index_N), self.spans, attention, self.keeps_sequence)
 
 
 @dataclass(frozen=True)
 class Prompts:
-    """What a language model reads before it writes.
+    """What a language model reads before it generates.
 
     Attributes:
         ids_NT: token ids, padded in front; below zero are slots for the sample's inputs: -1 for all streams, in the
@@ -120,6 +123,6 @@ class DecoderInput:
 
     @property
     def fused_stream(self) -> FusedStream:
-        """``joint``, for decoders that read it."""
+        """The joint stream, for decoders that require it."""
         assert self.joint is not None
         return self.joint

@@ -14,11 +14,11 @@ _NOT_OF_THE_ARCHITECTURE = ("_name_or_path", "architectures", "transformers_vers
 
 
 class WeightsError(ExpectedError, ValueError):
-    """Weights that cannot be loaded into a part. The message names the file, the first differences and the remedy."""
+    """The weights cannot be loaded into a part. The message names the file, the first differences and the remedy."""
 
 
 def open_any_transformers_config(setting: str, source: str) -> Any:
-    """transformers' configuration of a model in a folder or on the hub, whatever its architecture.
+    """Read transformers' configuration of a model in a folder or on the hub, whatever its architecture.
 
     Args:
         setting: the setting that names ``source``, for the error.
@@ -41,7 +41,7 @@ def open_any_transformers_config(setting: str, source: str) -> Any:
 def open_transformers_config(
     setting: str, source: str, vocabulary_size: int, unsupported_architecture_reason: Callable[[str], str | None]
 ) -> Any:
-    """Open transformers' configuration of a model in a folder or on the hub.
+    """Read transformers' configuration of a model in a folder or on the hub, and check its architecture.
 
     Args:
         setting: the setting that names ``source``, for the error.
@@ -64,12 +64,12 @@ def open_transformers_config(
 
 
 def error_in_one_line(error: Exception) -> str:
-    """The text of an error without its line breaks."""
+    """Return the text of an error without its line breaks."""
     return " ".join(str(error).split())
 
 
 def open_transformers_model(auto_class: Any, setting: str, source: str, config: Any) -> tuple[Any, set[str]]:
-    """Open a model of transformers with its weights (safetensors); also returns the names of weights that are missing.
+    """Load a model of transformers with its weights (safetensors); also return the names of weights that are missing.
 
     Raises:
         WeightsError: there are none that can be loaded.
@@ -91,7 +91,7 @@ def open_transformers_model(auto_class: Any, setting: str, source: str, config: 
 
 
 def refuse_missing_weights(setting: str, source: str, missing: Iterable[str]) -> None:
-    """Refuse a source that lacks weights of its own architecture.
+    """Raise WeightsError if a source lacks weights of its own architecture.
 
     Raises:
         WeightsError: something is missing.
@@ -104,7 +104,7 @@ def refuse_missing_weights(setting: str, source: str, missing: Iterable[str]) ->
 
 
 def refuse_mismatched_weights(folder: str, info: Mapping[str, Any]) -> None:
-    """Refuse weights that are not exactly those of the model that was built.
+    """Raise WeightsError if the loaded weights are not exactly those of the model that was built.
 
     Args:
         info: transformers' loading info.
@@ -127,13 +127,15 @@ def refuse_mismatched_weights(folder: str, info: Mapping[str, Any]) -> None:
 
 
 def config_to_dict(config: Any) -> dict[str, Any]:
-    """Turn transformers' configuration into plain JSON values, which are the same after a checkpoint is read again."""
+    """Convert a transformers configuration to plain JSON values, which stay the same after a checkpoint is read
+    again.
+    """
     values: dict[str, Any] = json.loads(config.to_json_string(use_diff=False))
     return {key: value for key, value in values.items() if key not in _NOT_OF_THE_ARCHITECTURE}
 
 
 def config_from_dict(values: Mapping[str, Any]) -> Any:
-    """The inverse of ``config_to_dict``."""
+    """Create a transformers configuration from the values of ``config_to_dict``."""
     from transformers import AutoConfig
 
     settings = {key: value for key, value in values.items() if key != "model_type"}
@@ -144,8 +146,8 @@ def config_from_dict(values: Mapping[str, Any]) -> Any:
 
 
 def from_pretrained_arguments(source: str) -> tuple[str, dict[str, Any]]:
-    """The name and the further arguments for transformers' ``from_pretrained``: a folder, or a GGUF file of quantized
-    weights, which become ordinary ones, is read without asking the hub.
+    """Return the name and the keyword arguments for transformers' ``from_pretrained``. A folder or a GGUF file
+    (quantized weights, which become ordinary ones) is read without asking the hub.
     """
     path = Path(source)
     if path.suffix == ".gguf":

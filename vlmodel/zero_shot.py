@@ -1,4 +1,4 @@
-"""Zero-shot classification: a contrastive model compares an input with texts made of the names of classes.
+"""Zero-shot classification: a contrastive model compares an input with prompts made of the names of classes.
 
 Each class is put into every template ("a photo of a {}."), and the mean of the texts' vectors stands for the class
 (Radford et al. 2021, arXiv:2103.00020, section 3.1.4). torch is not imported here.
@@ -20,11 +20,11 @@ PLACE = "{}"
 
 
 class TemplateError(ExpectedError, ValueError):
-    """A template that does not have one place for the name of a class."""
+    """A prompt template must have exactly one place ``{}`` for the name of a class."""
 
 
 def make_prompts(classes: Sequence[str], templates: Sequence[str] = TEMPLATES) -> tuple[str, ...]:
-    """The texts of C classes in T templates, C * T of them: those of the first class, of the second, ...
+    """Put each of C class names into each of T templates: C * T prompts, first those of the first class.
 
     Raises:
         TemplateError: a template does not have exactly one ``{}``.
@@ -39,7 +39,9 @@ def make_prompts(classes: Sequence[str], templates: Sequence[str] = TEMPLATES) -
 
 
 def class_vectors(text_ND: NDArray[np.float32], classes: int) -> NDArray[np.float32]:
-    """The vectors (C, D) of C classes, of length 1: of each the mean of those of its texts (``make_prompts``)."""
+    """Average the vectors of each class's prompts (``make_prompts``) to one vector of length 1 for each class,
+    (C, D).
+    """
     mean_CD = text_ND.reshape(classes, -1, text_ND.shape[1]).mean(1)
     vectors_CD: NDArray[np.float32] = mean_CD / np.linalg.norm(mean_CD, axis=1, keepdims=True).clip(1e-12)
     return vectors_CD
@@ -48,7 +50,7 @@ def class_vectors(text_ND: NDArray[np.float32], classes: int) -> NDArray[np.floa
 def class_probabilities(
     input_BD: NDArray[np.float32], vectors_CD: NDArray[np.float32], temperature: float
 ) -> NDArray[np.float32]:
-    """The softmax of the cosines over the classes, (B, C)."""
+    """Compute the softmax over the classes of the cosines between inputs and class vectors, (B, C)."""
     scores_BC = input_BD @ vectors_CD.T / np.float32(temperature)
     shares_BC = np.exp(scores_BC - scores_BC.max(1, keepdims=True))
     probabilities_BC: NDArray[np.float32] = shares_BC / shares_BC.sum(1, keepdims=True)

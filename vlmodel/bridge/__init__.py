@@ -1,3 +1,3 @@
-"""Bridges: they turn an encoder's stream into tokens of a language model. One file of settings each; its module is in a
-private file beside it.
+"""Bridges turn the stream of an encoder into tokens of a language model. Each kind has a public file with its settings
+and a private file with its module.
 """

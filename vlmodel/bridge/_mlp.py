@@ -1,4 +1,4 @@
-"""The module of ``mlp``."""
+"""The module of the bridge ``mlp``."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ from vlmodel import parts
 
 
 class MLP(parts.Bridge):
-    """Linear layers; all but the first are of the language model's width."""
+    """Projects each token of a stream by linear layers with GELU between them; all layers but the first have the
+    language model's width.
+    """
 
     def __init__(self, width: int, out_width: int, layers: int) -> None:
         super().__init__()

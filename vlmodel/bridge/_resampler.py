@@ -1,4 +1,4 @@
-"""The module of ``resampler``."""
+"""The module of the bridge ``resampler``."""
 
 from __future__ import annotations
 
@@ -15,7 +15,9 @@ if TYPE_CHECKING:
 
 
 class Resampler(parts.Bridge):
-    """Learned queries attend to the stream and to themselves in pre-norm layers; then they are projected."""
+    """Turns a stream of any length into a fixed number of tokens: learned queries attend to the stream and to each
+    other in pre-norm layers, and are then projected to the language model's width.
+    """
 
     def __init__(self, config: Config, width: int, out_width: int) -> None:
         super().__init__()
@@ -26,7 +28,9 @@ class Resampler(parts.Bridge):
         self.project = nn.Linear(config.width, out_width)
 
     def forward(self, x_BTD: Tensor, mask_BT: Tensor) -> tuple[Tensor, Tensor]:
-        """A fixed number of tokens of each stream (B, tokens, D), and which are real: none of a missing stream."""
+        """Return a fixed number of tokens for each stream, (B, tokens, D), and a mask of which are real: none for a
+        missing stream.
+        """
         x_BSD, x_BQD = self.adapt(x_BTD), self.queries.expand(len(x_BTD), -1, -1)
         for layer in self.rounds:
             x_BQD = layer(x_BQD, x_BSD, mask_BT)
@@ -34,7 +38,9 @@ class Resampler(parts.Bridge):
 
 
 class _ResamplerLayer(nn.Module):
-    """Attention of the queries to the stream and to each other, then feed-forward."""
+    """One layer of a resampler: the queries attend to the stream and to each other, then pass a feed-forward
+    network.
+    """
 
     def __init__(self, config: Config) -> None:
         super().__init__()

@@ -1,4 +1,6 @@
-"""Linear layers with GELU between them, token by token (LLaVA, Liu et al. 2023, arXiv:2310.03744)."""
+"""A bridge that projects each token by linear layers with GELU between them (LLaVA, Liu et al. 2023,
+arXiv:2310.03744).
+"""
 
 from __future__ import annotations
 

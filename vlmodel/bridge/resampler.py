@@ -1,5 +1,5 @@
-"""A fixed number of tokens: learned queries that attend to a stream (Perceiver Resampler of Flamingo, Alayrac et al.
-2022, arXiv:2204.14198).
+"""A bridge that turns a stream into a fixed number of tokens by learned queries (Perceiver Resampler of Flamingo,
+Alayrac et al. 2022, arXiv:2204.14198).
 """
 
 from __future__ import annotations

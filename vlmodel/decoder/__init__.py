@@ -1,1 +1,3 @@
-"""Decoders, the heads of the tasks: their layers, losses, counts of right predictions, and answers."""
+"""Decoders are the task-specific heads of a model: they compute scores, losses, numbers of right predictions, and
+answers.
+"""

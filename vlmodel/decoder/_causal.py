@@ -1,4 +1,4 @@
-"""The causal language models of transformers that can have cross-attention, and how each names its settings.
+"""Describes the causal language models of transformers that can have cross-attention, and how each names its settings.
 
 They are listed because a model's settings do not tell whether generation with a cache gives the same as one pass over
 the whole text, whether every parameter gets a gradient, or whether tied embeddings survive saving.
@@ -28,7 +28,7 @@ _SETTING = "task.head.pretrained"
 
 @dataclass(frozen=True)
 class DecoderArchitecture:
-    """How an architecture of transformers names its settings and its cross-attention weights.
+    """Describes how an architecture of transformers names its settings and its cross-attention weights.
 
     Attributes:
         widths, depth, heads, feed_forward, positions: names of its sizes.
@@ -73,14 +73,14 @@ ARCHITECTURES: dict[str, DecoderArchitecture] = {
 
 
 def unsupported_architecture_reason(name: str) -> str | None:
-    """Why the architecture ``name`` cannot be used; None if it can."""
+    """Explain why the transformers architecture ``name`` cannot be a decoder; None if it can."""
     if name in ARCHITECTURES:
         return None
     return f"is none of the decoders that were tried; use one of {', '.join(ARCHITECTURES)}"
 
 
 def new_decoder_config(config: Config, vocabulary: Vocabulary) -> dict[str, Any]:
-    """transformers' configuration of a new decoder, as plain values."""
+    """Create transformers' configuration of a decoder with new weights, as plain values."""
     names = ARCHITECTURES[config.architecture]
     settings = {
         "model_type": config.architecture,
@@ -97,7 +97,8 @@ def new_decoder_config(config: Config, vocabulary: Vocabulary) -> dict[str, Any]
 
 
 def open_pretrained_decoder_config(source: str, vocabulary: Vocabulary) -> dict[str, Any]:
-    """transformers' configuration of the decoder or encoder at ``source``, as a decoder, in plain values.
+    """Read transformers' configuration of the pretrained model at ``source`` (a decoder or an encoder), converted to a
+    decoder with cross-attention, as plain values.
 
     Raises:
         ConfigError: it is of no architecture that can be used, or does not fit the tokenizer.
@@ -112,12 +113,13 @@ def open_pretrained_decoder_config(source: str, vocabulary: Vocabulary) -> dict[
 
 
 def max_generated_tokens(resolved: dict[str, Any]) -> int:
-    """Greatest number of tokens that a decoder can generate, by its configuration as plain values."""
+    """The greatest number of tokens that a decoder with this configuration (plain values) can generate."""
     return int(resolved[ARCHITECTURES[resolved["model_type"]].positions])
 
 
 def load_decoder_weights(inner: Any, source: str) -> None:
-    """Load the pretrained weights at ``source`` into ``inner``; they may lack the head and the cross-attention.
+    """Load the pretrained weights at ``source`` into the language model ``inner``; they may lack the output layer and
+    the cross-attention.
 
     Raises:
         WeightsError: they do not exist or do not fit.
@@ -135,7 +137,7 @@ def load_decoder_weights(inner: Any, source: str) -> None:
 
 
 def is_cross_attention_weight(inner: Any, key: str) -> bool:
-    """Whether the weight ``key`` of ``inner`` belongs to its cross-attention."""
+    """Whether the weight ``key`` of the language model ``inner`` belongs to its cross-attention."""
     return any(part in key for part in ARCHITECTURES[inner.config.model_type].cross_attention)
 
 

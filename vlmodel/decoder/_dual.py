@@ -1,4 +1,4 @@
-"""The embedding space in which a pretrained CLIP or SigLIP compares images and texts."""
+"""Reads from a pretrained CLIP or SigLIP the projections and the temperature by which it compares images and texts."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _SCALE = "logit_scale"
 
 @dataclass(frozen=True)
 class EmbeddingSpace:
-    """The projections and the temperature by which a CLIP or SigLIP compares images and texts.
+    """The projections of images and texts into the shared space of a CLIP or SigLIP, and its temperature.
 
     Attributes:
         projections: by "image" and "text" the linear maps (width of the space, width of the tower); {} if the towers
@@ -34,7 +34,7 @@ class EmbeddingSpace:
 
 
 def read_embedding_space(source: str) -> EmbeddingSpace:
-    """The embedding space of a CLIP or SigLIP: its projections and temperature, read from a folder or the hub.
+    """Read the projections and the temperature of a pretrained CLIP or SigLIP in a folder or on the hub.
 
     Raises:
         WeightsError: it cannot be loaded, or is no model of images and texts.

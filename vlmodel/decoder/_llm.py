@@ -1,4 +1,4 @@
-"""Configurations and weights of causal language models of transformers, from scratch or pretrained.
+"""Creates or opens the configurations and weights of causal language models of transformers.
 
 No architectures are listed: whether one can be used is found from its class.
 """
@@ -35,7 +35,7 @@ _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.tx
 
 
 def unsupported_architecture_reason(name: str) -> str | None:
-    """Why the architecture ``name`` cannot be used; None if it can."""
+    """Explain why the transformers architecture ``name`` cannot be used as a language model; None if it can."""
     from transformers import CONFIG_MAPPING
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_MASKED_LM_MAPPING
 
@@ -55,7 +55,7 @@ def unsupported_architecture_reason(name: str) -> str | None:
 
 
 def new_llm_config(config: Config, vocabulary: Vocabulary) -> dict[str, Any]:
-    """transformers' configuration of a new model, as plain values.
+    """Create transformers' configuration of a language model with new weights, as plain values.
 
     Raises:
         ConfigError: the architecture does not take the sizes.
@@ -96,7 +96,7 @@ def new_llm_config(config: Config, vocabulary: Vocabulary) -> dict[str, Any]:
 
 
 def open_pretrained_llm_config(source: str, vocabulary: Vocabulary) -> dict[str, Any]:
-    """transformers' configuration of the model at ``source``, in plain values.
+    """Read transformers' configuration of the pretrained language model at ``source``, as plain values.
 
     Raises:
         ConfigError: it is of no architecture that can be used, or knows fewer tokens than the tokenizer has.
@@ -109,7 +109,7 @@ def open_pretrained_llm_config(source: str, vocabulary: Vocabulary) -> dict[str,
 
 
 def compare_with_own_tokenizer(source: str, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Compare a tokenizer with the one that is stored with a pretrained model, if there is one.
+    """Check that a tokenizer is the one that is stored beside a pretrained language model, if there is one.
 
     Raises:
         ConfigError: they give the same token different numbers.
@@ -132,7 +132,9 @@ def compare_with_own_tokenizer(source: str, tokenizer: PreTrainedTokenizerBase) 
 
 
 def context_length(resolved: dict[str, Any]) -> int | None:
-    """Most tokens that a model reads and writes together, by its configuration as plain values; None for no limit."""
+    """The greatest number of tokens that a language model with this configuration (plain values) reads and writes
+    together; None for no limit.
+    """
     from transformers import CONFIG_MAPPING
 
     names = CONFIG_MAPPING[resolved["model_type"]].attribute_map
@@ -141,7 +143,7 @@ def context_length(resolved: dict[str, Any]) -> int | None:
 
 
 def load_llm_weights(inner: nn.Module, config: Any, source: str) -> None:
-    """Load the pretrained weights at ``source`` into ``inner``, which may have adapters.
+    """Load the pretrained weights at ``source`` into the language model ``inner``, which may contain adapters.
 
     Raises:
         WeightsError: they do not exist or do not fit.

@@ -1,4 +1,4 @@
-"""Functions shared by the heads that generate texts: settings of generation, losses of tokens, ends of texts."""
+"""Functions shared by the heads that generate texts: generation settings, token losses, and where texts end."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def check_one_streamed_text(streamer: Any, rows: int, top_k: int, settings: Mapping[str, Any]) -> None:
-    """Refuse to stream more than one text.
+    """Refuse to stream a generation that has more than one row or more than one text.
 
     Raises:
         ValueError: there are several rows, or texts of a row.
@@ -29,7 +29,7 @@ def check_one_streamed_text(streamer: Any, rows: int, top_k: int, settings: Mapp
 
 
 def complete_generation_settings(settings: Mapping[str, Any], top_k: int, max_new_tokens: int) -> dict[str, Any]:
-    """The settings of generation for ``top_k`` texts, with the defaults of ``TextWriter.generate_answers``."""
+    """Fill in defaults for the generation of ``top_k`` texts: those that ``TextWriter.generate_answers`` documents."""
     sampled = settings.get("do_sample", False)
     chosen: dict[str, Any] = {"max_new_tokens": max_new_tokens, "num_beams": 1 if sampled else top_k}
     chosen |= settings
@@ -41,7 +41,7 @@ def complete_generation_settings(settings: Mapping[str, Any], top_k: int, max_ne
 
 
 def token_cross_entropy(logits_NTK: Tensor, labels_NT: Tensor, smoothing: float = 0.0) -> Tensor:
-    """The cross-entropy of each token (N, T)."""
+    """Compute the cross-entropy of each of N x T tokens, with label smoothing; (N, T)."""
     return F.cross_entropy(
         logits_NTK.float().flatten(0, 1), labels_NT.flatten(), reduction="none", label_smoothing=smoothing
     ).view_as(labels_NT)
@@ -50,7 +50,7 @@ def token_cross_entropy(logits_NTK: Tensor, labels_NT: Tensor, smoothing: float 
 def sum_token_losses(
     logits_NTK: Tensor, labels_NT: Tensor, weights_NT: Tensor, smoothing: float = 0.0
 ) -> parts.DecoderOutput:
-    """Sum the losses and the right predictions of all tokens, each by its weight, as a decoder returns them."""
+    """Sum the weighted losses and the weighted right predictions of all tokens, in the form that a decoder returns."""
     loss_NT = token_cross_entropy(logits_NTK, labels_NT, smoothing)
     correct_NT = (logits_NTK.argmax(-1) == labels_NT) * weights_NT
     count = weights_NT.sum()
@@ -58,13 +58,13 @@ def sum_token_losses(
 
 
 def mask_up_to_end_token(ids_NT: Tensor, ends: Collection[int]) -> Tensor:
-    """True for the tokens of each text up to the first end token, which is included; (N, T)."""
+    """Mask the tokens of each text up to and including the first end token; (N, T)."""
     ends_NT = torch.isin(ids_NT, torch.tensor(sorted(ends), device=ids_NT.device))
     return (ends_NT.cumsum(1) - ends_NT.long()) == 0
 
 
 def drop_repeated_texts(texts: Sequence[tuple[str, float]], by_probability: bool) -> parts.Answers:
-    """Drop repeated texts; the others keep their order, or are sorted by probability."""
+    """Drop repeated texts; the remaining ones keep their order, or are sorted by probability."""
     ordered = sorted(texts, key=lambda answer: -answer[1]) if by_probability else texts
     answers: dict[str, float] = {}
     for text, probability in ordered:

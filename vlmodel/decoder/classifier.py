@@ -1,4 +1,4 @@
-"""A classifier on the pooled joint vector."""
+"""A head that classifies the pooled vector of the joint stream."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from vlmodel.tokens import DecoderInput
 
 
 class Classifier(parts.Decoder):
-    """A classifier on the pooled joint vector, linear or with a hidden layer, trained by cross-entropy.
+    """Classifies the pooled vector of the joint stream by a linear layer or an MLP with one hidden layer, trained by
+    cross-entropy.
 
     Args:
         width: of the joint stream.
@@ -41,7 +42,7 @@ class Classifier(parts.Decoder):
     def forward(  # type: ignore[override]
         self, encoded: DecoderInput, labels_N: Tensor | None = None, weights_N: Tensor | None = None
     ) -> parts.DecoderOutput:
-        """Scores of the classes and, where ``labels_N`` is given, loss and counts.
+        """Compute the class scores (N, K) and, if ``labels_N`` is given, the loss and the number of right predictions.
 
         Args:
             labels_N: index of the correct class, -1 if it is unknown or none of them: such a text has no loss.
@@ -62,7 +63,7 @@ class Classifier(parts.Decoder):
 
 
 def most_probable_classes(logits_NK: Tensor | None, classes: Sequence[str], top_k: int) -> list[parts.Answers]:
-    """The most probable classes of each row, ties in the order of the classes."""
+    """Return the most probable classes of each row; equally probable ones keep the order of the classes."""
     assert logits_NK is not None
     probabilities_NK = logits_NK.float().softmax(-1).cpu().numpy()
     best_NK = np.argsort(-probabilities_NK, axis=1, kind="stable")[:, :top_k]

@@ -1,4 +1,4 @@
-"""The head that embeds images and texts in one space, where those that belong together are near."""
+"""A contrastive head: it projects images and texts into one space in which matching pairs have similar vectors."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class _ImageTextPairs:
-    """The embeddings of A images and M texts, and which image each text belongs to.
+    """The embeddings of A images and M texts, with the index of each text's image.
 
     Attributes:
         image_AD, text_MD: their embeddings, of length one.
@@ -43,7 +43,7 @@ class _ImageTextPairs:
     unpaired_A: Tensor | None = None
 
     def gather_from_processes(self) -> _ImageTextPairs:
-        """Gather the pairs of all data-parallel processes."""
+        """Gather the pairs of all data-parallel processes into one set."""
         counts = all_gather_counts([len(self.image_AD), len(self.text_MD)])
         images, texts = ([of_rank[i] for of_rank in counts] for i in (0, 1))
         image_M = self.image_M + sum(images[: dist.get_rank()])
@@ -61,7 +61,8 @@ class _ImageTextPairs:
 
 
 class ContrastiveDecoder(parts.Decoder):
-    """Linear projections into one space and a learned temperature, as in CLIP (Radford et al. 2021).
+    """Projects images and texts linearly into one space, with a learned temperature, as CLIP does (Radford et al.
+    2021).
 
     The loss of a pair is the mean of two: that of its image among all texts, and that of its text among all images. An
     image with several captions, and equal texts of several images, have several positives: the loss is the mean of
@@ -86,7 +87,9 @@ class ContrastiveDecoder(parts.Decoder):
         self.log_scale = nn.Parameter(torch.tensor(-math.log(config.temperature)))
 
     def load_pretrained(self) -> None:
-        """See ``Pretrainable``. SigLIP's towers give vectors of the space themselves: the maps are the identity."""
+        """Load pretrained projections, see ``Pretrainable``. The towers of SigLIP already give vectors of the shared
+        space, so its projections become the identity.
+        """
         if not self.pretrained:
             return
         found = _dual.read_embedding_space(self.pretrained)
@@ -108,7 +111,7 @@ class ContrastiveDecoder(parts.Decoder):
 
     @property
     def temperature(self) -> float:
-        """The learned temperature, by which similarities are divided before their softmax."""
+        """The learned temperature; similarities are divided by it before the softmax."""
         return max(1 / LARGEST_SCALE, math.exp(-self.log_scale.item()))
 
     def forward(  # type: ignore[override]
@@ -118,7 +121,7 @@ class ContrastiveDecoder(parts.Decoder):
         text_key_N: Tensor | None = None,
         unpaired_image_mask_B: Tensor | None = None,
     ) -> parts.DecoderOutput:
-        """Loss and counts of the N pairs.
+        """Compute the contrastive loss and the retrieval counts of N image-text pairs.
 
         Args:
             weights_N: weight of each pair; one if not given. A pair of weight zero is no positive and no negative.
@@ -158,7 +161,7 @@ class ContrastiveDecoder(parts.Decoder):
         return parts.DecoderOutput(None, loss_sum, count, correct, count)
 
     def embed_batch(self, encoded: DecoderInput) -> tuple[Tensor, Tensor]:
-        """The embeddings of the B images and the N texts: float vectors of length one, zeros if missing."""
+        """Embed the B images and the N texts of a batch as float vectors of length one; missing ones become zeros."""
         image_BD, text_UD = (
             F.normalize(
                 linear(
@@ -171,7 +174,9 @@ class ContrastiveDecoder(parts.Decoder):
 
 
 def _both_retrieval_losses(own: _ImageTextPairs, candidates: _ImageTextPairs, scale: Tensor) -> tuple[Tensor, Tensor]:
-    """``_retrieval_loss`` for own images among all texts, (3, B), and for own texts among all images, (3, N)."""
+    """Compute ``_retrieval_loss`` in both directions: of own images among all texts, (3, B), and of own texts among all
+    images, (3, N).
+    """
     equal_NM = (own.key_M[:, None] == candidates.key_M) & own.counted_M[:, None] & candidates.counted_M
     equal_NM = equal_NM.float()
     images, texts = len(own.image_AD), len(candidates.text_MD)
@@ -187,7 +192,9 @@ def _both_retrieval_losses(own: _ImageTextPairs, candidates: _ImageTextPairs, sc
 
 
 def _retrieval_loss(scores_QC: Tensor, positive_QC: Tensor, counted_C: Tensor) -> Tensor:
-    """Loss, whether it is counted, and whether the best candidate is a positive, of Q queries among C: (3, Q)."""
+    """Compute for Q queries among C candidates the loss, whether the query counts, and whether its best candidate is a
+    right one: (3, Q).
+    """
     lowest = torch.finfo(scores_QC.dtype).min
     negative_QC = counted_C & ~positive_QC
     # One candidate with the lowest score is added, so that there always is a best one.

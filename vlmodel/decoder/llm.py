@@ -1,4 +1,6 @@
-"""A head that is a large language model: it reads streams among the tokens of its prompt, and writes a text."""
+"""A head that is a large language model: it reads the encoders' streams as tokens within its prompt, and writes
+a text.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +37,7 @@ Embedded = tuple[Tensor, Tensor]
 
 
 class LanguageModel(parts.TextWriter):
-    """A causal language model of transformers that reads the encoders' streams through a bridge each.
+    """A causal language model of transformers that reads the stream of each encoder through a bridge.
 
     A row is the prompt, in which the tokens of the bridges take the places of the slots, and then the text. All padding
     is on the left, so that the generated tokens are the last columns. A missing stream has no tokens at all: without
@@ -73,7 +75,7 @@ class LanguageModel(parts.TextWriter):
         target_mask_NT: Tensor | None = None,
         weights_N: Tensor | None = None,
     ) -> parts.DecoderOutput:
-        """Cross-entropy of each token given the correct ones before it, and how many tokens are predicted correctly.
+        """Compute the cross-entropy of the target tokens by teacher forcing, and the number of right predictions.
 
         Args:
             target_ids_NT: the texts, each with the token that ends it, padded in front.
@@ -99,7 +101,7 @@ class LanguageModel(parts.TextWriter):
         return sum_token_losses(logits_NTK, target_ids_NT, weights_NT, self.config.label_smoothing)
 
     def first_logits(self, encoded: DecoderInput) -> Tensor:
-        """The logits (N, K) of the first token that answers each prompt.
+        """Compute the logits (N, K) of the first token of the answer to each prompt.
 
         Raises:
             ConversationError: a prompt is longer than the model's window.
@@ -118,7 +120,7 @@ class LanguageModel(parts.TextWriter):
     def generate_answers(
         self, encoded: DecoderInput, processor: VLProcessor, top_k: int, **settings: Any
     ) -> list[parts.Answers]:
-        """See ``TextWriter``.
+        """Generate answers to the prompts; see ``TextWriter``.
 
         Raises:
             ConversationError: a prompt is longer than the model's window.
@@ -181,7 +183,7 @@ class LanguageModel(parts.TextWriter):
         yield from (name for name in self.state_dict() if name.startswith("inner.") and name not in trained)
 
     def _embed_prompts(self, encoded: DecoderInput) -> Embedded:
-        """Embed the prompts, with the tokens of the streams in the places of their slots.
+        """Embed the tokens of the prompts, and insert the bridged tokens of the streams at their placeholders.
 
         Raises:
             ConversationError: one is longer than the model's window.
@@ -208,7 +210,7 @@ class LanguageModel(parts.TextWriter):
         return x_NLD, mask_NL.take_along_dim(order_NL, 1)
 
     def _text_logits(self, embedded: Embedded, ids_NT: Tensor, mask_NT: Tensor) -> Tensor:
-        """The logits (N, T, K) that predict each token of texts that are padded on the left."""
+        """Compute the logits (N, T, K) that predict each token of left-padded texts."""
         x_NTD = self.inner.get_input_embeddings()(ids_NT)
         mask_NL = torch.cat([embedded[1], mask_NT], dim=1)
         order_NL = mask_NL.int().argsort(dim=1, stable=True)
@@ -225,14 +227,14 @@ class LanguageModel(parts.TextWriter):
         return logits_NTK[:, :-1]
 
     def _generated_text_losses(self, embedded: Embedded, ids_NT: Tensor, said_NT: Tensor) -> Tensor:
-        """The loss (N,) of generated texts, which are padded on the right."""
+        """Sum the loss of each generated text (N,); the texts are padded on the right."""
         order_NT = said_NT.int().argsort(dim=1, stable=True)
         ids_NT, said_NT = ids_NT.take_along_dim(order_NT, 1), said_NT.take_along_dim(order_NT, 1)
         logits_NTK = self._text_logits(embedded, ids_NT, said_NT)
         return (token_cross_entropy(logits_NTK, ids_NT) * said_NT).sum(1)
 
     def _position_ids_argument(self, mask_NL: Tensor) -> dict[str, Tensor]:
-        """The argument ``position_ids`` by which padding on the left takes no positions; {} for models without it."""
+        """Build the argument ``position_ids`` that skips the padding on the left; {} for language models without it."""
         return {"position_ids": (mask_NL.long().cumsum(1) - 1).clamp_min(0)} if self._takes_positions else {}
 
     def _generate_ids(
@@ -244,7 +246,7 @@ class LanguageModel(parts.TextWriter):
         settings: Mapping[str, Any],
         streamer: Any,
     ) -> Tensor:
-        """Generate k texts for each row; their token ids (N, k, T), padded on the right."""
+        """Generate k texts for each row and return their token ids (N, k, T), padded on the right."""
         from transformers import GenerationConfig
 
         x_NLD, mask_NL = embedded
@@ -280,15 +282,15 @@ class LanguageModel(parts.TextWriter):
 
 
 def _remove_padding_columns(embedded: Embedded) -> Embedded:
-    """Remove the columns on the left that are padding in all rows."""
+    """Remove the columns on the left that are padding in all rows of the batch."""
     x_NLD, mask_NL = embedded
     first = min(int(mask_NL.any(0).int().argmax()), mask_NL.shape[1] - 1)
     return x_NLD[:, first:], mask_NL[:, first:]
 
 
 def _find_layers_without_adapter(inner: nn.Module) -> list[str]:
-    """Paths of layers that get no adapter: the output layer, which may be tied to the embeddings, and layers whose
-    weights Mamba's kernels read without calling the layer.
+    """List the paths of layers that must not get an adapter: the output layer, which may share its weights with the
+    embeddings, and layers whose weights Mamba's kernels read without calling the layer.
     """
     output = inner.get_output_embeddings()  # type: ignore[operator]
     is_mamba = "mamba" in inner.config.model_type  # type: ignore[operator, union-attr]

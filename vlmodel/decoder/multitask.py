@@ -1,4 +1,4 @@
-"""The heads of several tasks that are trained together."""
+"""Combines the heads of several tasks that are trained together."""
 
 from __future__ import annotations
 
@@ -12,7 +12,9 @@ from vlmodel.tokens import DecoderInput
 
 
 class MultiTaskDecoder(parts.Decoder):
-    """Holds the heads of several tasks; the loss is the mean over the units of all tasks, by the tasks' weights."""
+    """Holds the heads of several tasks and combines their losses: the weighted mean over the counted units of all
+    tasks.
+    """
 
     def __init__(self, heads: Mapping[str, parts.Decoder], weights: Mapping[str, float]) -> None:
         super().__init__()
@@ -33,7 +35,7 @@ class MultiTaskDecoder(parts.Decoder):
         )
 
     def _weighted_sum_over_tasks(self, decoded: Mapping[str, parts.DecoderOutput], name: str) -> Tensor | None:
-        """The weighted sum of an attribute over the tasks."""
+        """Sum an attribute of the tasks' outputs, weighted by the weights of the tasks."""
         values = [(self.weights[task], getattr(output, name)) for task, output in decoded.items()]
         if any(value is None for _, value in values):
             return None

@@ -1,4 +1,4 @@
-"""A head that generates a text, token by token."""
+"""A head that generates a text token by token, with cross-attention to the joint stream."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ class SequenceDecoder(parts.TextWriter):
         target_mask_NT: Tensor | None = None,
         weights_N: Tensor | None = None,
     ) -> parts.DecoderOutput:
-        """Cross-entropy of each token given the correct ones before it, and how many tokens are predicted correctly.
+        """Compute the cross-entropy of the target tokens by teacher forcing, and the number of right predictions.
 
         Args:
             target_ids_NT: the texts, each between the tokens that begin and end it; the first token is not predicted.
@@ -93,7 +93,7 @@ class SequenceDecoder(parts.TextWriter):
     def generate_answers(
         self, encoded: DecoderInput, processor: VLProcessor, top_k: int, **settings: Any
     ) -> list[parts.Answers]:
-        """See ``TextWriter``."""
+        """Generate answers for each row; see ``TextWriter``."""
         streamer = settings.pop("streamer", None)
         memory = self._cross_attention_memory(encoded)
         count = len(memory[0])
@@ -116,7 +116,9 @@ class SequenceDecoder(parts.TextWriter):
     def compute_attention(
         self, encoded: DecoderInput, processor: VLProcessor, answers: list[parts.Answers]
     ) -> Tensor | None:
-        """See ``Decoder``: the mean of ``compute_token_attention`` over a text's tokens, without its end token."""
+        """Average ``compute_token_attention`` over the tokens of each answer, without its end token; see
+        ``Decoder``.
+        """
         fused = encoded.fused_stream
         if any(stop > fused.tokens.mask_BT.shape[1] for _, stop in fused.spans.values()):
             # The spans are those of a topology before a fusion that keeps no sequence.
@@ -129,7 +131,7 @@ class SequenceDecoder(parts.TextWriter):
     def compute_token_attention(
         self, encoded: DecoderInput, processor: VLProcessor, texts: Sequence[str]
     ) -> tuple[list[list[str]], Tensor]:
-        """The cross-attention weights over the fused stream, for each token of N ``texts``.
+        """Compute the cross-attention weights over the joint stream for each token of N ``texts``.
 
         Returns:
             The tokens of each text with the one that ends it, and the attention (N, L, T), averaged over layers and
@@ -153,7 +155,7 @@ class SequenceDecoder(parts.TextWriter):
             _causal.load_decoder_weights(self.inner, self.config.pretrained)
 
     def pretrained_parameters(self) -> Iterator[nn.Parameter]:
-        """See ``Decoder``; cross-attention is always new."""
+        """The parameters with pretrained values, see ``Pretrainable``; the cross-attention never has any."""
         if self.config.pretrained:
             yield from (
                 p for key, p in self.inner.named_parameters() if not _causal.is_cross_attention_weight(self.inner, key)
@@ -169,7 +171,9 @@ class SequenceDecoder(parts.TextWriter):
         return self.adapter(x_NSD.masked_fill(~mask_NS.unsqueeze(-1), 0)), mask_NS | ~present_N1
 
     def _forward_texts(self, inner: Any, ids_NT: Tensor, memory: Memory, **options: Any) -> Any:
-        """Run the model once over whole texts. Causal attention hides the padding on their right."""
+        """Run the language model once over whole texts, which are padded on the right; causal attention hides the
+        padding.
+        """
         x_NSD, mask_NS = memory
         length = ids_NT.shape[1]
         causal_TT = torch.ones(length, length, dtype=torch.bool, device=ids_NT.device).tril()
@@ -183,14 +187,16 @@ class SequenceDecoder(parts.TextWriter):
         )
 
     def _copy_with_eager_attention(self) -> Any:
-        """A copy of ``inner`` with the same weights that returns attention; other threads may be using ``inner``."""
+        """Copy ``inner``, sharing its weights, in the mode that returns attention weights. A copy, as other threads may
+        be using ``inner``.
+        """
         weights = itertools.chain(self.inner.parameters(), self.inner.buffers())
         inner = copy.deepcopy(self.inner, {id(tensor): tensor for tensor in weights})
         inner.set_attn_implementation("eager")
         return inner
 
     def _generate_ids(self, memory: Memory, generation: Any, streamer: Any, criteria: Any) -> Tensor:
-        """The generated texts of each row (N, k, T), with the token that begins them."""
+        """Generate k texts for each row and return their token ids (N, k, T), with the token that begins each text."""
         from transformers import DynamicCache, EncoderDecoderCache
 
         x_NSD, mask_NS = memory

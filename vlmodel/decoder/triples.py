@@ -1,4 +1,6 @@
-"""The head of ``tasks/triples.py``: what is asked of an entity is brought near to its answer."""
+"""The head of the task ``triples``: it trains the vector of a question (head and relation) to be similar to the vector
+of the answer (tail).
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,7 @@ _LARGEST_SCALE = 100.0
 
 
 class TriplesDecoder(parts.Decoder):
-    """Two linear maps into one space, of head and relation and of the tail, and a learned temperature.
+    """Projects questions (head and relation) and tails linearly into one space, with a learned temperature.
 
     The loss of a fact is the negative log probability of its tail among those of the batch (SimKGC, Wang et al. 2022,
     arXiv:2203.02167, section 3.3); a question with several right tails in the batch has the mean of theirs (Khosla et
@@ -33,7 +35,7 @@ class TriplesDecoder(parts.Decoder):
     def forward(  # type: ignore[override]
         self, encoded: DecoderInput, weights_N: Tensor | None = None, text_key_N: Tensor | None = None
     ) -> parts.DecoderOutput:
-        """Loss and counts of M facts.
+        """Compute the contrastive loss and the counts of M facts.
 
         Args:
             weights_N: of the N = 2 M rows, first those of the questions, then those of their tails; a question of
@@ -70,7 +72,7 @@ class TriplesDecoder(parts.Decoder):
         return parts.DecoderOutput(None, loss_M.sum(), total, (correct_M * weights_M).sum(), total)
 
     def embed(self, encoded: DecoderInput) -> tuple[Tensor, Tensor]:
-        """Each of N texts as a question and as a tail, (N, D) both, of length one."""
+        """Embed each of N texts both as a question and as a tail: two arrays (N, D) of vectors of length one."""
         pooled_UD, row_N = encoded.streams["language"].pooled_BD, encoded.rows["language"]
         query_UD, tail_UD = (F.normalize(linear(pooled_UD).float(), dim=-1) for linear in (self.query, self.tail))
         return query_UD.index_select(0, row_N), tail_UD.index_select(0, row_N)

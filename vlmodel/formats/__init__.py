@@ -1,1 +1,1 @@
-"""Models as other programs read and write them."""
+"""Converts models to and from the formats of other programs."""

@@ -1,4 +1,6 @@
-"""Our prompts as a chat template of transformers' processors, in which a picture is the token <image>."""
+"""Writes this project's prompt format as a chat template of transformers' processors, in which the token <image> stands
+for a picture.
+"""
 
 from __future__ import annotations
 
@@ -14,8 +16,8 @@ IMAGE_TOKEN = "<image>"
 
 
 def chat_template_of(config: Config, tokenizer: PreTrainedTokenizerBase) -> str:
-    """The template by which a model was trained, for messages whose content is a text or a list of parts
-    ``{"type": "image"}`` and ``{"type": "text", "text": ...}``.
+    """Build the chat template (Jinja) with which a model was trained, for messages whose content is a text or a list of
+    parts ``{"type": "image"}`` and ``{"type": "text", "text": ...}``.
     """
     if config.template_kind() == "chat":
         return _text_of_parts(config) + str(tokenizer.chat_template)
@@ -31,7 +33,9 @@ def chat_template_of(config: Config, tokenizer: PreTrainedTokenizerBase) -> str:
 
 
 def _text_of_parts(config: Config) -> str:
-    """Jinja that makes a text of the parts of each message, and adds the usual system message."""
+    """Build the Jinja code that joins the content parts of each message to a text, and adds the default system
+    message.
+    """
     system = f"[{{'role': 'system', 'content': {_literal(config.system)}}}]" if config.system else "[]"
     return (
         f"{{% set all = namespace(turns={system} if messages[0]['role'] != 'system' else []) %}}"
@@ -45,5 +49,5 @@ def _text_of_parts(config: Config) -> str:
 
 
 def _literal(text: str | None) -> str:
-    """A string of Jinja, which knows the escapes of JSON."""
+    """Quote a string for Jinja, which knows the escapes of JSON."""
     return json.dumps(text or "")

@@ -1,5 +1,5 @@
-"""The adapters of a language model as a folder of peft's (https://huggingface.co/docs/peft), for programs that know the
-base and load an adapter to it; and, beside them, what brings pictures into it.
+"""Exports the adapters of a language model as a folder of peft (https://huggingface.co/docs/peft), for programs that
+load an adapter onto the base model; the bridges, which feed pictures into it, are written beside them.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ BRIDGES = "bridges.safetensors"
 
 def save_adapter(model: VLModel, processor: VLProcessor, folder: Path) -> None:
     """Write adapter_config.json and adapter_model.safetensors, which ``peft.PeftModel.from_pretrained(BASE, FOLDER)``
-    reads, the tokenizer's files, and the bridges.
+    reads, and beside them the tokenizer's files and the bridges.
 
     Raises:
         ConfigError: the model has no language model with adapters.

@@ -1,5 +1,5 @@
-"""LLaVA (Liu et al. 2023, arXiv:2304.08485) in transformers: ``LlavaForConditionalGeneration`` with its processor
-and chat template, which transformers, TRL and vLLM read.
+"""Converts models to and from LLaVA of transformers (Liu et al. 2023, arXiv:2304.08485):
+``LlavaForConditionalGeneration`` with its processor and chat template, which transformers, TRL and vLLM read.
 
 A model is one where its parts are those of LLaVA: a CLIP or SigLIP tower of transformers', whose tokens an MLP of two
 layers brings to a language model whose output is one linear layer on its last states.
@@ -39,7 +39,7 @@ _FILTERS = {"bilinear": 2, "bicubic": 3}
 
 
 def explain_why_not(model: VLModel, processor: VLProcessor) -> str:
-    """Why a model's parts are not those of LLaVA; "" if they are."""
+    """Explain why a model cannot be written as LLaVA; "" if it can."""
     tree, head = _tree_of(model), model.decoder
     if not isinstance(head, LanguageModel) or head.reads_joint_stream or list(head.bridges) != ["vision"]:
         return "it is no language model that reads the image's stream alone (head.kind='llm', head.reads='streams')"
@@ -72,7 +72,8 @@ def explain_why_not(model: VLModel, processor: VLProcessor) -> str:
 
 
 def save_llava(model: VLModel, processor: VLProcessor, folder: Path) -> None:
-    """Write model, processor and chat template, and compare what was written with the model.
+    """Write a model, its processor and its chat template as LLaVA, then load them and compare their output with the
+    model's.
 
     Args:
         model: without adapters (``merged.merge_adapters``).
@@ -104,7 +105,7 @@ def save_llava(model: VLModel, processor: VLProcessor, folder: Path) -> None:
 
 
 def load_llava(folder: str | Path) -> tuple[VLModel, VLProcessor]:
-    """The model and the processor of a checkpoint of ``LlavaForConditionalGeneration``, as a task ``converse``.
+    """Load a checkpoint of ``LlavaForConditionalGeneration`` as a model of the task ``converse`` and its processor.
 
     Raises:
         WeightsError: it cannot be read.
@@ -186,7 +187,9 @@ def _tree_of(model: VLModel) -> ModelConfig:
 
 
 def _with_image_token(tokenizer: Any) -> Any:
-    """A copy with the token <image> that adds no token to a text by itself: the template has them all."""
+    """Copy a tokenizer, adding the token <image>. The copy adds no special tokens by itself, as the chat template
+    contains them.
+    """
     made = copy.deepcopy(tokenizer)
     if IMAGE_TOKEN not in made.get_vocab():
         made.add_special_tokens({"additional_special_tokens": [IMAGE_TOKEN]}, replace_extra_special_tokens=False)
@@ -225,7 +228,7 @@ def _llava_config(model: VLModel, tokenizer: Any) -> Any:
 
 
 def _names(model: VLModel) -> dict[str, str]:
-    """The name in LLaVA of each weight of the model."""
+    """Map the name of each weight of the model to its name in LLaVA."""
     prefixes = (
         ("vision.backbone.", "model.vision_tower."),
         ("decoder.bridges.vision.layers.0.", "model.multi_modal_projector.linear_1."),
@@ -242,7 +245,7 @@ def _names(model: VLModel) -> dict[str, str]:
 
 
 def _llava_state(model: VLModel, tokenizer: Any) -> dict[str, Tensor]:
-    """The weights by LLaVA's names; the token <image> has rows of zeros, if it is new."""
+    """Return the weights under LLaVA's names; if the token <image> is new, its embedding rows are zeros."""
     state, names = model.state_dict(), _names(model)
     rows = int(tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)) + 1
     made = {theirs: state[name].detach().contiguous() for name, theirs in names.items()}
@@ -274,7 +277,7 @@ def _llava_processor(model: VLModel, processor: VLProcessor, tokenizer: Any) -> 
 
 
 def _image_processor(model: VLModel, square: SquareResizing) -> Any:
-    """transformers' CLIPImageProcessor with our framing: resized to what the crop leaves of it, then cropped."""
+    """Build transformers' CLIPImageProcessor that resizes and crops images as this model's processor does."""
     from transformers import CLIPImageProcessor
 
     assert model.vision is not None
@@ -296,7 +299,7 @@ def _image_processor(model: VLModel, square: SquareResizing) -> Any:
 
 
 def _square_of(pictures: Any, own_size: int, source: str) -> SquareResizing:
-    """How an image processor of CLIP or SigLIP makes an image square."""
+    """Translate the settings of a CLIP or SigLIP image processor: how it makes an image square."""
     size, crop = dict(pictures.size or {}), dict(pictures.crop_size or {})
     shortest = size.get("shortest_edge")
     is_cropped = bool(getattr(pictures, "do_center_crop", False))
@@ -312,7 +315,7 @@ def _square_of(pictures: Any, own_size: int, source: str) -> SquareResizing:
 
 
 def _check_llava(config: Any, source: str) -> None:
-    """Refuse what a model here does not have."""
+    """Raise an error if a LLaVA checkpoint uses a feature that models of this project lack."""
     tower = config.vision_config.model_type
     strategy = config.vision_feature_select_strategy
     extra = _CLASS_TOKENS.get(tower)
@@ -333,13 +336,13 @@ def _check_llava(config: Any, source: str) -> None:
 
 
 def _layer_of(config: Any) -> int | None:
-    """``vision.layer``."""
+    """Translate LLaVA's ``vision_feature_layer`` to the setting ``vision.layer``."""
     layer, tied = config.vision_feature_layer, getattr(config.vision_config, "tie_last_hidden_states", None)
     return None if layer == -1 and tied else int(layer)
 
 
 def _text_behind_image(processor: Any) -> str:
-    """What the chat template has between a picture and the text after it."""
+    """Find the text that the chat template puts between a picture and the text after it."""
     turn = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "\ue000"}]}
     text = str(processor.apply_chat_template([turn], tokenize=False))
     _, found, behind = text.partition(processor.image_token)
@@ -350,7 +353,7 @@ def _text_behind_image(processor: Any) -> str:
 
 @torch.inference_mode()
 def _compare(model: VLModel, processor: VLProcessor, folder: Path) -> None:
-    """Compare what was written with the model, of one prompt about one picture.
+    """Compare the outputs of the written model and of the original for one prompt about one picture.
 
     Raises:
         ConfigError: they read other tokens, or give other logits.
@@ -389,7 +392,9 @@ def _compare(model: VLModel, processor: VLProcessor, folder: Path) -> None:
 
 
 def first_logits(model: VLModel, processor: VLProcessor, pixels_HWC: Any, turns: Conversation) -> Tensor:
-    """The logits (K,) of the first token of a reply about one picture, of a model that is a language model."""
+    """Compute the logits (K,) of the first token of the reply of a language-model head, given one picture and the turns
+    of a conversation.
+    """
     head = model.decoder
     assert isinstance(head, LanguageModel)
     [name] = processor.tasks
@@ -403,5 +408,5 @@ def first_logits(model: VLModel, processor: VLProcessor, pixels_HWC: Any, turns:
 
 
 def _test_picture(side: int) -> Any:
-    """A picture of noise, always the same."""
+    """Make a square picture of noise; it is the same at each call."""
     return np.random.default_rng(0).integers(0, 256, (side, side, 3), np.uint8)

@@ -1,4 +1,4 @@
-"""A model whose low-rank adapters are added to the weights beside them: an ordinary one, without adapters."""
+"""Merges the low-rank adapters of a model into its weights; the result is an ordinary model without adapters."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from vlmodel.processor import VLProcessor
 
 
 def merge_adapters(model: VLModel, processor: VLProcessor) -> tuple[VLModel, VLProcessor]:
-    """The model without adapters that answers as this one does, and its processor. ``model`` is of no use afterwards.
+    """Merge a model's adapters into its weights and return the new model, which answers the same, with its processor.
+    ``model`` must not be used afterwards.
 
     What was frozen but for its adapters can be trained as a whole.
     """
@@ -38,7 +39,9 @@ def merge_adapters(model: VLModel, processor: VLProcessor) -> tuple[VLModel, VLP
 
 
 def _without_adapters(tree: Any) -> Any:
-    """A tree of settings in which no part has adapters: ``training="lora"`` of a language model, ``lora`` of others."""
+    """Change a tree of settings so that no part has adapters: ``training="lora"`` of a language model becomes "full",
+    ``lora`` of other parts becomes None.
+    """
     if isinstance(tree, list):
         return [_without_adapters(value) for value in tree]
     if not isinstance(tree, dict):

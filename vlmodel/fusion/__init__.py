@@ -1,1 +1,1 @@
-"""Fusions: modules that make one stream of several. Each takes any number of named streams, in the order of names."""
+"""Fusions merge several named streams into one. Each takes any number of streams, in the order of their names."""

@@ -1,4 +1,4 @@
-"""Concatenation fusion: a multi-layer perceptron on the concatenated pooled vectors of all streams."""
+"""Concatenation fusion: concatenates the pooled vectors of all streams and passes them through an MLP."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from vlmodel.tokens import FusedStream, Streams, Tokens
 
 
 class Config(parts.FusionPart):
-    """Concatenated pooled vectors and a multi-layer perceptron."""
+    """Settings of the fusion that concatenates pooled vectors and applies an MLP."""
 
     reads_tokens: ClassVar[bool] = False
 
@@ -30,7 +30,7 @@ class Config(parts.FusionPart):
 
 
 class ConcatFusion(parts.Fusion):
-    """The pooled vectors, concatenated in the order of the streams' names, through linear, GELU, linear and norm.
+    """Concatenates the pooled vectors in the order of the streams' names, then applies linear, GELU, linear and norm.
 
     It keeps no sequence: its result is a stream of one token. A missing stream is zeros.
     """

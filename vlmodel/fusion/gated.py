@@ -1,4 +1,4 @@
-"""Gated fusion: a sum of the streams' pooled vectors, weighted by gates that depend on all of them."""
+"""Gated fusion: sums the pooled vectors of the streams, weighted by gates that depend on all of them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from vlmodel.tokens import FusedStream, Streams, Tokens
 
 
 class Config(parts.FusionPart):
-    """A gated mixture of pooled vectors."""
+    """Settings of the fusion that mixes pooled vectors by gates."""
 
     reads_tokens: ClassVar[bool] = False
 

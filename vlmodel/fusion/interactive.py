@@ -1,4 +1,4 @@
-"""Interactive fusion: rounds of cross-attention between the streams, then a linear map of their pooled vectors."""
+"""Interactive fusion: the streams attend to each other by cross-attention, then their pooled vectors are projected."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from vlmodel.tokens import FusedStream, Streams, Tokens
 
 
 class Config(AttentionSettings, parts.FusionPart):
-    """Rounds of cross-attention from each stream to all others."""
+    """Settings of the fusion in which each stream attends to all others."""
 
     kind: Literal["interactive"] = "interactive"
     rounds: int = Field(2, ge=1)
@@ -27,7 +27,7 @@ class Config(AttentionSettings, parts.FusionPart):
 
 
 class InteractiveFusion(parts.Fusion):
-    """Rounds of cross-attention in all directions and feed-forward, pre-norm.
+    """Lets the streams attend to each other for several rounds of pre-norm cross-attention and feed-forward.
 
     After ViLBERT (Lu et al. 2019) and LXMERT (Tan & Bansal 2019), for any number of streams. The joint sequence is the
     concatenation of the streams. Its pooled vector is a linear map of the streams' pooled vectors: the first token of

@@ -1,4 +1,4 @@
-"""Transformer fusion (the default): self-attention over one sequence of all tokens, then pooling."""
+"""Transformer fusion (the default): self-attention over the concatenated tokens of all streams, then pooling."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from vlmodel.tokens import FusedStream, Streams, Tokens
 
 
 class Config(AttentionSettings, parts.FusionPart):
-    """Rounds of multi-head self-attention and feed-forward over the concatenated streams."""
+    """Settings of the fusion by self-attention over the concatenated streams."""
 
     kind: Literal["transformer"] = "transformer"
     rounds: int = Field(2, ge=1)
@@ -30,7 +30,7 @@ class Config(AttentionSettings, parts.FusionPart):
 
 
 class TransformerFusion(parts.Fusion):
-    """One sequence of all streams, in the order of their names, through ``rounds`` pre-norm Transformer layers.
+    """Concatenates all streams in the order of their names and applies ``rounds`` pre-norm Transformer layers.
 
     The bias of a stream's adapter is its modality embedding. Positions come from the encoders. With 'cls' pooling, a
     missing language stream is its modality embedding, whose token attends to the other streams.

@@ -1,1 +1,1 @@
-"""The heads of tasks that write texts: a file of settings each; the modules are in ``vlmodel.decoder``."""
+"""Settings of the heads that write texts, one file for each kind; their modules are in ``vlmodel.decoder``."""

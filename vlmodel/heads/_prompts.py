@@ -1,4 +1,4 @@
-"""Turns a conversation into the tokens that a language model reads, by its chat template or a plain one.
+"""Tokenizes conversations for a language model, by the tokenizer's chat template or a plain one.
 
 A template is rendered once for each sequence of roles, with marks in place of the turns' texts; the text between the
 marks and the texts of the turns are tokenized separately. So a text of a user is never read as one of the template's
@@ -29,7 +29,7 @@ _MARKS = re.compile("\ue000([0-9]+)\ue001")
 
 
 def get_prompt_template(tokenizer: PreTrainedTokenizerBase, kind: TemplateKind) -> PromptTemplate:
-    """The prompt template of a tokenizer, made at the first call.
+    """Return the prompt template of a tokenizer; it is created at the first call and cached.
 
     Raises:
         ConfigError: as ``PromptTemplate``.
@@ -41,8 +41,8 @@ def get_prompt_template(tokenizer: PreTrainedTokenizerBase, kind: TemplateKind) 
 
 
 class PromptTemplate:
-    """Tokenizes conversations by a tokenizer's chat template, or by the plain template: the texts of the turns, with
-    each answer between the tokens that begin and end a text.
+    """Tokenizes conversations by the tokenizer's chat template, or by the plain template, which joins the texts of the
+    turns and puts each answer between the tokens that begin and end a text.
 
     Attributes:
         end: id of the token that ends an answer of the assistant.
@@ -84,7 +84,7 @@ class PromptTemplate:
     def tokenize_conversation(
         self, turns: Conversation, system: str = "", limit: int | None = None, behind_input: str = ""
     ) -> list[int]:
-        """The token ids of a conversation, up to the place where the answer begins; negative ids are slots of inputs.
+        """Tokenize a conversation up to the place where the answer begins; negative ids are placeholders for inputs.
 
         Args:
             system: a first turn of the system, if the conversation has none.
@@ -114,18 +114,18 @@ class PromptTemplate:
         return [i for pair in zip(around, [*texts, []], strict=True) for piece in pair for i in piece]
 
     def tokenize_answer(self, text: str, limit: int) -> list[int]:
-        """The token ids of an answer, at most ``limit`` including the one that ends it."""
+        """Tokenize an answer to at most ``limit`` tokens, including the end token."""
         return [*self.tokenize_plain_text(text)[: limit - 1], self.end]
 
     def tokenize_plain_text(self, text: str) -> list[int]:
-        """The token ids of a text, without special tokens: also those that the text spells out become plain text."""
+        """Tokenize a text without special tokens; special tokens that the text spells out become plain text."""
         if not text:
             return []
         ids: list[int] = self._tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
         return ids
 
     def _tokens_between_turns(self, turns: Sequence[ConversationTurn]) -> list[list[int]]:
-        """The token ids before the text of each turn, and those after the last text."""
+        """Return the template's token ids before the text of each turn, and those after the last text."""
         roles = tuple(turn.role for turn in turns)
         if self._kind == "chat":
             return self._render_template_pieces(roles)
@@ -155,7 +155,7 @@ class PromptTemplate:
         return ids
 
     def _render(self, roles: tuple[str, ...], answered: bool, as_parts: bool) -> list[str]:
-        """The text of the template before each turn's text, and after the last."""
+        """Return the text that the template puts before the text of each turn, and after the last one."""
         marks = [_MARK.format(n) for n in range(len(roles))]
         contents: list[Any] = [[{"type": "text", "text": mark}] for mark in marks] if as_parts else list(marks)
         turns = [{"role": role, "content": content} for role, content in zip(roles, contents, strict=True)]
@@ -175,7 +175,9 @@ class PromptTemplate:
 
 
 def _insert_input_slots(turns: Conversation) -> Conversation:
-    """Put a slot for the sample's inputs before the user's first text, unless the conversation has one already."""
+    """Insert a placeholder for the sample's inputs before the user's first text, unless the conversation already has
+    one.
+    """
     if any(None in turn.parts for turn in turns):
         return turns
     first = next(n for n, turn in enumerate(turns) if turn.role == "user")

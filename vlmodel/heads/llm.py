@@ -1,4 +1,4 @@
-"""A large language model: any causal one of transformers', pretrained or from scratch.
+"""Settings of a large language model as the head of a task: any causal one of transformers, pretrained or new.
 
 It reads the sample's inputs as tokens among those of the prompt (LLaVA, Liu et al. 2023, arXiv:2304.08485), where the
 conversation has them. There is no token that stands for a picture: its place in the prompt is a slot, which takes as
@@ -112,7 +112,7 @@ class Config(TextHeadPart):
         return True
 
     def template_kind(self) -> Literal["chat", "plain"]:
-        """Which template is used for prompts: "chat" or "plain"."""
+        """Which prompt template is used: "chat" or "plain"."""
         return self.template or ("chat" if self.pretrained else "plain")
 
     def check_tokenizer(self, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -121,7 +121,9 @@ class Config(TextHeadPart):
             _llm.compare_with_own_tokenizer(self.pretrained, tokenizer)
 
     def context_length(self) -> int | None:
-        """Most tokens of prompt, inputs and text together; None if there is no limit, or it is not known yet."""
+        """The greatest number of tokens of prompt, inputs and answer together; None if there is no limit, or it is not
+        known yet.
+        """
         if self.resolved is not None:
             return _llm.context_length(self.resolved)
         return None if self.pretrained else self.positions
@@ -143,7 +145,7 @@ class Config(TextHeadPart):
     def collate_prompts(
         self, conversations: Sequence[Conversation], limits: Sequence[int | None], processor: VLProcessor
     ) -> dict[str, NDArray[np.generic]]:
-        """``prompt_ids_NT`` and ``prompt_mask_NT``, padded on the left.
+        """Tokenize N conversations to ``prompt_ids_NT`` and ``prompt_mask_NT``, padded on the left.
 
         Raises:
             ConversationError: one cannot be answered, or has more slots than the model takes inputs.
@@ -162,8 +164,8 @@ class Config(TextHeadPart):
         return {"prompt_ids_NT": ids_NT, "prompt_mask_NT": mask_NT}
 
     def collate_targets(self, targets: Sequence[str | None], processor: VLProcessor) -> dict[str, NDArray[np.generic]]:
-        """``target_ids_NT`` and ``target_mask_NT``, padded on the left; each text with the token that ends it, all
-        padding for an unknown text.
+        """Tokenize N right answers to ``target_ids_NT`` and ``target_mask_NT``, padded on the left, each with the end
+        token; an unknown answer is all padding.
         """
         template, limit = self._prompt_template(processor), processor.config.max_target_tokens
         rows = [[] if target is None else template.tokenize_answer(target, limit) for target in targets]

@@ -1,4 +1,4 @@
-"""A small causal language model with cross-attention to the joint stream: BERT, GPT-2, BART, ELECTRA."""
+"""Settings of a small causal language model with cross-attention to the joint stream: BERT, GPT-2, BART, ELECTRA."""
 
 from __future__ import annotations
 

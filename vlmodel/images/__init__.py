@@ -1,4 +1,4 @@
-"""From an image file to a square of upright RGB pixels.
+"""Decodes image files to squares of upright RGB pixels.
 
 ``decoders/`` has one file a way of decoding, ``containers/`` the headers of the formats.
 """

@@ -1,4 +1,4 @@
-"""Encoded images as base64 text, in the variants that programs write."""
+"""Decodes images given as base64 text, in the variants that programs write."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ _URL_SAFE = bytes.maketrans(b"-_", b"+/")
 
 
 def decode_base64(text: str) -> bytes:
-    """The bytes of a base64 text: also with line breaks, in the URL-safe alphabet, without padding, or a ``data:`` URL.
+    """Decode a base64 text, also one with line breaks, in the URL-safe alphabet, without padding, or in a ``data:``
+    URL.
 
     Raises:
         ValueError: it is none of these; the message says why.

@@ -1,4 +1,4 @@
-"""Errors of bytes that cannot be decoded as an image."""
+"""The error for bytes that cannot be decoded as an image."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from vlmodel.media.base import MediumError
 
 
 class ImageError(MediumError):
-    """Bytes that are no image, or one of too many pixels."""
+    """The bytes are not an image, or the image has too many pixels."""
 
 
 def check_pixel_count(height: int, width: int, limit: int | None) -> None:
-    """Refuse an image of more pixels than ``limit``.
+    """Raise ImageError if an image has more pixels than ``limit``.
 
     Raises:
         ImageError: "too_large".
@@ -20,6 +20,6 @@ def check_pixel_count(height: int, width: int, limit: int | None) -> None:
 
 
 def image_too_large_error(size: str, limit: int | None) -> ImageError:
-    """The error for an image with too many pixels; ``size`` is its size in words."""
+    """Create the error for an image with too many pixels; ``size`` describes its size in words."""
     allowed = f"; max_pixels allows {limit}" if limit is not None else ""
     return ImageError("too_large", f"image of too many pixels ({size}){allowed}")

@@ -1,4 +1,4 @@
-"""The header of an image file: which format it is, and what its container says (``containers/``).
+"""Parses the header of an image file of any known format (``containers/``).
 
 The index, the decoders and the service all read it here. Nothing is decoded.
 """
@@ -25,7 +25,7 @@ _ENDS: dict[str, Callable[[bytes, ImageHeader], int | None]] = {
 
 
 def read_image_header(data: bytes) -> ImageHeader | None:
-    """The header of a file of a known format, by its first bytes; None for other files."""
+    """Parse the header of an image file, whose format its first bytes tell; None for unknown formats."""
     if data.startswith(b"\xff\xd8\xff"):
         return jpeg.read_jpeg_header(data)
     if data.startswith(b"\x89PNG\r\n\x1a\n"):
@@ -44,7 +44,9 @@ def read_image_header(data: bytes) -> ImageHeader | None:
 
 
 def remove_image_metadata(data: bytes, header: ImageHeader) -> bytes:
-    """The file without its metadata, at which readers may fail; the same bytes if it has none."""
+    """Remove the metadata from an image file, as readers may fail on it; the file is returned unchanged if it
+    has none.
+    """
     if header.format == "avif":
         return boxes.hide_avif_exif(data)
     if not header.metadata:
@@ -58,7 +60,7 @@ def remove_image_metadata(data: bytes, header: ImageHeader) -> bytes:
 
 
 def find_image_end(data: bytes, header: ImageHeader) -> int | None:
-    """Position after the image's last byte, whatever follows it; None if the image is cut off before it.
+    """Find the position after the image's last byte, whatever follows in the file; None if the image is cut off.
 
     Of an animation the first image counts. Formats ``WITHOUT_END`` take the whole file.
     """
@@ -67,7 +69,7 @@ def find_image_end(data: bytes, header: ImageHeader) -> int | None:
 
 
 def is_complete_image(data: bytes, header: ImageHeader) -> bool:
-    """Whether the file contains the image's end; always True for formats ``WITHOUT_END``."""
+    """Whether the file contains the end of the image; always True for formats in ``WITHOUT_END``."""
     if header.format == "jpeg" and header.scan >= 0 and not header.buffered:
         # A single scan cannot contain the end marker, and the usual file ends with it: fast to find from behind.
         return data.rfind(b"\xff\xd9", header.scan) >= 0
@@ -75,5 +77,5 @@ def is_complete_image(data: bytes, header: ImageHeader) -> bool:
 
 
 def is_plain_jpeg(header: ImageHeader | None) -> bool:
-    """Whether it is a JPEG of 8 bits, grey or in colour, that has a scan."""
+    """Whether the header is of a JPEG with 8 bits a channel, grey or in colour, that has a scan."""
     return header is not None and header.scan >= 0 and header.size is not None and header.components in (1, 3)

@@ -1,4 +1,4 @@
-"""Image files opened by Pillow: only the readers of known formats, with the size checked before anything is decoded."""
+"""Opens image files by Pillow, with readers of known formats only; the size is checked before anything is decoded."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ _BIT_DEPTH = 24
 
 
 class OpenedImage(NamedTuple):
-    """An image file that Pillow has opened without its metadata, and not decoded yet.
+    """An image file that Pillow has opened without its metadata and not decoded yet.
 
     Attributes:
         image: as it is stored.
@@ -76,12 +76,12 @@ class OpenedImage(NamedTuple):
         return value if value in range(1, 9) else 1
 
     def decode_at_reduced_size(self, side: int) -> None:
-        """Decode a JPEG at a part of its size, if that is enough for a square of this side."""
+        """Let a JPEG be decoded at 1/2, 1/4 or 1/8 of its size, if that is enough for a square of this side."""
         if self.header.format == "jpeg":
             self.image.draft(None, (DRAFT_FACTOR * side, DRAFT_FACTOR * side))
 
     def decode_upright(self) -> Image.Image:
-        """The decoded image as RGB, upright, on white where it is transparent."""
+        """Decode the image to RGB: upright, with transparent pixels on white."""
         rgb = _image_to_rgb(self.image)
         if self._exif_orientation == 1:
             return rgb
@@ -90,7 +90,7 @@ class OpenedImage(NamedTuple):
 
 @contextmanager
 def open_image(data: bytes, max_pixels: int | None = None, formats: Collection[str] = FORMATS) -> Iterator[OpenedImage]:
-    """An image file, opened by Pillow's reader of its format.
+    """Open an image file by Pillow's reader of its format, without decoding it.
 
     Args:
         max_pixels: larger images are refused; None leaves that to the caller, below what Pillow itself refuses.
@@ -129,7 +129,7 @@ def open_image(data: bytes, max_pixels: int | None = None, formats: Collection[s
 
 
 def image_extension(data: bytes) -> str | None:
-    """The usual extension of a file of one of ``FORMATS``, by its first bytes; None for other files."""
+    """Return the usual extension of an image file of one of ``FORMATS``, by its first bytes; None for other files."""
     header = read_image_header(data)
     return None if header is None else EXTENSIONS[header.format]
 
@@ -153,7 +153,7 @@ def _image_to_rgb(image: Image.Image) -> Image.Image:
 
 
 def _check_image_readable(image: Image.Image, max_pixels: int | None) -> None:
-    """Refuse colours that do not become RGB, and tiles that are larger than an image may be."""
+    """Raise ImageError for colour modes that cannot become RGB, and for tiles that are larger than an image may be."""
     if image.mode not in _MODES or (image.mode == "I" and image.format == "TIFF"):
         raise ValueError(f"pixels of mode {image.mode!r} do not become RGB; store 8 or 16 bits of grey, RGB or CMYK")
     tags: Any = getattr(image, "tag_v2", {})

@@ -1,4 +1,4 @@
-"""How images are prepared for an encoder: as when its weights were trained."""
+"""The preprocessing of images that matches the training of an encoder's weights."""
 
 from __future__ import annotations
 
@@ -16,7 +16,9 @@ IMAGENET_STD: Triple = (0.229, 0.224, 0.225)
 
 
 def as_height_and_width(value: Any) -> Any:
-    """(height, width) from one number, the side of a square, or from a list of two; other values unchanged."""
+    """Convert a setting to (height, width): one number means a square, a list of two is kept; other values stay
+    unchanged.
+    """
     if isinstance(value, int):
         return (value, value)
     return tuple(value) if isinstance(value, list) else value
@@ -29,7 +31,7 @@ ImageSize = Annotated[tuple[Pixels, Pixels], BeforeValidator(as_height_and_width
 
 @dataclass(frozen=True)
 class ImagePreprocessing:
-    """The preprocessing of images with which the weights of an encoder were trained.
+    """The image preprocessing with which the weights of an encoder were trained.
 
     Attributes:
         size: height and width of the images, in pixels.

@@ -1,4 +1,6 @@
-"""From decoded pixels to an upright square. torch is imported on first use: processes that read headers stay small."""
+"""Turns decoded pixels into an upright square. torch is imported on first use, so processes that read only headers stay
+small.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,7 @@ _INVERSE = {6: 8, 8: 6}
 
 @dataclass(frozen=True)
 class SquareResizing:
-    """How an image becomes a square: its side, cropping or padding, and the filter.
+    """Settings of how an image becomes a square: side length, crop or padding, and filter.
 
     Attributes:
         side: in pixels.
@@ -39,13 +41,13 @@ class SquareResizing:
     interpolation: Interpolation = "bilinear"
 
     def region_to_keep(self, height: int, width: int) -> tuple[int, int, int, int]:
-        """(first row, first column, height, width) of the region of an image that is kept."""
+        """The region of an image that is kept: (first row, first column, height, width)."""
         rows, columns = (min(height, width),) * 2 if self.resize == "crop" else (height, width)
         rows, columns = (max(1, round(length * self.crop)) for length in (rows, columns))
         return (height - rows) // 2, (width - columns) // 2, rows, columns
 
     def region_to_fill(self, height: int, width: int) -> tuple[int, int, int, int]:
-        """(first row, first column, height, width) of the region of the square that an image of this shape fills."""
+        """The region of the square that an image of this shape fills: (first row, first column, height, width)."""
         if self.resize != "pad":
             return 0, 0, self.side, self.side
         longest = max(height, width)
@@ -54,12 +56,12 @@ class SquareResizing:
 
     @property
     def min_source_side(self) -> int:
-        """Pixels that the shorter side of an image must have, so that resizing does not enlarge it."""
+        """The smallest shorter side, in pixels, that an image may have without being enlarged."""
         return math.ceil(self.side / self.crop)
 
 
 def rotate_upright(pixels_HWC: NDArray[np.uint8], orientation: int) -> NDArray[np.uint8]:
-    """Rotate and mirror an image by its EXIF orientation, from 1 to 8; returns a view."""
+    """Rotate and mirror an image according to its EXIF orientation (1 to 8); returns a view."""
     if orientation in (3, 4, 6, 7):
         pixels_HWC = pixels_HWC[::-1]
     if orientation in (2, 3, 7, 8):
@@ -73,7 +75,7 @@ def resize_to_square(
     out_HWC: NDArray[np.uint8] | None = None,
     orientation: int = 1,
 ) -> NDArray[np.uint8]:
-    """Turn an image upright and resize it to (side, side, 3).
+    """Rotate an image upright and resize it to (side, side, 3).
 
     torch's antialiased filters give Pillow's pixels but for rounding, several times as fast.
 
@@ -104,7 +106,7 @@ def resize_to_square(
 
 
 def _resize_image(pixels_HWC: NDArray[np.uint8], out_HWC: NDArray[np.uint8], interpolation: Interpolation) -> None:
-    """Resize a whole image into ``out_HWC``, which is contiguous."""
+    """Resize a whole image into the contiguous array ``out_HWC``."""
     import torch
 
     # interpolate()'s own operator writes into given memory, and not plane by plane. Permuted from BHWC, torch sees

@@ -1,4 +1,4 @@
-"""Small copies of images, for lists of many."""
+"""Makes small copies of images for pages that show many."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from vlmodel.media.base import DisplayCopy
 
 
 def make_thumbnail(image: bytes, side: int) -> DisplayCopy:
-    """A JPEG without metadata of at most ``side`` pixels a side.
+    """Make a JPEG without metadata of at most ``side`` x ``side`` pixels.
 
     Raises:
         ImageError: the bytes cannot be decoded.

@@ -1,1 +1,1 @@
-"""The ways in which a model uses facts, one file each; ``model.knowledge.kind`` names the file."""
+"""The ways in which a model can use facts, one file for each; ``model.knowledge.kind`` names the file."""

@@ -1,4 +1,5 @@
-"""The fact on which an answer rests, written before it: "strawberry has property red therefore yes".
+"""Trains models to name the fact that supports an answer before they answer: "strawberry has property red therefore
+yes".
 
 As rationales are (Rajani et al. 2019, arXiv:1906.02361), but quoted and not made up: what is named is one of the facts
 that the model got, so that it can be looked up, edited and checked.
@@ -22,8 +23,8 @@ THEREFORE = "therefore"
 def with_evidence(
     targets: Sequence[str | None], facts: Sequence[tuple[LinkedFact, ...]], processor: VLProcessor
 ) -> list[str | None]:
-    """Right answers with the fact before each on which it rests; an answer alone where there is no fact, or not enough
-    room for both (processor.max_target_tokens).
+    """Put before each right answer the fact that supports it. The answer stays alone if it has no fact, or if both
+    together exceed ``processor.max_target_tokens``.
     """
     written = []
     for target, of_row in zip(targets, facts, strict=True):
@@ -34,7 +35,9 @@ def with_evidence(
 
 
 def deciding_fact(target: str, facts: Sequence[LinkedFact], normalizer: Normalizer) -> LinkedFact | None:
-    """The fact on which an answer rests: one whose tail it is, else the first, which fits the text best."""
+    """Find the fact that supports an answer: one whose tail is the answer, or else the first, which fits the
+    text best.
+    """
     can_be_named = [one for one in facts if THEREFORE not in one.fact.text.casefold().split()]
     form = normalize_for_comparison(target, normalizer)
     saying = (one for one in can_be_named if normalize_for_comparison(one.fact.tail, normalizer) == form)
@@ -42,7 +45,7 @@ def deciding_fact(target: str, facts: Sequence[LinkedFact], normalizer: Normaliz
 
 
 def split_evidence(text: str) -> tuple[str, str]:
-    """The fact that a text names, "" for none, and its answer.
+    """Split a generated text into the fact that it names ("" for none) and its answer.
 
     >>> split_evidence("strawberry has property red therefore yes")
     ('strawberry has property red', 'yes')

@@ -1,4 +1,4 @@
-"""The module of ``memory``: attention from the pooled streams of a row to its facts."""
+"""The module of the knowledge part ``memory``: attention from the pooled streams of a row to its facts."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ LANGUAGE = "language"
 
 
 class FactMemory(nn.Module):
-    """A key-value memory whose entries are the facts of a row (Miller et al. 2016, arXiv:1606.03126).
+    """A key-value memory over the facts of each row (Miller et al. 2016, arXiv:1606.03126).
 
     The query is a linear map of the pooled vectors of all streams of a row, the key of a fact a linear map of its mean
     token; the weights of the facts are the softmax of their dot products. The resulting stream has the tokens of the
@@ -37,7 +37,7 @@ class FactMemory(nn.Module):
         self.value = nn.Linear(widths[LANGUAGE], config.width)
 
     def forward(self, streams: Streams, rows: Rows, facts: Tokens, fact_rows_NJ: Tensor) -> tuple[Tokens, Tensor]:
-        """The stream of N rows, and the weights of their facts (N, J).
+        """Return the stream of facts for N rows, and the weights of their facts (N, J).
 
         Args:
             streams: of which the query is made.
@@ -67,7 +67,7 @@ class FactMemory(nn.Module):
         return Tokens(x_NITD.flatten(1, 2), mask_NIT.flatten(1, 2), pooled_ND), weights_NJ
 
     def selection_loss(self, weights_NJ: Tensor, right_NJ: Tensor, weights_N: Tensor | None) -> Tensor:
-        """The negative log of the weight of the right facts, summed over the rows that have some.
+        """Compute the negative log weight of the right facts, summed over the rows that have any.
 
         Args:
             right_NJ: True for the facts that say the answer.

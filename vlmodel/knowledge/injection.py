@@ -1,4 +1,4 @@
-"""Injection: the facts of a text stand beside it as text, and the language encoder reads both."""
+"""Knowledge part ``injection``: the facts of a text are added to it as text, and the language encoder reads both."""
 
 from __future__ import annotations
 
@@ -20,7 +20,9 @@ if TYPE_CHECKING:
 
 
 class Config(KnowledgePart):
-    """Settings of facts as tokens beside the text: the model reads each word of a fact, also of one it never saw."""
+    """Settings of facts as additional tokens of a text: the model reads each word of a fact, even of facts that it
+    never saw in training.
+    """
 
     changes_texts: ClassVar[bool] = True
 
@@ -90,7 +92,7 @@ class Config(KnowledgePart):
 
 
 class _TextWithFacts(NamedTuple):
-    """The tokens of a text and of its facts.
+    """The tokens of one text and of its facts.
 
     Attributes:
         ids: of the tokens.
@@ -112,7 +114,7 @@ def _tokenize_texts_with_facts(
     *,
     before: bool,
 ) -> list[_TextWithFacts]:
-    """Tokenize distinct texts with their facts; at most ``most`` tokens of facts for each text.
+    """Tokenize distinct texts together with their facts, with at most ``most`` tokens of facts for each text.
 
     Args:
         before: the facts stand before the text, and not behind it; positions are then those of the sequence.
@@ -164,14 +166,14 @@ def _tokenize_texts_with_facts(
 
 
 def _facts_within(facts: Sequence[list[int]], most: int) -> Sequence[list[int]]:
-    """The tokens of the first facts that are together at most ``most``."""
+    """Take facts from the first on as long as they have at most ``most`` tokens together."""
     totals = accumulate(map(len, facts))
     return facts[: sum(total <= most for total in totals)]
 
 
 def _anchor_token_indices(spans: Sequence[tuple[int, int]], mention: tuple[int, int] | None) -> list[int]:
-    """Indices of the tokens to which a fact is attached: those that name its head, or the first token if none does or
-    its name was cut off.
+    """Return the indices of the tokens to which a fact is attached: those that name its head, or the first token if
+    none does or the name was cut off.
     """
     if mention is not None:
         start, stop = mention
@@ -183,8 +185,8 @@ def _anchor_token_indices(spans: Sequence[tuple[int, int]], mention: tuple[int, 
 def _visibility_matrix(
     branches: Sequence[Sequence[int]], anchors: Sequence[Sequence[Sequence[int]]], length: int, left: bool
 ) -> NDArray[np.bool_]:
-    """K-BERT's visible matrix (Liu et al. 2020, arXiv:1909.07606), (U, T, T): the tokens of the text attend to each
-    other, and those of a fact to each other and to the words that name its head, and these to them.
+    """Build K-BERT's visible matrix (Liu et al. 2020, arXiv:1909.07606), (U, T, T): tokens of the text attend to each
+    other; tokens of a fact attend to each other and, in both directions, to the words that name the fact's head.
     """
     visible_UTT = np.zeros((len(branches), length, length), np.bool_)
     for u, (of_text, anchors_of_text) in enumerate(zip(branches, anchors, strict=True)):
@@ -203,7 +205,7 @@ def _visibility_matrix(
 def _pad_to_longest(
     rows: Sequence[Sequence[int]], padding: int, left: bool
 ) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
-    """Pad rows of numbers to the longest, (U, T); also returns which numbers are no padding."""
+    """Pad rows of numbers to the longest, (U, T); also return a mask of the numbers that are no padding."""
     length = max(map(len, rows), default=0) or 1
     values_UT, mask_UT = np.full((len(rows), length), padding, np.int64), np.zeros((len(rows), length), np.bool_)
     for u, row in enumerate(rows):

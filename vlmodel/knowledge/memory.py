@@ -1,4 +1,6 @@
-"""Memory: attention from the image and the text selects among the facts of a row; those selected become a stream."""
+"""Knowledge part ``memory``: attention from image and text selects among the facts of a row; the selected facts become
+a stream.
+"""
 
 from __future__ import annotations
 
@@ -21,8 +23,8 @@ if TYPE_CHECKING:
 
 
 class Config(KnowledgePart):
-    """Settings of a memory: the ``link.top`` facts of a row are keys and values. The query is made of all streams, so
-    that what is seen in the picture selects facts too.
+    """Settings of a memory whose keys and values are the ``link.top`` facts of a row. The query is computed from all
+    streams, so that the picture too decides which facts are selected.
     """
 
     gives_stream: ClassVar[bool] = True
@@ -41,8 +43,9 @@ class Config(KnowledgePart):
     def tokenize(
         self, texts: Sequence[str], facts: Sequence[tuple[LinkedFact, ...]], processor: VLProcessor
     ) -> dict[str, NDArray[np.generic]]:
-        """The arrays of ``VLProcessor.tokenize``; ``fact_ids_MT`` int64 and ``fact_mask_MT`` bool, the tokens of the M
-        distinct facts; and ``fact_rows_NJ`` int64, for each text the rows of its facts, -1 where it has fewer than J.
+        """Tokenize texts as ``VLProcessor.tokenize`` does, and add ``fact_ids_MT`` int64 and ``fact_mask_MT`` bool, the
+        tokens of the M distinct facts, and ``fact_rows_NJ`` int64, which of these facts each text has (-1 where it has
+        fewer than J).
         """
         fact_texts = dict.fromkeys(one.fact.text for one in chain.from_iterable(facts))
         row_of = {text: row for row, text in enumerate(fact_texts)}
@@ -64,7 +67,7 @@ class Config(KnowledgePart):
     def collate_right_facts(
         self, targets: Sequence[str | None], facts: Sequence[tuple[LinkedFact, ...]], processor: VLProcessor
     ) -> dict[str, NDArray[np.generic]]:
-        """``fact_right_NJ`` bool: the facts whose tail is the answer."""
+        """Mark the facts whose tail is the right answer: ``fact_right_NJ`` bool."""
         if not self.contrast:
             return {}
         right_NJ = np.zeros((len(targets), max(1, max(map(len, facts), default=1))), np.bool_)

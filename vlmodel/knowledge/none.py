@@ -1,4 +1,4 @@
-"""No knowledge but that in the weights."""
+"""Knowledge part ``none``: the model uses no facts."""
 
 from __future__ import annotations
 

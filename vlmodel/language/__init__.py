@@ -1,1 +1,1 @@
-"""Language encoders: token ids in, ``Tokens`` out. One file for each family of encoders."""
+"""Language encoders: they take token ids and return ``Tokens``. One file for each family of encoders."""

@@ -1,4 +1,4 @@
-"""The text encoders of transformers that can be used, and how they differ.
+"""Describes the text encoders of transformers that can be used, and how they differ.
 
 They are listed because a model's settings do not tell whether padding changes its tokens, or which form of mask it
 takes without waiting for the GPU. ``tests/vlmodel/test_language.py`` checks each of them.
@@ -16,7 +16,7 @@ from vlmodel.config import ConfigError
 
 @dataclass(frozen=True)
 class EncoderArchitecture:
-    """Properties of an architecture that its settings do not tell.
+    """The properties of a transformers architecture that its configuration does not tell.
 
     Attributes:
         layers: path of its list of layers; "" if one layer is repeated.
@@ -78,7 +78,9 @@ _OF_LAYERS = ("encoder.albert_layer_groups", "encoder.relative_attention_bias", 
 
 
 def unsupported_architecture_reason(name: str) -> str | None:
-    """Why transformers' architecture ``name`` cannot be used, and which ones can; None if it can."""
+    """Explain why the transformers architecture ``name`` cannot be a text encoder, naming the ones that can; None if it
+    can.
+    """
     from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_MASKED_LM_MAPPING
 
     if name in ARCHITECTURES:
@@ -101,7 +103,7 @@ def unsupported_architecture_reason(name: str) -> str | None:
 
 
 def list_setting_names(name: str) -> set[str]:
-    """Names of the settings of the architecture ``name``."""
+    """List the names of the settings of the transformers architecture ``name``."""
     from transformers import CONFIG_MAPPING
 
     example = CONFIG_MAPPING[name]()
@@ -109,13 +111,17 @@ def list_setting_names(name: str) -> set[str]:
 
 
 def first_position_number(name: str, padding: int) -> int:
-    """The position number of the first token of a text; ``padding`` is the token id of the padding."""
+    """Return the position number that the encoder gives to the first token of a text; ``padding`` is the padding's
+    token id.
+    """
     first = ARCHITECTURES[name].first_position
     return padding + 1 if first is None else first
 
 
 def max_text_tokens(resolved: Mapping[str, Any]) -> int | None:
-    """Greatest number of tokens in a text, by transformers' configuration; None for no limit."""
+    """The greatest number of tokens of a text that an encoder with this transformers configuration takes; None for no
+    limit.
+    """
     name, positions = resolved["model_type"], resolved.get("max_position_embeddings")
     if not ARCHITECTURES[name].limited or positions is None:
         return None
@@ -123,7 +129,7 @@ def max_text_tokens(resolved: Mapping[str, Any]) -> int | None:
 
 
 def keep_first_layers(config: Any, layers: int) -> None:
-    """Change transformers' ``config`` so that only the first ``layers`` are built.
+    """Change transformers' ``config`` in place so that only the first ``layers`` layers are built.
 
     Raises:
         ConfigError: there are fewer, or the architecture cannot be cut there.
@@ -149,13 +155,15 @@ def keep_first_layers(config: Any, layers: int) -> None:
 
 
 def first_layer_paths(name: str, encoder: Any, layers: int) -> list[str]:
-    """Paths within ``encoder`` of its embeddings and its first ``layers``."""
+    """List the paths within ``encoder`` of its embeddings and its first ``layers`` layers."""
     embeddings = [child for child, _ in encoder.named_children() if "embed" in child]
     return embeddings + [f"{ARCHITECTURES[name].layers}.{i}" for i in range(layers)]
 
 
 def remove_or_freeze_unused_weights(encoder: Any) -> None:
-    """Remove or freeze weights that get no gradient: data-parallel training waits for every parameter's gradient."""
+    """Remove or freeze weights that get no gradient, as data-parallel training waits for the gradient of every
+    parameter.
+    """
     children = dict(encoder.named_modules())
     if "pooler" in children:
         encoder.register_module("pooler", None)

@@ -1,4 +1,4 @@
-"""Text towers of models that compare images and texts: CLIP's (Radford et al. 2021) and SigLIP's (Zhai et al. 2023)."""
+"""Text towers of models that compare images and texts: CLIP (Radford et al. 2021) and SigLIP (Zhai et al. 2023)."""
 
 from __future__ import annotations
 
@@ -164,7 +164,9 @@ class TextTower(parts.LanguageEncoder):
         return self.tokens_from_features(*self.compute_features(input_ids_NT, mask_NT))
 
     def compute_features(self, input_ids_NT: Tensor, mask_NT: Tensor) -> tuple[Tensor, Tensor]:
-        """The vector of each text, then its tokens (N, 1 + T, F), and which of them are real (N, 1 + T)."""
+        """Compute the features of N texts: first the vector of the whole text, then its tokens (N, 1 + T, F); and a
+        mask of which are real (N, 1 + T).
+        """
         order_NT = mask_NT.int().argsort(dim=1, descending=True, stable=True)
         mask_NT = mask_NT.take_along_dim(order_NT, 1)
         ids_NT = input_ids_NT.take_along_dim(order_NT, 1).masked_fill(~mask_NT, self.padding)
@@ -225,14 +227,14 @@ def _unsupported_architecture_reason(architecture: str) -> str | None:
 
 
 def _text_tower_class(architecture: str) -> Any:
-    """transformers' class of a text tower; its ``AutoModel`` finds only the whole model of images and texts."""
+    """Find transformers' class of the text tower alone; ``AutoModel`` would load the image tower too."""
     from transformers import CLIPTextModel, SiglipTextModel
 
     return {"clip_text_model": CLIPTextModel, "siglip_text_model": SiglipTextModel}[architecture]
 
 
 def _open_text_tower_config(source: str) -> Any:
-    """transformers' configuration of the text tower of the model in a folder or on the hub.
+    """Read transformers' configuration of the text tower of a model in a folder or on the hub.
 
     Raises:
         WeightsError: it cannot be opened.

@@ -1,4 +1,4 @@
-"""Text encoders of the transformers library: BERT, RoBERTa, XLNet, DistilBERT, ..., pretrained or from scratch."""
+"""Text encoders of the transformers library: BERT, RoBERTa, XLNet, DistilBERT, ..., pretrained or new."""
 
 from __future__ import annotations
 
@@ -149,7 +149,7 @@ class Config(parts.LanguagePart):
         return self.model_copy(update={"layers": 0, "frozen": frozen, "frozen_layers": 0})
 
     def transformers_config(self) -> Any:
-        """transformers' configuration of the resolved encoder, with the layers that are kept.
+        """transformers' configuration of the encoder that is built, with only the layers that are kept.
 
         Raises:
             ConfigError: there are fewer layers than ``layers`` or ``frozen_layers``, or one layer is repeated.
@@ -296,7 +296,9 @@ class TransformerEncoder(parts.LanguageEncoder):
     def _encode_with_layout(
         self, input_ids_NT: Tensor, mask_NT: Tensor, layout: parts.TokenLayout, order_NT: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Encode tokens with the positions and the attention of a layout, which has them in the tokenizer's order."""
+        """Encode tokens with the positions and the attention mask of a ``TokenLayout``, in which they are in the
+        tokenizer's order.
+        """
         if self._name not in _architectures.ARRANGING:
             raise ConfigError(
                 f"model.knowledge.layout='tree' arranges tokens, and {self._name!r} knows their order only; use one "
@@ -360,7 +362,9 @@ class TransformerEncoder(parts.LanguageEncoder):
 
 
 def _cls_first_indices(mask_NT: Tensor, cls: Literal["first", "last"]) -> Tensor:
-    """Indices (N, T) that sort tokens: the classification token, then the other real tokens, then the padding."""
+    """Return indices (N, T) that sort tokens: first the classification token, then the other real tokens, then
+    padding.
+    """
     rank_NT = mask_NT.int()
     if cls == "last":
         rank_NT = rank_NT + _last_token_mask(mask_NT)
@@ -368,5 +372,5 @@ def _cls_first_indices(mask_NT: Tensor, cls: Literal["first", "last"]) -> Tensor
 
 
 def _last_token_mask(mask_NT: Tensor) -> Tensor:
-    """True at the last real token of each row (N, T)."""
+    """Mask the last real token of each row (N, T)."""
     return mask_NT & (mask_NT.flip(1).cumsum(1).flip(1) == 1)

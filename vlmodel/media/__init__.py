@@ -1,1 +1,3 @@
-"""Media: what the bytes of a sample's input are. One file a medium; its name is the medium's."""
+"""Media: the kinds of data that the bytes of a sample's input can be, one file for each medium, which has the medium's
+name.
+"""

@@ -1,4 +1,4 @@
-"""Numbers in lines of text: CSV files of programs and of spreadsheets."""
+"""Parses numbers from lines of text: CSV files that programs or spreadsheets wrote."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ if TYPE_CHECKING:
 
 
 class NamedNumbers(NamedTuple):
-    """Numbers, and the names of their columns; none where the file has no names."""
+    """A table of numbers and the names of its columns; no names if the file has none."""
 
     x_TC: NDArray[np.float32]
     names: list[str]
 
 
 def parse_csv_numbers(data: bytes, columns: Sequence[str], check_count: Callable[[int, int], None]) -> NamedNumbers:
-    """The numbers of a file in UTF-8, with or without a byte order mark.
+    """Parse the numbers of a UTF-8 file, with or without a byte order mark.
 
     Cells are separated by semicolons, tabs or commas, whichever of these the first line has. Where that is no comma, a
     comma in a number is its decimal point. A first line that is not all numbers names the columns; then those columns
@@ -77,7 +77,7 @@ def _split_cells(line: str, delimiter: str) -> list[str]:
 def _find_column_indices(
     columns: Sequence[str], names: Sequence[str], lines: Sequence[str], delimiter: str, width: int
 ) -> list[int]:
-    """Which columns are read."""
+    """Find the indices of the columns that are read."""
     if columns:
         for column in columns:
             if names.count(column) != 1:

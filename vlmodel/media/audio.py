@@ -1,4 +1,4 @@
-"""Sounds, from WAV, FLAC, MP3 and Ogg files, decoded by libsndfile (soundfile)."""
+"""Decodes sounds from WAV, FLAC, MP3 and Ogg files by libsndfile (soundfile)."""
 
 from __future__ import annotations
 
@@ -38,8 +38,8 @@ class Sound(NamedTuple):
 
 
 class AudioMedium(Medium):
-    """Sound files. ``CheckLimits.verify="decode"`` decodes a whole file, block by block; "header" reads its header, and
-    checks that no bytes of a WAV file are missing.
+    """The medium of sound files. ``CheckLimits.verify="decode"`` decodes a whole file, block by block; "header" reads
+    only its header, and checks that a WAV file is not cut off.
     """
 
     name: ClassVar[str] = "audio"
@@ -65,7 +65,7 @@ class AudioMedium(Medium):
             }
 
     def display_copy(self, data: bytes) -> DisplayCopy:
-        """The first 20 seconds as FLAC, of 16 bits."""
+        """Encode the first 20 seconds as FLAC with 16 bits."""
         import soundfile
 
         sound = decode_audio(data, CheckLimits(), _SHOWN_SECONDS)
@@ -76,7 +76,7 @@ class AudioMedium(Medium):
 
 
 def decode_audio(data: bytes, limits: CheckLimits, seconds: float | None = None) -> Sound:
-    """Decode a sound, or only its first ``seconds``.
+    """Decode a sound file, or only its first ``seconds``.
 
     No more memory is taken than ``limits.max_values`` numbers need, whatever the header says.
 
@@ -97,7 +97,7 @@ def decode_audio(data: bytes, limits: CheckLimits, seconds: float | None = None)
 
 
 def to_mono(sound: Sound, rate: int) -> NDArray[np.float32]:
-    """The mean of the channels, resampled to ``rate`` samples a second (libswresample), (T,)."""
+    """Average the channels and resample the result to ``rate`` samples a second (libswresample), (T,)."""
     x_T = sound.x_TC.mean(axis=1, dtype=np.float32) if sound.x_TC.shape[1] > 1 else sound.x_TC[:, 0]
     if sound.rate == rate:
         return np.ascontiguousarray(x_T)
@@ -114,7 +114,7 @@ def to_mono(sound: Sound, rate: int) -> NDArray[np.float32]:
 
 @contextmanager
 def _open_audio_file(data: bytes, limits: CheckLimits) -> Iterator[soundfile.SoundFile]:
-    """Open a sound file whose header is within the limits.
+    """Open a sound file and check that its header is within the limits.
 
     Raises:
         MediumError: as ``decode_audio``, also for errors while it is read.
@@ -152,7 +152,7 @@ def _check_audio_header(file: soundfile.SoundFile, limits: CheckLimits) -> None:
 
 
 def _read_audio_blocks(file: soundfile.SoundFile, wanted: int) -> Iterator[NDArray[np.float32]]:
-    """The next ``wanted`` samples, or as many as the file has, in blocks (T, C).
+    """Yield the next ``wanted`` samples in blocks (T, C), or fewer if the file ends.
 
     Raises:
         MediumError: not_finite.

@@ -25,7 +25,7 @@ Fact = int | float | str
 
 
 class MediumError(ExpectedError, ValueError):
-    """Bytes that are no valid input of a medium. Picklable.
+    """The bytes are not a valid input of their medium. Picklable.
 
     Attributes:
         reason: what is wrong, for programs.
@@ -42,7 +42,7 @@ class MediumError(ExpectedError, ValueError):
 
 
 class CheckLimits(ConfigSection):
-    """Limits that a valid input must keep, and how thoroughly it is checked."""
+    """The limits that a valid input must keep, and how thoroughly it is checked."""
 
     max_bytes: int = Field(256 << 20, ge=1)
     """Bytes of a file."""
@@ -61,7 +61,7 @@ class CheckLimits(ConfigSection):
 
 
 class DisplayCopy(NamedTuple):
-    """A file for people, in a format that browsers show, and its media type, such as "image/png"."""
+    """A small file for people in a format that browsers show, with its media type, such as "image/png"."""
 
     data: bytes
     media_type: str
@@ -82,15 +82,15 @@ class Medium(ABC):
 
     @abstractmethod
     def check_file(self, data: bytes, limits: CheckLimits) -> dict[str, Fact]:
-        """Check a file, and return what the index holds of it: a value for each of ``columns``.
+        """Check a file, and return the values that the index stores about it, one for each of ``columns``.
 
         Raises:
             MediumError: it is not valid, or beyond a limit.
         """
 
     def display_copy(self, data: bytes) -> DisplayCopy | None:
-        """A small copy of a valid file without what it says beside its content, such as place, device and names; None
-        where there is none, or it would be large. It may differ from the file in what people do not notice.
+        """Make a small copy of a valid file without its metadata, such as place, device and names; None if there is
+        none, or it would be large. The copy may differ in ways that people do not notice.
 
         Raises:
             MediumError: it is not valid.
@@ -99,7 +99,7 @@ class Medium(ABC):
 
 
 def check_file_size(data: bytes, limits: CheckLimits, medium: str) -> None:
-    """Refuse a file without bytes or with too many.
+    """Raise MediumError for an empty file or one that is too large.
 
     Raises:
         MediumError: empty or too_large.

@@ -1,4 +1,4 @@
-"""Checks of image files: first the size, which is read from the header, then the pixels, which are decoded.
+"""Checks image files: first the size, which the header states, then the pixels, by decoding them.
 
 A block that a disk or a transfer has lost reads as zeros. PNG has checksums against that, but a JPEG decoder takes
 zeros for pixels, so they are searched for here. Valid data may have long runs of zeros too (one colour in optimised
@@ -35,7 +35,8 @@ _UNCHECKED = ("jpeg", "webp", "tiff", "jpeg2000", "avif", "heif")
 
 
 class ImageMedium(Medium):
-    """Image files; of an animation or of several pages the first image. The size is that of the upright image.
+    """The medium of image files; of an animation or a file with several pages the first image. Sizes are those of the
+    upright image.
 
     "decode" decodes all of it; a JPEG at an eighth of its size, which reads all of its entropy code at a fraction of
     the cost. "header" reads the header and checks that the picture's end is there. Borders of lost blocks are counted
@@ -50,7 +51,9 @@ class ImageMedium(Medium):
     """``format`` is one of ``vlmodel.images.pillow.FORMATS``; the size is in pixels."""
 
     def display_copy(self, data: bytes) -> DisplayCopy:
-        """At most 512 pixels a side; small images, of which JPEG would blur the edges, as PNG."""
+        """Shrink the image to at most 512 pixels a side; small images, of which JPEG would blur the edges,
+        become PNG.
+        """
         with open_image(data) as opened:
             picture = opened.decode_upright()
         picture.thumbnail((_SHOWN_SIDE, _SHOWN_SIDE), Image.Resampling.LANCZOS)
@@ -75,7 +78,9 @@ class ImageMedium(Medium):
 
 
 def _check_plain_jpeg(data: bytes, header: ImageHeader, verify: Verify) -> dict[str, Fact] | None:
-    """As ``_check_opened_image``, without Pillow, which is slower. None if only Pillow can tell whether it is valid."""
+    """Check a plain JPEG without Pillow, which is slower; otherwise as ``_check_opened_image``. None if only Pillow can
+    tell whether it is valid.
+    """
     if header.size is None or not is_plain_jpeg(header):
         return None
     if verify == "decode":
@@ -112,7 +117,7 @@ def _truncated_image_error(name: str, data: bytes) -> ImageError:
 
 
 def _decodes_cleanly(jpeg: bytes) -> bool:
-    """Whether libjpeg decodes the file without a warning; this takes less time than by Pillow."""
+    """Whether libjpeg decodes the file without a warning; it is faster than Pillow."""
     try:
         simplejpeg.decode_jpeg(jpeg, "GRAY", min_height=1, min_width=1)
     except ValueError:
@@ -121,7 +126,8 @@ def _decodes_cleanly(jpeg: bytes) -> bool:
 
 
 def _find_zeroed_block(data: bytes, header: ImageHeader) -> int | None:
-    """Offset of a run of zeros that covers whole blocks of 512 bytes and no more; None if there is none.
+    """Find a run of zeros that covers whole blocks of 512 bytes and no more, as after a disk fault; returns its offset,
+    or None.
 
     Blocks are counted from the first byte, as the data of a tar's member begins on a block. A run within metadata, or
     behind the picture, does not count: no pixel is lost.

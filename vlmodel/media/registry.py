@@ -1,4 +1,4 @@
-"""The media that exist, found by their files."""
+"""Finds the media that exist by their files."""
 
 from __future__ import annotations
 
@@ -14,13 +14,15 @@ _OTHERS = ("base", "registry")
 
 @functools.cache
 def all_media() -> dict[str, Medium]:
-    """Every medium by its name: the ``MEDIUM`` of each file of this package, and of others (``VLMODEL_PARTS``)."""
+    """Map each medium's name to it: the ``MEDIUM`` of each file of this package, and of packages in
+    ``VLMODEL_PARTS``.
+    """
     files = {name: module for name, module in find_public_modules(package.__name__).items() if name not in _OTHERS}
     return {name: importlib.import_module(module).MEDIUM for name, module in files.items()}
 
 
 def medium_of_extension(extension: str) -> Medium | None:
-    """The medium of files with this extension (without the dot, in any case); None for an unknown one."""
+    """Find the medium of files with this extension (without the dot, in any case); None for an unknown one."""
     return _media_by_extension().get(extension.lower())
 
 

@@ -1,4 +1,6 @@
-"""Rows: structured values by the names of their columns, in a JSON object of one level (``KEY.row.json``)."""
+"""The medium ``row``: structured values by the names of their columns, as a JSON object of one level
+(``KEY.row.json``).
+"""
 
 from __future__ import annotations
 
@@ -30,13 +32,13 @@ class RowMedium(Medium):
         return {"columns": len(row), "missing": sum(value is None for value in row.values())}
 
     def display_copy(self, data: bytes) -> DisplayCopy:
-        """All columns."""
+        """Return all columns, as JSON."""
         row = decode_json_row(data, CheckLimits().max_values)
         return DisplayCopy(json.dumps(row, ensure_ascii=False).encode(), "application/json")
 
 
 def decode_json_row(data: bytes, max_values: int) -> Row:
-    """Parse a row of a table from a JSON object.
+    """Parse a JSON object as a row of a table.
 
     Raises:
         MediumError: undecodable: no JSON in UTF-8; wrong_shape: no object, or a value that is a list or an object;

@@ -1,4 +1,4 @@
-"""Series: numbers over time, from NumPy's ``.npy`` files or from ``.csv``."""
+"""The medium ``series``: numbers over time, from NumPy's ``.npy`` files or from ``.csv``."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _HEADERS = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0
 
 
 class SeriesMedium(Medium):
-    """T time steps of C numbers each.
+    """The medium of series with T time steps of C numbers each.
 
     A ``.npy`` file holds an array (T, C) or (T,) of integers, floats or booleans. A ``.csv`` file has a line for each
     time step, with commas, semicolons or tabs between its numbers; a first line may name the columns.
@@ -43,7 +43,7 @@ class SeriesMedium(Medium):
         return {"format": "npy" if is_npy else "csv", "length": length, "channels": channels}
 
     def display_copy(self, data: bytes) -> DisplayCopy | None:
-        """The columns of numbers, by their names, as CSV with commas; None for more than 200,000 numbers."""
+        """Write the named columns as CSV with commas; None for more than 200,000 numbers."""
         x_TC, names = _decode_named(data, CheckLimits().max_values)
         if x_TC.size > _SHOWN_VALUES:
             return None
@@ -53,7 +53,7 @@ class SeriesMedium(Medium):
 
 
 def decode_series(data: bytes, max_values: int, columns: Sequence[str] = ()) -> NDArray[np.float32]:
-    """Decode a series to an array (T, C) with at least one number; all are finite.
+    """Decode a series to an array (T, C) of finite numbers, at least one.
 
     Nothing is unpickled, and no more memory is taken than the file's size and ``max_values`` allow.
 

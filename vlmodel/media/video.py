@@ -1,4 +1,4 @@
-"""Videos from MP4, MOV, MKV and WebM files, decoded by FFmpeg (PyAV): exact frames with their times."""
+"""Decodes videos from MP4, MOV, MKV and WebM files by FFmpeg (PyAV): exact frames with their times."""
 
 from __future__ import annotations
 
@@ -42,12 +42,13 @@ class VideoTimeline(NamedTuple):
         return len(self.pts_T)
 
     def frames_shown_at(self, seconds: Sequence[float]) -> NDArray[np.int64]:
-        """The frames that are shown at these times: the last one that began."""
+        """Find the frame that is shown at each of these times: the last one that began."""
         at_T = np.searchsorted(self.seconds_T, np.asarray(seconds) + 1e-9, side="right") - 1
         return np.clip(at_T, 0, len(self) - 1)
 
     def evenly_spaced_frames(self, count: int, shift: float | Sequence[float] = 0.5) -> NDArray[np.int64]:
-        """Numbers of at most ``count`` frames: one of each of ``count`` equally long parts of the video, each once.
+        """Choose at most ``count`` different frames, one from each of ``count`` equally long parts of the video;
+        returns their numbers.
 
         Args:
             shift: place of the frame within its part, from 0 to 1; or a number for each part.
@@ -57,8 +58,8 @@ class VideoTimeline(NamedTuple):
 
 
 class VideoMedium(Medium):
-    """Video files. ``CheckLimits.verify="header"`` reads the times of all frames, and decodes the first frame only;
-    "decode" decodes all frames.
+    """The medium of video files. ``CheckLimits.verify="header"`` reads the times of all frames and decodes only the
+    first frame; "decode" decodes all.
 
     A frame's width and height are those of the upright picture: files of telephones say how it is to be turned.
     """
@@ -93,8 +94,8 @@ class VideoMedium(Medium):
             }
 
     def display_copy(self, data: bytes) -> DisplayCopy | None:
-        """The pictures alone, as they are coded, in an MP4 file; None for a turned video, whose turn would be lost, and
-        for one of more than 4 MB.
+        """Copy the pictures without re-encoding into an MP4 file without sound; None for a rotated video, whose
+        rotation would be lost, and for more than 4 MB.
         """
         import av
 
@@ -120,7 +121,7 @@ def read_video_timeline(data: bytes, limits: CheckLimits) -> VideoTimeline:
 def decode_video(
     data: bytes, limits: CheckLimits, choose: Callable[[VideoTimeline], NDArray[np.int64]]
 ) -> Iterator[tuple[float, NDArray[np.uint8]]]:
-    """Decode chosen frames of a video: the time of each in seconds, and its upright RGB pixels (H, W, 3), in order.
+    """Decode chosen frames of a video: for each its time in seconds and its upright RGB pixels (H, W, 3), in order.
 
     For each frame decoding starts at the last key frame before it, and stops at exactly that frame. One frame is in
     memory at a time.
@@ -143,7 +144,7 @@ def decode_video(
 
 @contextmanager
 def _open_video_file(data: bytes, limits: CheckLimits) -> Iterator[tuple[InputContainer, av.VideoStream]]:
-    """Open a video file whose header is within the limits; gives the container and its video stream.
+    """Open a video file and check that its header is within the limits; yields the container and its video stream.
 
     Raises:
         MediumError: as ``decode_video``, also for errors while it is read.
@@ -167,7 +168,7 @@ def _open_video_file(data: bytes, limits: CheckLimits) -> Iterator[tuple[InputCo
 
 
 def _is_truncated_mp4(data: bytes) -> bool:
-    """Whether the file ends within one of the MP4 boxes of its top level."""
+    """Whether an MP4 file ends within one of its top-level boxes."""
     at = 0
     while data[4:8] == b"ftyp" and at + 16 <= len(data):
         size = int.from_bytes(data[at : at + 4], "big")
@@ -270,7 +271,7 @@ def _upright_size(height: int, width: int, rotation: float) -> tuple[int, int]:
 
 
 def _has_variable_frame_rate(timeline: VideoTimeline) -> bool:
-    """Whether frames are shown for unequal times; differences by rounding to the time base do not count."""
+    """Whether frames are shown for unequal times, apart from rounding to the time base."""
     steps_T = np.diff(timeline.pts_T)
     return bool(len(steps_T)) and int(steps_T.max() - steps_T.min()) > 1
 

@@ -1,4 +1,6 @@
-"""A baseline for question answering: the most frequent training answer to the same question, without the image."""
+"""A baseline of question answering that ignores the image: it gives the most frequent training answer to the same
+question.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,7 @@ from vlmodel.answers import Normalizer, normalize_for_comparison
 
 @dataclass(frozen=True)
 class AnswerPrior:
-    """Answers each question by its most frequent answer in the training data, without looking at the image.
+    """Answers each question by its most frequent answer in the training data, ignoring the image.
 
     Attributes:
         majority: the most frequent answer.
@@ -24,7 +26,7 @@ class AnswerPrior:
 
     @classmethod
     def learn(cls, pairs: Iterable[tuple[str, str]], normalizer: Normalizer = "none") -> AnswerPrior:
-        """Learn from (question, answer) pairs. Of equally frequent answers the alphabetically first counts.
+        """Learn from (question, answer) pairs. Of equally frequent answers the alphabetically first is used.
 
         Args:
             normalizer: answers with the same normal form are one answer, in its most frequent spelling.
@@ -46,11 +48,13 @@ class AnswerPrior:
         return cls(spelling[_most_frequent(forms)], by_question)
 
     def predict(self, questions: Sequence[str]) -> list[str]:
-        """The answer to each question."""
+        """Return the most frequent training answer to each question, or the overall most frequent one for a new
+        question.
+        """
         return [self.by_question.get(question, self.majority) for question in questions]
 
     def to_dict(self) -> dict[str, Any]:
-        """The baseline as plain values. Questions whose answer is the majority's are left out."""
+        """Return the baseline as plain values. Questions whose answer is the overall most frequent one are left out."""
         others = {question: answer for question, answer in self.by_question.items() if answer != self.majority}
         return {"majority": self.majority, "by_question": others}
 

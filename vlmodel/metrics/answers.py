@@ -1,4 +1,4 @@
-"""Answers to questions about images: agreement with several annotators."""
+"""Metrics of answers to questions about images: agreement with several annotators."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from vlmodel.answers import normalize_vqa_answer
 
 
 def vqa_accuracy(predicted: Sequence[str], references: Sequence[Sequence[str]]) -> dict[str, float]:
-    """``vqa_accuracy``, the mean of ``annotator_agreement`` over all questions.
+    """Compute ``vqa_accuracy``, the mean of ``annotator_agreement`` over all questions.
 
     Args:
         references: the annotators' answers to each question, at least one; VQA v2 has ten.
@@ -18,7 +18,8 @@ def vqa_accuracy(predicted: Sequence[str], references: Sequence[Sequence[str]]) 
 
 
 def annotator_agreement(predicted: str, references: Sequence[str]) -> float:
-    """How far annotators agree with an answer, from 0 to 1: the rule of VQA (Antol et al. 2015, arXiv 1505.00468).
+    """Measure how far annotators agree with an answer, from 0 to 1, by the rule of VQA (Antol et al. 2015, arXiv
+    1505.00468).
 
     Leave out one annotator; the score is the number of the others who gave the answer, divided by 3, and at most 1;
     this is averaged over the annotator left out. Fewer than four annotators cannot agree three times with one left out:

@@ -1,4 +1,4 @@
-"""Calibration: how far predicted probabilities are from observed frequencies."""
+"""Measures calibration: how far predicted probabilities are from observed frequencies."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torchmetrics.functional.classification import binary_calibration_error
 
 
 def calibration_error(probabilities: Sequence[float], happened: Sequence[bool], bins: int = 15) -> dict[str, float]:
-    """``ece``, the expected calibration error (Guo et al. 2017, arXiv 1706.04599).
+    """Compute ``ece``, the expected calibration error (Guo et al. 2017, arXiv 1706.04599).
 
     Args:
         probabilities: of the best answer, or of a match.

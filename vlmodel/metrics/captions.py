@@ -1,4 +1,4 @@
-"""Captions against the captions that people gave: the metrics of the COCO caption evaluation (arXiv 1504.00325)."""
+"""Compares captions with those that people gave, by the metrics of the COCO caption evaluation (arXiv 1504.00325)."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _MARKS = frozenset(_STOPS + "`'\"()[]{},:;-–—‘’“”«»、，：；（
 
 
 def tokenize_caption(caption: str) -> str:
-    """The words of a caption as the metrics count them: lower case, without punctuation, separated by blanks.
+    """Split a caption into words as the metrics do: lower case, without punctuation, joined by spaces.
 
     The COCO evaluation uses the Penn Treebank tokens of a Java program without quotes, brackets, stops, commas, colons
     and dashes. NLTK makes the same tokens: "isn't" is two, "t-shirt" is one, "$", "&" and "%" stay. They differ for
@@ -40,7 +40,7 @@ def tokenize_caption(caption: str) -> str:
 
 
 def caption_scores(predicted: Sequence[str], references: Sequence[Sequence[str]]) -> dict[str, float]:
-    """``bleu_1`` to ``bleu_4``, ``rouge_l`` and ``cider`` of one caption for each image, over the whole corpus.
+    """Compute ``bleu_1`` to ``bleu_4``, ``rouge_l`` and ``cider`` of one caption for each image, over the whole corpus.
 
     BLEU (Papineni et al. 2002), ROUGE-L (Lin 2004) and CIDEr-D (Vedantam et al. 2015, arXiv 1411.5726) are those of
     pycocoevalcap, from 0 to 1, CIDEr from 0 to 10. CIDEr weighs words by how few images have them in their references:
@@ -63,18 +63,18 @@ def caption_scores(predicted: Sequence[str], references: Sequence[Sequence[str]]
 
 
 def drop_wordless_references(references: Iterable[Sequence[str]]) -> list[list[str]]:
-    """The references of each image that have a word; a caption cannot be scored against others."""
+    """Drop references without a word, as a caption cannot be scored against them."""
     return [[caption for caption in captions if tokenize_caption(caption)] for captions in references]
 
 
 def cider_per_image(predicted: Sequence[str], references: Sequence[Sequence[str]]) -> np.ndarray:
-    """The CIDEr-D of each image's caption; their mean is the ``cider`` of ``caption_scores``."""
+    """Compute the CIDEr-D of each image's caption; their mean is the ``cider`` of ``caption_scores``."""
     results, truths = _tokenized_captions(predicted, references)
     return np.asarray(Cider().compute_score(truths, results)[1], np.float64)
 
 
 def rouge_l_of_each(predicted: Sequence[str], references: Sequence[Sequence[str]]) -> np.ndarray:
-    """The ROUGE-L of each text; their mean is the ``rouge_l`` of ``caption_scores``."""
+    """Compute the ROUGE-L of each text; their mean is the ``rouge_l`` of ``caption_scores``."""
     if not predicted:
         return np.zeros(0)
     results, truths = _tokenized_captions(predicted, references)
@@ -82,7 +82,7 @@ def rouge_l_of_each(predicted: Sequence[str], references: Sequence[Sequence[str]
 
 
 def most_typical_caption(captions: Iterable[str], limit: int = 20_000, seed: int = 0) -> str:
-    """The training caption that is most similar to all others: the baseline that gives one caption for all images.
+    """Find the training caption that is most similar to all others: a baseline that gives one caption for all images.
 
     Similarity is CIDEr's, the cosine of n-grams of one to four words weighted by their rarity. It is the consensus
     caption of Devlin et al. 2015 (arXiv 1505.04467) of the whole training split. The mean cosine with all captions is
@@ -124,8 +124,8 @@ def consensus_captions(candidates: Sequence[Sequence[str]]) -> list[str]:
 
 
 def _ngram_vectors(words: Sequence[str]) -> list[Any]:
-    """TF-IDF vectors of tokenized captions, sparse (N, V), of length one or zero: one matrix each for n-grams of one to
-    four words.
+    """Compute TF-IDF vectors of tokenized captions, sparse (N, V), of length one or zero: one matrix each for n-grams
+    of one to four words.
     """
     vectors = []
     for n in range(1, 5):
@@ -136,7 +136,7 @@ def _ngram_vectors(words: Sequence[str]) -> list[Any]:
 
 
 def _most_typical_row(vectors: Sequence[Any]) -> int:
-    """The row with the greatest mean cosine with all rows; the first of several."""
+    """Find the row with the greatest mean cosine to all rows; the first of several."""
     similarity_N = sum(vectors_NV @ np.asarray(vectors_NV.mean(axis=0)).ravel() for vectors_NV in vectors)
     return int(np.argmax(similarity_N))
 
@@ -144,7 +144,7 @@ def _most_typical_row(vectors: Sequence[Any]) -> int:
 def _tokenized_captions(
     predicted: Sequence[str], references: Sequence[Sequence[str]]
 ) -> tuple[dict[int, list[str]], dict[int, list[str]]]:
-    """The input of pycocoevalcap: the tokenized captions and references of each image."""
+    """Build the input of pycocoevalcap: the tokenized captions and references of each image."""
     results = {image: [tokenize_caption(caption)] for image, caption in enumerate(predicted)}
     truths = {image: list(filter(None, map(tokenize_caption, captions))) for image, captions in enumerate(references)}
     if empty := [image for image, captions in truths.items() if not captions]:

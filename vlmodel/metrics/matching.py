@@ -1,4 +1,4 @@
-"""Image-text matching: does the text belong to the image?"""
+"""Metrics of image-text matching: does the text belong to the image?"""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from vlmodel.metrics.calibration import calibration_error
 def matching_scores(
     probabilities: Sequence[float], matches: Sequence[bool], threshold: float = 0.5
 ) -> dict[str, float]:
-    """``accuracy``, ``balanced_accuracy``, ``roc_auc`` and ``ece``, beside those of a constant answer (``floor_...``).
+    """Compute ``accuracy``, ``balanced_accuracy``, ``roc_auc`` and ``ece``, and the same metrics of a constant answer
+    (``floor_...``).
 
     Pairs of one class only have no ``balanced_accuracy`` and no ``roc_auc``. ``floor_accuracy`` is that of the more
     frequent class of these very pairs; no constant answer does better.

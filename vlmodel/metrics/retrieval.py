@@ -1,4 +1,4 @@
-"""Retrieval in both directions: which image belongs to a text, which texts belong to an image."""
+"""Metrics of retrieval in both directions: which image belongs to a text, which texts belong to an image."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ _BLOCK = 2**24
 
 
 def retrieval_scores(image_BD: Tensor, text_ND: Tensor, text_image_N: Tensor) -> dict[str, float]:
-    """Recall at 1, 5 and 10 and the median rank, in each direction, beside the recall of a random order.
+    """Compute the recall at 1, 5 and 10 and the median rank in each direction, and the recall of a random order for
+    comparison.
 
     Similarity is the dot product; give vectors of length one for the cosine. A text must find its image; an image must
     find any one of its texts: its rank is that of the best of them among the texts of other images. Ties count against
@@ -45,8 +46,8 @@ def retrieval_scores(image_BD: Tensor, text_ND: Tensor, text_image_N: Tensor) ->
 
 
 def retrieval_ranks(image_BD: Tensor, text_ND: Tensor, text_image_N: Tensor) -> dict[str, Tensor]:
-    """The ranks behind ``retrieval_scores``, from 1: ``text_to_image`` of each text's image, and ``image_to_text`` of
-    the best text of each image that has texts.
+    """Compute the ranks behind ``retrieval_scores``, from 1: ``text_to_image`` of each text's image, and
+    ``image_to_text`` of the best text of each image that has texts.
 
     Raises:
         ValueError: numbers that are not finite.
@@ -74,7 +75,7 @@ def _ranks_of_images(image_BD: Tensor, text_ND: Tensor, text_image_N: Tensor) ->
 
 
 def _ranks_of_texts(image_BD: Tensor, text_ND: Tensor, text_image_N: Tensor) -> Tensor:
-    """The rank of each image's most similar own text among the texts of all other images; 1 is the best rank."""
+    """Rank each image's most similar own text among the texts of all other images; 1 is the best rank."""
     rows, ranks = max(1, _BLOCK // len(text_ND)), []
     for image_b in torch.arange(len(image_BD), device=text_ND.device).split(rows):
         similarity_bN = image_BD[image_b] @ text_ND.T
@@ -85,7 +86,8 @@ def _ranks_of_texts(image_BD: Tensor, text_ND: Tensor, text_image_N: Tensor) -> 
 
 
 def random_recall_of_images(texts_B: Tensor, k: int) -> Tensor:
-    """The probability, for each image, that one of its texts is among ``k`` texts drawn at random without replacement.
+    """Compute, for each image, the probability that one of its texts is among ``k`` texts drawn at random without
+    replacement.
 
     Args:
         texts_B: number of texts of each image.

@@ -1,5 +1,5 @@
-"""Per-example scores whose mean is the metric by which models are compared, so that two models can be compared row by
-row.
+"""Scores of single rows whose mean is the metric by which models are compared, so that two models can be compared row
+by row.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 @dataclass(frozen=True)
 class ExampleScores:
-    """Scores of N rows. The metric is the mean over the groups of the mean over their rows.
+    """The scores of N rows. The metric is the mean over groups of the mean score in each group.
 
     Attributes:
         score_N: such as 0 or 1 for a wrong or right answer, or the CIDEr-D of a caption.
@@ -32,7 +32,7 @@ class ExampleScores:
     def with_one_group(
         cls, score_N: NDArray[np.float64], sample_R: NDArray[np.int64], row_N: NDArray[np.int64], binary: bool
     ) -> ExampleScores:
-        """Scores in a single group, so that the metric is their plain mean.
+        """Put all scores in a single group, so that the metric is their plain mean.
 
         Args:
             sample_R: number of the sample of each of all answered rows.
@@ -44,12 +44,12 @@ class ExampleScores:
 
     @property
     def metric_value(self) -> float:
-        """The metric by which models are compared."""
+        """The value of the metric by which models are compared."""
         groups = np.unique(self.group_N)
         return float(np.mean([self.score_N[self.group_N == group].mean() for group in groups]))
 
     def select_rows(self, mask_R: NDArray[np.bool_]) -> ExampleScores:
-        """The scores of some of all answered rows."""
+        """Select the scores of some rows, by a mask over all answered rows."""
         mask_N = mask_R[self.row_N]
         selected = {name: getattr(self, name)[mask_N] for name in ("score_N", "group_N", "image_N", "row_N")}
         return replace(self, **selected)

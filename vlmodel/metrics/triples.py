@@ -1,4 +1,4 @@
-"""Link prediction: the rank of a fact's tail among all tails, without the others that are right, too."""
+"""Link prediction: ranks the right tail of each fact among all tails, leaving out other tails that are right, too."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def filtered_ranks(
     target_N: NDArray[np.int64],
     known: Sequence[Collection[int]],
 ) -> NDArray[np.int64]:
-    """The rank of each query's tail, from 1 ("filtered", Bordes et al. 2013, section 4.1).
+    """Compute the rank of each query's tail, from 1 ("filtered" ranks, Bordes et al. 2013, section 4.1).
 
     Similarity is the dot product. Ties count against the model: what is as similar as the right one is ranked before
     it, so equal vectors for all score nothing.
@@ -46,6 +46,6 @@ def filtered_ranks(
 
 
 def link_metrics(rank_N: NDArray[np.int64]) -> dict[str, float]:
-    """Mean reciprocal rank, and the share of ranks up to 1 and 10."""
+    """Compute the mean reciprocal rank, and the shares of ranks up to 1 and up to 10."""
     hits = {f"hits_at_{k}": float((rank_N <= k).mean()) for k in HITS}
     return {"mrr": float((1 / rank_N).mean())} | hits

@@ -1,1 +1,3 @@
-"""Encoders of further inputs of a sample (``model.inputs.NAME``), one file a kind; the module is in a private file."""
+"""Encoders of additional inputs of a sample (``model.inputs.NAME``). Each kind has a public file with its settings and
+a private file with its module.
+"""

@@ -1,4 +1,4 @@
-"""The module of ``audio``."""
+"""The module of the encoder ``audio``."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _LEAST_POWER = 1e-10
 
 
 class LogMelSpectrogram(nn.Module):
-    """Log-mel spectrograms (B, windows, bands) of waveforms (B, T).
+    """Computes log-mel spectrograms (B, windows, bands) of waveforms (B, T).
 
     A window begins every ``hop`` samples, and is real if its first sample is. Samples after a sound's end are set to
     zero, so that the result does not depend on padding.
@@ -44,7 +44,7 @@ class LogMelSpectrogram(nn.Module):
         self.register_buffer("filters_FM", torch.from_numpy(filters).float())
 
     def forward(self, x_BT: Tensor, length_B: Tensor) -> tuple[Tensor, Tensor]:
-        """The spectrogram, and which of its windows are real."""
+        """Compute the spectrograms, and a mask of which windows are real."""
         # In single precision: powers range over ten orders of magnitude.
         with torch.autocast(x_BT.device.type, enabled=False):
             x_BT = x_BT.float() * (torch.arange(x_BT.shape[1], device=x_BT.device) < length_B[:, None])
@@ -56,7 +56,7 @@ class LogMelSpectrogram(nn.Module):
             return self._scale_spectrogram(x_BTM, mask_BT), mask_BT
 
     def _power_spectrum(self, x_BTW: Tensor) -> Tensor:
-        """The power spectrum of each window, (B, T, F)."""
+        """Compute the power spectrum of each window, (B, T, F)."""
         if not len(x_BTW):  # no sample of the batch has a sound, and MKL transforms no empty batch
             return x_BTW.new_zeros(*x_BTW.shape[:2], len(self.filters_FM))
         return torch.view_as_real(torch.fft.rfft(x_BTW, n=self.frequencies)).square().sum(-1)
@@ -74,7 +74,7 @@ class LogMelSpectrogram(nn.Module):
 
 
 class AudioEncoder(SequenceEncoder):
-    """Encodes sounds: a log-mel spectrogram, three convolutions of 3 x 3 and Transformer layers.
+    """Encodes sounds by a log-mel spectrogram, three 3 x 3 convolutions and Transformer layers.
 
     Each convolution halves the number of bands and, until ``time_stride`` windows make one token, the time. Each place
     is normalised over its channels alone, so that neither padding nor the rest of the batch changes a result.
@@ -111,7 +111,7 @@ class AudioEncoder(SequenceEncoder):
 
 
 def masked_by_mean(x_BTM: Tensor, mask_BT: Tensor, bands_BM: Tensor, spans_BK2: Tensor, hop: int) -> Tensor:
-    """Spectrograms with the mean of each in the place of some bands and spans of time (SpecAugment).
+    """Replace some bands and time spans of spectrograms by each spectrogram's mean (SpecAugment).
 
     Args:
         mask_BT: the real windows.

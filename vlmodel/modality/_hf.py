@@ -1,4 +1,4 @@
-"""The module of ``hf``."""
+"""The module of the encoder ``hf``."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ _UNUSED = "masked_spec_embed"
 
 
 class AudioTower(parts.ModalityEncoder):
-    """The last hidden states of an audio tower, and a projection; the pooled vector is the mean of the real tokens, or
-    of AST its own, the mean of its two class tokens.
+    """Encodes sounds by the last hidden states of an audio tower and a projection. The pooled vector is the mean of the
+    real tokens, for AST the mean of its two class tokens.
 
     What is real of a sound alone decides its tokens: a tower that reads waveforms and normalises its first convolution
     over time (``feat_extract_norm="group"``) gets sounds of each length apart.
@@ -49,7 +49,7 @@ class AudioTower(parts.ModalityEncoder):
                 parameter.requires_grad_(False)
 
     def forward(self, **arrays: Tensor) -> Tokens:
-        """The tokens, given the arrays of ``Config.collate``."""
+        """Return the tokens, given the arrays of ``Config.collate``."""
         return self.tokens_from_features(*self.compute_features(**arrays))
 
     def compute_features(self, length_B: Tensor, **arrays: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
@@ -71,11 +71,11 @@ class AudioTower(parts.ModalityEncoder):
         return Tokens(x_BTD, mask_BT, pooled_BD)
 
     def weights_to_grid(self, weights_NT: Tensor) -> Tensor | None:
-        """None: time has one dimension."""
+        """Return None: time has one dimension, and is no grid."""
         return None
 
     def to_time(self, weights_NT: Tensor) -> Tensor | None:
-        """Of AST the sum over the patches of the same time."""
+        """Sum, for AST, the weights of the patches of the same time."""
         if not self.is_ast:
             return weights_NT
         bands, _ = self._count_patches()
@@ -114,11 +114,11 @@ class AudioTower(parts.ModalityEncoder):
         return x_BTF, mask_BT
 
     def _whisper_tokens(self, length_B: Tensor) -> Tensor:
-        """Two windows a token; a window every 160 samples."""
+        """Count Whisper's tokens: it makes a window every 160 samples, and a token of two windows."""
         return (length_B / (2 * FBANK_HOP)).ceil().long().clamp_min(1)
 
     def _ast_mask(self, tokens: int, length_B: Tensor) -> Tensor:
-        """The two class tokens, and the patches that begin within the real windows."""
+        """Mask AST's two class tokens, and the patches that begin within the real windows."""
         config = self.backbone.config
         bands, times = self._count_patches()
         windows_B = ((length_B - FBANK_WINDOW) // FBANK_HOP + 1).clamp_min(1)
@@ -126,7 +126,7 @@ class AudioTower(parts.ModalityEncoder):
         return torch.cat([real_BT.new_ones(len(length_B), 2), real_BT.repeat(1, bands)], 1)[:, :tokens]
 
     def _count_patches(self) -> tuple[int, int]:
-        """Patches along the bands, and along the time."""
+        """Count AST's patches along the bands, and along time."""
         config = self.backbone.config
         bands = (config.num_mel_bins - config.patch_size) // config.frequency_stride + 1
         return bands, (config.max_length - config.patch_size) // config.time_stride + 1
@@ -137,5 +137,5 @@ def _encoder_of_model(model: Any) -> Any:
 
 
 def _mask_first_tokens(longest: int, counts_B: Tensor) -> Tensor:
-    """(B, longest): True for the first so many."""
+    """Build a mask (B, longest) that is True for the first ``counts_B`` tokens of each row."""
     return torch.arange(longest, device=counts_B.device) < counts_B.unsqueeze(1)

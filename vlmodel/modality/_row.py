@@ -1,4 +1,4 @@
-"""The module of ``row``."""
+"""The module of the encoder ``row``."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 
 
 class RowEncoder(SequenceEncoder):
-    """Encodes rows of a table, a token for each column: the column's bias plus the number times the column's vector, or
-    plus the embedding of the category.
+    """Encodes rows of a table with one token for each column: the column's bias plus the number times the column's
+    vector, or plus the embedding of the category.
     """
 
     stem_modules: ClassVar[tuple[str, ...]] = ("vectors", "biases", "absent", "categories")
@@ -38,7 +38,7 @@ class RowEncoder(SequenceEncoder):
         self.build_layers()
 
     def to_time(self, weights_NT: Tensor) -> None:
-        """None: the tokens are columns."""
+        """Return None: the tokens are columns, and not times."""
 
     def stem(self, numbers_BC: Tensor, codes_BC: Tensor, given_BC: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
         values_BCD = numbers_BC.unsqueeze(-1) * self.vectors.weight + self.categories(self.first_C + codes_BC)

@@ -1,4 +1,6 @@
-"""What the encoders of sequences share: Transformer layers over the tokens of a stem, features, weights, freezing."""
+"""What the encoders of sequences share: Transformer layers over the tokens of a stem, cached features, weights,
+freezing.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,8 @@ if TYPE_CHECKING:
 
 
 class SequenceEncoder(parts.ModalityEncoder):
-    """Base of the encoders of sequences: a stem, sine positions, pre-norm Transformer layers and a projection.
+    """The base class of encoders of sequences: a stem makes tokens, sine positions are added, pre-norm Transformer
+    layers and a projection follow.
 
     The pooled vector is the mean of the real tokens. A subclass makes the modules of its stem, then calls
     ``build_layers``, and defines ``stem``.
@@ -36,7 +39,7 @@ class SequenceEncoder(parts.ModalityEncoder):
         self.width, self.feature_width = config.projection or config.width, config.width
 
     def build_layers(self) -> None:
-        """Make the Transformer layers, and freeze stem and layers if ``frozen`` is set."""
+        """Create the Transformer layers, and freeze stem and layers if ``frozen`` is set."""
         config, width = self.config, self.config.width
         self.layers = nn.ModuleList(
             TransformerLayer(width, config.heads, config.expansion * width, config.dropout) for _ in range(config.depth)
@@ -47,11 +50,11 @@ class SequenceEncoder(parts.ModalityEncoder):
             self.freeze_submodules(*self.stem_modules, "layers", "norm")
 
     def stem(self, **arrays: Tensor) -> tuple[Tensor, Tensor]:
-        """Tokens (B, T, width) without positions, and which of them are real, (B, T)."""
+        """Return tokens (B, T, width) without positions, and a mask of which are real, (B, T)."""
         raise NotImplementedError
 
     def forward(self, **arrays: Tensor) -> Tokens:
-        """The tokens, given the arrays of ``ModalityPart.collate``."""
+        """Return the tokens, given the arrays of ``ModalityPart.collate``."""
         return self.tokens_from_features(*self.compute_features(**arrays))
 
     def compute_features(self, **arrays: Tensor) -> tuple[Tensor, Tensor]:
@@ -68,7 +71,7 @@ class SequenceEncoder(parts.ModalityEncoder):
         return Tokens(x_BTD, mask_BT, masked_mean(x_BTD, mask_BT))
 
     def weights_to_grid(self, weights_NT: Tensor) -> Tensor | None:
-        """None: the tokens are a sequence, not a grid."""
+        """Return None: the tokens are a sequence, and no grid."""
         return None
 
     def to_time(self, weights_NT: Tensor) -> Tensor | None:
@@ -104,7 +107,7 @@ class SequenceEncoder(parts.ModalityEncoder):
 
 
 def sine_positions(length: int, width: int, device: torch.device) -> Tensor:
-    """Fixed sine positions (T, D) for any length (Vaswani et al. 2017, section 3.5)."""
+    """Compute fixed sine positions (T, D) for any length (Vaswani et al. 2017, section 3.5)."""
     half = (width + 1) // 2
     rates_D = torch.exp(torch.arange(half, device=device) * (-math.log(10_000.0) / half))
     angles_TD = torch.arange(length, device=device)[:, None] * rates_D

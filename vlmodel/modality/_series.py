@@ -1,4 +1,4 @@
-"""The module of ``series``."""
+"""The module of the encoder ``series``."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ if TYPE_CHECKING:
 
 
 class SeriesEncoder(SequenceEncoder):
-    """Encodes series of numbers, a token for every ``stride`` time steps: two convolutions, then Transformer layers.
+    """Encodes series of numbers with one token for every ``stride`` time steps: two convolutions, then Transformer
+    layers.
 
     The stem is that of speech encoders (Radford et al. 2022, arXiv:2212.04356, section 2.2), its second convolution
     without overlap, as the patches of PatchTST (Nie et al. 2023, arXiv:2211.14730). Time steps after a series' end are

@@ -1,4 +1,4 @@
-"""Settings that the encoders of sequences share: a stem of their own, then Transformer layers."""
+"""Settings that the encoders of sequences share."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class LayerSettings(ModalityPart):
 
 
 class SequenceSettings(LayerSettings):
-    """Settings of an encoder that is trained, or frozen, as a whole."""
+    """Settings of an encoder of which either everything is trained or nothing."""
 
     non_backbone_settings: ClassVar[frozenset[str]] = frozenset({"projection", "weights", "frozen"})
 

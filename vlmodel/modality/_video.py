@@ -1,4 +1,4 @@
-"""The module of ``video``."""
+"""The module of the encoder ``video``."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class VideoEncoder(parts.ModalityEncoder):
 
     @property
     def feature_width(self) -> int:  # type: ignore[override]
-        """Number of features of one frame, found by running the vision encoder on a blank image."""
+        """Find the number of features of one frame by running the vision encoder on a blank image."""
         return int(self._encode_blank_frame(self.vision.compute_features).shape[1])
 
     def forward(self, frames_BTHWC: Tensor, mask_BT: Tensor) -> Tokens:
@@ -58,8 +58,8 @@ class VideoEncoder(parts.ModalityEncoder):
         )
 
     def _frames_to_sequence(self, images: Tokens, mask_BT: Tensor) -> tuple[Tensor, Tensor]:
-        """The tokens of P real frames as sequences (B, T x tokens of a frame, D) with sine positions of the frames, and
-        which of the tokens are real.
+        """Turn the tokens of P real frames into sequences (B, T x tokens of a frame, D), add sine positions of the
+        frames, and return them with a mask of the real tokens.
         """
         if self.config.tokens == "pooled":
             x_PKD, mask_PK = images.pooled_BD.unsqueeze(1), mask_BT[mask_BT].unsqueeze(1)
@@ -81,7 +81,7 @@ class VideoEncoder(parts.ModalityEncoder):
         return Tokens(x_BTD, mask_BT, masked_mean(x_BTD, mask_BT))
 
     def weights_to_grid(self, weights_NT: Tensor) -> Tensor | None:
-        """None: the tokens are those of several images, and no single grid."""
+        """Return None: the tokens belong to several images, and are no single grid."""
         return None
 
     def to_time(self, weights_NT: Tensor) -> Tensor | None:
@@ -92,7 +92,7 @@ class VideoEncoder(parts.ModalityEncoder):
         return 1 if self.config.tokens == "pooled" else self._encode_blank_frame(self.vision).x_BTD.shape[1]
 
     def _encode_blank_frame(self, encode: Callable[[Tensor], Any]) -> Any:
-        """Run a method of the vision encoder on a blank frame, to learn the shapes that it returns."""
+        """Run a method of the vision encoder on a blank frame to learn the shapes of its outputs."""
         size = self.config.image_size
         pixels_BHWC = torch.zeros(1, size, size, 3, dtype=torch.uint8, device=self.norm.weight.device)
         was_training = self.vision.training

@@ -1,4 +1,4 @@
-"""Sounds: log-mel spectrograms, convolutions and a Transformer."""
+"""Encodes sounds by a log-mel spectrogram, convolutions and a Transformer."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 class Augment(ConfigSection):
-    """Random changes in training, other ones in each epoch; none by default."""
+    """Settings of random augmentation in training, drawn anew in each epoch; none by default."""
 
     time_shift: float = Field(0.0, ge=0, le=60)
     """At most so many seconds of silence are put before a sound, or cut from its beginning."""
@@ -44,7 +44,9 @@ class Augment(ConfigSection):
 
 
 class Config(SequenceSettings):
-    """A log-mel spectrogram of the mean of the channels, two-dimensional convolutions, Transformer layers."""
+    """Settings of a sound encoder: log-mel spectrogram of the mean of the channels, two-dimensional convolutions,
+    Transformer layers.
+    """
 
     medium: ClassVar[str] = "audio"
     non_backbone_settings: ClassVar[frozenset[str]] = SequenceSettings.non_backbone_settings | {"augment"}
@@ -87,11 +89,11 @@ class Config(SequenceSettings):
         return self
 
     def seconds_to_samples(self, seconds: float) -> int:
-        """Number of samples in this many seconds, at ``rate``."""
+        """Convert seconds to a number of samples at ``rate``."""
         return round(seconds * self.rate)
 
     def decode(self, data: bytes) -> dict[str, NDArray[Any]]:
-        """``x_T`` float32: the mean of the channels at ``rate``, of at most ``max_seconds``."""
+        """Decode a sound to ``x_T`` float32: the mean of the channels at ``rate``, at most ``max_seconds`` long."""
         sound = decode_audio(data, CheckLimits(), self.max_seconds)
         return {"x_T": to_mono(sound, self.rate)[: math.ceil(self.max_seconds * self.rate)]}
 
@@ -99,8 +101,8 @@ class Config(SequenceSettings):
         return self.augment.active
 
     def decode_augmented(self, data: bytes, rng: np.random.Generator) -> dict[str, NDArray[Any]]:
-        """As ``decode``; and ``bands_M``, which bands of its spectrogram are masked, and ``spans_K2`` int64, the first
-        sample and the one behind the last of each masked span.
+        """Decode a sound with random changes; adds ``bands_M``, which spectrogram bands are masked, and ``spans_K2``
+        int64, the first sample and the one after the last of each masked span.
         """
         augment = self.augment
         x_T = changed_waveform(self.decode(data)["x_T"], augment, self.rate, rng)
@@ -119,8 +121,8 @@ class Config(SequenceSettings):
         return {"x_T": x_T, "bands_M": bands_M, "spans_K2": spans_K2}
 
     def collate(self, decoded: Sequence[Mapping[str, NDArray[Any]]]) -> dict[str, NDArray[np.generic]]:
-        """``x_BT`` float32, padded with zeros to the longest, and ``length_B`` int64, in samples; of augmented sounds
-        also ``bands_BM`` bool and ``spans_BK2`` int64, which are masked.
+        """Stack sounds to ``x_BT`` float32, padded with zeros to the longest, and ``length_B`` int64, in samples; for
+        augmented sounds also ``bands_BM`` bool and ``spans_BK2`` int64, which are masked.
         """
         length_B = np.array([len(sound["x_T"]) for sound in decoded], np.int64)
         x_BT = np.zeros((len(decoded), length_B.max(initial=1)), np.float32)
@@ -141,7 +143,7 @@ class Config(SequenceSettings):
 def changed_waveform(
     x_T: NDArray[np.float32], augment: Augment, rate: int, rng: np.random.Generator
 ) -> NDArray[np.float32]:
-    """A waveform, of at least one sample, in another speed, shifted, and with noise."""
+    """Change the speed of a waveform (at least one sample), shift it in time and add noise."""
     if augment.speed:
         length = max(1, round(len(x_T) / (1 + rng.uniform(-augment.speed, augment.speed))))
         places_T = np.linspace(0, len(x_T) - 1, length)

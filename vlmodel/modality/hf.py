@@ -1,5 +1,5 @@
-"""Sounds: an audio tower of transformers: Whisper's encoder, AST (Gong et al. 2021, arXiv:2104.01778), wav2vec 2.0 and
-those that are built like it (HuBERT, WavLM).
+"""Encodes sounds by an audio tower of transformers: Whisper's encoder, AST (Gong et al. 2021, arXiv:2104.01778),
+wav2vec 2.0 and similar ones (HuBERT, WavLM).
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ _EXTRACTORS = ("ASTFeatureExtractor", "WhisperFeatureExtractor", "Wav2Vec2Featur
 
 
 class Config(ModalityPart):
-    """The tower reads a sound as transformers' own feature extractor gives it, with the settings of its checkpoint."""
+    """Settings of an audio tower of transformers, which reads sounds by the feature extractor of its checkpoint."""
 
     medium: ClassVar[str] = "audio"
     non_backbone_settings: ClassVar[frozenset[str]] = frozenset({"name", "projection", "weights", "frozen"})
@@ -103,7 +103,7 @@ class Config(ModalityPart):
 
     @property
     def tower(self) -> dict[str, Any]:
-        """transformers' configuration of the tower."""
+        """transformers' configuration of the audio tower."""
         tower = self.resolve_settings().resolved
         assert tower is not None
         return tower
@@ -113,9 +113,9 @@ class Config(ModalityPart):
         return self.tower["model_type"] in WAVEFORM_MODELS
 
     def decode(self, data: bytes) -> dict[str, NDArray[Any]]:
-        """What transformers' feature extractor makes of the mean of the channels: ``x_T`` of a tower that reads
-        waveforms, ``x_TM`` of AST and ``x_MT`` of Whisper, both padded to the one length that they take; and ``length``
-        int64, the real samples among these.
+        """Apply transformers' feature extractor to the mean of the channels: ``x_T`` for towers that read waveforms,
+        ``x_TM`` for AST and ``x_MT`` for Whisper, the latter two padded to the fixed length that they take; and
+        ``length`` int64, the number of real samples.
         """
         resolved = self.resolve_settings()
         extractor = _feature_extractor_from_json(json.dumps(resolved.extractor, sort_keys=True))
@@ -129,7 +129,9 @@ class Config(ModalityPart):
         return {name: values.astype(np.float32, copy=False), "length": np.array(len(x_T), np.int64)}
 
     def collate(self, decoded: Sequence[Mapping[str, NDArray[Any]]]) -> dict[str, NDArray[np.generic]]:
-        """``x_BT`` float32, padded with zeros to the longest, ``x_BTM`` or ``x_BMT``; and ``length_B`` int64."""
+        """Stack sounds to ``x_BT`` float32, padded with zeros to the longest, or ``x_BTM`` or ``x_BMT``; and
+        ``length_B`` int64.
+        """
         length_B = np.array([sound["length"] for sound in decoded], np.int64)
         if self.reads_waveforms:
             x_BT = np.zeros((len(decoded), length_B.max(initial=samples_of_first_token(self.tower))), np.float32)
@@ -147,7 +149,7 @@ class Config(ModalityPart):
 
 
 def samples_of_first_token(tower: Mapping[str, Any]) -> int:
-    """How many samples the convolutions need for one token."""
+    """Calculate how many samples the convolutions need for one token."""
     samples = 1
     for kernel, stride in zip(reversed(tower["conv_kernel"]), reversed(tower["conv_stride"]), strict=True):
         samples = (samples - 1) * stride + kernel
@@ -155,7 +157,7 @@ def samples_of_first_token(tower: Mapping[str, Any]) -> int:
 
 
 def _spectrogram_name_and_shape(tower: Mapping[str, Any]) -> tuple[str, tuple[int, int]]:
-    """The name of the array of a sound, and its shape."""
+    """Return the name and the shape of the array that a sound is decoded to."""
     if tower["model_type"] == AST:
         return "x_TM", (tower["max_length"], tower["num_mel_bins"])
     return "x_MT", (tower["num_mel_bins"], 2 * tower["max_source_positions"])
@@ -163,7 +165,7 @@ def _spectrogram_name_and_shape(tower: Mapping[str, Any]) -> tuple[str, tuple[in
 
 @functools.lru_cache(maxsize=8)
 def _open_or_create_configs(name: str, architecture: str, settings: str) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The configurations of the tower and of its feature extractor."""
+    """Read or create the configurations of the audio tower and of its feature extractor."""
     config = _open_audio_tower_config(name) if name else _new_transformers_config(architecture, json.loads(settings))
     extractor = _open_feature_extractor(name, config) if name else _default_feature_extractor(config)
     return config_to_dict(config), json.loads(extractor.to_json_string())
@@ -188,7 +190,9 @@ def _new_transformers_config(architecture: str, settings: dict[str, Any]) -> Any
 
 
 def _open_feature_extractor(name: str, config: Any) -> Any:
-    """transformers' feature extractor beside the weights; the architecture's own where there is none."""
+    """Read transformers' feature extractor beside the weights, or create the architecture's default one if there is
+    none.
+    """
     from transformers import AutoFeatureExtractor
 
     try:
@@ -234,8 +238,8 @@ def _feature_extractor_from_json(values: str) -> Any:
 
 @functools.lru_cache(maxsize=8)
 def tower_config(values: str) -> Any:
-    """transformers' configuration of a tower, with what is random in training but dropout left out: it would not be
-    the same again after a restart, and layers that are skipped get no gradient, for which data-parallel training waits.
+    """Build transformers' configuration of an audio tower without its randomness in training other than dropout: masks
+    would differ after a restart, and skipped layers get no gradient, for which data-parallel training waits.
     """
     config = config_from_dict(json.loads(values))
     for name, value in (("apply_spec_augment", False), ("layerdrop", 0.0), ("encoder_layerdrop", 0.0)):

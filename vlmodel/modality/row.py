@@ -1,4 +1,4 @@
-"""Rows of a table: a token for each column (Gorishniy et al. 2021, arXiv:2106.11959)."""
+"""Encodes rows of a table with one token for each column (Gorishniy et al. 2021, arXiv:2106.11959)."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 class NumberColumn(ConfigSection):
-    """How a column of numbers is scaled."""
+    """Settings of a column of numbers: how it is scaled."""
 
     mean: float = 0.0
     """Its mean over the data, which is subtracted."""
@@ -30,14 +30,15 @@ class NumberColumn(ConfigSection):
 
 
 class Augment(ConfigSection):
-    """Random changes in training, other ones in each epoch; none by default."""
+    """Settings of random augmentation in training, drawn anew in each epoch; none by default."""
 
     missing: float = Field(0.0, ge=0, lt=1)
     """Share of the values that count as missing."""
 
 
 class Config(SequenceSettings):
-    """A token for each named column: a scaled number times a vector of its column, or the embedding of a category.
+    """Settings of a row encoder with one token for each named column: a scaled number times a vector of its column, or
+    the embedding of a category.
 
     A missing value has an embedding of its own, or no token. Columns that are not named here are not read.
     """
@@ -71,12 +72,12 @@ class Config(SequenceSettings):
 
     @property
     def columns(self) -> tuple[str, ...]:
-        """All columns, in the order of the tokens: numbers, then categories, each by name."""
+        """The names of all columns in the order of their tokens: numbers, then categories, each sorted by name."""
         return (*sorted(self.numbers), *sorted(self.categories))
 
     def decode(self, data: bytes) -> dict[str, NDArray[Any]]:
-        """``numbers_C`` float32, scaled, and ``codes_C`` int64: of a category 1 + its place, or 0 for unknown; both are
-        0 where they do not apply. ``given_C`` bool: which values are there.
+        """Decode a row to ``numbers_C`` float32, scaled, ``codes_C`` int64, 1 + the index of the category or 0 if
+        unknown (both are 0 for columns of the other type), and ``given_C`` bool, which values are present.
         """
         row = decode_json_row(data, CheckLimits().max_values)
         numbers_C = np.zeros(len(self.columns), np.float32)
@@ -101,7 +102,7 @@ class Config(SequenceSettings):
         return {name: values_C * kept_C for name, values_C in decoded.items()}
 
     def collate(self, decoded: Sequence[Mapping[str, NDArray[Any]]]) -> dict[str, NDArray[np.generic]]:
-        """``numbers_BC``, ``codes_BC`` and ``given_BC``."""
+        """Stack rows to ``numbers_BC``, ``codes_BC`` and ``given_BC``."""
         types = {"numbers": np.float32, "codes": np.int64, "given": np.bool_}
         empty = (0, len(self.columns))
         return {
@@ -127,7 +128,7 @@ class Config(SequenceSettings):
 
 
 def _category_text(value: float | bool) -> str:
-    """A value as it is written in ``categories``: true, 3, 2.5."""
+    """Convert a value to the text that ``categories`` uses: true, 3, 2.5."""
     if isinstance(value, bool):
         return str(value).lower()
     return str(int(value)) if value == int(value) else str(value)

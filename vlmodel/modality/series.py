@@ -1,4 +1,4 @@
-"""Series: a convolutional stem and a Transformer over numbers in time, such as those of sensors."""
+"""Encodes series of numbers over time, such as those of sensors, by convolutions and a Transformer."""
 
 from __future__ import annotations
 
@@ -22,7 +22,9 @@ _MAX_VALUES = CheckLimits().max_values
 
 
 class Augment(ConfigSection):
-    """Random changes in training, other ones in each epoch; none by default (Um et al. 2017, arXiv:1706.00527)."""
+    """Settings of random augmentation in training, drawn anew in each epoch; none by default (Um et al. 2017,
+    arXiv:1706.00527).
+    """
 
     jitter: float = Field(0.0, ge=0, le=10)
     """Standard deviation of noise on each number, in multiples of its channel's ``std``."""
@@ -40,7 +42,7 @@ class Augment(ConfigSection):
 
 
 class Config(SequenceSettings):
-    """A convolution over the time steps of each token, then Transformer layers."""
+    """Settings of a series encoder: a convolution over the time steps of each token, then Transformer layers."""
 
     medium: ClassVar[str] = "series"
     non_backbone_settings: ClassVar[frozenset[str]] = SequenceSettings.non_backbone_settings | {"augment"}
@@ -76,7 +78,7 @@ class Config(SequenceSettings):
         return self
 
     def decode(self, data: bytes) -> dict[str, NDArray[Any]]:
-        """``x_TC`` float32, of at most ``max_steps`` time steps."""
+        """Decode a series to ``x_TC`` float32, of at most ``max_steps`` time steps."""
         x_TC = decode_series(data, _MAX_VALUES, self.columns)
         if x_TC.shape[1] != self.channels:
             raise MediumError(
@@ -104,7 +106,9 @@ class Config(SequenceSettings):
         return {"x_TC": x_TC[: self.max_steps]}
 
     def collate(self, decoded: Sequence[Mapping[str, NDArray[Any]]]) -> dict[str, NDArray[np.generic]]:
-        """``x_BTC`` float32, padded with zeros to the longest, and ``mask_BT``, True for real time steps."""
+        """Stack series to ``x_BTC`` float32, padded with zeros to the longest, and ``mask_BT``, True for real time
+        steps.
+        """
         lengths_B = np.array([len(series["x_TC"]) for series in decoded], np.int64)
         mask_BT = np.arange(lengths_B.max(initial=1)) < lengths_B[:, None]
         x_BTC = np.zeros((*mask_BT.shape, self.channels), np.float32)

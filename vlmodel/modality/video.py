@@ -1,4 +1,4 @@
-"""Videos: a vision encoder for each of some frames, then a Transformer over time."""
+"""Encodes videos by a vision encoder for each of some frames, and a Transformer over their tokens."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 class Augment(ConfigSection):
-    """Random changes in training, other ones in each epoch; none by default."""
+    """Settings of random augmentation in training, drawn anew in each epoch; none by default."""
 
     frame_jitter: float = Field(0.0, ge=0, le=1)
     """Share of each of the video's parts, about its middle, from which its frame is taken; 1 for all of it (the sparse
@@ -29,7 +29,8 @@ class Augment(ConfigSection):
 
 
 class Config(LayerSettings):
-    """Frames at equal distances, each encoded as an image, and Transformer layers over all of their tokens.
+    """Settings of a video encoder: frames at equal distances are encoded as images, and Transformer layers attend over
+    all of their tokens.
 
     The backbone is that of ``vision``: if it is frozen (``vision.frozen``), its features of all frames are cached, and
     the layers over time are trained.
@@ -66,7 +67,7 @@ class Config(LayerSettings):
         return bool(self.vision.is_frozen())
 
     def decode(self, data: bytes) -> dict[str, NDArray[Any]]:
-        """``frames_THWC`` uint8, RGB: at most ``frames`` of them, in their order."""
+        """Decode a video to ``frames_THWC`` uint8, RGB: at most ``frames`` frames, in order."""
         return self._decode_frames(data, 0.5)
 
     def augments(self) -> bool:
@@ -90,7 +91,9 @@ class Config(LayerSettings):
         return {"frames_THWC": frames_THWC[:count]}
 
     def collate(self, decoded: Sequence[Mapping[str, NDArray[Any]]]) -> dict[str, NDArray[np.generic]]:
-        """``frames_BTHWC`` uint8, padded with black frames to the longest, and ``mask_BT``, True for real ones."""
+        """Stack videos to ``frames_BTHWC`` uint8, padded with black frames to the longest, and ``mask_BT``, True for
+        real frames.
+        """
         length_B = np.array([len(video["frames_THWC"]) for video in decoded], np.int64)
         mask_BT = np.arange(length_B.max(initial=1)) < length_B[:, None]
         frames_BTHWC = np.zeros((*mask_BT.shape, self.image_size, self.image_size, 3), np.uint8)

@@ -1,1 +1,3 @@
-"""Operations that several tasks share, or that are large; ``base`` says what an operation is."""
+"""Operations: what a service can do with a model. They are here if several tasks share them or if they are large;
+``base`` defines the interface.
+"""

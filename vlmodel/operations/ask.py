@@ -1,4 +1,4 @@
-"""The operation of answering questions, POST /v1/vqa."""
+"""The operation ``vqa``, POST /v1/vqa: answers questions about a picture."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class VQARequest(base.InputsRequest):
-    """One picture and one or more questions about it."""
+    """A request with one picture and one or more questions about it."""
 
     model_config = base.schema_with_examples(
         {"image": base.EXAMPLE_IMAGE, "question": "What colour is the circle?"},
@@ -47,14 +47,14 @@ class VQARequest(base.InputsRequest):
 
 
 class RankedAnswer(BaseModel):
-    """One answer that the model can give."""
+    """One answer that the model can give, with its probability."""
 
     answer: str
     probability: float = Field(ge=0, le=1)
 
 
 class QuestionAnswers(BaseModel):
-    """A question with its ranked answers."""
+    """A question and its ranked answers."""
 
     question: str
     answers: list[RankedAnswer] = Field(description="Most probable first.")
@@ -65,7 +65,7 @@ class QuestionAnswers(BaseModel):
 
 
 class VQAResponse(base.TaskResponse):
-    """The answers to one request."""
+    """The response to a VQA request: the answers to each of its questions."""
 
     model_config = base.schema_with_examples(
         {
@@ -87,7 +87,7 @@ class VQAResponse(base.TaskResponse):
 
 
 class VQAOperation(RankedAnswersOperation):
-    """Questions about a picture."""
+    """Answers questions about a picture."""
 
     name: ClassVar[str] = "vqa"
     summary: ClassVar[str] = "Ask about a picture"

@@ -1,4 +1,5 @@
-"""An operation: one thing that a service does with a model, ``POST /v1/NAME``. The tasks declare theirs.
+"""The base class of operations. An operation is one thing that a service does with a model, ``POST /v1/NAME``; the
+tasks declare theirs.
 
 It has the schemas of request and response, how a model answers a batch, and how two models' results are compared. HTTP
 itself is not known here, and torch is not imported.
@@ -54,12 +55,12 @@ _MAX_FIELDS = 32
 
 
 def schema_with_examples(*examples: JsonDict) -> ConfigDict:
-    """Examples of a schema, for the OpenAPI page."""
+    """Add examples to a JSON schema, for the OpenAPI page."""
     return ConfigDict(json_schema_extra={"examples": [*examples]})
 
 
 def _decode_base64_field(value: Any) -> Any:
-    """Base64 to bytes; bytes (an uploaded file) stay as they are."""
+    """Decode a base64 field to bytes; bytes (an uploaded file) stay unchanged."""
     if not isinstance(value, str):
         return value
     try:
@@ -108,7 +109,7 @@ SeveralTexts = Annotated[list[Text] | None, Field(description="Several texts.")]
 
 
 class TaskRequest(BaseModel):
-    """Base of the requests. Unknown fields are refused: they are typos.
+    """The base class of request schemas. Unknown fields are refused, as they are typos.
 
     The validation context has the most entries of the lists, by field; "texts" stands for those that it does not name.
     """
@@ -121,7 +122,9 @@ class TaskRequest(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _check_entry_counts(cls, fields: Any, info: ValidationInfo) -> Any:
-        """Count before validating: a body has room for millions of entries, each with an error of its own."""
+        """Limit the number of entries before they are validated: a request body has room for millions of invalid
+        entries, and each would get an error of its own.
+        """
         if not isinstance(fields, dict):
             return fields
         if len(fields) > _MAX_FIELDS:
@@ -138,7 +141,7 @@ class TaskRequest(BaseModel):
 
 
 class InputsRequest(TaskRequest):
-    """Base of the requests about a sample: an image, and further inputs of models that take some."""
+    """The base class of requests about a sample: an image, and additional inputs for models that take some."""
 
     inputs: dict[str, InputBytes] = Field(
         default={},
@@ -147,19 +150,19 @@ class InputsRequest(TaskRequest):
     )
 
     def inputs_with_image(self, image: bytes | None) -> dict[str, bytes]:
-        """All inputs of the request."""
+        """Return all inputs of the request by name, the image among them."""
         return self.inputs if image is None else {**self.inputs, "image": image}
 
 
 class ModelVersion(BaseModel):
-    """A model in the registry."""
+    """Identifies a model in the registry by name and version."""
 
     name: str
     version: str
 
 
 class TaskResponse(BaseModel):
-    """Fields of every response."""
+    """The base class of response schemas, with the fields of every response."""
 
     model: ModelVersion = Field(description="The model that gave this answer.")
     latency_ms: float = Field(description="Time inside the service, from the head of the request to its answer.")
@@ -171,7 +174,7 @@ class TaskResponse(BaseModel):
 
 
 class UsedFact(BaseModel):
-    """A fact that the model got with a text."""
+    """A fact that the model read with a text."""
 
     id: str
     head: str
@@ -189,7 +192,9 @@ UsedFacts = Annotated[list[UsedFact], Field(description="Facts that the model go
 
 
 class AttentionMap(BaseModel):
-    """Where the model looked: one weight for each cell of a grid over the resized picture; they sum to 1."""
+    """The model's attention over the picture: one weight for each cell of a grid over the resized picture; the weights
+    sum to 1.
+    """
 
     rows: int
     columns: int
@@ -197,7 +202,7 @@ class AttentionMap(BaseModel):
 
 
 def merge_singular_and_plural(name: str, value: str | None, values: list[str] | None) -> tuple[str, ...]:
-    """The texts of a field that may be given as ``name`` or, in the plural, several times.
+    """Return the texts of a field that a request may give once (as ``name``) or several times (in the plural).
 
     Raises:
         PydanticCustomError: both or neither is given, or the list is empty.
@@ -211,7 +216,7 @@ def merge_singular_and_plural(name: str, value: str | None, values: list[str] | 
 
 
 def to_used_facts(facts: Sequence[LinkedFact]) -> list[UsedFact]:
-    """The schema of the facts of a prediction."""
+    """Convert the facts of a prediction to their response schema."""
     return [
         UsedFact(
             id=linked.fact.id, head=linked.fact.head, relation=linked.fact.relation, tail=linked.fact.tail,
@@ -222,7 +227,7 @@ def to_used_facts(facts: Sequence[LinkedFact]) -> list[UsedFact]:
 
 
 def to_attention_map(prediction: Prediction) -> AttentionMap | None:
-    """The schema of a prediction's attention."""
+    """Convert the attention of a prediction over the picture to its response schema."""
     if prediction.attention_HW is None:
         return None
     rows, columns = prediction.attention_HW.shape
@@ -231,7 +236,7 @@ def to_attention_map(prediction: Prediction) -> AttentionMap | None:
 
 
 def to_attention_over_time(prediction: Prediction) -> dict[str, list[float]]:
-    """The schema of a prediction's attention over the time of its further inputs."""
+    """Convert the attention of a prediction over the time of its additional inputs to the response schema."""
     return {name: weights_T.astype(float).round(6).tolist() for name, weights_T in prediction.attention_T.items()}
 
 
@@ -242,7 +247,7 @@ def clip_probability(value: float) -> float:
 
 @dataclass(frozen=True)
 class ModelQuery:
-    """What a request asks of a model.
+    """What a request asks of a model: inputs, texts and settings.
 
     Attributes:
         inputs: encoded, by the names of the sample's inputs.
@@ -266,7 +271,7 @@ class ModelQuery:
 
 @dataclass(frozen=True)
 class BatchedRequest:
-    """One request of a batch."""
+    """One request within a batch, with its decoded inputs."""
 
     example: Example
     top_k: int = 1
@@ -275,7 +280,8 @@ class BatchedRequest:
 
 
 class Operation(ABC):
-    """One operation. Several tasks may declare operations of one name, with the same schemas, which differ in ``run``.
+    """The base class of operations. Several tasks may declare operations of one name; these have the same schemas and
+    differ in ``run``.
 
     Attributes:
         name: of the route, and in the records of a service.
@@ -304,11 +310,11 @@ class Operation(ABC):
 
     @abstractmethod
     def query_from_request(self, request: Any) -> ModelQuery:
-        """What a valid request asks."""
+        """Convert a valid request to the query that the model gets."""
 
     @abstractmethod
     def response_fields(self, query: ModelQuery, result: Any, truncated: Sequence[bool]) -> dict[str, Any]:
-        """The response's fields, without those of ``TaskResponse``.
+        """Build the fields of the response, without those of ``TaskResponse``.
 
         Args:
             result: of ``run``.
@@ -317,15 +323,15 @@ class Operation(ABC):
 
     @abstractmethod
     def run(self, predictor: Predictor, task: str, items: Sequence[BatchedRequest]) -> Sequence[Any]:
-        """A result for each item, in order, which does not depend on the other items.
+        """Compute the result for each item of a batch, in order; a result must not depend on the other items.
 
         Args:
             task: the model's name of the task.
         """
 
     def problem(self, settings: Mapping[str, Any]) -> tuple[str, str] | None:
-        """Why this model cannot do what a request asks, though another one of the same operation may: the error's code
-        and its message; None where it can.
+        """Explain why this model cannot answer a valid request of its operation, as an error code and a message; None
+        if it can.
 
         Args:
             settings: of the ``ModelQuery``.
@@ -333,7 +339,7 @@ class Operation(ABC):
         return None
 
     def example_request(self, example: JsonDict, inputs: Mapping[str, str], texts: Sequence[str]) -> JsonDict:
-        """One of the documentation's requests, asked about a sample of the model's own data.
+        """Adapt one of the documentation's example requests to a sample of the model's own data.
 
         Args:
             example: of ``request``.
@@ -353,8 +359,8 @@ class Operation(ABC):
         return own
 
     def example_response(self, answered: Sequence[tuple[str, str, float]]) -> JsonDict | None:
-        """The documentation's response about a sample of the model's own data, without the fields of ``TaskResponse``;
-        None keeps that of ``response``.
+        """Return the documentation's example response for a sample of the model's own data, without the fields of
+        ``TaskResponse``; None to keep the schema's example.
 
         Args:
             answered: (text, best answer, its probability) of each text.
@@ -362,33 +368,33 @@ class Operation(ABC):
         return None
 
     def stream_result(self, predictor: Predictor, task: str, item: BatchedRequest, streamer: Any) -> Any:
-        """The result for one item, generated; ``streamer`` gets its text token by token meanwhile."""
+        """Generate the result for one item; ``streamer`` receives its text token by token meanwhile."""
         raise NotImplementedError
 
     def warm_up_requests(self, task: Task) -> Iterable[tuple[int, bool]]:
-        """(top_k, attention) of a request for each way of computing."""
+        """List the (top_k, attention) settings of warm-up requests, one for each code path of the model."""
         return ((1, False),)
 
     def result_agreement(self, champion: Any, challenger: Any) -> float:
-        """How far two models' results of one request agree, from 0 to 1."""
+        """Measure how far two models' results for one request agree, from 0 to 1."""
         raise NotImplementedError
 
     def largest_difference(self, champion: Any, challenger: Any) -> float | None:
-        """The largest difference of two results' probabilities; None where that says nothing."""
+        """The largest difference between two results' probabilities; None if probabilities cannot be compared."""
         return None
 
     def result_confidence(self, result: Any) -> float | None:
-        """How sure the model is of a result; None where it says nothing of that."""
+        """Measure how sure the model is of a result; None if the result does not tell."""
         return None
 
     def best_answers(self, query_texts: Sequence[str], result: Any) -> list[tuple[str, str]]:
-        """What people can correct: (question, best answer), with "" as the question of a caption."""
+        """List the (question, best answer) pairs that people can correct, with "" as the question of a caption."""
         return []
 
 
 @cache
 def all_operations() -> dict[str, Operation]:
-    """One operation of each name, of all installed tasks: those that any model may be asked for.
+    """List one operation of each name, over all installed tasks: those that a model may be asked for.
 
     Raises:
         ConfigError: two tasks have operations of one name with different schemas.
@@ -405,7 +411,7 @@ def all_operations() -> dict[str, Operation]:
 
 
 def operations_of_tasks(tasks: Mapping[str, Task]) -> dict[str, tuple[str, Operation]]:
-    """The operations of a model's tasks, each with the name of the task that does it: of several the one of the lowest
+    """Map the name of each operation of a model to the task that performs it: among several tasks the one of the lowest
     rank, then the first.
     """
     found: dict[str, tuple[str, Operation]] = {}

@@ -1,4 +1,5 @@
-"""The operation of conversations, POST /v1/chat/completions, as OpenAI's API has it: text, and a picture by data: URL.
+"""The operation ``chat``, POST /v1/chat/completions, with the schemas of OpenAI's API: texts, and pictures as data:
+URLs.
 
 https://platform.openai.com/docs/api-reference/chat
 """
@@ -26,7 +27,7 @@ _MAX_MESSAGES, _MAX_PARTS = 256, 64
 
 
 class ImageURL(BaseModel):
-    """A picture, within the request."""
+    """A picture within a message, as a data: URL."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -35,7 +36,7 @@ class ImageURL(BaseModel):
 
 
 class TextPart(BaseModel):
-    """A text."""
+    """A text within a message."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -44,7 +45,7 @@ class TextPart(BaseModel):
 
 
 class ImagePart(BaseModel):
-    """A picture."""
+    """A picture within a message."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -56,7 +57,7 @@ ContentPart = Annotated[TextPart | ImagePart, Field(discriminator="type")]
 
 
 class ChatMessage(BaseModel):
-    """One turn."""
+    """One message of a conversation."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -66,7 +67,7 @@ class ChatMessage(BaseModel):
 
 
 class StreamOptions(BaseModel):
-    """What a stream tells beside the text."""
+    """Settings of what a streamed response contains beside the text."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -74,7 +75,7 @@ class StreamOptions(BaseModel):
 
 
 class TextFormat(BaseModel):
-    """Plain text, which is the only form of answers."""
+    """The response format "text", the only one that is supported."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -82,7 +83,7 @@ class TextFormat(BaseModel):
 
 
 class ChatRequest(base.TaskRequest):
-    """A conversation, which ends with the user."""
+    """A request with a conversation whose last turn is the user's."""
 
     model_config = base.schema_with_examples(
         {
@@ -122,7 +123,7 @@ class ChatRequest(base.TaskRequest):
     @model_validator(mode="before")
     @classmethod
     def _check_entry_counts(cls, fields: Any, info: ValidationInfo) -> Any:
-        """Count before validating, as ``TaskRequest``."""
+        """Limit the number of entries before they are validated, as ``TaskRequest`` does."""
         messages = fields.get("messages") if isinstance(fields, dict) else None
         if isinstance(messages, list) and len(messages) > _MAX_MESSAGES:
             text = "{count} messages in one request; send at most {most}"
@@ -139,11 +140,11 @@ class ChatRequest(base.TaskRequest):
         return self
 
     def stop_texts(self) -> tuple[str, ...]:
-        """Where a text ends, without them."""
+        """The texts at which generation stops; they are not part of the answer."""
         return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
 
     def conversation_and_image(self) -> tuple[tuple[ConversationTurn, ...], bytes | None]:
-        """The conversation, and the picture in it.
+        """Split the messages into a conversation and the picture in it.
 
         Raises:
             PydanticCustomError: it cannot be answered, or a picture is none, several, or elsewhere.
@@ -169,7 +170,7 @@ class ChatRequest(base.TaskRequest):
         return tuple(turns), images[0] if images else None
 
     def generation_settings(self) -> dict[str, Any]:
-        """Of generation: greedy, unless a temperature is given."""
+        """Build the settings of generation: greedy, unless a temperature is given."""
         found: dict[str, Any] = {}
         if (most := self.max_completion_tokens or self.max_tokens) is not None:
             found["max_new_tokens"] = most
@@ -185,7 +186,7 @@ class ChatRequest(base.TaskRequest):
 
 
 class TokenUsage(BaseModel):
-    """Tokens read and written; those of a picture are read too."""
+    """The numbers of tokens read and generated; the tokens of a picture count as read."""
 
     prompt_tokens: int
     completion_tokens: int
@@ -193,14 +194,14 @@ class TokenUsage(BaseModel):
 
 
 class AssistantMessage(BaseModel):
-    """What the model says."""
+    """The message that the model generated."""
 
     role: Literal["assistant"] = "assistant"
     content: str
 
 
 class ChatChoice(BaseModel):
-    """One text."""
+    """One of the generated texts."""
 
     index: int
     message: AssistantMessage
@@ -208,7 +209,7 @@ class ChatChoice(BaseModel):
 
 
 class ChatResponse(base.TaskResponse):
-    """The fields of a completion that the model decides."""
+    """The fields of a chat completion that depend on the model."""
 
     choices: list[ChatChoice]
     usage: TokenUsage
@@ -217,7 +218,9 @@ class ChatResponse(base.TaskResponse):
 
 
 class ChatOperation(base.Operation):
-    """The result is a ``WrittenText`` for each of n; the text is cut where one of ``stop`` begins."""
+    """Generates ``n`` replies to a conversation, each a ``WrittenText``, which is cut where one of the texts of
+    ``stop`` begins.
+    """
 
     name: ClassVar[str] = "chat"
     path: ClassVar[str] = "/v1/chat/completions"
@@ -292,7 +295,7 @@ class ChatOperation(base.Operation):
         return [_cut_at_stop_text(written, settings.get("stop_strings", ()))]
 
     def result_agreement(self, champion: Sequence[WrittenText], challenger: Sequence[WrittenText]) -> float:
-        """Whether the first texts are the same."""
+        """1 if both models' first texts are the same, else 0."""
         return float(champion[0].text == challenger[0].text)
 
     def result_confidence(self, result: Sequence[WrittenText]) -> float:
@@ -301,17 +304,17 @@ class ChatOperation(base.Operation):
 
 
 def find_stop_text(text: str, stop: Sequence[str]) -> int | None:
-    """Where in a text the first of the texts begins that end it; None if none is in it."""
+    """Find where the first of the stop texts begins in a text; None if the text contains none."""
     return min((at for one in stop if (at := text.find(one)) >= 0), default=None)
 
 
 def count_possible_stop_characters(text: str, stop: Sequence[str]) -> int:
-    """How many of a text's last characters may be the beginning of one that ends it."""
+    """Count the characters at the end of a text that may be the beginning of a stop text."""
     return max((n for one in stop for n in range(1, len(one)) if text.endswith(one[:n])), default=0)
 
 
 def _limit_new_tokens(settings: Mapping[str, Any], task: Task) -> dict[str, Any]:
-    """The settings with no more new tokens than the model can write."""
+    """Limit ``max_new_tokens`` to what the model can generate."""
     bounded, most = dict(settings), task.max_generated_tokens()
     if most is not None and "max_new_tokens" in bounded:
         bounded["max_new_tokens"] = min(bounded["max_new_tokens"], most)
@@ -326,8 +329,8 @@ def _cut_at_stop_text(written: WrittenText, stop: Sequence[str]) -> WrittenText:
 
 
 def _group_for_generation(items: Sequence[base.BatchedRequest]) -> list[list[int]]:
-    """Indices of the items of each pass: those of equal settings, and each seeded one alone; texts of like length
-    follow each other, so that they are padded least.
+    """Group the indices of requests that can be generated in one pass: those of equal settings, and each seeded one
+    alone; texts of similar length follow each other, so that they are padded least.
     """
     groups: dict[tuple[Any, ...], list[int]] = {}
     for i, item in enumerate(items):
@@ -347,7 +350,7 @@ def _group_for_generation(items: Sequence[base.BatchedRequest]) -> list[list[int
 
 
 def _with_torch_seed(seed: int | None) -> Any:
-    """A block in which torch draws by a seed, and after which it draws as before."""
+    """Seed torch's random numbers within the block, and restore their state after it."""
     import contextlib
 
     import torch

@@ -1,4 +1,4 @@
-"""The operation of classification, POST /v1/classify."""
+"""The operation ``classify``, POST /v1/classify: returns the classes of a sample."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _MOST_PROMPTS = 1024
 
 
 class ClassifyRequest(base.InputsRequest):
-    """One sample: a picture, a recording, a clip, or what else the model takes."""
+    """A request about one sample: a picture, a sound, a video, or another input of the model."""
 
     model_config = base.schema_with_examples(
         {"image": base.EXAMPLE_IMAGE, "top_k": 3},
@@ -67,19 +67,19 @@ class ClassifyRequest(base.InputsRequest):
         return self
 
     def prompts(self) -> tuple[str, ...]:
-        """The texts of the given classes (``zero_shot.make_prompts``)."""
+        """The prompts for the classes that a request names (``zero_shot.make_prompts``)."""
         return make_prompts(self.classes or (), self.templates or TEMPLATES)
 
 
 class RankedClass(BaseModel):
-    """One class."""
+    """A class and its probability."""
 
     label: str
     probability: float = Field(ge=0, le=1)
 
 
 class ClassifyResponse(base.TaskResponse):
-    """The classes of one sample."""
+    """The response to a classification: the most probable classes of the sample."""
 
     model_config = base.schema_with_examples(
         {
@@ -96,7 +96,7 @@ class ClassifyResponse(base.TaskResponse):
 
 
 class ClassifyOperation(RankedAnswersOperation):
-    """The class of a sample."""
+    """Classifies a sample."""
 
     name: ClassVar[str] = "classify"
     summary: ClassVar[str] = "Classify a picture or another input"

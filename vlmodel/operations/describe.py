@@ -1,4 +1,4 @@
-"""The operation of captioning, POST /v1/caption."""
+"""The operation ``caption``, POST /v1/caption: describes a picture."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class CaptionRequest(base.InputsRequest):
-    """One picture to be described."""
+    """A request with one picture to be described."""
 
     model_config = base.schema_with_examples(
         {"image": base.EXAMPLE_IMAGE, "top_k": 3},
@@ -47,14 +47,14 @@ class CaptionRequest(base.InputsRequest):
 
 
 class RankedCaption(BaseModel):
-    """One caption."""
+    """A caption and its probability."""
 
     caption: str
     probability: float = Field(ge=0, le=1, description="Product of the probabilities of its tokens, its end included.")
 
 
 class CaptionResponse(base.TaskResponse):
-    """The captions of one picture."""
+    """The response with the captions of a picture."""
 
     model_config = base.schema_with_examples(
         {
@@ -76,7 +76,7 @@ class CaptionResponse(base.TaskResponse):
 
 
 class CaptionOperation(RankedAnswersOperation):
-    """Captions of a picture."""
+    """Generates captions for a picture."""
 
     name: ClassVar[str] = "caption"
     summary: ClassVar[str] = "Describe a picture"

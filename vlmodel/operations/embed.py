@@ -1,4 +1,4 @@
-"""The operation of embedding pictures and texts, POST /v1/embed."""
+"""The operation ``embed``, POST /v1/embed: embeds a picture and texts as vectors."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class EmbedRequest(base.InputsRequest):
-    """A picture, texts, or both."""
+    """A request with a picture, texts, or both, to be embedded."""
 
     model_config = base.schema_with_examples(
         {"image": base.EXAMPLE_IMAGE, "text": "a red circle"},
@@ -39,14 +39,14 @@ class EmbedRequest(base.InputsRequest):
         return self
 
     def all_texts(self) -> tuple[str, ...]:
-        """There may be none."""
+        """The texts to embed; there may be none."""
         if self.text is None and self.texts is None:
             return ()
         return base.merge_singular_and_plural("text", self.text, self.texts)
 
 
 class EmbedResponse(base.TaskResponse):
-    """Vectors of length one, in one space: their dot product is the cosine similarity."""
+    """The response with vectors of length one in one space; their dot product is the cosine similarity."""
 
     model_config = base.schema_with_examples(
         {
@@ -67,7 +67,7 @@ class EmbedResponse(base.TaskResponse):
 
 @dataclass(frozen=True)
 class Embeddings:
-    """Vectors of length one in the space of a contrastive model.
+    """The vectors of an image and texts, of length one, in the space of a contrastive model.
 
     Attributes:
         image_D: None without an image.
@@ -80,12 +80,12 @@ class Embeddings:
 
     @property
     def all_vectors(self) -> NDArray[np.float32]:
-        """The vectors of the image and of all texts."""
+        """The vectors of the image and of all texts, in one list."""
         return self.text_ND if self.image_D is None else np.concatenate([self.image_D[None], self.text_ND])
 
 
 class EmbedOperation(Operation):
-    """Pictures and texts as vectors; the result is ``Embeddings``."""
+    """Embeds a picture and texts; the result is ``Embeddings``."""
 
     name: ClassVar[str] = "embed"
     summary: ClassVar[str] = "Turn pictures and texts into vectors"
@@ -115,8 +115,8 @@ class EmbedOperation(Operation):
         return [Embeddings(image_D, text_ND, count) for (image_D, text_ND), count in found]
 
     def result_agreement(self, champion: Embeddings, challenger: Embeddings) -> float:
-        """The smallest cosine between the two models' vectors, at least 0. Models that were trained independently have
-        unrelated spaces and are near 0 however good they are.
+        """The smallest cosine between the two models' vectors, at least 0. Independently trained models have unrelated
+        spaces, so they are near 0 however good they are.
         """
         vectors_ND, others_ND = champion.all_vectors, challenger.all_vectors
         if vectors_ND.shape != others_ND.shape:

@@ -1,4 +1,4 @@
-"""The operation of image-text matching, POST /v1/match."""
+"""The operation ``match``, POST /v1/match: tells how well texts fit a picture."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _COSINE_TOLERANCE = 0.1
 
 
 class MatchRequest(base.InputsRequest):
-    """One picture and one or more texts that may belong to it."""
+    """A request with one picture and one or more texts that may belong to it."""
 
     model_config = base.schema_with_examples(
         {"image": base.EXAMPLE_IMAGE, "text": "a red circle"},
@@ -44,7 +44,7 @@ class MatchRequest(base.InputsRequest):
 
 
 class TextMatch(BaseModel):
-    """Whether a text belongs to the picture."""
+    """How well one text fits the picture."""
 
     text: str
     probability: float | None = Field(
@@ -60,7 +60,7 @@ class TextMatch(BaseModel):
 
 
 class MatchResponse(base.TaskResponse):
-    """How well each text fits the picture."""
+    """The response that says how well each text fits the picture."""
 
     model_config = base.schema_with_examples(
         {
@@ -96,7 +96,7 @@ class MatchResponse(base.TaskResponse):
 
 @dataclass(frozen=True)
 class MatchResult:
-    """How well each of N texts fits an image.
+    """The scores by which each of N texts fits an image.
 
     Attributes:
         probabilities: by "matching", that the text belongs to the image; by "similarity", the softmax over the N texts,
@@ -116,19 +116,23 @@ class MatchResult:
 
     @classmethod
     def with_facts_of(cls, predictions: Sequence[Prediction], **fields: Any) -> MatchResult:
-        """The matches of N texts with what was predicted for them."""
+        """Create a result with the facts of the predictions for N texts."""
         version = predictions[0].knowledge_version if predictions else None
         return cls(**fields, facts=[one.facts for one in predictions], knowledge_version=version)
 
     @property
     def text_scores(self) -> list[float]:
-        """The probabilities; the cosine of a single text by similarity."""
+        """The score of each text: its probability, or the cosine for a single text of a model that compares by
+        similarity.
+        """
         probabilities = [probability for probability in self.probabilities if probability is not None]
         return probabilities or list(self.similarities or ())
 
 
 class MatchOperation(Operation):
-    """Texts that may belong to a picture; the result is ``MatchResult``. Tasks subclass it with their ``run``."""
+    """Scores texts that may belong to a picture; the result is ``MatchResult``. Tasks subclass it and define
+    ``run``.
+    """
 
     name: ClassVar[str] = "match"
     summary: ClassVar[str] = "Which texts belong to a picture?"
@@ -167,7 +171,9 @@ class MatchOperation(Operation):
         }  # fmt: skip
 
     def result_agreement(self, champion: MatchResult, challenger: MatchResult) -> float:
-        """1 if both rank the same text first; of a single text, if both say that it fits, or if cosines are close."""
+        """1 if both models rank the same text first, else 0; for a single text, 1 if both say that it fits, or if the
+        cosines are close.
+        """
         scores, others = champion.text_scores, challenger.text_scores
         if len(scores) > 1:
             return float(int(np.argmax(scores)) == int(np.argmax(others)))
@@ -176,9 +182,9 @@ class MatchOperation(Operation):
         return float((scores[0] >= 0.5) == (others[0] >= 0.5))
 
     def largest_difference(self, champion: MatchResult, challenger: MatchResult) -> float:
-        """Of the texts' probabilities; of the cosines for a single text."""
+        """The largest difference between the texts' probabilities; for a single text, between the cosines."""
         return max(abs(a - b) for a, b in zip(champion.text_scores, challenger.text_scores, strict=True))
 
     def result_confidence(self, result: MatchResult) -> float:
-        """The highest score."""
+        """The highest score of all texts."""
         return max(result.text_scores)

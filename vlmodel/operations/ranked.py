@@ -1,4 +1,4 @@
-"""Answers in words, ranked by their probabilities: how a service runs tasks that give them, and compares them."""
+"""The base class of operations whose result is a list of answers ranked by probability."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class RankedAnswersOperation(Operation):
-    """The result is a ``Prediction`` for each text."""
+    """An operation that returns a ``Prediction`` (ranked answers) for each text of a request."""
 
     def run(self, predictor: Predictor, task: str, items: Sequence[BatchedRequest]) -> list[list[Prediction]]:
         results: list[list[Prediction]] = [[] for _ in items]
@@ -37,12 +37,12 @@ class RankedAnswersOperation(Operation):
         return ((top_k, True) for top_k in ((1, 2) if task.writes_text else (5,)))
 
     def result_agreement(self, champion: Sequence[Prediction], challenger: Sequence[Prediction]) -> float:
-        """The share of texts with the same first answer."""
+        """The share of texts to which both models give the same first answer."""
         pairs = list(zip(_first_answers(champion), _first_answers(challenger), strict=True))
         return sum(a == b for (a, _), (b, _) in pairs) / len(pairs)
 
     def result_confidence(self, result: Sequence[Prediction]) -> float:
-        """The mean probability of the first answers."""
+        """The mean probability of the first answers to all texts."""
         return float(np.mean([probability for _, probability in _first_answers(result)]))
 
     def best_answers(self, query_texts: Sequence[str], result: Sequence[Prediction]) -> list[tuple[str, str]]:
@@ -50,7 +50,7 @@ class RankedAnswersOperation(Operation):
 
 
 def _group_by_answer_count(items: Sequence[BatchedRequest], apart: bool) -> dict[int, list[int]]:
-    """Indices of the items of each pass, by its number of answers.
+    """Group the indices of requests by the number of answers that they ask for; each group is one forward pass.
 
     Args:
         apart: generated texts: a search with more beams may find others, so only requests that want the same number

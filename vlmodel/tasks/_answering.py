@@ -1,4 +1,4 @@
-"""How answers to questions are judged, whether they are chosen or generated."""
+"""The base class of tasks that answer questions, by choosing or by generating the answer: how answers are scored."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from vlmodel.tasks._texts import question_rows, questions_of
 
 
 class QuestionTask(Task):
-    """A task that answers questions in words: its rows, and how they are judged."""
+    """A task that answers questions in words: defines its rows and how its answers are scored."""
 
     learns_baseline: ClassVar[bool] = True
     operations: ClassVar[tuple[Operation, ...]] = (VQAOperation(),)
@@ -42,13 +42,13 @@ class QuestionTask(Task):
         return questions_of(texts)
 
     def learn_baseline(self, samples: Iterable[SampleTexts], normalizer: Normalizer) -> dict[str, Any]:
-        """The most frequent answer to each question (``AnswerPrior``)."""
+        """Learn the most frequent answer to each question (``AnswerPrior``)."""
         questions = (question for texts in samples for question in texts.questions)
         pairs = ((one.question, one.answer) for one in questions if one.answer is not None)
         return AnswerPrior.learn(pairs, normalizer).to_dict()
 
     def score_rows(self, answered: AnsweredRows, normalizer: Normalizer) -> ExampleScores:
-        """1 for each right answer, 0 for each wrong one."""
+        """Score each right answer 1 and each wrong one 0."""
         return score_right_answers(answered, normalizer)
 
     def rows_for_examples_page(self, answered: AnsweredRows, normalizer: Normalizer) -> list[ExampleAnswer]:
@@ -57,7 +57,7 @@ class QuestionTask(Task):
     def judge_answers(
         self, answered: AnsweredRows, baseline: Mapping[str, Any] | None, labels: Sequence[str], normalizer: Normalizer
     ) -> Judgement:
-        """Accuracy, agreement with several annotators, calibration."""
+        """Compute accuracy, agreement with several annotators, and calibration."""
         from vlmodel.metrics.calibration import calibration_error
 
         assert baseline is not None

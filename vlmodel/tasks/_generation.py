@@ -1,4 +1,4 @@
-"""Tasks whose answer is generated, token by token: what captioning and generative answering share."""
+"""The base class of tasks whose answer is generated token by token, such as captioning and generative answering."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 class GenerationTask(Task):
-    """A task of one generated text a row."""
+    """A task in which each row has one text to be generated."""
 
     writes_text: ClassVar[bool] = True
     operations: ClassVar[tuple[Operation, ...]] = (ChatOperation(),)
@@ -36,7 +36,7 @@ class GenerationTask(Task):
 
     @property
     def text_head(self) -> TextHeadPart:
-        """The settings of the head."""
+        """The settings of the head that generates the texts."""
         return cast(TextHeadPart, self.head)
 
     def serves_operation(self, operation: Operation) -> bool:
@@ -101,7 +101,7 @@ class GenerationTask(Task):
     def predict_answers(
         self, head: Decoder, encoded: DecoderInput, processor: VLProcessor, top_k: int, **settings: Any
     ) -> list[Answers]:
-        """See ``TextWriter.answer``."""
+        """Generate the answers by the head, see ``TextWriter.generate_answers``."""
         self.check_generation(
             {k: v for k, v in settings.items() if k != "streamer"}, top_k, processor.config.max_target_tokens
         )

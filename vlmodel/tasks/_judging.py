@@ -1,4 +1,6 @@
-"""What several tasks share to judge answers: baselines collected one by one, and other samples' inputs as one."""
+"""Functions shared by tasks for judging answers: collecting baselines, and the baseline of answers about other samples'
+inputs.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +12,7 @@ from vlmodel.metrics.scores import ExampleScores
 
 
 class BaselineComparisons:
-    """Collects baselines.
+    """Collects the baselines of an evaluation and builds its ``Judgement``.
 
     Args:
         answered: the rows that count.
@@ -45,7 +47,9 @@ class BaselineComparisons:
         self.baselines.append(BaselineScores(name, description, metrics, scores, self.model_scores, looks=looks))
 
     def add_shuffled_baseline(self) -> None:
-        """The model's own answers about other images, on the rows that have them."""
+        """Add the baseline of the model's own answers about other samples' images, on the rows that have such
+        answers.
+        """
         rows = [n for n, answer in enumerate(self.answered.shuffled) if answer is not None]
         if not rows:
             return
@@ -79,7 +83,7 @@ class BaselineComparisons:
 
 
 def rows_with_target(answered: AnsweredRows, unit: str) -> AnsweredRows:
-    """The rows with a right answer.
+    """Select the rows with a right answer.
 
     Raises:
         NothingToJudgeError: there is none.
@@ -91,7 +95,7 @@ def rows_with_target(answered: AnsweredRows, unit: str) -> AnsweredRows:
 
 
 def split_baseline_metrics(scores: Metrics) -> tuple[Metrics, Metrics]:
-    """The model's metrics, and those of the baseline, whose names begin with ``floor_``."""
+    """Split metrics into the model's and those of the baseline, whose names begin with ``floor_``."""
     baseline = {name.removeprefix("floor_"): value for name, value in scores.items() if name.startswith("floor_")}
     return {name: value for name, value in scores.items() if not name.startswith("floor_")}, baseline
 
@@ -99,7 +103,7 @@ def split_baseline_metrics(scores: Metrics) -> tuple[Metrics, Metrics]:
 def example_answers(
     answered: AnsweredRows, is_right: Callable[[str, str], bool | None], titled: bool = True
 ) -> list[ExampleAnswer]:
-    """An example of each row with a right answer; ``is_right`` takes that and the model's."""
+    """Make an example of each row with a right answer; ``is_right`` takes the right answer and the model's."""
     return [
         ExampleAnswer(n, row.text if titled else "", row.target, best, p, is_right(row.target, best))
         for n, (row, best, p) in enumerate(zip(answered.rows, answered.predicted, answered.probability, strict=True))

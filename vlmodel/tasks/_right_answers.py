@@ -1,4 +1,4 @@
-"""What tasks share whose answers are right or wrong."""
+"""Functions shared by tasks whose answers are either right or wrong."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _MIN_CLASSES_PER_TOP_K = 10
 
 
 def score_right_answers(answered: AnsweredRows, normalizer: Normalizer) -> ExampleScores:
-    """1 for each right answer, 0 for each wrong one; rows without a right answer do not count."""
+    """Score each right answer 1 and each wrong one 0; rows without a right answer are left out."""
     row_N = np.array([n for n, target in enumerate(answered.targets) if target is not None], np.int64)
     pairs = [(answered.targets[n] or "", answered.predicted[n]) for n in row_N]
     right_N = np.array(answers_match((t for t, _ in pairs), (p for _, p in pairs), normalizer), np.float64)
@@ -26,7 +26,7 @@ def score_right_answers(answered: AnsweredRows, normalizer: Normalizer) -> Examp
 def top_k_accuracy(
     answered: AnsweredRows, targets: Sequence[str], labels: Sequence[str], normalizer: Normalizer
 ) -> Metrics:
-    """The share of rows whose right answer is among the best few; {} where these are nearly all classes."""
+    """Compute the share of rows whose right answer is among the first few; {} if these are nearly all classes."""
     k = max(len(best) for best in answered.ranked)
     if k < 2 or len(labels) <= _MIN_CLASSES_PER_TOP_K * k:
         return {}
@@ -36,6 +36,6 @@ def top_k_accuracy(
 
 
 def accuracy_by_answer(forms: Sequence[str], right: Sequence[bool]) -> list[tuple[str, int, float]]:
-    """For each right answer its number of rows and its accuracy, the most frequent first."""
+    """Compute for each right answer its number of rows and their accuracy, the most frequent answer first."""
     totals, hit = Counter(forms), Counter(form for form, ok in zip(forms, right, strict=True) if ok)
     return [(form, n, hit[form] / n) for form, n in sorted(totals.items(), key=lambda item: (-item[1], item[0]))]

@@ -1,4 +1,4 @@
-"""The texts of a sample that tasks read, write and choose among, and the rows that questions make."""
+"""Selects the texts of a sample that tasks read, generate and choose among, and makes rows of its questions."""
 
 from __future__ import annotations
 
@@ -9,22 +9,22 @@ from vlmodel.task import TaskRow
 
 
 def captions_of(texts: SampleTexts) -> Iterable[str]:
-    """The captions."""
+    """List the captions of a sample."""
     return texts.captions
 
 
 def questions_of(texts: SampleTexts) -> Iterable[str]:
-    """The questions without their answers."""
+    """List the questions of a sample, without their answers."""
     return (question.question for question in texts.questions)
 
 
 def answers_of(texts: SampleTexts) -> Iterable[str]:
-    """The known answers."""
+    """List the known answers to the questions of a sample."""
     return (question.answer for question in texts.questions if question.answer is not None)
 
 
 def question_rows(samples: Sequence[Sample]) -> list[list[TaskRow]]:
-    """Each question with its answer, and with all that annotators gave."""
+    """Make a row of each question, with its answer and all answers that annotators gave."""
     return [
         [
             TaskRow(q.question, q.answer, q.answers or ((q.answer,) if q.answer is not None else ()), q.id)

@@ -1,4 +1,4 @@
-"""Visual question answering by generation: the answer is generated, and not chosen from a list."""
+"""Task ``answer``: visual question answering in which the answer is generated, and not chosen from a list."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from vlmodel.tasks._texts import answers_of
 
 
 class Config(QuestionTask, GenerationTask):
-    """A decoder that generates answers."""
+    """Settings of a head that generates answers."""
 
     operations: ClassVar[tuple[Operation, ...]] = (*QuestionTask.operations, ChatOperation())
 

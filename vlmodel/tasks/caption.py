@@ -1,4 +1,4 @@
-"""Captioning: a text is generated from the image alone."""
+"""Task ``caption``: a text is generated from the image alone."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from vlmodel.tasks._texts import captions_of
 
 
 class Config(GenerationTask):
-    """A decoder that generates captions."""
+    """Settings of a head that generates captions."""
 
     learns_baseline: ClassVar[bool] = True
     copies_neighbours: ClassVar[bool] = True
@@ -47,7 +47,7 @@ class Config(GenerationTask):
         return [[TaskRow(target=caption) for caption in sample.texts.captions] for sample in samples]
 
     def rows_to_answer(self, samples: Sequence[Sample]) -> list[list[TaskRow]]:
-        """One row an image; the first caption stands for the right answer."""
+        """Make one row for each image; the first caption serves as the right answer."""
         captions = (sample.texts.captions for sample in samples)
         return [[TaskRow(target=next(iter(given), None), references=given)] for given in captions]
 
@@ -55,7 +55,7 @@ class Config(GenerationTask):
         return captions_of(texts)
 
     def learn_baseline(self, samples: Iterable[SampleTexts], normalizer: Normalizer) -> dict[str, Any]:
-        """The most typical caption, for all images."""
+        """Find the most typical caption, which the baseline gives for all images."""
         from vlmodel.metrics.captions import most_typical_caption
 
         captions = [caption for texts in samples for caption in texts.captions]
@@ -65,7 +65,7 @@ class Config(GenerationTask):
             raise ValueError(f"captions stand beside the most typical one of the training split: {error}") from None
 
     def score_rows(self, answered: AnsweredRows, normalizer: Normalizer) -> ExampleScores:
-        """The CIDEr-D of each image that has a caption with a word."""
+        """Score each image that has a caption with a word by the CIDEr-D of the generated caption."""
         from vlmodel.metrics.captions import cider_per_image, drop_wordless_references
 
         references = drop_wordless_references(row.references for row in answered.rows)
@@ -78,7 +78,7 @@ class Config(GenerationTask):
     def judge_answers(
         self, answered: AnsweredRows, baseline: Mapping[str, Any] | None, labels: Sequence[str], normalizer: Normalizer
     ) -> Judgement:
-        """BLEU, ROUGE-L and CIDEr-D."""
+        """Compute BLEU, ROUGE-L and CIDEr-D."""
         from vlmodel.metrics.captions import caption_scores, consensus_captions, drop_wordless_references
 
         assert baseline is not None

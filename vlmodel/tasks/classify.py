@@ -1,4 +1,4 @@
-"""Classification: the class of a sample, from its inputs alone."""
+"""Task ``classify``: predicts the class of a sample from its inputs alone."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 
 class Config(ClassificationTask):
-    """A classifier of the samples' classes, which are the processor's labels; it reads no text.
+    """Settings of a classifier whose classes are the processor's labels; it reads no text.
 
     Classes are compared letter by letter. A sample of a class that is none of the labels counts as wrong.
     """
@@ -56,7 +56,7 @@ class Config(ClassificationTask):
         return [[_label_row(sample)] if sample.texts.label is not None else [] for sample in samples]
 
     def rows_to_answer(self, samples: Sequence[Sample]) -> list[list[TaskRow]]:
-        """One row a sample; its class is the right answer where it is known."""
+        """Make one row for each sample; the right answer is its class, if known."""
         return [[_label_row(sample)] for sample in samples]
 
     def label_candidates(self, texts: SampleTexts) -> Iterable[str]:
@@ -77,7 +77,7 @@ class Config(ClassificationTask):
         return processor.label_id(answer)
 
     def learn_baseline(self, samples: Iterable[SampleTexts], normalizer: Normalizer) -> dict[str, Any]:
-        """The most frequent class."""
+        """Find the most frequent class."""
         try:
             prior = AnswerPrior.learn(
                 (("", label) for texts in samples for label in self.label_candidates(texts)), normalizer
@@ -87,13 +87,13 @@ class Config(ClassificationTask):
         return {"majority": prior.majority}
 
     def score_rows(self, answered: AnsweredRows, normalizer: Normalizer) -> ExampleScores:
-        """1 for each right class, 0 for each wrong one."""
+        """Score each right class 1 and each wrong one 0."""
         return score_right_answers(answered, normalizer)
 
     def judge_answers(
         self, answered: AnsweredRows, baseline: Mapping[str, Any] | None, labels: Sequence[str], normalizer: Normalizer
     ) -> Judgement:
-        """Accuracy over samples and over classes, calibration."""
+        """Compute the accuracy over samples and over classes, and calibration."""
         from vlmodel.metrics.calibration import calibration_error
 
         assert baseline is not None
@@ -126,7 +126,9 @@ def _label_row(sample: Sample) -> TaskRow:
 
 
 def _plain_and_balanced_accuracy(answered: AnsweredRows, by: Normalizer) -> Metrics:
-    """Accuracy over all samples, and the mean of the classes' accuracies, in which rare classes count as much."""
+    """Compute the accuracy over all samples, and the mean of the classes' accuracies, in which rare classes count as
+    much as frequent ones.
+    """
     targets = [target or "" for target in answered.targets]
     right = answers_match(targets, answered.predicted, by)
     of_classes = accuracy_by_answer([normalize_for_comparison(target, by) for target in targets], right)

@@ -1,4 +1,4 @@
-"""Contrastive learning: images and texts are embedded in one space, where those that belong together are near."""
+"""Task ``contrastive``: images and texts are embedded in one space in which matching pairs have similar vectors."""
 
 from __future__ import annotations
 
@@ -38,7 +38,9 @@ _MAX_CAPTIONS = 2000
 
 
 class MatchBySimilarity(MatchOperation):
-    """Cosines, and a softmax over the texts, as in CLIP (Radford et al. 2021, section 3.1)."""
+    """Matches texts to an image by cosine similarity, and a softmax over the texts, as in CLIP (Radford et al. 2021,
+    section 3.1).
+    """
 
     rank: ClassVar[int] = 1  # a matching task judges each text by itself
 
@@ -49,7 +51,9 @@ class MatchBySimilarity(MatchOperation):
 
 
 class ClassifyByPrompts(ClassifyOperation):
-    """Zero-shot: classes that are named with each request, by texts made of their names (``vlmodel.zero_shot``)."""
+    """Classifies zero-shot: the classes are named in each request and compared with the image as prompts made of their
+    names (``vlmodel.zero_shot``).
+    """
 
     rank: ClassVar[int] = 1  # a classifier knows its classes from examples
     least_agreement: ClassVar[float | None] = 0.7
@@ -72,7 +76,7 @@ class ClassifyByPrompts(ClassifyOperation):
 
 
 class Config(Task):
-    """Images and texts as vectors of one space. They come from the encoders; topology and fusion are not used."""
+    """Settings of contrastive learning. The embeddings come from the encoders; topology and fusion are not used."""
 
     operations: ClassVar[tuple[Operation, ...]] = (MatchBySimilarity(), EmbedOperation(), ClassifyByPrompts())
 
@@ -128,18 +132,18 @@ class Config(Task):
     def collate_targets(
         self, targets: Sequence[str | None], arrays: Mapping[str, NDArray[np.generic]], processor: VLProcessor
     ) -> dict[str, NDArray[np.generic]]:
-        """``text_key_N`` int64, which is equal for texts with equal tokens, in any batch."""
+        """Build ``text_key_N`` int64, a hash that is equal for texts with equal tokens, in any batch."""
         return {"text_key_N": _token_hashes(arrays["input_ids_NT"], arrays["text_mask_NT"])}
 
     def collate_samples(self, samples: Sequence[Sample], weight: float) -> dict[str, NDArray[np.generic]]:
-        """``unpaired_image_mask_B`` bool: the images without texts, which are negatives of all texts."""
+        """Build ``unpaired_image_mask_B`` bool, which marks images without texts; they are negatives of all texts."""
         alone = [weight > 0 and self._has_no_texts(sample.present) for sample in samples]
         return {"unpaired_image_mask_B": np.array(alone, np.bool_)}
 
     def predict_answers(
         self, head: Decoder, encoded: DecoderInput, processor: VLProcessor, top_k: int, **settings: Any
     ) -> list[Answers]:
-        """The cosine of the angle between text and image, from -1 to 1."""
+        """Compute the cosine between text and image, from -1 to 1."""
         image_BD, text_ND = self.embed_batch(head, encoded)
         cosine_N = (image_BD[encoded.rows[self.stream]] * text_ND).sum(-1)
         return [[("similarity", cosine)] for cosine in cosine_N.tolist()]
@@ -151,8 +155,8 @@ class Config(Task):
         return head.embed_batch(encoded)
 
     def score_rows(self, answered: AnsweredRows, normalizer: Normalizer) -> ExampleScores:
-        """The mean of the recalls at 1, 5 and 10 of each text and of each image, which are two groups: each row counts
-        for its text, and the first row of an image for the image too.
+        """Score each text and each image (two groups) by the mean of its recalls at 1, 5 and 10: a row counts for its
+        text, and the first row of an image for the image too.
         """
         from vlmodel.metrics.retrieval import RANKS, retrieval_ranks
 
@@ -171,7 +175,7 @@ class Config(Task):
     def judge_answers(
         self, answered: AnsweredRows, baseline: Mapping[str, Any] | None, labels: Sequence[str], normalizer: Normalizer
     ) -> Judgement:
-        """Recall and median rank in both directions, beside a random order."""
+        """Compute the recall and the median rank in both directions, and those of a random order."""
         from vlmodel.metrics.retrieval import retrieval_scores
 
         if not len(_rows_with_image_embedding(answered)):
@@ -186,7 +190,9 @@ class Config(Task):
         return Judgement("captions", len(answered), "mean_recall", metrics, scores, [chance])
 
     def rows_for_examples_page(self, answered: AnsweredRows, normalizer: Normalizer) -> list[ExampleAnswer]:
-        """Show for each image the nearest of the first captions; right if it is one of the image's."""
+        """Show for each image the nearest of all images' first captions; it is right if it is one of the
+        image's own.
+        """
         some = answered.select_rows(range(min(len(answered), _MAX_CAPTIONS)))
         first_B = _rows_with_image_embedding(some)
         image_BD = np.stack([some.image_embedding[row] for row in first_B])
@@ -204,7 +210,9 @@ class Config(Task):
 def _choose_class(
     item: BatchedRequest, input_D: NDArray[np.float32] | None, text_ND: NDArray[np.float32], temperature: float
 ) -> Prediction:
-    """The best classes of one request; without the input that is compared all are as probable."""
+    """Return the best classes for one request; if the request lacks the embedded input, all classes are equally
+    probable.
+    """
     from vlmodel.inference import Prediction
 
     # The requests of a warm-up name none: their texts stand for classes.
@@ -227,12 +235,12 @@ def _softmax_matches(predictions: Sequence[Prediction], temperature: float) -> M
 
 
 def _rows_with_image_embedding(answered: AnsweredRows) -> NDArray[np.int64]:
-    """The rows that have the embedding of their image."""
+    """Select the rows whose image was embedded."""
     return np.flatnonzero([vector is not None for vector in answered.image_embedding]).astype(np.int64)
 
 
 def _stack_embeddings(answered: AnsweredRows) -> tuple[Tensor, Tensor, Tensor]:
-    """The embeddings of images and texts, and for each text the row of its image."""
+    """Stack the embeddings of images and texts, and return for each text the row of its image."""
     import torch
 
     first_B = _rows_with_image_embedding(answered)
@@ -244,7 +252,7 @@ def _stack_embeddings(answered: AnsweredRows) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _random_order_scores(answered: AnsweredRows, scores: ExampleScores) -> ExampleScores:
-    """Expected scores of a random order of all images and of all texts, on the rows of a model's scores."""
+    """Compute the expected scores of a random order of all images and texts, on the rows of a model's scores."""
     import torch
 
     from vlmodel.metrics.retrieval import RANKS, random_recall_of_images
@@ -258,7 +266,9 @@ def _random_order_scores(answered: AnsweredRows, scores: ExampleScores) -> Examp
 
 
 def _token_hashes(ids_NT: NDArray[np.generic], mask_NT: NDArray[np.generic]) -> NDArray[np.int64]:
-    """A multilinear hash of each text's tokens (Lemire & Kaser 2014), independent of process, padding and its side."""
+    """Hash the tokens of each text by a multilinear hash (Lemire & Kaser 2014), independent of the process and of
+    padding.
+    """
     position_NT = np.cumsum(mask_NT, axis=1) - 1
     factors_T = np.random.Generator(np.random.PCG64(0)).integers(0, 2**64, (ids_NT.shape[1],), np.uint64)
     terms_NT = (ids_NT.astype(np.uint64) + 1) * factors_T[position_NT]

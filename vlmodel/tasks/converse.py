@@ -1,4 +1,4 @@
-"""Conversations: what the assistant says in each of its turns is generated, given the turns before."""
+"""Task ``converse``: the model generates each turn of the assistant, given the turns before it."""
 
 from __future__ import annotations
 
@@ -32,7 +32,9 @@ from vlmodel.tasks._texts import answers_of, question_rows, questions_of
 
 
 class Config(GenerationTask):
-    """A language model that replies. A question of the data is a conversation of one turn."""
+    """Settings of a language model that replies in conversations. A question of the data is a conversation of
+    one turn.
+    """
 
     learns_baseline: ClassVar[bool] = True
     operations: ClassVar[tuple[Operation, ...]] = (VQAOperation(), ChatOperation())
@@ -60,14 +62,14 @@ class Config(GenerationTask):
         return not present.isdisjoint(("conversations", "questions"))
 
     def training_rows(self, samples: Sequence[Sample]) -> list[list[TaskRow]]:
-        """A row for each turn of the assistant, and for each question."""
+        """Make a row of each turn of the assistant, and of each question."""
         return [
             [row for turns in sample.texts.conversations for row in self._replies(turns)] + questions
             for sample, questions in zip(samples, question_rows(samples), strict=True)
         ]
 
     def rows_to_answer(self, samples: Sequence[Sample]) -> list[list[TaskRow]]:
-        """As for training, and one for a last turn of the user that nobody has answered."""
+        """Make the rows of training, and one for a last turn of the user that has no reply."""
         asked = [
             [self._row(turns, None) for turns in sample.texts.conversations if turns[-1].role == "user"]
             for sample in samples
@@ -83,7 +85,7 @@ class Config(GenerationTask):
         yield from (turn.text for turns in texts.conversations for turn in turns if turn.role == "assistant")
 
     def learn_baseline(self, samples: Iterable[SampleTexts], normalizer: Normalizer) -> dict[str, Any]:
-        """The most typical reply, to everything."""
+        """Find the most typical reply, which the baseline gives to everything."""
         from vlmodel.metrics.captions import most_typical_caption
 
         try:
@@ -92,7 +94,7 @@ class Config(GenerationTask):
             raise ValueError(f"replies stand beside the most typical one of the training split: {error}") from None
 
     def score_rows(self, answered: AnsweredRows, normalizer: Normalizer) -> ExampleScores:
-        """The ROUGE-L score of each reply whose right reply has words."""
+        """Score each reply by ROUGE-L; rows whose right reply has no words are left out."""
         from vlmodel.metrics.captions import rouge_l_of_each, tokenize_caption
 
         row_N = np.flatnonzero([bool(row.target) and bool(tokenize_caption(row.target or "")) for row in answered.rows])
@@ -103,7 +105,7 @@ class Config(GenerationTask):
     def judge_answers(
         self, answered: AnsweredRows, baseline: Mapping[str, Any] | None, labels: Sequence[str], normalizer: Normalizer
     ) -> Judgement:
-        """ROUGE-L, BLEU and CIDEr-D of the replies."""
+        """Compute ROUGE-L, BLEU and CIDEr-D of the replies."""
         from vlmodel.metrics.captions import caption_scores, tokenize_caption
 
         assert baseline is not None

@@ -1,4 +1,4 @@
-"""Image-text matching: does this text belong to this image?"""
+"""Task ``matching``: does this text belong to this image?"""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ MATCHES = frozenset({MATCH, "matched", "yes", "true", "1", "entailment", "entail
 
 
 class MatchByClass(MatchOperation):
-    """The probability that each text belongs to the image."""
+    """Computes the probability that each text belongs to the image, by the matching classifier."""
 
     def run(self, predictor: Predictor, task: str, items: Sequence[BatchedRequest]) -> list[MatchResult]:
         predictions = predictor.predict([item.example for item in items], top_k=2, task=task)
@@ -47,7 +47,8 @@ class MatchByClass(MatchOperation):
 
 
 class Config(ClassificationTask):
-    """Two classes on the pooled joint vector, as the matching heads of ViLBERT (Lu et al. 2019) and its successors.
+    """Settings of a classifier with two classes on the pooled joint vector, as in ViLBERT (Lu et al. 2019) and later
+    models.
 
     Labelled statements, as those of NLVR or SNLI-VE, are questions with answers such as "yes" or "entailment"
     (``MATCHES``). Pairs of which it is unknown whether they match count nowhere.
@@ -86,7 +87,7 @@ class Config(ClassificationTask):
         return int(is_match(answer))
 
     def score_rows(self, answered: AnsweredRows, normalizer: Normalizer) -> ExampleScores:
-        """1 for each pair that is judged right, in a group for each of the two classes."""
+        """Score each right decision 1; the two classes are two groups, so that they count equally."""
         row_N = np.array([n for n, target in enumerate(answered.targets) if target is not None], np.int64)
         group_N = np.array([is_match(answered.targets[n] or "") for n in row_N], np.int64)
         right_N = group_N == np.array([answered.predicted[n] == MATCH for n in row_N])
@@ -95,7 +96,7 @@ class Config(ClassificationTask):
     def judge_answers(
         self, answered: AnsweredRows, baseline: Mapping[str, Any] | None, labels: Sequence[str], normalizer: Normalizer
     ) -> Judgement:
-        """Accuracy of both classes alike, the area under the curve, calibration."""
+        """Compute the balanced accuracy, the area under the ROC curve, and calibration."""
         pairs = rows_with_target(answered, "pair")
         metrics, constant = _matching_metrics(pairs)
         both = "balanced_accuracy" in metrics
@@ -120,12 +121,12 @@ class Config(ClassificationTask):
 
 
 def is_match(answer: str) -> bool:
-    """Whether an answer means that a text belongs to its image."""
+    """Whether an answer says that a text belongs to its image."""
     return answer.strip().lower() in MATCHES
 
 
 def _matching_metrics(answered: AnsweredRows) -> tuple[Metrics, Metrics]:
-    """The model's metrics, and those of a constant answer."""
+    """Compute the model's metrics, and those of a constant answer."""
     from vlmodel.metrics.matching import matching_scores
 
     # Of the better of the two answers.
@@ -137,7 +138,8 @@ def _matching_metrics(answered: AnsweredRows) -> tuple[Metrics, Metrics]:
 
 
 def _matching_rows(samples: Sequence[Sample]) -> list[list[TaskRow]]:
-    """Each caption with its own image, and as many captions of other images of the batch, taken in turn.
+    """Pair each caption with its own image; as many captions of other images of the batch, taken in turn, are
+    negatives.
 
     So half of the rows match, unless images share captions. The negatives depend on the batch alone, and a text is
     encoded once, however many rows use it. There are none in a batch where one image alone has captions.

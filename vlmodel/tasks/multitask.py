@@ -1,4 +1,4 @@
-"""Several tasks trained together: one set of encoders, one topology and fusion, a head for each task."""
+"""Trains several tasks together: they share encoders, topology and fusion, and each has its own head."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class Config(TaskPart):
-    """Several tasks, each with a name of your choice."""
+    """Settings of several tasks, each under a name of your choice."""
 
     kind: Literal["multitask"] = "multitask"
     heads: dict[str, part_field("vlmodel.tasks", DEFAULT)] = Field(min_length=2)  # type: ignore[valid-type]

@@ -1,4 +1,4 @@
-"""Facts learned by heart: the language encoder brings head and relation of a fact near to its tail.
+"""Task ``triples``: learns facts by heart; the language encoder embeds head and relation of a fact near its tail.
 
 What a model knows so is in its weights: an edit of a fact needs a training. It is for facts that are too many to be
 looked up, or for a service without a store; ``model.knowledge`` is for those that are edited.
@@ -33,10 +33,10 @@ _TAIL = "tail"
 
 
 class Config(Task):
-    """Head and relation are a question, "strawberry has property", and the tail its answer, "red": of samples that have
-    questions and no inputs, as the importer ``facts`` makes them. Both are encoded by ``model.language``, which other
-    tasks share. It is KEPLER (Wang et al. 2021, arXiv:1911.06136) without masked words, with the softmax over the
-    batch's tails of SimKGC (Wang et al. 2022, arXiv:2203.02167).
+    """Settings of learning facts: head and relation are a question, "strawberry has property", and the tail is its
+    answer, "red". They come from samples with questions and no inputs, as the importer ``facts`` makes them. Both are
+    encoded by ``model.language``, which other tasks share. It is KEPLER (Wang et al. 2021, arXiv:1911.06136) without
+    masked words, with the softmax over the batch's tails of SimKGC (Wang et al. 2022, arXiv:2203.02167).
     """
 
     kind: Literal["triples"] = "triples"
@@ -69,7 +69,7 @@ class Config(Task):
         ]
 
     def rows_to_answer(self, samples: Sequence[Sample]) -> list[list[TaskRow]]:
-        """Each question, and each tail once: it is what they are compared with."""
+        """Make a row of each question, and one of each distinct tail, as questions are compared with tails."""
         return [
             [*rows, *(TaskRow(tail, id=_TAIL) for tail in dict.fromkeys(str(row.target) for row in rows))]
             for rows in self.training_rows(samples)
@@ -84,7 +84,9 @@ class Config(Task):
         return TriplesDecoder(widths["language"], self.width, self.temperature)
 
     def collate(self, examples: Sequence[Example], processor: VLProcessor) -> dict[str, NDArray[np.generic]]:
-        """With targets the rows are those of all questions, then as many of their tails; without, of the questions."""
+        """Collate the rows: with targets those of all questions, then as many of their tails; without targets only
+        those of the questions.
+        """
         if not any(example.targets for example in examples):
             return super().collate(examples, processor)
         texts = [text for example in examples for text in example.texts]
@@ -104,7 +106,7 @@ class Config(Task):
     def collate_texts(
         self, texts: Sequence[str], facts: Sequence[tuple[LinkedFact, ...]], processor: VLProcessor
     ) -> dict[str, NDArray[np.generic]]:
-        """Without facts, also of a model that reads some: they are what is learned here."""
+        """Collate the texts without facts, even for a model that reads facts, as facts are what is learned here."""
         return processor.tokenize(texts)
 
     def collate_targets(
@@ -115,11 +117,11 @@ class Config(Task):
     def predict_answers(
         self, head: Decoder, encoded: DecoderInput, processor: VLProcessor, top_k: int, **settings: Any
     ) -> list[Answers]:
-        """Nothing: what a question is compared with is chosen by who asks, by the vectors (``embed``)."""
+        """Return no answers: the caller compares the question's vector with candidates of its choice (``embed``)."""
         return [[("embedded", 1.0)]] * len(encoded.rows["language"])
 
     def embed_batch(self, head: Decoder, encoded: DecoderInput) -> tuple[Tensor | None, Tensor]:
-        """No input, and each text as a question and, behind it, as a tail: (N, 2 D)."""
+        """Embed each text as a question and, concatenated, as a tail: (N, 2 D); there is no other input."""
         import torch
 
         from vlmodel.decoder.triples import TriplesDecoder
@@ -128,14 +130,16 @@ class Config(Task):
         return None, torch.cat(head.embed(encoded), dim=1)
 
     def score_rows(self, answered: AnsweredRows, normalizer: Normalizer) -> ExampleScores:
-        """The reciprocal rank of each question's tail."""
+        """Score each question by the reciprocal rank of its tail."""
         row_N, rank_N = _ranks(answered)
         return ExampleScores.with_one_group(1 / rank_N, answered.sample_N, row_N, binary=False)
 
     def judge_answers(
         self, answered: AnsweredRows, baseline: Mapping[str, Any] | None, labels: Sequence[str], normalizer: Normalizer
     ) -> Judgement:
-        """Ranks among all tails of the split, without the others that it has for a question; beside a random order."""
+        """Compute the rank of each right tail among all tails of the split, leaving out other right tails of the same
+        question; and the ranks of a random order.
+        """
         row_N, rank_N = _ranks(answered)
         if not len(row_N):
             raise NothingToJudgeError("fact", "a tail")
@@ -149,7 +153,7 @@ class Config(Task):
         return Judgement("facts", len(row_N), "mrr", link_metrics(rank_N), scores, baselines, notes)
 
     def rows_for_examples_page(self, answered: AnsweredRows, normalizer: Normalizer) -> list[ExampleAnswer]:
-        """Each question with the nearest tail."""
+        """Show each question with its nearest tail."""
         row_N, query_ND, tail_TD, tails = _vectors(answered)
         found = []
         for row, query_D in zip(row_N.tolist(), query_ND, strict=True):
@@ -161,14 +165,14 @@ class Config(Task):
 
 
 def _tails(answered: AnsweredRows) -> dict[int, str]:
-    """The rows that are tails, with their texts."""
+    """Return the rows that are tails, and their texts."""
     return {n: row.text for n, row in enumerate(answered.rows) if row.id == _TAIL}
 
 
 def _vectors(
     answered: AnsweredRows,
 ) -> tuple[NDArray[np.int64], NDArray[np.float32], NDArray[np.float32], list[str]]:
-    """The rows of the questions, their vectors, those of the T tails, and the tails."""
+    """Return the rows of the questions, their vectors, the vectors of the T tails, and the tails' texts."""
     row_N = np.array([n for n, row in enumerate(answered.rows) if row.id != _TAIL], np.int64)
     place = {text: n for n, text in reversed(_tails(answered).items())}
     both_ND = np.stack([np.asarray(answered.text_embedding[n], np.float32) for n in (*row_N.tolist(), *place.values())])
@@ -177,7 +181,7 @@ def _vectors(
 
 
 def _ranks(answered: AnsweredRows) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """The rows of the questions, and the rank of the tail of each."""
+    """Return the rows of the questions, and the rank of each question's tail."""
     if not _tails(answered):
         return np.zeros(0, np.int64), np.zeros(0, np.int64)
     row_N, query_ND, tail_TD, tails = _vectors(answered)
@@ -191,6 +195,6 @@ def _ranks(answered: AnsweredRows) -> tuple[NDArray[np.int64], NDArray[np.int64]
 
 
 def _keys(texts: Sequence[str]) -> NDArray[np.int64]:
-    """A number of each text, which is equal for equal ones."""
+    """Number the texts so that equal texts have equal numbers."""
     numbers = {text: n for n, text in enumerate(dict.fromkeys(texts))}
     return np.array([numbers[text] for text in texts], np.int64)

@@ -1,4 +1,4 @@
-"""Visual question answering as classification over a closed vocabulary of answers."""
+"""Task ``vqa``: visual question answering as classification over a closed list of answers."""
 
 from __future__ import annotations
 
@@ -17,7 +17,9 @@ if TYPE_CHECKING:
 
 
 class Config(QuestionTask, ClassificationTask):
-    """A classifier of the answers that are the processor's labels. Rows with other answers cannot be correct."""
+    """Settings of a classifier whose classes are the processor's labels (answers). A row with any other right answer
+    cannot be answered correctly.
+    """
 
     chooses_label: ClassVar[bool] = True
 

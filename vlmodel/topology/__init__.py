@@ -1,1 +1,3 @@
-"""Topologies: WHERE the streams meet. Each maps named streams to one joint stream, with the help of a fusion."""
+"""Topologies decide where the encoders' streams are combined. Each merges named streams into one joint stream by means
+of a fusion.
+"""

@@ -1,4 +1,4 @@
-"""Dual encoder: the streams are encoded separately and meet in the fusion only."""
+"""Dual encoder: the streams are encoded separately and combined only in the fusion."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from vlmodel.tokens import FusedStream, Rows, Streams
 
 
 class Config(parts.TopologyPart):
-    """Encoded separately, fused late; it has no settings of its own."""
+    """Settings of the dual encoder; it has none of its own."""
 
     reads_tokens: ClassVar[bool] = False
 
@@ -21,7 +21,7 @@ class Config(parts.TopologyPart):
 
 
 class DualEncoder(parts.Topology):
-    """Adapts each encoded stream, then repeats a shared one for each of its texts."""
+    """Adapts each encoded stream to the fusion's width, then repeats a shared stream for each of its texts."""
 
     def forward(
         self, streams: Streams, rows: Rows, *, pooled_only: bool = False, output_attention: bool = False

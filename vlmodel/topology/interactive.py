@@ -1,4 +1,4 @@
-"""Interactive streams: encoded separately, then through layers in which each stream also attends to all others."""
+"""Interactive streams: after their encoders, each stream passes layers in which it also attends to all others."""
 
 from __future__ import annotations
 
@@ -22,7 +22,9 @@ from vlmodel.tokens import FusedStream, Rows, Streams, Tokens
 
 
 class Config(AttentionSettings, parts.TopologyPart):
-    """Layers of self-attention, cross-attention to the other streams and feed-forward, before the fusion."""
+    """Settings of layers of self-attention, cross-attention to the other streams and feed-forward, before the
+    fusion.
+    """
 
     kind: Literal["interactive"] = "interactive"
     depth: int = Field(2, ge=1)
@@ -36,7 +38,7 @@ class Config(AttentionSettings, parts.TopologyPart):
 
 
 class InteractiveEncoder(parts.Topology):
-    """``depth`` co-attentional layers with weights for each stream, before the fusion.
+    """Applies ``depth`` co-attention layers, with separate weights for each stream, before the fusion.
 
     As the cross-modality encoder of LXMERT (Tan & Bansal 2019) and the co-attentional layers of ViLBERT (Lu et al.
     2019), pre-norm and for any number of streams. A shared stream is repeated for each of its texts before the first
@@ -85,7 +87,7 @@ class InteractiveEncoder(parts.Topology):
 
 
 class StreamSelfAttention(nn.Module):
-    """Self-attention within each stream, with weights of its own, pre-norm and residual."""
+    """Self-attention within each stream, with separate weights for each, pre-norm and residual."""
 
     def __init__(self, names: Iterable[str], width: int, heads: int, dropout: float) -> None:
         super().__init__()
@@ -97,7 +99,7 @@ class StreamSelfAttention(nn.Module):
     def forward(
         self, x: Mapping[str, Tensor], mask: Mapping[str, Tensor], output_weights: bool = False
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Tokens (B, T, D) of each stream and, on request, its weights (B, T, T)."""
+        """Update the tokens (B, T, D) of each stream and, if requested, return the attention weights (B, T, T)."""
         result, weights = {}, {}
         for name, attention in self.attentions.items():
             normed_BTD = self.norms[name](x[name])

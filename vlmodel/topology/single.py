@@ -1,4 +1,4 @@
-"""Single stream: the tokens of all inputs are encoded together, in one sequence through one Transformer."""
+"""Single stream: the tokens of all inputs are concatenated and encoded together by one Transformer."""
 
 from __future__ import annotations
 
@@ -16,7 +16,9 @@ from vlmodel.tokens import FusedStream, Rows, Streams, Tokens
 
 
 class Config(AttentionSettings, parts.TopologyPart):
-    """One Transformer over the concatenated streams; of the language encoder only the embeddings are used."""
+    """Settings of one Transformer over the concatenated streams; only the embeddings of the language encoder
+    are used.
+    """
 
     encodes_text: ClassVar[bool] = True
 
@@ -32,7 +34,8 @@ class Config(AttentionSettings, parts.TopologyPart):
 
 
 class SingleEncoder(parts.Topology):
-    """``depth`` pre-norm Transformer layers over one sequence of all streams, which the fusion gets separately.
+    """Applies ``depth`` pre-norm Transformer layers to the concatenation of all streams, and gives the fusion the
+    separate parts.
 
     After VisualBERT (Li et al. 2019), UNITER (Chen et al. 2020) and ViLT (Kim et al. 2021). The bias of a stream's
     adapter is its modality embedding. A shared stream is adapted once, then repeated for each of its texts.

@@ -1,1 +1,1 @@
-"""Vision encoders: uint8 images in, ``Tokens`` out. One file a family of backbones."""
+"""Vision encoders: they take uint8 images and return ``Tokens``. One file for each family of backbones."""

@@ -1,4 +1,4 @@
-"""The backbones of torchvision's classifiers and CIFAR's, as chains of blocks that can be cut after any stage."""
+"""The backbones of torchvision's classifiers and of CIFAR's, as chains of blocks that can be cut after any stage."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class BackboneLayout:
 
 
 def list_backbone_names() -> list[str]:
-    """Names of the usable backbones, torchvision's and CIFAR's."""
+    """List the names of the usable backbones of torchvision and CIFAR."""
     import torchvision
 
     models = torchvision.models.list_models(module=torchvision.models)
@@ -63,7 +63,7 @@ def list_backbone_names() -> list[str]:
 
 
 def check_backbone(name: str, stem: Stem) -> None:
-    """ValueError if there is no backbone ``name``, or it cannot have this ``stem``."""
+    """Raise ValueError if there is no backbone ``name``, or it cannot have this ``stem``."""
     known = list_backbone_names()
     if name not in known:
         close = difflib.get_close_matches(name.lower(), known, n=5, cutoff=0.4) or ["resnet18", "resnet50", "vgg16"]
@@ -77,7 +77,7 @@ def check_backbone(name: str, stem: Stem) -> None:
 
 
 def create_backbone(name: str, stem: Stem) -> nn.Module:
-    """The whole network with new weights, its first layers replaced if ``stem`` is "small".
+    """Create the whole network with new weights; its first layers are replaced if ``stem`` is "small".
 
     The small stem (He et al. 2015, section 4.2, for CIFAR) is a 3x3 convolution of stride 1 without max-pooling.
     """
@@ -98,7 +98,9 @@ def create_backbone(name: str, stem: Stem) -> nn.Module:
 
 
 def backbone_blocks(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """(torchvision's name, block) of everything before pooling and classifier, in order of computation."""
+    """List the blocks of a network before pooling and classifier, as (torchvision's name, block), in the order of
+    computation.
+    """
     if getattr(model, "transform_input", False):
         yield "transform_input", _InceptionNormalisation()
     for name, child in model.named_children():
@@ -114,7 +116,7 @@ def backbone_blocks(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
 
 @functools.lru_cache(maxsize=32)
 def backbone_layout(name: str, stem: Stem) -> BackboneLayout:
-    """The layout of a backbone. A stage ends where the next block lowers the resolution.
+    """Compute the layout of a backbone. A stage ends where the next block lowers the resolution.
 
     Blocks of a ResNet or RegNet before its first stage are its stem: ``stages=3`` of a ResNet ends with ``layer3``.
     """
@@ -145,7 +147,7 @@ def backbone_layout(name: str, stem: Stem) -> BackboneLayout:
 def feature_map_sides(
     name: str, stem: Stem, ends: tuple[int, ...], channels: tuple[int, ...], numbers: int
 ) -> tuple[int, ...]:
-    """Find the sides of the feature maps that together hold ``numbers`` values.
+    """Find the side lengths of the feature maps that together hold ``numbers`` values.
 
     Larger images have larger maps, so the smallest image whose maps hold as many values is found by bisection.
 
@@ -188,7 +190,9 @@ def accepts_image_size(name: str, stem: Stem, stages: int, size: int) -> bool:
 
 
 def _block_output_shapes(model: nn.Module, size: int, count: int) -> list[torch.Size]:
-    """Output shapes of the first ``count`` blocks for a square image: (B, C, H, W), of Swin (B, H, W, C)."""
+    """Compute the output shapes of the first ``count`` blocks for a square image: (B, C, H, W), for Swin (B, H,
+    W, C).
+    """
     x, shapes = torch.zeros(1, 3, size, size), []
     for _, block in itertools.islice(backbone_blocks(model), count):
         x = block(x)
@@ -197,7 +201,9 @@ def _block_output_shapes(model: nn.Module, size: int, count: int) -> list[torch.
 
 
 class _InceptionNormalisation(nn.Module):
-    """Replace ImageNet's normalisation by mean and deviation 0.5, with which GoogLeNet and Inception were trained."""
+    """Undoes ImageNet's normalisation and normalises by mean and deviation 0.5, with which GoogLeNet and Inception were
+    trained.
+    """
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
         channels = zip(x_BCHW.split(1, 1), (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), strict=True)
@@ -205,7 +211,7 @@ class _InceptionNormalisation(nn.Module):
 
 
 class _TensorsOnCPU(TorchFunctionMode):
-    """Within this context new tensors are on the CPU: RegNet computes its depths with tensors, which have no values on
+    """A context in which new tensors are on the CPU: RegNet computes its depths with tensors, which have no values on
     the meta device.
     """
 

@@ -1,4 +1,4 @@
-"""The small ResNets of He et al. 2016 for images of 32 x 32, of which torchvision has none."""
+"""The small ResNets of He et al. 2016 for images of 32 x 32, which torchvision lacks."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ DEPTHS = (20, 32, 44, 56, 110)
 
 
 class CIFARResNet(nn.Module):
-    """A 3x3 stem of 16 channels, then three stages of 16, 32 and 64 (He et al. 2016, arXiv:1512.03385, section 4.2).
+    """A ResNet for CIFAR: a 3x3 stem of 16 channels, then three stages of 16, 32 and 64 (He et al. 2016,
+    arXiv:1512.03385, section 4.2).
 
     Weights are named as in a torchvision ResNet, except for the classifier, "linear", as in the CIFAR-10 weights that
     Y. Idelbayev has published (github.com/akamaster/pytorch_resnet_cifar10).
@@ -35,15 +36,15 @@ class CIFARResNet(nn.Module):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
-        """Scores (B, 10) of CIFAR-10's classes, in their alphabetical order."""
+        """Compute the scores (B, 10) of CIFAR-10's classes, in their alphabetical order."""
         x = self.relu(self.bn1(self.conv1(x_BCHW)))
         scores_BK: Tensor = self.linear(self.avgpool(self.layer3(self.layer2(self.layer1(x)))).flatten(1))
         return scores_BK
 
 
 class PaddedShortcut(nn.Module):
-    """A shortcut without weights (the paper's option A): every second cell of every second row, padded with channels of
-    zeros on both sides.
+    """A shortcut without weights (the paper's option A): takes every second cell of every second row, and pads with
+    zero channels on both sides.
     """
 
     def __init__(self, added: int) -> None:

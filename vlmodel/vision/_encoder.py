@@ -83,7 +83,8 @@ class BackboneConfig(parts.VisionPart):
 
 
 class BackboneEncoder(parts.VisionEncoder):
-    """Base of the vision encoders: normalises pixels, runs ``backbone`` and projects its features to tokens.
+    """The base class of vision encoders with a backbone: normalises pixels, runs ``backbone`` and projects its features
+    to tokens.
 
     Subclasses make ``backbone`` and ``projection``, and define the two halves of ``forward``: ``feature_grids`` and
     ``tokens_from_grids``. BatchNorm keeps its statistics where the backbone is frozen, and uses those of the batch
@@ -109,26 +110,28 @@ class BackboneEncoder(parts.VisionEncoder):
         self.report: _weights.WeightsReport | None = None
 
     def normalise_pixels(self, pixels_BHWC: Tensor) -> Tensor:
-        """Normalise uint8 images by mean and standard deviation, and bring them to (B, C, H, W)."""
+        """Normalise uint8 images by mean and standard deviation, and reorder them to (B, C, H, W)."""
         # A permuted view of BHWC is torch's channels-last layout: no copy is made.
         pixels_BCHW = pixels_BHWC.permute(0, 3, 1, 2)
         scale_C = 1 / (255 * self.std_C)
         return pixels_BCHW * scale_C[:, None, None] - (self.mean_C / self.std_C)[:, None, None]
 
     def backbone_gradient_mode(self) -> torch.autograd.grad_mode.set_grad_enabled:
-        """Context in which the backbone runs: without gradients if it is frozen."""
+        """The context in which the backbone runs: without gradients if it is frozen."""
         return torch.set_grad_enabled(torch.is_grad_enabled() and not self.config.frozen)
 
     def feature_grids(self, pixels_BHWC: Tensor) -> list[Tensor]:
-        """The output of the backbone, as far as it is used: grids of features (B, H, W, C), of the configured size."""
+        """Compute the used outputs of the backbone: grids of features (B, H, W, C) of the configured size."""
         raise NotImplementedError
 
     def tokens_from_grids(self, grids: Sequence[Tensor]) -> Tokens:
-        """The tokens, given what ``feature_grids`` returns."""
+        """Compute the tokens from the grids that ``feature_grids`` returns."""
         raise NotImplementedError
 
     def grid_shapes(self, numbers: int) -> Sequence[tuple[int, int, int]]:
-        """(height, width, channels) of each of the ``feature_grids``, which together hold ``numbers`` values."""
+        """Return the shape (height, width, channels) of each of the ``feature_grids``, which together hold ``numbers``
+        values.
+        """
         raise NotImplementedError
 
     def forward(self, pixels_BHWC: Tensor) -> Tokens:
@@ -159,7 +162,7 @@ class BackboneEncoder(parts.VisionEncoder):
         known: frozenset[str],
         pairs: _weights.Pairs = (),
     ) -> None:
-        """Copy the weights of ``state`` into the backbone; its weight ``key`` is called ``names[key]`` in ``state``.
+        """Copy the weights in ``state`` into the backbone; its weight ``key`` is called ``names[key]`` in ``state``.
 
         Args:
             known: all names of the whole network, of which ``state`` may have more than the backbone uses.
@@ -183,17 +186,19 @@ class BackboneEncoder(parts.VisionEncoder):
         return [[own[name] for name in names if own[name].requires_grad] for names in self.parameter_names_by_stage()]
 
     def parameter_names_by_stage(self) -> Sequence[Collection[str]]:
-        """Names of all parameters of the backbone: those of the stem, of each stage, and of what follows the last."""
+        """Group the names of the backbone's parameters: those of the stem, of each stage, and of what follows
+        the last.
+        """
         raise NotImplementedError
 
 
 def tokens_without_padding(x_BTD: Tensor, pooled_BD: Tensor) -> Tokens:
-    """Make ``Tokens`` of which all are real."""
+    """Make ``Tokens`` all of which are real."""
     return Tokens(x_BTD, torch.ones(x_BTD.shape[:2], dtype=torch.bool, device=x_BTD.device), pooled_BD)
 
 
 def average_pool_to_grid(map_BCHW: Tensor, side: int | None) -> Tensor:
-    """Turn a feature map into a grid (B, H, W, C), averaged to ``side`` x ``side`` cells if ``side`` is given."""
+    """Convert a feature map to a grid (B, H, W, C), averaged to ``side`` x ``side`` cells if ``side`` is given."""
     if side is not None:
         map_BCHW = functional.adaptive_avg_pool2d(map_BCHW, side)
     return map_BCHW.permute(0, 2, 3, 1)

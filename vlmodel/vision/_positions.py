@@ -1,4 +1,4 @@
-"""Position embeddings of the cells of a grid."""
+"""Sine position embeddings for the cells of a grid."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 def sine_positions(height: int, width: int, dimensions: int, device: torch.device | None = None) -> Tensor:
-    """Fixed two-dimensional sine positions (H * W, D), row by row, for a grid of any size.
+    """Compute fixed two-dimensional sine positions (H * W, D), row by row, for a grid of any size.
 
     The first half of the dimensions encodes the row, the second the column, as sines and cosines of geometrically
     spaced frequencies (Vaswani et al. 2017; in two dimensions Carion et al. 2020). Rows and columns are fractions of
@@ -23,7 +23,7 @@ def sine_positions(height: int, width: int, dimensions: int, device: torch.devic
 
 
 def _sine_table(fraction: Tensor, dimensions: int) -> Tensor:
-    """Sines, then cosines, of fractions from 0 to 1 at frequencies from half a turn to 16 turns: (fractions,
+    """Compute sines, then cosines, of fractions from 0 to 1, at frequencies from half a turn to 16 turns: (fractions,
     dimensions).
     """
     count = (dimensions + 1) // 2

@@ -1,5 +1,5 @@
-"""What the vision encoders of timm and transformers share: a backbone that gives feature maps or tokens of an image,
-and may give a pooled vector.
+"""What the vision encoders of timm and transformers share: a backbone that returns feature maps or tokens of an image,
+and perhaps a pooled vector.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class TowerConfig(BackboneConfig):
     """How tensors of a file are found: by their names, or by their order and shapes where only names differ."""
 
     def create_backbone(self) -> nn.Module:
-        """The backbone with new weights, on the current device.
+        """Create the backbone with new weights on the current device.
 
         Raises:
             ConfigError: it cannot be made with these settings.
@@ -66,7 +66,9 @@ class TowerConfig(BackboneConfig):
         raise NotImplementedError
 
     def parameter_names_by_stage(self, backbone: nn.Module) -> Sequence[Collection[str]]:
-        """Names of the parameters of the backbone: those of the stem, of each stage, and of what follows the last."""
+        """Group the names of the backbone's parameters: those of the stem, of each stage, and of what follows
+        the last.
+        """
         raise NotImplementedError
 
     def image_height_and_width(self) -> tuple[int, int]:
@@ -81,7 +83,7 @@ class TowerConfig(BackboneConfig):
         return None if self.preprocessing_needs_files() else self.preprocessing()
 
     def preprocessing_of_weights(self) -> ImagePreprocessing:
-        """The preprocessing of images with which the weights were trained.
+        """The image preprocessing with which the weights were trained.
 
         Raises:
             WeightsError: it cannot be read.
@@ -89,11 +91,11 @@ class TowerConfig(BackboneConfig):
         raise NotImplementedError
 
     def preprocessing_needs_files(self) -> bool:
-        """Whether ``preprocessing`` reads files."""
+        """Whether ``preprocessing`` must read files."""
         raise NotImplementedError
 
     def resolve_settings(self, image_size: tuple[int, int]) -> Self:
-        """See ``VisionPart``.
+        """Return a copy with everything that ``build`` needs, see ``VisionPart``.
 
         Raises:
             ConfigError: mean or standard deviation are not those of the weights.
@@ -122,7 +124,7 @@ class TowerConfig(BackboneConfig):
         return self.projection is not None or self.output == "multiscale"
 
     def output_shapes(self) -> OutputShapes:
-        """The shapes of the tower's outputs for its images, computed on the meta device and cached.
+        """Compute the shapes of the tower's outputs for images of the configured size on the meta device; cached.
 
         Raises:
             ConfigError: it cannot be made, or does not take such images.
@@ -130,7 +132,7 @@ class TowerConfig(BackboneConfig):
         return _cached_output_shapes(type(self), json.dumps(self.model_dump(mode="json"), sort_keys=True))
 
     def compute_output_shapes(self) -> OutputShapes:
-        """As ``output_shapes``, without the cache."""
+        """Compute the shapes of ``output_shapes`` without the cache."""
         with torch.device("meta"), torch.enable_grad():
             backbone = self.create_backbone().eval()
             try:
@@ -280,7 +282,7 @@ class VisionTower(BackboneEncoder):
         return [*stages, [name for name, _ in self.backbone.named_parameters() if name not in known]]
 
     def feature_grids(self, pixels_BHWC: Tensor) -> list[Tensor]:
-        """The tower's own pooled vector as a grid of one cell, the grids, or both."""
+        """Return the tower's own pooled vector as a grid of one cell, the grids of features, or both."""
         x_BCHW = self.normalise_pixels(pixels_BHWC)
         with self.backbone_gradient_mode():
             outputs = self.config.run_backbone(self.backbone, x_BCHW)
@@ -343,7 +345,7 @@ def _tie_gradients(tokens: Tokens) -> Tokens:
 def infer_token_grid(
     tokens: int, size: tuple[int, int], strides: Iterable[int], extra: Collection[int]
 ) -> tuple[int, int] | None:
-    """Infer the rows and columns of the grid that a sequence of tokens is; None if it is no grid.
+    """Infer the numbers of rows and columns of the grid that a sequence of tokens forms; None if it forms none.
 
     Args:
         tokens: number of tokens, including those before the grid.
@@ -359,7 +361,7 @@ def infer_token_grid(
 
 
 def find_modules_containing_only(root: nn.Module, parameters: Collection[str], prefix: str = "") -> list[str]:
-    """Names of the largest modules below ``root`` that have none but the named parameters."""
+    """Find the largest modules below ``root`` that contain only the named parameters; returns their names."""
     found = []
     for name, child in root.named_children():
         own = [f"{prefix}{name}.{parameter}" for parameter, _ in child.named_parameters()]

@@ -1,4 +1,4 @@
-"""Loading a backbone's weights, torchvision's or a local file's, under torchvision's names."""
+"""Loads a backbone's weights from torchvision or from a local file, under torchvision's names."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ _ROLES = frozenset({"weight", "bias", "running_mean", "running_var"})
 
 @dataclass(frozen=True)
 class WeightsReport:
-    """Names of the weights that were loaded, in torchvision's spelling and sorted.
+    """The names of the weights that were loaded, in torchvision's spelling and sorted.
 
     Attributes:
         loaded: weights that the backbone now has.
@@ -62,12 +62,13 @@ class WeightsReport:
 
 
 def is_torchvision_name(weights: str) -> bool:
-    """Whether ``weights`` names weights of torchvision's, and no file."""
+    """Whether ``weights`` is the name of torchvision weights, and not a file."""
     return weights.lower() == "imagenet" or weights == "DEFAULT" or weights.startswith("IMAGENET1K_")
 
 
 def read_state_dict(name: str, weights: str) -> dict[str, Tensor]:
-    """Read a state dict: torchvision's of the backbone ``name``, or that of a local file (safetensors, or torch's).
+    """Read a state dict: that of torchvision for the backbone ``name``, or that of a local file (safetensors, or
+    torch's).
 
     A wrapping ``{"state_dict": ...}`` and the prefix ``module.`` of data-parallel training are removed, and names that
     torchvision has changed are replaced.
@@ -205,7 +206,7 @@ def _rename_old_weights(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def torchvision_preprocessing(name: str, weights: str) -> ImagePreprocessing:
-    """The preprocessing with which torchvision's weights were trained, as torchvision records it.
+    """The image preprocessing with which torchvision's weights were trained, as torchvision records it.
 
     Raises:
         WeightsError: there are no such weights.
@@ -220,7 +221,7 @@ def torchvision_preprocessing(name: str, weights: str) -> ImagePreprocessing:
 
 
 def _torchvision_weights(name: str, weights: str) -> Any:
-    """A member of torchvision's enumeration of the weights of an architecture."""
+    """Find the member of torchvision's enumeration of the weights of an architecture."""
     from torchvision.models import get_model_weights
 
     if name.startswith(PREFIX):

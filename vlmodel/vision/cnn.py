@@ -1,4 +1,6 @@
-"""Backbones of torchvision (VGG, ResNet, EfficientNet, ConvNeXt, Swin, MaxViT, Inception, ...) and CIFAR."""
+"""Vision encoders from torchvision's CNNs and hierarchical Transformers (VGG, ResNet, EfficientNet, ConvNeXt, Swin,
+MaxViT, Inception, ...) and CIFAR's ResNets.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,7 @@ from vlmodel.vision._positions import sine_positions
 
 
 class Config(BackboneConfig):
-    """A torchvision CNN, Swin or MaxViT, or a ResNet of CIFAR, cut after a stage."""
+    """Settings of a torchvision CNN, Swin or MaxViT, or a CIFAR ResNet, cut after a stage."""
 
     kind: Literal["cnn"] = "cnn"
     name: str = "resnet18"
@@ -126,7 +128,9 @@ class CNNEncoder(BackboneEncoder):
         self.backbone.to(memory_format=torch.channels_last)
 
     def feature_maps(self, pixels_BHWC: Tensor) -> list[Tensor]:
-        """Feature maps (B, C, H, W) of uint8 images at the ends of the stages that have tokens, the finest first."""
+        """Compute the feature maps (B, C, H, W) of uint8 images at the ends of the stages that become tokens, the
+        finest first.
+        """
         x = self.normalise_pixels(pixels_BHWC)
         maps = []
         with self.backbone_gradient_mode():
@@ -165,13 +169,13 @@ class CNNEncoder(BackboneEncoder):
 
     @property
     def _grid_side(self) -> int | None:
-        """Side of the grid to which feature maps are averaged, in cells; None if they keep their own size."""
+        """The side, in cells, of the grid to which feature maps are averaged; None if they keep their own size."""
         return 1 if self.config.output == "pooled" else self.config.grid
 
     def _token_sequence(
         self, grid_BHWC: Tensor, projection: nn.Module, scale_D: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """The tokens (B, T, D) of a grid, and their mean (B, D) before positions are added."""
+        """Compute the tokens (B, T, D) of a grid, and their mean (B, D) before positions are added."""
         x_BTD = self.project_grid(grid_BHWC, projection)
         if scale_D is not None:
             x_BTD = x_BTD + scale_D
@@ -197,5 +201,5 @@ class CNNEncoder(BackboneEncoder):
 
 
 def _submodule_name(block: str) -> str:
-    """The name of a submodule for a block of torchvision: its name there, without dots."""
+    """Return the name of a submodule for a block of torchvision: its name there, without dots."""
     return block.replace(".", "_")

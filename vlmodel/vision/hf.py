@@ -39,7 +39,7 @@ _BICUBIC = 3
 
 
 class Config(TowerConfig):
-    """A vision tower of the transformers library."""
+    """Settings of a vision tower of the transformers library."""
 
     non_backbone_settings: ClassVar[frozenset[str]] = TowerConfig.non_backbone_settings | {"name"}
 
@@ -142,7 +142,9 @@ class Config(TowerConfig):
         return BackboneOutputs([x[:, x.shape[1] - cells[0] * cells[1] :].unflatten(1, cells)], pooled_BF, True)
 
     def parameter_names_by_stage(self, backbone: nn.Module) -> Sequence[Collection[str]]:
-        """The stages are the first list of modules; what the tower has before it is the stem."""
+        """Group the names of the backbone's parameters by stage. The stages are the members of the first list of
+        modules; what the tower has before it is the stem.
+        """
         lists = (path for path, module in backbone.named_modules() if isinstance(module, nn.ModuleList))
         path = next(lists, None)
         return (
@@ -198,7 +200,7 @@ class HFTower(VisionTower):
 
 
 def _open_vision_tower_config(name: str) -> Any:
-    """transformers' configuration of the vision tower of the model in a folder or on the hub.
+    """Read transformers' configuration of the vision tower of a model in a folder or on the hub.
 
     Raises:
         WeightsError: it cannot be opened.
@@ -224,7 +226,7 @@ def _new_transformers_config(architecture: str, settings: dict[str, Any]) -> Any
 
 
 def _check_architecture(name: str) -> None:
-    """ValueError if transformers has no such vision tower."""
+    """Raise ValueError if transformers has no such vision tower."""
     from transformers import CONFIG_MAPPING, MODEL_MAPPING
 
     if name in _UNSUPPORTED:
@@ -252,7 +254,9 @@ def _image_size_in_config(config: Any) -> tuple[int, int]:
 
 
 def _pixels_per_token(config: Any) -> list[int]:
-    """Side of the square of pixels that the last layer has a token for; [] if the configuration does not say it."""
+    """The side, in pixels, of the square that each token of the last layer covers; [] if the configuration does not say
+    it.
+    """
     patch = getattr(config, "patch_size", None) or getattr(config, "patch_stride", None) or 0
     side = patch if isinstance(patch, int) else patch[0]
     depths = getattr(config, "depths", None)

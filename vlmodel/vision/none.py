@@ -1,4 +1,4 @@
-"""No vision encoder: the model reads no images."""
+"""Vision part ``none``: the model reads no images."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from vlmodel.config import ConfigError
 
 
 class Config(parts.VisionPart):
-    """Settings of a model that reads no images, but texts and further inputs (``model.inputs``)."""
+    """Settings of a model that reads no images, only texts and additional inputs (``model.inputs``)."""
 
     reads_images: ClassVar[bool] = False
 

@@ -1,4 +1,4 @@
-"""The backbones of timm (huggingface.co/timm): over a thousand CNNs and vision transformers, with their weights."""
+"""Vision encoders from timm (huggingface.co/timm): over a thousand CNNs and vision transformers, with their weights."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _MOST_PREFIX_TOKENS = 4
 
 
 class Config(TowerConfig):
-    """A backbone of timm, by its name."""
+    """Settings of a backbone of timm, chosen by its name."""
 
     kind: Literal["timm"] = "timm"
     name: str
@@ -108,7 +108,7 @@ class Config(TowerConfig):
         return TimmTower(self)
 
     def _kept_stages(self) -> list[int] | None:
-        """Numbers of the stages whose outputs become tokens; None to use the output of timm's whole backbone."""
+        """The numbers of the stages whose outputs become tokens; None to use the output of timm's whole backbone."""
         if self.stages is None and self.output != "multiscale":
             return None
         available = _count_stages(self)
@@ -128,7 +128,7 @@ class Config(TowerConfig):
 
 
 class TimmTower(VisionTower):
-    """A backbone of timm."""
+    """A vision encoder whose backbone is from timm."""
 
     config: Config
 
@@ -150,7 +150,7 @@ class TimmTower(VisionTower):
 
 
 def _read_weights(config: Config, known: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], _weights.Pairs]:
-    """Read the state dict that ``config.weights`` names, under timm's names; also returns the pairs of names that were
+    """Read the state dict that ``config.weights`` names, under timm's names; also return the pairs of names that were
     matched by order.
     """
     weights, path = config.weights, Path(config.weights)
@@ -180,8 +180,8 @@ def _read_weights(config: Config, known: Mapping[str, Tensor]) -> tuple[dict[str
 
 
 def _convert_timm_state(config: Config, state: dict[str, Tensor], known: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Convert weights by timm: it resamples positions to other image sizes, and renames the weights of original
-    publications. If timm cannot, they are returned as they are, and ``load_backbone_weights`` says what does not fit.
+    """Convert weights by timm, which resamples positions to other image sizes and renames the weights of original
+    publications. If timm fails, they are returned unchanged, and ``load_backbone_weights`` says what does not fit.
     """
     classifiers = _classifier_prefixes(config)
     body = {key: value for key, value in state.items() if not key.startswith(classifiers)}
@@ -226,7 +226,7 @@ def _count_stages(config: Config) -> int:
 
 
 def _timm_weights_record(name: str) -> dict[str, Any]:
-    """timm's record of the weights of this name."""
+    """Return timm's record of the weights of this name."""
     import timm
 
     cfg = timm.get_pretrained_cfg(name) or timm.get_pretrained_cfg(name.partition(".")[0])
@@ -266,7 +266,7 @@ def _classifier_prefixes(config: Config) -> tuple[str, ...]:
 
 
 def _check_timm_name(name: str) -> None:
-    """ValueError if timm has no such architecture, or no such tag of weights."""
+    """Raise ValueError if timm has no such architecture, or no such tag of weights."""
     import timm
 
     architecture, _, tag = name.partition(".")
@@ -283,7 +283,7 @@ def _check_timm_name(name: str) -> None:
 
 @contextmanager
 def _convert_errors_to_weights_errors(config: Config, what: str) -> Iterator[None]:
-    """Turn any error within the block into a WeightsError: broken files and missing networks raise anything."""
+    """Convert any error within the block to a WeightsError: broken files and missing networks can raise anything."""
     try:
         yield
     except ConfigError:

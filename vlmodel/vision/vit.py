@@ -1,4 +1,4 @@
-"""Vision Transformers of torchvision (Dosovitskiy et al. 2021), at any image size, whole or smaller."""
+"""Vision Transformers of torchvision (Dosovitskiy et al. 2021) for any image size, whole or cut to fewer layers."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _POSITIONS = "encoder.pos_embedding"
 
 
 class Config(BackboneConfig):
-    """A torchvision ViT."""
+    """Settings of a torchvision ViT."""
 
     kind: Literal["vit"] = "vit"
     name: str = "vit_b_16"
@@ -69,7 +69,7 @@ class Config(BackboneConfig):
         return self
 
     def architecture_sizes(self) -> ViTSizes:
-        """Sizes of the ViT that is built."""
+        """The sizes (width, depth, ...) of the ViT that is built."""
         default = _sizes_and_weight_names(self.name)[0]
         chosen = {field.name: getattr(self, field.name) for field in fields(ViTSizes)}
         return replace(default, **{name: value for name, value in chosen.items() if value is not None})
@@ -90,7 +90,7 @@ class Config(BackboneConfig):
 
 @dataclass(frozen=True)
 class ViTSizes:
-    """Sizes of a ViT, as in ``Config``."""
+    """The sizes of a ViT, as in ``Config``."""
 
     patch_size: int
     width: int
@@ -100,7 +100,7 @@ class ViTSizes:
 
 
 class ViTEncoder(BackboneEncoder):
-    """A torchvision ViT as a vision encoder: a token for each patch, and the class token as the pooled vector."""
+    """A torchvision ViT as a vision encoder: one token for each patch; the class token is the pooled vector."""
 
     architecture = "vision.name, vision.patch_size, vision.width, vision.depth and vision.feed_forward"
     config: Config
@@ -141,7 +141,7 @@ class ViTEncoder(BackboneEncoder):
         return encoded_BTD
 
     def feature_grids(self, pixels_BHWC: Tensor) -> list[Tensor]:
-        """The class token as a grid of one cell, the patches, or both."""
+        """Return the class token as a grid of one cell, the patches as a grid, or both."""
         encoded_BTD = self.encode(pixels_BHWC)
         grids = [encoded_BTD[:, :1].unsqueeze(1)] if self.config.pooling == "cls" else []
         if self._needs_patch_tokens:
@@ -186,8 +186,8 @@ class ViTEncoder(BackboneEncoder):
         )
 
     def _resample_positions(self, state: dict[str, Tensor], positions: Tensor) -> dict[str, Tensor]:
-        """Resample the positions in ``state`` to this image size, if they are of a square grid; others are refused
-        by ``load_backbone_weights``.
+        """Resample the positions in ``state`` to this image size, if they form a square grid; ``load_backbone_weights``
+        refuses others.
         """
         from torchvision.models.vision_transformer import interpolate_embeddings
 
@@ -211,7 +211,7 @@ class ViTEncoder(BackboneEncoder):
 
 
 def _check_architecture(name: str) -> None:
-    """ValueError if torchvision has no ViT ``name``."""
+    """Raise ValueError if torchvision has no ViT ``name``."""
     import torchvision
 
     known = [n for n in torchvision.models.list_models(module=torchvision.models) if n.startswith("vit_")]
@@ -221,7 +221,7 @@ def _check_architecture(name: str) -> None:
 
 @functools.lru_cache(maxsize=8)
 def _sizes_and_weight_names(name: str) -> tuple[ViTSizes, frozenset[str]]:
-    """The sizes of a ViT of torchvision and the names of all its weights, including its classifier's."""
+    """Return the sizes of a ViT of torchvision and the names of all its weights, including its classifier's."""
     import torchvision
 
     with torch.device("meta"):

@@ -1,4 +1,4 @@
-"""The header that every container reader returns, and functions that read integers from bytes."""
+"""The header that every container parser returns, and functions that read integers from bytes."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 
 class ImageHeader(NamedTuple):
-    """What an image file says about itself.
+    """What the header of an image file says.
 
     Attributes:
         format: "jpeg", "png", "webp", "gif", "bmp", "tiff", "jpeg2000", "avif" or "heif".
@@ -31,10 +31,10 @@ class ImageHeader(NamedTuple):
 
 
 def read_little_endian(data: bytes, at: int, size: int = 4) -> int:
-    """An unsigned little-endian integer."""
+    """Read an unsigned little-endian integer."""
     return int.from_bytes(data[at : at + size], "little")
 
 
 def read_big_endian(data: bytes, at: int, size: int = 4) -> int:
-    """An unsigned big-endian integer."""
+    """Read an unsigned big-endian integer."""
     return int.from_bytes(data[at : at + size], "big")

@@ -1,4 +1,4 @@
-"""Formats made of boxes (ISO base media): JPEG 2000, AVIF and HEIC."""
+"""Parses formats made of ISO base media boxes: JPEG 2000, AVIF and HEIC."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ _IMAGE_BOXES = (b"ftyp", b"meta", b"mdat", b"moov", b"free", b"skip", b"uuid")
 
 
 def read_jpeg2000_header(data: bytes) -> ImageHeader:
-    """The header of a JPEG 2000 file; bytes after its image count as metadata."""
+    """Parse the header of a JPEG 2000 file; bytes after the image count as metadata."""
     end = find_jpeg2000_end(data)
     metadata = ((end, len(data)),) if end is not None and end < len(data) else ()
     return ImageHeader("jpeg2000", metadata=metadata, size=_read_jpeg2000_size(data))
 
 
 def read_avif_or_heif_header(data: bytes) -> ImageHeader | None:
-    """The header of an AVIF or HEIC file, by the brands in its first box; None for other media."""
+    """Parse the header of an AVIF or HEIC file, recognized by the brands in its first box; None for other media."""
     brands = {data[8:12], *(data[at : at + 4] for at in range(16, min(read_big_endian(data, 0), len(data), 256), 4))}
     if brands & _AVIF_BRANDS:
         return ImageHeader("avif")
@@ -32,7 +32,7 @@ def read_avif_or_heif_header(data: bytes) -> ImageHeader | None:
 
 
 def find_jpeg2000_end(data: bytes, _header: ImageHeader | None = None) -> int | None:
-    """Position after the last tile, by the lengths of the tile-parts."""
+    """Find the position after the last tile of a JPEG 2000 file by adding up the lengths of its tile-parts."""
     at, end = _find_jpeg2000_codestream(data)
     if at < 0:
         return None
@@ -47,7 +47,9 @@ def find_jpeg2000_end(data: bytes, _header: ImageHeader | None = None) -> int | 
 
 
 def find_heif_end(data: bytes, _header: ImageHeader) -> int | None:
-    """Position after the last box of an AVIF or HEIC image; data behind it, such as a video, does not belong to it."""
+    """Find the position after the last box of an AVIF or HEIC image; data after it, such as a video, does not belong to
+    the image.
+    """
     image_end, has_image = 0, False
     for kind, _start, end in _iterate_iso_media_boxes(data, 0, len(data)):
         if kind not in _IMAGE_BOXES:
@@ -57,8 +59,8 @@ def find_heif_end(data: bytes, _header: ImageHeader) -> int | None:
 
 
 def hide_avif_exif(data: bytes) -> bytes:
-    """Rename the EXIF item of an AVIF file to a type that decoders ignore: Pillow refuses a file with broken EXIF, and
-    the rotation of an AVIF is stored elsewhere.
+    """Rename the EXIF item of an AVIF file so that decoders ignore it: Pillow refuses a file with broken EXIF, and the
+    rotation of an AVIF is stored elsewhere.
     """
     for kind, start, end in _iterate_iso_media_boxes(data, 0, len(data)):
         if kind != b"meta":
@@ -79,7 +81,7 @@ def hide_avif_exif(data: bytes) -> bytes:
 
 
 def _iterate_iso_media_boxes(data: bytes, at: int, end: int) -> Iterator[tuple[bytes, int, int]]:
-    """(kind, start of the content, end) of each box of an ISO media file; the last one may exceed ``end``."""
+    """Yield (kind, start of the content, end) of each box of an ISO media file; the last end may exceed ``end``."""
     for _ in range(_MAX_BOXES):
         if at + 8 > end:
             return
@@ -94,7 +96,7 @@ def _iterate_iso_media_boxes(data: bytes, at: int, end: int) -> Iterator[tuple[b
 
 
 def _find_jpeg2000_codestream(data: bytes) -> tuple[int, int]:
-    """Start and end of the codestream, as far as the file goes; (-1, 0) if there is none."""
+    """Find the start and end of a JPEG 2000 codestream, as far as the file goes; (-1, 0) if there is none."""
     if data.startswith(CODESTREAM):
         return 0, len(data)
     places = (
@@ -106,7 +108,9 @@ def _find_jpeg2000_codestream(data: bytes) -> tuple[int, int]:
 
 
 def _read_jpeg2000_size(data: bytes) -> tuple[int, int] | None:
-    """The codestream's size, which is what a decoder allocates; the box before it may state another."""
+    """Read the image size from the codestream of a JPEG 2000 file, as the decoder does; the box before it may state
+    another size.
+    """
     at, _ = _find_jpeg2000_codestream(data)
     if at < 0 or not data.startswith(CODESTREAM, at) or at + 24 > len(data):
         return None

@@ -1,4 +1,4 @@
-"""The orientation in EXIF or XMP metadata."""
+"""Reads an image's orientation from its EXIF or XMP metadata."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _XMP_ORIENTATION = re.compile(rb'tiff:Orientation(?:="|>)([0-9])')
 
 
 def read_image_orientation(exif: bytes, xmp: bytes) -> int:
-    """The orientation in a block of EXIF, or else in XMP; 1 (upright) if neither has a valid one."""
+    """Read the orientation from EXIF, or else from XMP; 1 (upright) if neither has a valid value."""
     while exif.startswith(b"Exif\0\0"):
         exif = exif[6:]
     value = _read_exif_orientation(exif)
@@ -24,7 +24,9 @@ def read_image_orientation(exif: bytes, xmp: bytes) -> int:
 
 
 def _read_exif_orientation(exif: bytes) -> int | None:
-    """The tag in the first directory. Pillow's own reader warns about broken EXIF, which is common."""
+    """Read the orientation tag from the first EXIF directory. Pillow's own parser warns about broken EXIF, which is
+    common.
+    """
     order = {b"II*\0": "<", b"MM\0*": ">"}.get(exif[:4])
     if order is None:
         return None

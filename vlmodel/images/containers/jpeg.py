@@ -1,4 +1,4 @@
-"""JPEG: segments up to the first scan, then entropy-coded data (ITU-T T.81, annex B)."""
+"""Parses JPEG files: segments up to the first scan, then entropy-coded data (ITU-T T.81, annex B)."""
 
 from __future__ import annotations
 
@@ -19,7 +19,9 @@ _END_OF_SCAN = re.compile(rb"\xff[^\x00\x01\xd0-\xd7\xff]")
 
 
 def read_jpeg_header(data: bytes) -> ImageHeader:
-    """The header, from the segments before the first scan. Bytes between segments are skipped, as libjpeg does."""
+    """Parse the header of a JPEG from the segments before its first scan. Bytes between segments are skipped, as
+    libjpeg does.
+    """
     at, size, components, frame = 2, None, 0, 0
     metadata: list[tuple[int, int]] = []
     exif: list[bytes] = []
@@ -67,7 +69,9 @@ def read_jpeg_header(data: bytes) -> ImageHeader:
 
 
 def find_jpeg_end(data: bytes, header: ImageHeader) -> int | None:
-    """Position after the end marker, which entropy-coded data cannot contain; tables between scans are skipped."""
+    """Find the position after a JPEG's end marker, which entropy-coded data cannot contain; tables between scans are
+    skipped.
+    """
     at = header.scan
     if at < 0:
         return None

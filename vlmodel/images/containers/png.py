@@ -1,4 +1,4 @@
-"""PNG: chunks, each with its length, its kind and a checksum."""
+"""Parses PNG files: chunks with a length, a kind and a checksum each."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _MAX_TEXT = 1 << 20
 
 
 def read_png_header(data: bytes) -> ImageHeader:
-    """The header, from all chunks: metadata may follow the pixels."""
+    """Parse the header of a PNG from all of its chunks, as metadata may follow the pixels."""
     metadata: list[tuple[int, int]] = []
     exif, xmp, file_end = b"", b"", 0
     for kind, start, end in _iterate_png_chunks(data):
@@ -40,12 +40,12 @@ def read_png_header(data: bytes) -> ImageHeader:
 
 
 def find_png_end(data: bytes, _: ImageHeader) -> int | None:
-    """Position after the end chunk."""
+    """Find the position after the end chunk of a PNG."""
     return next((end for kind, _, end in _iterate_png_chunks(data) if kind == b"IEND"), None)
 
 
 def _iterate_png_chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
-    """(kind, start, end) of each complete chunk, up to the end chunk."""
+    """Yield (kind, start, end) of each complete chunk of a PNG, up to the end chunk."""
     at = 8
     while at + 12 <= len(data):
         kind, end = data[at + 4 : at + 8], at + 12 + read_big_endian(data, at)
@@ -58,7 +58,7 @@ def _iterate_png_chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
 
 
 def _read_png_text_chunk(kind: bytes, text: bytes) -> bytes:
-    """The text after a chunk's keyword, decompressed."""
+    """Return the text after the keyword of a PNG text chunk, decompressed."""
     if kind == b"tEXt":
         return text
     if kind == b"zTXt":

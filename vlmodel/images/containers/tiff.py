@@ -1,4 +1,4 @@
-"""TIFF: directories of tags, read by Pillow."""
+"""Finds the end of a TIFF image from its directories of tags, which Pillow reads."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _STRIPS = ((273, 279), (324, 325))
 
 
 def find_tiff_end(data: bytes, _: ImageHeader) -> int | None:
-    """Position after the last strip or tile of the first page."""
+    """Find the position after the last strip or tile of the first page of a TIFF."""
     file = io.BytesIO(data)
     try:
         directory = ImageFileDirectory_v2(file.read(16 if data[:4] in _BIG else 8))

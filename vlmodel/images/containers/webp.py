@@ -1,4 +1,4 @@
-"""WebP: RIFF chunks."""
+"""Parses WebP files, which are RIFF chunks."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ _HAS_EXIF, _HAS_XMP, _HAS_ICC = 0x08, 0x04, 0x20
 
 
 def read_webp_header(data: bytes) -> ImageHeader:
-    """The header, from all chunks: metadata may follow the pixels."""
+    """Parse the header of a WebP from all of its chunks, as metadata may follow the pixels."""
     metadata: list[tuple[int, int]] = []
     exif, xmp = b"", b""
     file_end = min(8 + read_little_endian(data, 4), len(data))
@@ -35,7 +35,7 @@ def read_webp_header(data: bytes) -> ImageHeader:
 
 
 def repair_webp_header(data: bytes) -> bytes:
-    """Correct the length and the flags in the header of a WebP file from which metadata was removed."""
+    """Correct the length and the flags in the header of a WebP from which metadata was removed."""
     data = b"RIFF" + (len(data) - 8).to_bytes(4, "little") + data[8:]
     if data[12:16] != b"VP8X":
         return data
@@ -43,7 +43,7 @@ def repair_webp_header(data: bytes) -> bytes:
 
 
 def find_webp_end(data: bytes, _: ImageHeader) -> int | None:
-    """Position after the RIFF chunk, which is the file."""
+    """Find the position after the RIFF chunk that is the whole WebP image."""
     end = 8 + read_little_endian(data, 4)
     return end if end <= len(data) else None
 

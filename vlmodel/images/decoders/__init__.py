@@ -1,4 +1,5 @@
-"""Image decoders, one file a kind (``stream.decoding``): "cpu", the default, decodes every format; "gpu" plain JPEGs.
+"""Image decoders, one file for each kind (``stream.decoding``): "cpu", the default, decodes every format; "gpu" decodes
+plain JPEGs only.
 
 "gpu" returns which files it has decoded; "cpu" decodes the others.
 """

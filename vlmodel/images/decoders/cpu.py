@@ -1,4 +1,4 @@
-"""Decoding on the CPU: plain JPEGs by libjpeg-turbo (simplejpeg), everything else by Pillow."""
+"""Decodes images on the CPU: plain JPEGs by libjpeg-turbo (simplejpeg), everything else by Pillow."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def decode_image(
     out: NDArray[np.uint8] | None = None,
     formats: Collection[str] = FORMATS,
 ) -> NDArray[np.uint8]:
-    """An image as (side, side, 3) uint8 RGB: upright, on white where it is transparent.
+    """Decode an image to (side, side, 3) uint8 RGB: upright, with transparent pixels on white.
 
     Args:
         out: memory for the pixels, such as a row of a batch; new if not given.
@@ -44,7 +44,8 @@ def decode_image(
 
 
 def count_decoded_pixels(data: bytes, square: SquareResizing, formats: Collection[str] = FORMATS) -> int:
-    """How many pixels ``decode_image`` holds at once, from the header alone; a large JPEG is decoded at reduced size.
+    """Calculate from the header how many pixels ``decode_image`` holds in memory at once; a large JPEG is decoded at
+    reduced size.
 
     Raises:
         ImageError: as ``open_image``.
@@ -61,7 +62,9 @@ def count_decoded_pixels(data: bytes, square: SquareResizing, formats: Collectio
 
 
 def _decode_jpeg(data: bytes, header: ImageHeader, square: SquareResizing, max_pixels: int) -> NDArray[np.uint8] | None:
-    """Decode a plain JPEG by simplejpeg: Pillow's pixels in a third of the time; None for files left to Pillow."""
+    """Decode a plain JPEG by simplejpeg: the same pixels as Pillow's in a third of the time; None for files that only
+    Pillow decodes.
+    """
     if header.size is None or not is_plain_jpeg(header):
         return None
     check_pixel_count(*header.size, max_pixels)

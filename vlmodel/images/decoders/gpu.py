@@ -1,4 +1,4 @@
-"""Decoding JPEGs on a GPU (nvJPEG, through torchvision), for nodes whose CPUs cannot keep up with it."""
+"""Decodes JPEGs on a GPU (nvJPEG, through torchvision), for nodes whose CPUs cannot decode fast enough."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def decode_jpegs_on_gpu(
     device: torch.device,
     out: Sequence[NDArray[np.uint8]],
 ) -> NDArray[np.bool_]:
-    """Decode the plain, complete and upright JPEGs among the files, and return which ones they are.
+    """Decode those of the files that are plain, complete and upright JPEGs, and return which ones they are.
 
     The CPU decodes the others, and all of them if the GPU fails: no file raises an error here. Pixels differ slightly
     from the CPU's: nvJPEG interpolates colours differently, and decodes large images at their full size.
@@ -60,7 +60,7 @@ def decode_jpegs_on_gpu(
 
 @contextmanager
 def _separate_cuda_stream(device: torch.device) -> Iterator[None]:
-    """A CUDA stream beside the default one, so that decoding does not wait for the training step."""
+    """Return a CUDA stream beside the default one, so that decoding does not wait for the training step."""
     if device.type != "cuda":
         yield
         return
@@ -69,8 +69,8 @@ def _separate_cuda_stream(device: torch.device) -> Iterator[None]:
 
 
 def _can_decode_on_gpu(data: bytes, max_pixels: int) -> bool:
-    """Whether nvJPEG decodes the file correctly. A truncated file is refused here: nvJPEG decodes it without an error,
-    with grey at its end.
+    """Whether nvJPEG decodes the file correctly. Truncated files are refused: nvJPEG would decode them without an
+    error, with grey at the end.
     """
     header = read_image_header(data)
     if header is None or header.size is None or not is_plain_jpeg(header):
