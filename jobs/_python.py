@@ -1,4 +1,6 @@
-"""Which Python the jobs need. This file and those that are imported before ``check`` run on older ones too."""
+"""Checks which Python runs the jobs. This file and those that are imported before ``check`` run on older
+versions too.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +10,7 @@ OLDEST = (3, 11)
 
 
 def check() -> None:
-    """End the process with one line where Python is too old."""
+    """End the process with a one-line message if Python is too old."""
     if sys.version_info < OLDEST:
         here = ".".join(map(str, sys.version_info[:3]))
         oldest = ".".join(map(str, OLDEST))

@@ -42,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _first_sentence_of_docstring(name: str) -> str:
-    """What a job does, from its docstring, without importing it."""
+    """Read what a job does from its docstring, without importing it."""
     source = Path(__file__).with_name(f"{name}.py").read_text(encoding="utf-8")
     doc = " ".join((ast.get_docstring(ast.parse(source)) or "").replace("``", "").split())
     sentence = doc.partition(". ")[0].partition("; ")[0].rstrip(".")

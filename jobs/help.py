@@ -1,4 +1,5 @@
-"""``--help``: the settings, of each part those of the kind that the command line or the file chooses.
+"""Prints ``--help``: the settings of a job and, for each part, those of the kind that the command line or the file
+chooses.
 
 The settings are read from ``settings.json``, which ``make docs`` writes from the classes in the code: importing these
 would import torch and take seconds.
@@ -23,12 +24,12 @@ _MAX_WIDTH = 118
 
 
 def help_width() -> int:
-    """Columns of the help: the terminal's, up to what reads well."""
+    """The width of the help in columns: the terminal's, up to what is easy to read."""
     return min(_MAX_WIDTH, shutil.get_terminal_size().columns - 2)
 
 
 def describe_settings_as_paragraphs(chosen: Mapping[str, str], sections: Sequence[str] = ()) -> Iterator[str]:
-    """A paragraph for each setting: key, default, meaning.
+    """Write a paragraph for each setting: key, default, meaning.
 
     Args:
         chosen: kinds of parts, by the dotted key of the part (``find_chosen_kinds``).
@@ -45,13 +46,13 @@ def describe_settings_as_paragraphs(chosen: Mapping[str, str], sections: Sequenc
 
 
 def format_docstring_for_terminal(doc: str) -> str:
-    """A docstring for a terminal: paragraphs as wide as it, without the marks of code."""
+    """Format a docstring for a terminal: paragraphs of its width, without code markup."""
     paragraphs = (" ".join(paragraph.split()).replace("``", "") for paragraph in doc.split("\n\n"))
     return "\n\n".join(textwrap.fill(paragraph, help_width()) for paragraph in paragraphs)
 
 
 def find_chosen_kinds(find_config_file: str | None, overrides: Sequence[str]) -> dict[str, str]:
-    """The kinds of parts that a file of settings and overrides name, by the dotted key of the part."""
+    """Find the kinds of parts that a configuration file and overrides name, by the dotted key of the part."""
     import tomllib  # Python 3.11: see ``_python``
 
     kinds: dict[str, str] = {}
@@ -76,7 +77,7 @@ def _collect_kinds(tree: Mapping[str, Any], prefix: str, kinds: dict[str, str]) 
 def _explain_settings(
     settings: Sequence[SettingDoc], prefix: str, chosen: Mapping[str, str]
 ) -> Iterator[tuple[str, str, str]]:
-    """(key, default, meaning) of each setting, those of chosen parts included."""
+    """Return (key, default, meaning) of each setting, those of chosen parts included."""
     for setting in settings:
         key, package = f"{prefix}{setting['key']}", setting["package"]
         if not package:

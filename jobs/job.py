@@ -1,4 +1,4 @@
-"""What all entry points share: the command line, and expected errors printed as one message.
+"""What all jobs share: the command line, and printing expected errors as one message.
 
 What is slow to import (torch, Ray, MLflow) is imported after the command line is read, so that ``--help`` is quick.
 """
@@ -105,7 +105,9 @@ def _run(
 
 
 def find_config_file(named: str | None) -> str | None:
-    """The file of settings that ``--config`` names: a path, or the name of a file of ``configs/`` such as "demo"."""
+    """Find the configuration file that ``--config`` names: a path, or the name of a file of ``configs/`` such as
+    "demo".
+    """
     if named is None or Path(named).exists():
         return named
     packaged = CONFIGS / f"{named}.toml"
@@ -127,7 +129,7 @@ def _print_everything() -> None:
 
 
 def render_settings(tree: dict[str, Any], prefix: str = "") -> str:
-    """The tree as ``a.b.c = value`` lines, which are valid overrides."""
+    """Render the tree as ``a.b.c = value`` lines, which are valid overrides."""
     lines = []
     for key, value in tree.items():
         if isinstance(value, dict) and value:
@@ -174,12 +176,12 @@ def _argument_parser(name: str, doc: str, flags: Mapping[str, str]) -> argparse.
 
 
 def _quote_override(override: str, text: str) -> str:
-    """``override`` with a text that is read as a text, whatever it looks like."""
+    """Return ``override`` with its text quoted, so that it is read as a text, whatever it looks like."""
     return f"{override}{json.dumps(text, ensure_ascii=False)}"
 
 
 def describe_version() -> str:
-    """The distribution and its version."""
+    """Return the name and the version of the distribution."""
     try:
         return f"raylm {version('raylm')}"
     except PackageNotFoundError:

@@ -1,4 +1,4 @@
-"""Errors of the pipeline, and how a job finds and prints the one that a user is meant to read."""
+"""Errors of the pipeline, and how a job finds and prints the error that is meant for the user."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 class DataError(ExpectedError):
-    """A data set that cannot be used; the message says what is wrong and what to do."""
+    """A data set cannot be used; the message says what is wrong and what to do."""
 
 
 def find_expected_cause(error: BaseException | None) -> BaseException | None:
-    """The ``ExpectedError`` or the full disk behind an error, also inside those that Ray wraps around what its workers
-    raise; None if there is none, and the traceback is needed.
+    """Find the ``ExpectedError`` or the full disk behind an error, also within the errors that Ray wraps around those
+    of its workers; None if there is none, so that the traceback is needed.
     """
     seen: set[int] = set()
     pending = [error]
@@ -44,7 +44,7 @@ def _is_disk_full(error: BaseException) -> bool:
 
 
 def message_for_user(error: BaseException) -> str:
-    """The message for the user about an error that ``find_expected_cause`` gave."""
+    """Return the message for the user about an error that ``find_expected_cause`` found."""
     remedy = "; make room and start the job again: it continues from the last whole checkpoint or shard"
     # Ray Data adds how often it tried, and how to have it try again.
     text = str(error).partition("\nFailed to apply UDF transform after")[0]
@@ -53,5 +53,5 @@ def message_for_user(error: BaseException) -> str:
 
 
 def escape_unprintable(text: str) -> str:
-    """Text for a terminal or a log: what would not be printed, control characters above all, is escaped."""
+    """Escape the characters of a text that a terminal or a log cannot print, above all control characters."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text)

@@ -1,1 +1,1 @@
-"""From any source to tensors: importers, index and quarantine, plan, stream."""
+"""From any source to tensors: importers, index and quarantine, the order of samples, streams of batches."""

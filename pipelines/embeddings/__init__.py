@@ -1,1 +1,3 @@
-"""The vectors that a model gives of the samples of a data set: computed, stored as Parquet, and searched."""
+"""Computes the vectors that a model gives for the samples of a data set, stores them as Parquet files, and searches
+them.
+"""

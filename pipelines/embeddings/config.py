@@ -1,4 +1,4 @@
-"""Settings of the embed job."""
+"""Settings of the job ``embed``."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ from vlmodel.locations import Location
 
 
 class EmbedConfig(ConfigSection):
-    """What the embed job turns into vectors. The model is that of evaluate.model, its copies those of predict.workers,
-    predict.cpus_per_worker and predict.gpus_per_worker, in batches of predict.batch samples.
+    """Settings of what the embed job turns into vectors. The model is that of evaluate.model; predict.workers,
+    predict.cpus_per_worker and predict.gpus_per_worker set the number of its copies and their resources, predict.batch
+    the number of samples in a batch.
     """
 
     split: str = ""

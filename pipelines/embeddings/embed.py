@@ -1,4 +1,4 @@
-"""The vectors of a data set, computed by a pass of Ray Data, whose actors hold the model and write the files.
+"""Computes the vectors of a data set by a pass of Ray Data, whose actors hold the model and write the files.
 
 A file appears as a whole or not at all, under a name made of all that its vectors depend on. So a job that was stopped
 computes only what is missing, and no sample is lost or twice.
@@ -56,7 +56,7 @@ R = TypeVar("R")
 
 @dataclass(frozen=True)
 class ModelCopies:
-    """The actors that hold the model.
+    """The number and resources of the actors that hold the model.
 
     Attributes:
         workers: how many.
@@ -73,7 +73,7 @@ class ModelCopies:
 
 @dataclass(frozen=True)
 class EmbeddingJob:
-    """What is embedded, with which model. Small and picklable.
+    """What is embedded, and with which model. Small and picklable.
 
     Attributes:
         model: its folder, readable from every node.
@@ -97,7 +97,7 @@ class EmbeddingJob:
 
 
 def choose_task(tasks: dict[str, Task], named: str) -> str:
-    """The name of the task whose vectors are stored.
+    """Choose the task whose vectors are stored; returns its name.
 
     Args:
         named: of a setting; "" takes the first that embeds.
@@ -120,7 +120,7 @@ def choose_task(tasks: dict[str, Task], named: str) -> str:
 
 
 def choose_inputs(task: Task, wanted: Sequence[str]) -> tuple[str, ...]:
-    """What is embedded of each sample.
+    """Choose which inputs and texts of each sample are embedded.
 
     Args:
         wanted: of the setting; none takes all.
@@ -206,7 +206,7 @@ def _write_parts(parts: Sequence[PartRange], job: EmbeddingJob, copies: ModelCop
 
 
 class _EmbedActor:
-    """An actor that holds the model and writes files."""
+    """A Ray actor that holds the model and writes files of vectors."""
 
     def __init__(self, job: EmbeddingJob, copies: ModelCopies, parts: Sequence[PartRange]) -> None:
         self._parts, self._writer = parts, PartWriter(job, copies)
@@ -249,7 +249,7 @@ class PartWriter:
     def _load(
         self, shard: str, rows: Sequence[int], decoders: ThreadPoolExecutor
     ) -> tuple[Sequence[int], list[Sample], list[Decoded]]:
-        """Samples with their inputs decoded."""
+        """Load samples with their inputs decoded."""
         embeds, wanted = self._task.embedded_input, self._job.inputs
         inputs = (embeds,) if embeds in wanted else ()
         samples = self._reader.read(shard, rows, inputs=inputs, texts=TEXT in wanted)
@@ -267,7 +267,7 @@ class PartWriter:
     def _embed(
         self, shard: str, rows: Sequence[int], samples: Sequence[Sample], decoded: Sequence[Decoded]
     ) -> pa.Table:
-        """A row for each vector of some samples: of each its input, then its texts."""
+        """Embed some samples; returns a row for each vector: for each sample its input, then its texts."""
         texts = [tuple(self._task.texts_to_read(sample.texts)) for sample in samples]
         examples = [Example({}, of_sample) for of_sample in texts]
         columns: dict[str, list[Any]] = {name: [] for name in self._schema.names}
@@ -300,7 +300,7 @@ def _batches(rows: Sequence[int], size: int) -> Iterator[list[int]]:
 
 
 def _one_ahead(load: Callable[[T], R], items: Iterator[T]) -> Iterator[R]:
-    """``load(item)`` of each, the next of which is loaded while one is used."""
+    """Yield ``load(item)`` of each item; the next item is loaded while one is used."""
     with ThreadPoolExecutor(1) as loader:
         waiting: Future[R] | None = None
         for item in items:

@@ -1,4 +1,4 @@
-"""Errors of stored vectors."""
+"""The error for stored vectors."""
 
 from __future__ import annotations
 
@@ -6,4 +6,4 @@ from pipelines.errors import DataError
 
 
 class EmbeddingsError(DataError):
-    """Stored vectors that cannot be used; the message says what is wrong and what to do."""
+    """Stored vectors cannot be used; the message says what is wrong and what to do."""

@@ -1,4 +1,4 @@
-"""The search among stored vectors: which samples, or texts, are nearest to a vector of the same model."""
+"""Searches stored vectors: which samples, or texts, are nearest to a vector of the same model."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Hit:
-    """One of the nearest.
+    """One result of a search: a sample, or one of its texts, and its similarity to the query.
 
     Attributes:
         row: of the sample in the index of its shard.
@@ -40,7 +40,7 @@ class Hit:
 
 
 class EmbeddingSearch:
-    """Opened vectors. Threads may share it; it holds no vectors in memory, but maps them from files.
+    """Searches stored vectors. Threads may share it; the vectors are mapped from files and not held in memory.
 
     Args:
         folder: folder or URI of the embed job's ``embed.out``.
@@ -62,11 +62,11 @@ class EmbeddingSearch:
 
     @property
     def inputs(self) -> dict[str, int]:
-        """What can be searched, with the number of vectors."""
+        """What can be searched, with the number of vectors of each."""
         return {name: self.embeddings.count(name) for name in self._searches}
 
     def nearest(self, query_D: NDArray[np.float32], name: str, top: int) -> list[Hit]:
-        """The ``top`` nearest, the nearest first.
+        """Return the ``top`` nearest vectors, the nearest first.
 
         Args:
             query_D: of length one.
@@ -87,7 +87,7 @@ class EmbeddingSearch:
 
 
 class _OpenedInput:
-    """The vectors of one input."""
+    """The opened vectors of one input."""
 
     def __init__(self, files: Path, embeddings: Embeddings, name: str, exact: int) -> None:
         count = embeddings.count(name)

@@ -1,4 +1,5 @@
-"""What a search maps into memory, derived from the Parquet files of stored vectors and made anew where it is missing.
+"""Derives from the Parquet files of stored vectors the files that a search maps into memory, and makes them again if
+they are missing.
 
     INPUT.vectors     the vectors of one input, (M, D) float32
     INPUT.rows        whose they are, as an Arrow file: a batch for each Parquet file that has some
@@ -40,7 +41,7 @@ def open_search_files(
     exact: int,
     progress: Callable[[int, int], object] = lambda done, total: None,
 ) -> Path:
-    """The local folder of the files; they are made where they are missing, while others that want them wait.
+    """Return the local folder of the search files; they are made if they are missing, while others that want them wait.
 
     Args:
         exact: up to so many vectors of an input need no graphs.
@@ -72,7 +73,7 @@ def open_search_files(
 
 
 def map_vectors(files: Path, name: str, count: int, width: int) -> np.memmap:
-    """The vectors of an input, (count, width), mapped from their file."""
+    """Map the vectors of an input, (count, width), from their file."""
     return np.memmap(files / f"{name}.vectors", np.float32, "r", shape=(count, width))
 
 

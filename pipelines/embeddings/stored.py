@@ -1,4 +1,4 @@
-"""The vectors of a data set as they are stored: Parquet files, and a manifest that names them.
+"""Defines how the vectors of a data set are stored: Parquet files, and a manifest that names them.
 
     embeddings.json        written last: model, index, and the files with the number of their vectors
     parts/NAME.parquet     the vectors of some samples of one tar; written as a whole, and never changed
@@ -34,7 +34,7 @@ _COUNTS = b"vectors"
 
 
 class EmbeddedModel(BaseModel):
-    """The model that gave the vectors.
+    """Identifies the model that gave the vectors.
 
     Attributes:
         name, version: in the registry; version "0" for a folder that is not registered.
@@ -51,7 +51,7 @@ class EmbeddedModel(BaseModel):
 
 
 class EmbeddedPart(BaseModel):
-    """One Parquet file.
+    """Describes one Parquet file of vectors.
 
     Attributes:
         name: within the folder ``parts``.
@@ -67,7 +67,7 @@ class EmbeddedPart(BaseModel):
 
 
 class Embeddings(BaseModel):
-    """The manifest.
+    """The manifest of stored vectors: the model, the data set and the files.
 
     Attributes:
         tars: folder or URI of the samples.
@@ -89,7 +89,7 @@ class Embeddings(BaseModel):
 
     @classmethod
     def read(cls, folder: Folder) -> Embeddings:
-        """The manifest of a folder.
+        """Read the manifest of a folder.
 
         Raises:
             EmbeddingsError: there is none, it is damaged, or another version of this program wrote it.
@@ -112,25 +112,25 @@ class Embeddings(BaseModel):
         return read
 
     def write(self, folder: Folder) -> None:
-        """Store it, as a whole."""
+        """Write the manifest atomically."""
         folder.write(MANIFEST, self.model_dump_json(indent=1).encode())
 
     @cached_property
     def hash(self) -> str:
-        """SHA-256 of all that it says."""
+        """The SHA-256 of the manifest."""
         return hashlib.sha256(self.model_dump_json().encode()).hexdigest()
 
     @property
     def width(self) -> int:
-        """Numbers of a vector."""
+        """The number of components of a vector."""
         return self.parts[0].width
 
     def count(self, name: str) -> int:
-        """The number of vectors of an input, or of "text"."""
+        """Count the vectors of an input, or of "text"."""
         return sum(part.vectors.get(name, 0) for part in self.parts)
 
     def check_model(self, digest: str, model: str, where: str) -> None:
-        """Refuse another model's vectors, with which those of this model cannot be compared.
+        """Raise EmbeddingsError if the vectors are of another model than this one, as they cannot be compared.
 
         Args:
             digest: of the model that asks.
@@ -150,7 +150,7 @@ class Embeddings(BaseModel):
 
 @dataclass(frozen=True)
 class PartRange:
-    """Which samples a file is about.
+    """Says which samples a file of vectors covers.
 
     Attributes:
         start, stop: rows of the shard in its index.
@@ -164,7 +164,7 @@ class PartRange:
 
     @property
     def name(self) -> str:
-        """Of its file."""
+        """The name of the file."""
         key = hashlib.sha256(json.dumps(self.lineage, sort_keys=True).encode()).hexdigest()
         return f"{self.shard}.{self.start:07d}.{key[:24]}.parquet"
 
@@ -172,7 +172,7 @@ class PartRange:
 def plan_parts(
     index: Index, split: str, model: EmbeddedModel, inputs: list[str], samples_per_file: int
 ) -> list[PartRange]:
-    """The files in which the vectors of a split are stored, in order."""
+    """List the files in which the vectors of a split will be stored, in order."""
     return [
         PartRange(shard.name, start, min(start + samples_per_file, size), lineage)
         for shard in index.shards
@@ -202,7 +202,7 @@ def _lineage_of_part(
 
 
 def arrow_schema(width: int) -> pa.Schema:
-    """The columns of a file: a row for each vector.
+    """The columns of a file of vectors, which has a row for each vector.
 
     ``input`` is what was embedded ("image", "text"), ``row`` the sample's row in the index of its shard, ``text`` null
     for what is no text.
@@ -221,7 +221,7 @@ def arrow_schema(width: int) -> pa.Schema:
 
 
 def write_part(folder: Folder, part: PartRange, index_hash: str, table: pa.Table) -> EmbeddedPart:
-    """Store the vectors of a file, as a whole or not at all.
+    """Store a file of vectors, completely or not at all.
 
     Args:
         index_hash: of the version of the index by which its samples were read.
@@ -242,7 +242,7 @@ def write_part(folder: Folder, part: PartRange, index_hash: str, table: pa.Table
 
 
 def read_written_part(folder: Folder, name: str) -> EmbeddedPart:
-    """A file that was written before, from its footer.
+    """Describe a file that was written before, from its footer.
 
     Raises:
         EmbeddingsError: it cannot be read.
@@ -262,7 +262,7 @@ def _width_of(schema: pa.Schema) -> int:
 
 
 def read_part(folder: Folder, name: str) -> pa.Table:
-    """The rows of a file.
+    """Read the rows of a file of vectors.
 
     Raises:
         EmbeddingsError: it is missing, or cannot be read.

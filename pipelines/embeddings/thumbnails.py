@@ -1,4 +1,4 @@
-"""Small copies of the images of found samples, read from the tars."""
+"""Makes small copies of the images of found samples, read from the tars."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ SIDE = 192
 
 
 class Thumbnails:
-    """Reads images of the samples whose vectors are stored. Threads may share it."""
+    """Reads images of samples whose vectors are stored. Threads may share it."""
 
     def __init__(self, embeddings: Embeddings) -> None:
         self._tars, self._hash = embeddings.tars, embeddings.index
         self._reader: ShardReader | None = None
 
     def of(self, hits: Sequence[Hit]) -> list[DisplayCopy | None]:
-        """For each hit a small JPEG of its image; None where it has none, or its tar can no longer be read as it was
-        embedded.
+        """Return for each search result a small JPEG of its image; None if it has none, or if its tar can no longer be
+        read as it was embedded.
         """
         copies: dict[tuple[str, int], DisplayCopy | None] = {}
         for shard in dict.fromkeys(hit.shard for hit in hits):

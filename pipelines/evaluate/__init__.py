@@ -1,1 +1,1 @@
-"""Offline evaluation: answers of a saved model over whole data sets, and their metrics beside baselines."""
+"""Offline evaluation: a saved model answers whole data sets, and its metrics are compared with baselines."""

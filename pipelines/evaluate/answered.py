@@ -1,4 +1,4 @@
-"""From a table of answers to what a task judges: plain data."""
+"""Converts a table of answers to the plain data that a task judges."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from vlmodel.task import TaskRow
 
 
 def parse_answered_rows(answers: pa.Table, neighbours: Neighbours | None = None) -> AnsweredRows:
-    """The rows of a table of model answers (``schema.SCHEMA``) as plain data that a task judges.
+    """Convert the rows of a table of model answers (``predict.SCHEMA``) to plain data that a task judges.
 
     Args:
         neighbours: texts of the nearest training images. They count if every row has some.
@@ -49,7 +49,7 @@ def _of_rows(answers: pa.Table, neighbours: Neighbours | None) -> list[Sequence[
 
 
 def number_samples_of_rows(answers: pa.Table) -> NDArray[np.int64]:
-    """For each row the number of its sample. Samples of different splits may have the same key."""
+    """Return for each row the number of its sample. Samples of different splits may have the same key."""
     codes = [
         pc.dictionary_encode(answers[name], null_encoding="encode").combine_chunks().indices.to_numpy().astype(np.int64)
         for name in ("split", "key")
@@ -58,7 +58,7 @@ def number_samples_of_rows(answers: pa.Table) -> NDArray[np.int64]:
 
 
 def _vectors_of_column(column: pa.ChunkedArray) -> list[NDArray[np.float32] | None]:
-    """The vectors of a column, some of them null."""
+    """Return the vectors of a column, some of which may be null."""
     flat = column.combine_chunks()
     valid = pc.is_valid(flat).to_numpy(zero_copy_only=False)
     vectors: list[NDArray[np.float32] | None] = [None] * len(flat)

@@ -1,4 +1,4 @@
-"""The assessment of a model on one split: its answers, their report beside the baselines, examples and pictures."""
+"""Assesses a model on one split: its answers, a report that compares them with baselines, examples and pictures."""
 
 from __future__ import annotations
 
@@ -52,7 +52,8 @@ class TaskAssessment:
 
 
 def check_data_is_evaluable(index: Index, tasks: Mapping[str, Task], split: str) -> None:
-    """Refuse data that models cannot be evaluated on: samples need inputs, and the texts or class of each task.
+    """Raise DataError for data on which models cannot be evaluated: samples need inputs, and the texts or class of each
+    task.
 
     Args:
         split: the evaluated split; "" for all samples.
@@ -139,7 +140,7 @@ def assess_model(
 
 
 def _neighbours(predictor: Predictor, source: Source, index: Index) -> Neighbours | None:
-    """Captions of the training images that are nearest, where features of a frozen encoder are kept."""
+    """Return the captions of the nearest training images, if features of a frozen encoder are cached."""
     if (cache := next((cache for cache in source.features if cache.stream == stream_of_input(IMAGE)), None)) is None:
         return None
     encoder = predictor.model.vision

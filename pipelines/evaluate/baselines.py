@@ -24,7 +24,7 @@ FILE = "baselines.json"
 
 @dataclass(frozen=True)
 class Baselines:
-    """What would be reached without a model, by guesses that are learned from texts alone.
+    """Learned baselines of several tasks: they guess answers from texts alone, without a model.
 
     Attributes:
         tasks: what each task learned (``Task.learn_baseline``), of those that learn something.
@@ -95,7 +95,7 @@ class Baselines:
 
 
 def check_baselines_are_learnable(index: Index, tasks: Mapping[str, Task]) -> None:
-    """Refuse data whose training split lacks the texts from which a task's baselines are learned.
+    """Raise DataError if the training split lacks the texts from which a task's baselines are learned.
 
     Raises:
         DataError: no training sample has the texts of the task.

@@ -1,4 +1,4 @@
-"""Builds the report on a task from the table of its answers, by the task's own judgement."""
+"""Builds the report on a task from the table of its answers, which the task itself judges."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def build_report(
     name: str = "",
     neighbours: Neighbours | None = None,
 ) -> TaskReport:
-    """Build the report on a table of a model's answers (``schema.SCHEMA``).
+    """Build the report on a table of a model's answers (``predict.SCHEMA``).
 
     Args:
         labels: the answers that a classifier chooses among.
@@ -70,7 +70,7 @@ def build_report(
 
 
 def score_examples(answers: pa.Table, task: Task, normalizer: Normalizer = "none") -> ExampleScores:
-    """The scores of those rows of a table of answers (``schema.SCHEMA``) that have a right answer.
+    """Score those rows of a table of answers (``predict.SCHEMA``) that have a right answer.
 
     Args:
         normalizer: rules by which answers in words are compared.

@@ -10,7 +10,7 @@ from vlmodel.zero_shot import make_prompts
 
 
 class PredictConfig(ConfigSection):
-    """How a model answers the texts of a data set."""
+    """Settings of how a model answers the texts of a data set."""
 
     workers: int = Field(1, ge=1)
     """Copies of the model."""
@@ -27,7 +27,9 @@ class PredictConfig(ConfigSection):
 
 
 class ZeroShotConfig(ConfigSection):
-    """Zero-shot classification by a contrastive model, of samples that have a class (``source.classes=folder``)."""
+    """Settings of zero-shot classification by a contrastive model, for samples that have a class
+    (``source.classes=folder``).
+    """
 
     templates: list[str] = []
     """Given, as ["a photo of a {}."], the evaluate job judges this in the place of the model's own tasks: each class is

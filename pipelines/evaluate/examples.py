@@ -1,4 +1,6 @@
-"""Examples for a page: some right and some wrong answers, each with its image and the attention over it."""
+"""Chooses examples for a page: some right and some wrong answers, each with its image and the model's attention
+to it.
+"""
 
 from __future__ import annotations
 
@@ -58,8 +60,8 @@ def choose_examples(
 
 
 def make_example_cards(rows: list[ExampleRow], index: Index, predictor: Predictor, task: str = "") -> list[ExampleCard]:
-    """Cards for the page of examples: the decoded image with the attention for the answer. Samples without an image
-    have none.
+    """Make cards for the page of examples: the decoded image with the attention for the answer. Samples without an
+    image have none.
     """
     inputs_of = _read_inputs({(row.split, row.key) for row in rows}, index, {IMAGE, *predictor.processor.input_names})
     cards = []
@@ -75,7 +77,7 @@ def make_example_cards(rows: list[ExampleRow], index: Index, predictor: Predicto
 
 
 def inputs_of_sample(key: str, index: Index, names: Collection[str], split: str = "") -> Mapping[str, bytes]:
-    """The encoded inputs of a sample, of those names that it has.
+    """Read the named inputs that a sample has, still encoded.
 
     Args:
         split: of the sample; "" looks in the validation, test and training split, in this order, as samples of
@@ -96,14 +98,14 @@ def inputs_of_sample(key: str, index: Index, names: Collection[str], split: str 
 
 
 def _sample_ids(answers: pa.Table) -> list[tuple[str, str]]:
-    """The (split, key) of each row."""
+    """Return the (split, key) of each row."""
     return list(zip(answers["split"].to_pylist(), answers["key"].to_pylist(), strict=True))
 
 
 def _read_inputs(
     samples: set[tuple[str, str]], index: Index, names: Collection[str]
 ) -> dict[tuple[str, str], Mapping[str, bytes]]:
-    """The named inputs of those (split, key) pairs that the index has."""
+    """Read the named inputs of those (split, key) pairs that the index has."""
     reader, found = ShardReader(index), dict[tuple[str, str], Mapping[str, bytes]]()
     for shard in index.shards:
         if len(found) == len(samples):

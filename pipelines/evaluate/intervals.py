@@ -1,4 +1,4 @@
-"""Confidence intervals of a metric, and of a difference on the same rows."""
+"""Computes confidence intervals of a metric, and of a difference of two metrics on the same rows."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ _AT_ONCE = 1 << 20
 
 
 def confidence_interval(scores: ExampleScores, confidence: float = CONFIDENCE) -> tuple[float, float]:
-    """Confidence interval of a metric: Wilson's (1927) for a share of right answers, the bootstrap's for any other
-    metric.
+    """Compute the confidence interval of a metric: Wilson's (1927) for a share of right answers, the bootstrap's for
+    any other metric.
     """
     if scores.binary and len(np.unique(scores.group_N)) == 1:
         right = int(scores.score_N.sum())
@@ -32,8 +32,9 @@ def confidence_interval(scores: ExampleScores, confidence: float = CONFIDENCE) -
 def difference_interval(
     one: ExampleScores, other: ExampleScores, confidence: float = CONFIDENCE, resamples: int = _RESAMPLES
 ) -> tuple[float, float]:
-    """Confidence interval of the difference of two metrics on the same rows: the paired bootstrap (percentiles) over
-    images, whose rows are not independent of each other. The bounds of a single image are infinite.
+    """Compute the confidence interval of the difference of two metrics on the same rows: the paired bootstrap
+    (percentiles) over images, whose rows are not independent of each other. With a single image the bounds are
+    infinite.
     """
     image_N = np.unique(one.image_N, return_inverse=True)[1]
     group_N = np.unique(one.group_N, return_inverse=True)[1]

@@ -1,4 +1,6 @@
-"""The model card: what a registered model is, how good it is beside its baselines, on which data; how it is used."""
+"""Writes the model card: what a registered model is, how good it is compared with baselines, on which data, and how to
+use it.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,7 @@ def model_card(
     step: int,
     facts: TrainedFacts | None = None,
 ) -> str:
-    """A model card in Markdown, with the head that the Hugging Face hub reads.
+    """Write a model card in Markdown, with the metadata header that the Hugging Face hub reads.
 
     Args:
         name: of the model.

@@ -1,4 +1,4 @@
-"""The captions of those training images that look most like an image to a frozen encoder: what copying them reaches.
+"""A baseline that copies captions: finds the training images that look most like an image to a frozen encoder.
 
 A model that writes captions should be better than a look-up of the nearest image that it was trained on
 (Devlin et al. 2015, arXiv:1505.04467).
@@ -32,7 +32,7 @@ Neighbours = Mapping[tuple[str, str], Sequence[str]]
 
 
 class _Images(NamedTuple):
-    """Images with their vectors, of length one, (N, D)."""
+    """Images with their vectors of length one, (N, D)."""
 
     names: list[tuple[str, str]]
     sha256s: list[str]
@@ -42,8 +42,8 @@ class _Images(NamedTuple):
 def captions_of_neighbours(
     index: Index, cache: FeatureCache, layout: Layout, split: str, count: int = NEIGHBOURS
 ) -> Neighbours | None:
-    """The captions of the ``count`` training images that are nearest to each image of a split, by the cosine of the
-    means of their cells. An image is no neighbour of itself, nor of the same file under another key.
+    """Return the captions of the ``count`` training images that are nearest to each image of a split, by the cosine of
+    their mean features. An image is no neighbour of itself, nor of the same file under another key.
 
     Args:
         cache: kept features of images.
@@ -84,7 +84,9 @@ def _are_kept(index: Index, cache: FeatureCache, splits: Sequence[str]) -> bool:
 
 
 def _rows_with_images(index: Index, shard: IndexedShard, split: str) -> pa.Table:
-    """Split, key, number of captions and hash of the image, of those samples of a shard that have one."""
+    """Return the split, the key, the number of captions and the hash of the image of those samples of a shard that have
+    one.
+    """
     table = index.rows(shard.name)
     table = table.append_column("row", pa.array(range(table.num_rows), pa.int64()))
     chosen = pc.is_valid(table[f"{IMAGE}.sha256"])

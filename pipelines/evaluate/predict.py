@@ -1,4 +1,4 @@
-"""Answers of a saved model to every row of a task over a data set, by Ray Data, in the order of the index.
+"""Answers every row of a task over a data set by a saved model and Ray Data, in the order of the index.
 
 Ray tasks make batches, and ``workers`` actors that hold the model answer them. A batch holds the same samples with any
 number of workers, so the answers and their probabilities are the same too.
@@ -80,7 +80,7 @@ class _PredictActor:
     def _answer_about_other_images(
         self, arrays: dict[str, np.ndarray], columns: Mapping[str, Sequence[Any]]
     ) -> dict[str, Any]:
-        """Ask the texts of some samples about the inputs of another sample: of the one that is half a batch away, as
+        """Answer the texts of some samples about the inputs of another sample, which is half a batch away, as
         neighbours may show the same scene. Samples without inputs are left out.
         """
         processor = self._predictor.processor
@@ -110,7 +110,9 @@ class _PredictActor:
 
 
 def samples_with_inputs(arrays: Mapping[str, np.ndarray], names: Sequence[str]) -> np.ndarray:
-    """Indices (G,) of the samples of a batch that have one of the named inputs or more, in ascending order."""
+    """Return the indices (G,) of the samples of a batch that have at least one of the named inputs, in
+    ascending order.
+    """
     has_input_B = np.zeros(len(arrays["row_B"]), bool)
     for name in names:
         of_input = select_task_arrays(arrays, name)
@@ -122,7 +124,7 @@ def samples_with_inputs(arrays: Mapping[str, np.ndarray], names: Sequence[str]) 
 def select_inputs(
     arrays: Mapping[str, np.ndarray], names: Sequence[str], sample_B: np.ndarray
 ) -> dict[str, np.ndarray]:
-    """The inputs of some samples of a batch, in the order of ``sample_B``."""
+    """Select the inputs of some samples of a batch, in the order of ``sample_B``."""
     chosen: dict[str, np.ndarray] = {}
     for name in names:
         of_input = select_task_arrays(arrays, name)
@@ -135,7 +137,9 @@ def select_inputs(
 
 
 def is_in_hash_sample(split_name: str, key: str, share: float) -> bool:
-    """Whether the hash of a sample puts it into a subset with this share of all samples, the same in every run."""
+    """Whether the hash of a sample's key puts the sample into a subset with this share of all samples, the same in
+    every run.
+    """
     digest = hashlib.sha256(f"exchanged|{split_name}|{key}".encode()).digest()
     return int.from_bytes(digest[:8], "big") < share * 2**64
 
@@ -149,7 +153,7 @@ def predict_dataset(
     sample: int = 0,
     shuffled: int = SHUFFLED_IMAGES,
 ) -> Dataset:
-    """A lazy dataset of a model's answers, with a row of ``SCHEMA`` for each text.
+    """Create a lazy dataset of a model's answers, with a row of ``SCHEMA`` for each text.
 
     Args:
         model: folder of the saved model, readable from every node.
@@ -187,7 +191,7 @@ def predict_dataset(
 
 
 def iterate_answer_tables(dataset: Dataset, name: str, samples: int) -> Iterator[pa.Table]:
-    """Iterate over the answers as tables, batch by batch, while later batches are still being answered.
+    """Iterate over the answers as tables, batch by batch, while later batches are still being computed.
 
     Args:
         name, samples: what the progress is called, and how many samples are answered in all.
@@ -204,7 +208,7 @@ def iterate_answer_tables(dataset: Dataset, name: str, samples: int) -> Iterator
 
 def write_answer_tables(tables: Iterator[pa.Table], file: Path) -> tuple[int, int]:
     """Write tables of answers into one Parquet file, which appears only once it is complete. Returns the number of
-    rows, and of those whose text was cut.
+    rows, and of those whose text was truncated.
     """
     file.parent.mkdir(parents=True, exist_ok=True)
     partial = file.with_suffix(".partial")

@@ -1,4 +1,4 @@
-"""The result of an evaluation: a model's metrics on a split, beside the baselines."""
+"""The result of an evaluation: a model's metrics on a split, compared with the baselines."""
 
 from __future__ import annotations
 
@@ -53,23 +53,23 @@ class TaskReport:
 
     @property
     def best_baseline_value(self) -> float:
-        """The highest value of the comparison's metric among the baselines that do not look and cover all rows."""
+        """The highest value of the comparison's metric among the baselines that ignore the image and cover all rows."""
         left_out = {*self.subset_metrics, *(one.name for one in self.comparisons if one.looks)}
         values = [metrics for name, metrics in self.baselines.items() if name not in left_out]
         return max((metrics[self.metric] for metrics in values if self.metric in metrics), default=0.0)
 
     @property
     def relation_to_baselines(self) -> Relation:
-        """Whether the model is significantly better or worse than the baselines that do not look, or neither."""
+        """Whether the model is significantly better or worse than the baselines that ignore the image, or neither."""
         return least_favourable_relation([one for one in self.comparisons if not one.looks])
 
     @property
     def baseline_verdict(self) -> str:
-        """The comparison with the baselines in one line; "" without baselines."""
+        """Summarize the comparison with the baselines in one line; "" without baselines."""
         return describe_baseline_comparisons(self.comparisons)
 
     def tracked_metrics(self, task: str = "") -> dict[str, float]:
-        """The metrics as they are tracked, named by the split and, if there are several, the task."""
+        """Return the metrics for tracking, named by the split and, if there are several, the task."""
         prefix = f"{self.split}/{task}/" if task else f"{self.split}/"
         named = dict(self.metrics)
         for name, metrics in self.baselines.items():

@@ -1,4 +1,4 @@
-"""Comparison of a model's metric with the baselines, and its summary in words."""
+"""Compares a model's metric with the baselines, and summarizes the result in words."""
 
 from __future__ import annotations
 
@@ -42,8 +42,8 @@ class BaselineComparison:
 def compare_with_baseline(
     name: str, description: str, model: ExampleScores, baseline: ExampleScores, looks: bool = False
 ) -> BaselineComparison:
-    """Compare a model with a baseline by the paired bootstrap over images and, for right and wrong answers, McNemar's
-    exact test, as the bootstrap overestimates a handful of differing rows.
+    """Compare a model with a baseline by the paired bootstrap over images and, for right and wrong answers, also by
+    McNemar's exact test, as the bootstrap overestimates a handful of differing rows.
     """
     low, high = difference_interval(model, baseline)
     relation: Relation = "better" if low > 0 else "worse" if high < 0 else "unclear"
@@ -58,13 +58,13 @@ def compare_with_baseline(
 
 
 def least_favourable_relation(comparisons: Sequence[BaselineComparison]) -> Relation:
-    """The least favourable of a model's relations to its baselines."""
+    """Return the least favourable of a model's relations to its baselines."""
     relations = {comparison.relation for comparison in comparisons}
     return "worse" if "worse" in relations else "unclear" if "unclear" in relations or not relations else "better"
 
 
 def describe_baseline_comparisons(comparisons: Sequence[BaselineComparison]) -> str:
-    """The comparisons with the baselines in one line, the least favourable first."""
+    """Describe the comparisons with the baselines in one line, the least favourable first."""
     templates: Mapping[Relation, str] = {
         "worse": "worse than {description} ({baseline:.4f}) by {less:.4f} (95 % interval {least:.4f} to {most:.4f})",
         "unclear": "not distinguishable from {description} ({baseline:.4f}; difference {low:+.4f} to {high:+.4f})",

@@ -1,4 +1,4 @@
-"""Zero-shot classification of a data set whose samples have classes, by the stored vectors of a contrastive model."""
+"""Classifies samples zero-shot by the stored vectors of a contrastive model, and reports the accuracy."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _PROMPTS_AT_ONCE = 256
 
 
 def find_names(config: ZeroShotConfig, labels: Sequence[str]) -> dict[str, str]:
-    """The name of each class among which the model chooses.
+    """Return the name of each class among which the model chooses.
 
     Args:
         labels: of the samples.
@@ -55,7 +55,7 @@ def find_names(config: ZeroShotConfig, labels: Sequence[str]) -> dict[str, str]:
 def classify_dataset(
     model: str, folder: str, embeddings: Embeddings, config: ZeroShotConfig
 ) -> tuple[pa.Table, list[str]]:
-    """The classes that a model chooses for the samples whose vectors are stored, and those that it chooses among.
+    """Classify the samples whose vectors are stored; returns the chosen classes, and the classes that there are.
 
     Args:
         model: its folder.
@@ -106,13 +106,15 @@ def classify_dataset(
 
 
 def report_zero_shot(answers: pa.Table, classes: Sequence[str], split: str) -> TaskReport:
-    """Accuracy, beside that of the most frequent class of these samples, and of the choices for other samples."""
+    """Report the accuracy, compared with always answering the most frequent class, and with answers about other
+    samples.
+    """
     majority, _ = min(Counter(answers["target"].to_pylist()).items(), key=lambda pair: (-pair[1], pair[0]))
     return build_report(answers, split, Classification(), Baselines({"": {"majority": majority}}), classes, "none")
 
 
 def _read_labels(folder: Folder, part: str, reader: ShardReader) -> list[str | None]:
-    """The class of each row of a file, which has samples of one shard; None where it is unknown."""
+    """Read the class of each row of a file of vectors, all of one shard; None if it is unknown."""
     table = read_part(folder, part)
     labels: list[str | None] = []
     for shard in pc.unique(table["shard"]).to_pylist():

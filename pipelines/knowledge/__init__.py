@@ -1,1 +1,1 @@
-"""The store of facts: sources, vectors, versions, and the linking of texts to facts."""
+"""The store of facts: sources of facts, their vectors, versions of the store, and linking texts to facts."""

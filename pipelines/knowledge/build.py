@@ -1,4 +1,4 @@
-"""Building a store: the facts of a source, encoded by Ray Data, written batch by batch."""
+"""Builds a store of facts: the facts of a source are encoded by Ray Data and written batch by batch."""
 
 from __future__ import annotations
 
@@ -23,7 +23,9 @@ from vlmodel.facts import Fact
 
 @dataclass(frozen=True)
 class FactStoreBuildResult:
-    """What a build of the fact store did: how many facts were new or changed, unchanged, or invalid lines."""
+    """What a build of the fact store did: how many facts were new or changed, how many were unchanged, and how many
+    lines were invalid.
+    """
 
     version: int
     written: int
@@ -39,7 +41,7 @@ class FactStoreBuildResult:
 def build(
     config: KnowledgeConfig, progress: Callable[[int, int], object] = lambda done, total: None
 ) -> FactStoreBuildResult:
-    """Bring the facts of ``config.source`` into the store. Facts that it has, and those of other sources, stay.
+    """Add the facts of ``config.source`` to the store, or update them. Other facts of the store stay.
 
     It continues where a build that was stopped ended: a fact that is there with the same text is not encoded again.
 
@@ -68,7 +70,7 @@ def build(
 
 
 def _separate_facts_from_bad_lines(source: SourcePart) -> tuple[dict[str, Fact], dict[str, str], list[BadLine]]:
-    """The facts of a source by their ids, their splits, and what is none."""
+    """Read a source: its valid facts by id, their splits, and the invalid lines."""
     facts: dict[str, Fact] = {}
     splits: dict[str, str] = {}
     bad: list[BadLine] = []
@@ -87,7 +89,7 @@ def _separate_facts_from_bad_lines(source: SourcePart) -> tuple[dict[str, Fact],
 
 
 def _encode_facts_in_batches(facts: list[Fact], config: KnowledgeConfig) -> Iterator[tuple[list[Fact], Any]]:
-    """Batches of facts with their vectors, in order."""
+    """Yield batches of facts with their vectors, in order."""
     rest = iter(facts)
     if not config.encoder:
         while batch := list(islice(rest, config.batch)):
@@ -110,7 +112,7 @@ def _encode_facts_in_batches(facts: list[Fact], config: KnowledgeConfig) -> Iter
 
 
 class _EncodeFactsActor:
-    """A copy of the encoder in an actor of Ray Data."""
+    """A Ray Data actor that holds a copy of the encoder."""
 
     def __init__(self, folder: str) -> None:
         self._encoder = open_encoder(folder)

@@ -9,7 +9,7 @@ from vlmodel.locations import Location
 
 
 class KnowledgeConfig(ConfigSection):
-    """The store of facts, which the knowledge job builds, and training and serving read."""
+    """Settings of the store of facts, which the knowledge job builds, and training and serving read."""
 
     store: Location = Field("", json_schema_extra=MAY_CHANGE)
     """Folder or URI of the store; "" for none."""

@@ -1,4 +1,4 @@
-"""The frozen sentence encoder, whose vectors of facts and texts are compared by their cosine."""
+"""The frozen sentence encoder, which computes vectors of facts and of texts to be compared by their cosine."""
 
 from __future__ import annotations
 
@@ -21,8 +21,9 @@ _WEIGHTS, _TOKENIZER = "model.safetensors", "tokenizer.json"
 
 
 class SentenceEncoder:
-    """An encoder in transformers' format: the mean of its last tokens, brought to length 1, as all-MiniLM-L6-v2 is used
-    (Sentence-BERT, Reimers and Gurevych 2019). Its weights are never trained.
+    """A sentence encoder in transformers' format: averages the last hidden states of the tokens and normalizes the
+    result to length 1, as all-MiniLM-L6-v2 is used (Sentence-BERT, Reimers and Gurevych 2019). Its weights are never
+    trained.
 
     Raises:
         KnowledgeError: the folder holds none in safetensors.
@@ -39,7 +40,7 @@ class SentenceEncoder:
 
     @cached_property
     def identity(self) -> str:
-        """SHA-256 of weights and tokenizer: vectors of different encoders are not comparable."""
+        """The SHA-256 of weights and tokenizer: vectors of different encoders are not comparable."""
         digest = hashlib.sha256()
         for name in (_WEIGHTS, _TOKENIZER):
             with (self.folder / name).open("rb") as file:
@@ -48,11 +49,13 @@ class SentenceEncoder:
 
     @cached_property
     def width(self) -> int:
-        """F, numbers of a vector."""
+        """The number of components of a vector, F."""
         return int(self._load_model_once[1].config.hidden_size)
 
     def encode(self, texts: Sequence[str]) -> NDArray[np.float32]:
-        """The vectors (M, F) of texts, of length 1. A text's vector does not depend on the others' but for rounding."""
+        """Compute the vectors (M, F) of texts, of length 1. A text's vector depends on the other texts only by
+        rounding.
+        """
         import torch
 
         from vlmodel.layers import masked_mean
@@ -87,5 +90,5 @@ class SentenceEncoder:
 
 @lru_cache(maxsize=2)
 def open_encoder(folder: str) -> SentenceEncoder:
-    """The encoder in a folder, loaded once in a process."""
+    """Load the encoder in a folder, once in a process."""
     return SentenceEncoder(folder)

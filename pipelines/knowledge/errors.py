@@ -6,15 +6,15 @@ from pipelines.errors import DataError
 
 
 class KnowledgeError(DataError):
-    """A store of facts that cannot be used; the message says what is wrong and what to do."""
+    """The store of facts cannot be used; the message says what is wrong and what to do."""
 
 
 class UnknownFactError(KnowledgeError):
-    """The store has no fact of an id."""
+    """The store has no fact with this id."""
 
 
 class FactRefusedError(KnowledgeError):
-    """A fact that the store does not take; ``fault`` is the typed reason."""
+    """The store does not accept a fact; ``fault`` is the typed reason."""
 
     def __init__(self, fault: str, message: str) -> None:
         super().__init__(message)

@@ -1,4 +1,4 @@
-"""From a text to its facts: by the names in it, by its vector, or both; the same in training and in serving."""
+"""Finds the facts for a text: by the names in it, by its vector, or both; the same in training and in serving."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _REMEMBERED = 20_000
 
 
 class QueryVectorCache:
-    """The vectors of texts, of which the last ones are remembered: an epoch asks the questions of the one before.
+    """Caches the vectors of the latest texts, as each epoch asks the same questions.
 
     Threads may share it.
     """
@@ -33,7 +33,7 @@ class QueryVectorCache:
         self._known: OrderedDict[str, NDArray[np.float32]] = OrderedDict()
 
     def of(self, texts: Sequence[str]) -> NDArray[np.float32]:
-        """(N, F)."""
+        """Return the vectors of texts, (N, F)."""
         with self._lock:
             known = {text: self._known[text] for text in texts if text in self._known}
         missing = list(dict.fromkeys(text for text in texts if text not in known))
@@ -48,7 +48,7 @@ class QueryVectorCache:
 
 
 class FactLinker:
-    """Finds facts of one version of a store (``vlmodel.facts.FactFinder``).
+    """Finds facts in one version of a store (``vlmodel.facts.FactFinder``).
 
     Args:
         queries: of the store's encoder; None for a store without vectors.
@@ -58,7 +58,7 @@ class FactLinker:
         self.snapshot, self._queries = snapshot, queries
 
     def find_facts(self, texts: Sequence[str], link: FactLinkingConfig) -> FoundFacts:
-        """See ``FactFinder``.
+        """Find the facts for each text, see ``FactFinder``.
 
         Raises:
             KnowledgeError: facts are found by their vectors, and the store has none.
@@ -85,7 +85,7 @@ class FactLinker:
         return FoundFacts(self.snapshot.version, found)
 
     def check(self, link: FactLinkingConfig) -> None:
-        """Refuse a way of linking that the store does not have.
+        """Raise an error for a way of linking that the store does not support.
 
         Raises:
             KnowledgeError: facts are found by their vectors, and the store has none.
@@ -97,12 +97,14 @@ class FactLinker:
             )
 
     def _facts_named_in_text(self, text: str) -> dict[int, Mention]:
-        """The rows of the facts whose head a text names, each with the mention of the name."""
+        """Return the rows of the facts whose head the text names, each with the mention of the name."""
         found = find_mentions(text, self.snapshot, self.snapshot.longest_name)
         return {row: mention for mention in found for row in self.snapshot.rows_of(mention.name)}
 
     def _sort_by_name_length(self, text: str, rows: dict[int, Mention], top: int) -> tuple[LinkedFact, ...]:
-        """Those of the longest names first. Of one name, those of the least ids: rows differ between processes."""
+        """Return the first ``top`` facts, those with the longest names first. Facts with the same name are sorted by
+        id, as the order of rows differs between processes.
+        """
         ids = {row: self.snapshot.fact(row).id for row in rows}
         order = sorted(rows, key=lambda row: (rows[row].start - rows[row].stop, rows[row].start, ids[row]))
         letters = max(1, len(text))

@@ -1,4 +1,4 @@
-"""Names of entities in texts: which words name one, whatever their case, punctuation or number."""
+"""Finds the names of entities in texts, whatever their case, punctuation or number."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _ARTICLES = frozenset({"a", "an", "the"})
 
 
 class Mention(NamedTuple):
-    """Letters ``start`` to ``stop`` of a text, which name an entity."""
+    """The characters ``start`` to ``stop`` of a text, which name an entity."""
 
     name: str
     start: int
@@ -22,7 +22,7 @@ class Mention(NamedTuple):
 
 @lru_cache(maxsize=1 << 18)  # of a store that is read again after each edit
 def normalize_entity_name(name: str) -> str:
-    """A name as it is compared: its words in lower case, without articles before them.
+    """Normalize a name for comparison: its words in lower case, without articles before them.
 
     >>> normalize_entity_name("The  Ice_cream")
     'ice cream'
@@ -34,7 +34,7 @@ def normalize_entity_name(name: str) -> str:
 
 
 def find_mentions(text: str, names: Container[str], longest: int) -> list[Mention]:
-    """The names that occur in a text, the longest first at each place, none within another.
+    """Find the names that occur in a text, the longest first at each place, none within another.
 
     Args:
         names: normal names; a plural finds its singular.
@@ -61,7 +61,7 @@ def find_mentions(text: str, names: Container[str], longest: int) -> list[Mentio
 
 
 def _singular_and_plural_forms(words: list[str]) -> list[str]:
-    """The words as one name, and with the last one in the singular."""
+    """Return the words as one name, and with the last word in the singular."""
     whole, last = " ".join(words), words[-1]
     singulars = []
     if last.endswith("ies"):

@@ -1,4 +1,4 @@
-"""A store as it is handed to other processes, and opened there once."""
+"""Opens a store of facts once in each process, from a small description that can be sent to other processes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pipelines.knowledge.store import FactStore
 
 @dataclass(frozen=True)
 class FactSource:
-    """One version of a store. Small and picklable.
+    """Identifies one version of a store of facts. Small and picklable.
 
     Attributes:
         store: its folder or URI.
@@ -31,7 +31,7 @@ class FactSource:
 
     @classmethod
     def of(cls, config: KnowledgeConfig, version: int = 0) -> FactSource:
-        """The store of the settings.
+        """Create the source from the settings of the store.
 
         Args:
             version: 0 takes the one of the settings, or the newest.
@@ -50,7 +50,7 @@ class FactSource:
 
 @lru_cache(maxsize=4)
 def open_fact_linker(source: FactSource) -> FactLinker:
-    """The facts of a store, opened once in a process.
+    """Open the facts of a store for linking, once in a process.
 
     Raises:
         KnowledgeError: the version does not exist, or the store has vectors of another encoder.
@@ -62,7 +62,8 @@ def open_fact_linker(source: FactSource) -> FactLinker:
 
 
 def open_query_vector_cache(store: FactStore, encoder: str) -> QueryVectorCache | None:
-    """The vectors of texts by the encoder of a store; None for a store without vectors, or without its encoder.
+    """Open a cache of query vectors by the encoder of a store; None for a store without vectors, or if its encoder is
+    missing.
 
     Raises:
         KnowledgeError: the store has vectors of another encoder.

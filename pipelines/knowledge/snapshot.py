@@ -1,4 +1,6 @@
-"""One version of a store in memory: its facts and their vectors, and the next version from what changed."""
+"""Holds one version of a store in memory (facts and their vectors), and updates it to the next version from the
+changes.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +27,7 @@ _LEAST_CHANGED, _SHARE_CHANGED = 1000, 0.02
 
 @dataclass(frozen=True)
 class Rows:
-    """Facts in the order of their ids, and what is made of them once.
+    """A table of facts in the order of their ids, with the structures that are derived from it once.
 
     Attributes:
         texts: the columns of ``store.TEXTS``.
@@ -42,7 +44,7 @@ class Rows:
 
     @cached_property
     def by_head(self) -> dict[str, list[int]]:
-        """The rows of the facts of each head, by its normal name."""
+        """Map the normalized name of each head to the rows of its facts."""
         found: dict[str, list[int]] = {}
         for row, head in enumerate(self.texts["head"].to_pylist()):
             found.setdefault(normalize_entity_name(head), []).append(row)
@@ -50,19 +52,19 @@ class Rows:
 
     @cached_property
     def longest_name(self) -> int:
-        """Most words of a head's name."""
+        """The greatest number of words in the name of a head."""
         return max((name.count(" ") + 1 for name in self.by_head), default=0)
 
     @cached_property
     def search(self) -> VectorSearch:
-        """Of the nearest vectors."""
+        """The search for the nearest vectors."""
         return build_vector_search(self.vectors_MF, self.exact)
 
 
 @dataclass(frozen=True)
 class Snapshot:
-    """The facts of one version: those of an earlier one that are still there, then those that were added or edited
-    since. An edit thus costs what it changes, and versions share the rest.
+    """The facts of one version of a store: those of a base version that still exist, then those added or edited since.
+    So an edit costs only what it changes, and versions share the base.
 
     Attributes:
         base: the facts of the version that was read whole.
@@ -81,26 +83,26 @@ class Snapshot:
         return len(self.base) - int(self.gone_M.sum()) + len(self.added)
 
     def __contains__(self, name: object) -> bool:
-        """Whether a fact has a head of this normal name."""
+        """Whether a fact has a head with this normalized name."""
         return isinstance(name, str) and bool(self.rows_of(name))
 
     @property
     def longest_name(self) -> int:
-        """Most words of a head's name."""
+        """The greatest number of words in the name of a head."""
         return max(self.base.longest_name, self.added.longest_name)
 
     def rows_of(self, name: str) -> list[int]:
-        """The rows of the facts whose head has this normal name."""
+        """Return the rows of the facts whose head has this normalized name."""
         rows = [row for row in self.base.by_head.get(name, ()) if not self.gone_M[row]]
         return rows + [len(self.base) + row for row in self.added.by_head.get(name, ())]
 
     def fact(self, row: int) -> Fact:
-        """The fact in a row, as ``rows_of`` and ``nearest`` number them."""
+        """Return the fact in a row, as ``rows_of`` and ``nearest`` number them."""
         of, row = (self.base, row) if row < len(self.base) else (self.added, row - len(self.base))
         return Fact(**of.texts.slice(row, 1).to_pylist()[0])
 
     def cosines(self, query_F: NDArray[np.float32], rows: Iterable[int]) -> NDArray[np.float32]:
-        """Of the facts in these rows with a query."""
+        """Compute the cosines of a query with the facts in these rows."""
         chosen = np.fromiter(rows, np.int64)
         is_added = chosen >= len(self.base)
         cosines = np.empty(len(chosen), np.float32)
@@ -109,7 +111,9 @@ class Snapshot:
         return cosines
 
     def nearest(self, queries_NF: NDArray[np.float32], top: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-        """Rows and cosines (N, J) of the nearest facts; J is ``top``, or the number of facts if that is less."""
+        """Return the rows and the cosines (N, J) of the nearest facts; J is ``top``, or the number of facts if that is
+        less.
+        """
         rows_NJ, cosines_NJ = self.base.search.nearest(queries_NF, top, np.flatnonzero(self.gone_M))
         if len(self.added):
             more_NJ, values_NJ = self.added.search.nearest(queries_NF, top)
@@ -120,7 +124,7 @@ class Snapshot:
         return rows_NJ, cosines_NJ
 
     def prepare(self) -> None:
-        """What the first question would otherwise wait for."""
+        """Build the lazily built structures now, so that the first question does not wait for them."""
         for rows in (self.base, self.added):
             _ = rows.longest_name
             if rows.vectors_MF.shape[1]:
@@ -128,7 +132,7 @@ class Snapshot:
 
     @cached_property
     def whole(self) -> Rows:
-        """All facts as one table, in the order of their ids."""
+        """Return all facts as one table, in the order of their ids."""
         texts = pa.concat_tables([self.base.texts.filter(pa.array(~self.gone_M)), self.added.texts])
         order = pc.sort_indices(texts["id"])
         vectors_MF = np.concatenate([self.base.vectors_MF[~self.gone_M], self.added.vectors_MF])
@@ -136,7 +140,7 @@ class Snapshot:
 
 
 def read(store: FactStore, version: int = 0, exact: int = EXACT) -> Snapshot:
-    """A version of a store, the newest by default.
+    """Read a version of a store into memory, the newest by default.
 
     Args:
         exact: up to how many facts the search is exact.
@@ -152,7 +156,7 @@ def read(store: FactStore, version: int = 0, exact: int = EXACT) -> Snapshot:
 
 
 def refresh(store: FactStore, before: Snapshot) -> Snapshot:
-    """The newest version, of which only the rows are read that changed since the base of ``before``."""
+    """Read the newest version, loading only the rows that changed since the base version of ``before``."""
     table = store.table()
     if table.version == before.version:
         return before

@@ -1,4 +1,4 @@
-"""The store of facts: one Lance table, a row a fact; every change is a new version.
+"""Stores facts in one Lance table, one row for each fact; every change makes a new version.
 
     facts.lance/   the table: id, head, relation, tail, text, source, valid, fault, split, vector
     .lock          held by a writer on this machine, or on a file system with POSIX locks
@@ -42,7 +42,7 @@ _CONFLICTS = 20
 
 
 def arrow_schema_of_facts(encoder: str, width: int) -> pa.Schema:
-    """The columns of a store.
+    """The columns of the table of facts.
 
     Args:
         encoder: hash of the sentence encoder; "" for a store without vectors.
@@ -56,7 +56,7 @@ def arrow_schema_of_facts(encoder: str, width: int) -> pa.Schema:
 
 
 class FactStore:
-    """A store in a folder, on any file system that Lance knows (local, s3://, gs://, az://).
+    """A store of facts in a folder, on any file system that Lance supports (local, s3://, gs://, az://).
 
     Attributes:
         encoder: hash of the encoder whose vectors it has; "" for a store without vectors.
@@ -78,7 +78,7 @@ class FactStore:
 
     @classmethod
     def create(cls, uri: str, encoder: str, width: int) -> FactStore:
-        """The store in a folder, made if there is none.
+        """Open the store in a folder, or create it if there is none.
 
         Raises:
             KnowledgeError: there is one with vectors of another encoder.
@@ -98,7 +98,7 @@ class FactStore:
         return bool(Folder(f"{uri.rstrip('/')}/{TABLE}").subfolders())
 
     def check_encoder(self, encoder: str) -> None:
-        """Refuse another encoder than that of the vectors.
+        """Raise an error if an encoder is not the one that computed the store's vectors.
 
         Raises:
             KnowledgeError: naming both.
@@ -112,11 +112,11 @@ class FactStore:
 
     @property
     def version(self) -> int:
-        """The newest version; it grows with every change."""
+        """The number of the newest version; it grows with every change."""
         return int(self._open().version)
 
     def table(self, version: int = 0) -> lance.LanceDataset:
-        """The Lance table, of the newest version by default.
+        """Open the Lance table of a version, the newest by default.
 
         Raises:
             KnowledgeError: the version does not exist, or was cleaned up.
@@ -124,12 +124,14 @@ class FactStore:
         return self._open(version)
 
     def ids(self) -> dict[str, str]:
-        """The text of each fact by its id, those that are no facts left out."""
+        """Map the id of each valid fact to its text."""
         table = self._open().to_table(columns=["id", "text"], filter="valid")
         return dict(zip(table["id"].to_pylist(), table["text"].to_pylist(), strict=True))
 
     def hash_of_facts(self, version: int = 0) -> str:
-        """SHA-256 of the facts of a version, in the order of their ids: two stores of the same facts have the same."""
+        """Hash (SHA-256) the facts of a version in the order of their ids: stores with the same facts have the same
+        hash.
+        """
         table = self._open(version).to_table(columns=["id", "text"], filter="valid").sort_by("id")
         digest = hashlib.sha256(self.encoder.encode())
         for fact_id, text in zip(table["id"].to_pylist(), table["text"].to_pylist(), strict=True):
@@ -137,7 +139,7 @@ class FactStore:
         return digest.hexdigest()
 
     def put(self, facts: Sequence[Fact], vectors_MF: NDArray[np.float32] | None, splits: Sequence[str] = ()) -> int:
-        """Add facts; one of an id that exists takes its place. Returns the new version.
+        """Add facts, replacing those with the same id. Returns the new version.
 
         Args:
             vectors_MF: of the facts' texts, of length 1; None for a store without vectors.
@@ -151,7 +153,7 @@ class FactStore:
         return self._merge(columns)
 
     def put_bad_lines(self, lines: Sequence[BadLine], source: str) -> int:
-        """Add what is no fact, each with its reason. Returns the new version."""
+        """Store invalid lines of a source, each with its reason. Returns the new version."""
         rows = {f"bad-{derive_fact_id(source, line.where, line.line)}": line for line in lines}
         columns: dict[str, Any] = {name: [""] * len(rows) for name in TEXTS}
         columns |= {
@@ -183,20 +185,20 @@ class FactStore:
             return int(table.version)
 
     def of_entity(self, name: str, limit: int, version: int = 0) -> list[Fact]:
-        """The facts whose head or tail has a name, letter case aside, in the order of their ids."""
+        """Find the facts whose head or tail has a name (ignoring case), in the order of their ids."""
         quoted = _quote_sql_literal(name.strip().lower())
         where = f"valid and (lower(head) = {quoted} or lower(tail) = {quoted})"
         table = self._open(version).to_table(columns=list(TEXTS), filter=where).sort_by("id")
         return [Fact(**row) for row in table.slice(0, limit).to_pylist()]
 
     def counts(self) -> Mapping[str, int]:
-        """How many facts there are ("facts"), and how many lines of each fault."""
+        """Count the facts ("facts"), and the invalid lines by fault."""
         table = self._open()
         faults = table.to_table(columns=["fault"], filter="not valid")["fault"].value_counts().to_pylist()
         return {"facts": table.count_rows("valid")} | {row["values"]: row["counts"] for row in faults}
 
     def clean_up(self, keep: int) -> None:
-        """Remove the files of all but the newest versions."""
+        """Delete the files of all but the newest versions."""
         versions = sorted(entry["version"] for entry in self._open().versions())
         if len(versions) > keep:
             self._open().cleanup_old_versions(retain_versions=keep, delete_unverified=False)
@@ -225,7 +227,7 @@ class FactStore:
 
 
 def import_lance() -> Any:
-    """Lance's package.
+    """Import the package Lance, or raise an error with the remedy.
 
     Raises:
         KnowledgeError: it is not installed.
@@ -241,7 +243,7 @@ def import_lance() -> Any:
 
 @contextmanager
 def _serialize_writers(uri: str) -> Iterator[None]:
-    """Writers of a local store take turns; those of an object store are reconciled by Lance."""
+    """Let the writers of a local store take turns; those of an object store are reconciled by Lance."""
     folder = Folder(uri)
     if not folder.is_local:
         yield
@@ -257,7 +259,7 @@ def _table_address(uri: str) -> str:
 
 
 def _quote_sql_literal(text: str) -> str:
-    """A literal of Lance's filters, which are SQL."""
+    """Quote a text as a literal of Lance's filters, which are SQL."""
     return "'" + text.replace("'", "''") + "'"
 
 

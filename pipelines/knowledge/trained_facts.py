@@ -1,4 +1,4 @@
-"""The facts with which a model was trained, as a file beside it says: which store it can be used with."""
+"""Records with which facts a model was trained, in a file beside the model, and so with which stores it can be used."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ FILE = "facts.json"
 
 
 class TrainedFacts(BaseModel):
-    """Which version of a store a model was trained with.
+    """Identifies the version of a store with which a model was trained.
 
     Attributes:
         version: of the store.
@@ -32,7 +32,7 @@ class TrainedFacts(BaseModel):
 
     @classmethod
     def of(cls, source: FactSource) -> Self:
-        """Of one version of a store.
+        """Describe one version of a store.
 
         Raises:
             KnowledgeError: it does not exist any more.
@@ -47,7 +47,7 @@ class TrainedFacts(BaseModel):
 
     @classmethod
     def load(cls, folder: str | Path) -> Self | None:
-        """Of the model in a folder; None for one that was trained without facts.
+        """Read the file in a model's folder; None for a model that was trained without facts.
 
         Raises:
             KnowledgeError: the file is damaged.
@@ -63,7 +63,7 @@ class TrainedFacts(BaseModel):
             ) from None
 
     def check_encoder(self, encoder: str) -> None:
-        """Refuse a store in which facts are found by vectors of another encoder than in training.
+        """Raise an error for a store whose vectors are by another encoder than in training.
 
         Args:
             encoder: the store's; "" for a store without vectors, which is refused only by what needs vectors.
@@ -79,5 +79,5 @@ class TrainedFacts(BaseModel):
             )
 
     def tags(self) -> dict[str, str]:
-        """Of a registered version."""
+        """Return tags for a registered version of the model."""
         return {"knowledge_version": str(self.version), "knowledge_hash": self.hash, "knowledge_encoder": self.encoder}

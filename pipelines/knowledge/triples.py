@@ -1,4 +1,4 @@
-"""Triples: what a source gives, when one is a fact, its id and its text."""
+"""Triples of head, relation and tail: which are valid facts, and their ids and texts."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _JOINERS = "\u200c\u200d"
 
 
 class Fault(StrEnum):
-    """Why a line or a triple is no fact."""
+    """The reasons why a line or a triple is no valid fact."""
 
     COLUMNS = "columns"
     """A line with fewer columns than the order of columns names."""
@@ -43,7 +43,7 @@ class Fault(StrEnum):
 
 @dataclass(frozen=True)
 class Triple:
-    """What a source says.
+    """A triple as a source gives it.
 
     Attributes:
         split: "train", "val" or "test" where the source has parts; "" otherwise.
@@ -61,7 +61,7 @@ class Triple:
 
 @dataclass(frozen=True)
 class BadLine:
-    """A line of a source that gives no triple."""
+    """A line of a source from which no triple could be parsed."""
 
     where: str
     fault: Fault
@@ -69,7 +69,7 @@ class BadLine:
 
 
 def find_triple_fault(triple: Triple) -> Fault | None:
-    """Why a triple is no fact; None if it is one."""
+    """Find the reason why a triple is no valid fact; None if it is one."""
     parts = (triple.head, triple.relation, triple.tail)
     if not all(part.strip() for part in parts):
         return Fault.EMPTY_PART
@@ -81,12 +81,12 @@ def find_triple_fault(triple: Triple) -> Fault | None:
 
 
 def has_invisible_characters(text: str) -> bool:
-    """Whether a text has characters that are not shown, or change how others are shown."""
+    """Whether a text has characters that are not shown, or that change how others are shown."""
     return any(unicodedata.category(c) in _UNSEEN and c not in _JOINERS for c in text)
 
 
 def relation_to_phrase(relation: str, phrases: Mapping[str, str] | None = None) -> str:
-    """A relation in words.
+    """Convert a relation to words.
 
     >>> relation_to_phrase("HasProperty"), relation_to_phrase("_member_of_domain_usage")
     ('has property', 'member of domain usage')
@@ -97,7 +97,7 @@ def relation_to_phrase(relation: str, phrases: Mapping[str, str] | None = None) 
 
 
 def triple_to_fact(triple: Triple, source: str, phrases: Mapping[str, str] | None = None, fact_id: str = "") -> Fact:
-    """The fact that a sound triple is."""
+    """Convert a valid triple to a fact."""
     head, relation, tail = (part.strip() for part in (triple.head, triple.relation, triple.tail))
     text = triple.text.strip() or f"{head} {relation_to_phrase(relation, phrases)} {tail}"
     own_id = derive_fact_id(triple.key) if triple.key else derive_fact_id(head, relation, tail)
@@ -105,5 +105,5 @@ def triple_to_fact(triple: Triple, source: str, phrases: Mapping[str, str] | Non
 
 
 def derive_fact_id(*parts: str) -> str:
-    """The id of a fact that was given none: the same triple has the same id in every store."""
+    """Derive the id of a fact that was given none: the same triple has the same id in every store."""
     return hashlib.sha256("\0".join(parts).encode("utf-8", "surrogatepass")).hexdigest()[:16]

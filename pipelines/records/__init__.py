@@ -1,1 +1,1 @@
-"""What a service records while it answers: corrections by people, comparisons of two models."""
+"""Records that a service writes while it answers: corrections by people, comparisons of two models."""

@@ -1,4 +1,5 @@
-"""Comparisons of champion and challenger on the same requests: JSON lines in a folder a day (UTC), local or remote.
+"""Records comparisons of champion and challenger on the same requests, as JSON lines in one folder for each day (UTC),
+local or remote.
 
 A file has one writer, a replica, and appears as a whole or not at all. Images and texts are stored as hashes only:
 enough to see whether two answers are equal, and to find the requests whose answers were corrected (corrections.py).
@@ -35,7 +36,7 @@ class _ComparisonLine(BaseModel):
 
 
 class ModelResult(_ComparisonLine):
-    """One model's part in a request.
+    """The result of one model for a compared request.
 
     Attributes:
         version: in the registry.
@@ -51,7 +52,7 @@ class ModelResult(_ComparisonLine):
 
 
 class TextPair(_ComparisonLine):
-    """The hashes (``text_hash``) of a question ("" for a caption) and of the best answer of each model to it."""
+    """The hashes (``text_hash``) of a question ("" for a caption) and of each model's best answer to it."""
 
     asked: _Hash
     champion: _Hash
@@ -59,7 +60,7 @@ class TextPair(_ComparisonLine):
 
 
 class Comparison(_ComparisonLine):
-    """One request that both models got.
+    """The comparison of two models on one request.
 
     Attributes:
         task: the name of the operation.
@@ -95,7 +96,7 @@ class InvalidLine:
 
 
 def text_hash(text: str) -> str:
-    """A hash of the text that ignores case and the amount of white space."""
+    """Hash a text, ignoring case and the amount of white space."""
     return hashlib.sha256(" ".join(text.casefold().split()).encode()).hexdigest()[:32]
 
 
@@ -118,7 +119,7 @@ class ComparisonWriter:
         self._clock, self._bytes, self._counted = clock, 0, -math.inf
 
     def add(self, comparison: Comparison) -> bool:
-        """Buffer one for the next ``flush``; False where the buffer is full."""
+        """Buffer a comparison for the next ``flush``; returns False if the buffer is full."""
         with self._buffer_lock:
             if len(self._buffer) >= _MAX_BUFFERED:
                 return False
@@ -155,7 +156,7 @@ class ComparisonWriter:
 
 
 def read_comparisons(uri: str) -> Iterator[Comparison | InvalidLine]:
-    """All comparisons, by day; none where the folder does not exist.
+    """Read all comparisons, by day; none if the folder does not exist.
 
     Raises:
         DataError: the folder's file system is unknown.

@@ -1,4 +1,5 @@
-"""Corrections that people send to a service: a spool on disk, which `jobs.import_data source.kind=feedback` imports.
+"""Stores corrections that people send to a service, as files in a folder, which `jobs.import_data source.kind=feedback`
+imports.
 
 It has a folder a day (UTC), so that a past day is imported once, as a whole. In it ``images/SHA256.EXT`` is each
 picture, once, and ``corrections/ID.json`` each correction. A file appears as a whole or not at all. All replicas of all
@@ -35,11 +36,11 @@ _Text = Annotated[str, StringConstraints(pattern=r"\S")]
 
 
 class SpoolFullError(Exception):
-    """The spool has reached its limit."""
+    """The folder of corrections has reached its size limit."""
 
 
 class Correction(BaseModel):
-    """The right answer to a question about one picture, or a caption of it, by one sender.
+    """The right answer to a question about one picture, or the right caption of it, by one sender.
 
     Attributes:
         image: name of the picture's file.
@@ -67,7 +68,7 @@ class Correction(BaseModel):
 
 
 class CorrectionSpool:
-    """Writes corrections. Threads may share it, and processes the folder.
+    """Writes corrections to a folder. Threads may share it, and processes the folder.
 
     Args:
         folder: of all days; created when needed, readable by its owner alone.
@@ -119,7 +120,7 @@ class CorrectionSpool:
 
     @contextmanager
     def _lock_spool(self) -> Iterator[None]:
-        """Excludes other threads and processes."""
+        """Lock the folder against other threads and processes."""
         with self._lock:
             self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
             refusal = TimeoutError(f"others have been writing to {self.folder} for {_LOCK_WAIT_S:g} s; try again")
@@ -136,7 +137,7 @@ class CorrectionSpool:
             raise SpoolFullError(f"{self.folder} holds {self._bytes} of {self.max_bytes} bytes")
 
     def _read_count(self) -> int | None:
-        """Reads the shared count; returns when it was made, None where there is none."""
+        """Read the shared count of stored corrections; returns when it was made, None if there is none."""
         try:
             size, counted = (self.folder / _COUNT).read_text().split()
             self._bytes, self._counted = int(size), int(counted)
@@ -145,7 +146,9 @@ class CorrectionSpool:
         return self._counted
 
     def _recount_bytes(self, now: int) -> None:
-        """Count the bytes, and remove partial files of killed writers: no writer is active now."""
+        """Count the bytes anew, and remove partial files of killed writers; the caller holds the lock, so no writer is
+        active.
+        """
         self._bytes, self._counted = _COUNT_BYTES, now
         for file in self.folder.rglob("*"):
             if file.name in (_COUNT, _LOCK) or not file.is_file():
@@ -158,8 +161,8 @@ class CorrectionSpool:
         self._write_count()
 
     def _write_count(self) -> None:
-        """Write the number and size of the stored corrections to the file from which other writers take them. On a full
-        disk the file is removed, and they count for themselves.
+        """Write the number and size of the stored corrections to the file that other writers read. If the disk is full,
+        the file is removed, and they count for themselves.
         """
         count = self.folder / _COUNT
         try:
@@ -183,7 +186,7 @@ class CorrectionSpool:
 
 
 def read_corrections(folder: str | Path) -> Iterator[Correction]:
-    """All corrections of a spool, by day; none where it does not exist. Invalid files are skipped: the import
+    """Read all corrections in a folder, by day; none if it does not exist. Invalid files are skipped: the import
     (importers/feedback.py) reports them.
 
     Raises:

@@ -1,1 +1,1 @@
-"""The model registry: versions, the gate, and which version is the champion."""
+"""The model registry: versions of a model, the gate for promotions, and which version is the champion."""

@@ -1,4 +1,4 @@
-"""Promotion and rollback: changes of aliases, one at a time.
+"""Promotes versions and rolls them back by changing the registry's aliases, one change at a time.
 
 MLflow's aliases have no compare-and-swap, the last writer wins; so they are changed under a lock. Setting ``champion``
 is the write that counts: what is written before it has no effect without it, and what comes after it is completed by
@@ -36,7 +36,7 @@ _LOCK_WAIT_S = 120
 
 
 class AliasManager:
-    """Changes the aliases of one registered model.
+    """Changes the aliases (champion, previous, challenger) of one registered model.
 
     Args:
         lock: a file that all processes which change aliases can lock.
@@ -47,7 +47,7 @@ class AliasManager:
         self._client, self._name = versions.client, versions.name
 
     def promote(self, version: str, reason: str, over: str | None) -> LocalModel:
-        """Make a version the champion; the champion until now becomes ``previous``. Repeating it changes nothing.
+        """Make a version the champion; the current champion becomes ``previous``. A repetition changes nothing.
 
         Args:
             version: its number.
@@ -76,7 +76,7 @@ class AliasManager:
         return model
 
     def rollback(self, reason: str, of: str) -> LocalModel:
-        """Replace the champion, version ``of``, by the champion before it. Repeating it changes nothing; with the new
+        """Replace the champion, version ``of``, by the champion before it. A repetition changes nothing; with the new
         champion's number it goes back further.
 
         Args:
@@ -109,7 +109,7 @@ class AliasManager:
         return model
 
     def set_challenger(self, version: str, *, is_usable: bool) -> None:
-        """Make a version the ``challenger``. If it is not usable, remove this alias from it."""
+        """Give a version the alias ``challenger``, or remove this alias from it if the version is not usable."""
         with self._locked_aliases(f"name version {version} the challenger") as aliases:
             if is_usable and aliases.get(CHAMPION) != version:
                 self._client.set_registered_model_alias(self._name, CHALLENGER, version)

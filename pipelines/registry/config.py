@@ -18,7 +18,9 @@ QUESTION_TYPE = "question_type"
 
 
 class LiveTrafficConfig(ConfigSection):
-    """Requirements from real requests for a candidate that was served beside the champion (serve.challenger)."""
+    """Requirements that a candidate must meet on real requests for which it was served beside the champion
+    (serve.challenger).
+    """
 
     folder: Location = ""
     """serve.challenger.folder of that service; "" requires no live traffic. Only requests that exactly this candidate
@@ -52,7 +54,7 @@ def _default_minimum_agreements() -> dict[str, float]:
 
 
 class GateConfig(ConfigSection):
-    """Requirements for a candidate before it becomes the champion."""
+    """Requirements that a candidate must meet before it becomes the champion."""
 
     split: str = "val"
     """The hold-out split; both models answer all of it. The test split is for reports, not for choices."""
@@ -101,7 +103,7 @@ class GateConfig(ConfigSection):
 
 
 class RegistryConfig(ConfigSection):
-    """How models are registered and promoted."""
+    """Settings of how models are registered and promoted."""
 
     gate: GateConfig = GateConfig()
     smoke_test: bool = True

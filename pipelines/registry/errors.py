@@ -6,7 +6,7 @@ from vlmodel.errors import ExpectedError
 
 
 class RegistryError(ExpectedError, RuntimeError):
-    """A model or version that the registry does not have. The message names the remedy."""
+    """The registry has no such model or version. The message names the remedy."""
 
 
 class ChampionChangedError(RegistryError):
@@ -14,8 +14,8 @@ class ChampionChangedError(RegistryError):
 
 
 class ArtifactError(ExpectedError, RuntimeError):
-    """A stored model whose files have changed. The message names them and the remedy."""
+    """The files of a stored model have changed. The message names them and the remedy."""
 
 
 class SmokeError(ExpectedError, RuntimeError):
-    """A stored model that does not load or answer in a fresh process."""
+    """A stored model does not load or does not answer in a fresh process."""

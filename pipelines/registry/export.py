@@ -1,4 +1,6 @@
-"""A model as a folder for other programs: LLaVA of transformers, an adapter of peft, or a model without adapters."""
+"""Exports a model as a folder for other programs: LLaVA of transformers, an adapter of peft, or a model without
+adapters.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,7 @@ Format = Literal["merged", "llava", "adapter"]
 
 
 class ExportConfig(ConfigSection):
-    """What the export job writes of the model that evaluate.model names."""
+    """Settings of the export of the model that evaluate.model names."""
 
     format: Format | None = None
     """"llava": LlavaForConditionalGeneration of transformers with its processor, where the parts are those of LLaVA;
@@ -25,7 +27,7 @@ class ExportConfig(ConfigSection):
 
 
 def export_model(model_folder: Path, config: ExportConfig, out: Path) -> Format:
-    """Write a model's export into a new folder, all of it or nothing, and return its format.
+    """Export a model into a new folder, completely or not at all, and return the format.
 
     Args:
         out: where ``config.out`` is "", the name of the format is added to it.

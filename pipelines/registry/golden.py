@@ -1,4 +1,5 @@
-"""Golden answers: a version's answers about a few inputs at its registration, stored with it.
+"""Golden answers: a version's answers to a few examples, recorded at its registration, to which later answers are
+compared.
 
 File hashes show that a model is unchanged, but not that it gives the same answers elsewhere, with other versions of
 libraries, decoders, kernels or a GPU. A service that loads the model compares its answers with these.
@@ -49,7 +50,7 @@ class GoldenAnswer(BaseModel):
     answers: Answers
 
     def example(self) -> Example:
-        """The request."""
+        """The request, as an example for the processor."""
         inputs = {name: base64.b64decode(data) for name, data in self.inputs.items()}
         return Example(inputs, (self.text,), facts=(self.facts,), knowledge_version=self.knowledge_version)
 
@@ -58,8 +59,8 @@ _GOLDEN = TypeAdapter(list[GoldenAnswer])
 
 
 def record_golden_answers(predictor: Predictor, examples: Mapping[str, Example]) -> list[GoldenAnswer]:
-    """Answer each task's example: as it is, with its image transposed and stored in other formats, and with each of its
-    inputs alone, if it has several.
+    """Record the answers to each task's example: unchanged, with its image transposed and stored in other formats, and
+    with each of its inputs alone if it has several.
 
     Generated texts are the result of many choices, and rounding decides near ties. So only those are stored that are
     the same if the requests are processed one by one and in one batch.
@@ -94,7 +95,7 @@ def write_golden_answers(golden: Sequence[GoldenAnswer], folder: Path) -> None:
 
 
 def read_golden_answers(file: Path) -> list[GoldenAnswer]:
-    """Golden answers of a model's package.
+    """Read the golden answers of a model's package.
 
     Raises:
         ArtifactError: the file is missing or damaged.
@@ -110,7 +111,7 @@ def read_golden_answers(file: Path) -> list[GoldenAnswer]:
 
 
 def differing_answers(predictor: Predictor, golden: Sequence[GoldenAnswer], tolerance: float) -> list[str]:
-    """A line for each request to which the model's answers differ from the golden ones.
+    """Describe, one line each, the requests to which the model's answers differ from the golden ones.
 
     Args:
         tolerance: largest difference of a probability or cosine. Chosen answers within it may change places; generated
@@ -143,8 +144,8 @@ def _generates_text(predictor: Predictor, task: str) -> bool:
 
 
 def _scores_differ(answers: Answers, others: Answers, tolerance: float, exact: bool) -> bool:
-    """Whether the score of an answer differs from its score in ``others``. If it is missing there, its score is at most
-    the last one.
+    """Whether the score of an answer differs from its score in ``others``. If the answer is missing there, its score
+    counts as at most the last one's.
     """
     version_score_of_report = dict(others)
     lowest = min(version_score_of_report.values())
@@ -168,7 +169,7 @@ def _input_variants(inputs: Mapping[str, bytes]) -> list[Mapping[str, bytes]]:
 
 
 def _image_variants(encoded: bytes) -> list[bytes]:
-    """The image, made smaller and transposed, encoded in each format that has a decoder of its own."""
+    """Encode the image, made smaller and transposed, in each format that has a decoder of its own."""
     with open_image(encoded) as opened:
         picture = opened.decode_upright()
     picture.thumbnail((_SIDE, _SIDE))

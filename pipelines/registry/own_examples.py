@@ -1,4 +1,4 @@
-"""Own examples: a few samples of the data on which a model was evaluated, stored with it.
+"""Stores with a model a few samples of the data on which it was evaluated, as examples for users.
 
 A service offers them on its page and in its documentation: they ask in the words that the model has learned.
 """
@@ -26,7 +26,7 @@ class AskedText(BaseModel):
 
 
 class OwnInput(BaseModel):
-    """One input, without the metadata of the source's file.
+    """One input of an example, without the metadata of the source's file.
 
     Attributes:
         media_type: such as "image/png".
@@ -63,7 +63,7 @@ def write(examples: Sequence[OwnExample], folder: Path) -> None:
 
 
 def read(file: Path) -> list[OwnExample]:
-    """The examples of a model's package; none where it has no such file.
+    """Read the examples of a model's package; none if it has no such file.
 
     Raises:
         ArtifactError: the file is damaged.

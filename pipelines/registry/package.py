@@ -1,4 +1,4 @@
-"""Builds the package of a model: a folder that MLflow can load anywhere, from a checkpoint's inference part."""
+"""Builds the package of a model from a checkpoint's inference part: a folder that MLflow can load anywhere."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ _QUESTION = "question"  # as in pyfunc.py, which only MLflow imports
 
 
 def signature_of(processor: VLProcessor) -> ModelSignature:
-    """The columns of a table that the model answers: its inputs, of which a row may lack some where there are several,
+    """Describe the columns of a table that the model answers: its inputs, which a row may lack if there are several,
     and ``question`` if its first task reads texts.
     """
     names = processor.input_names
@@ -50,7 +50,7 @@ def signature_of(processor: VLProcessor) -> ModelSignature:
 
 
 def input_table(processor: VLProcessor, example: Example) -> pd.DataFrame:
-    """An example with one text as such a table."""
+    """Build a table with one row from an example with one text."""
     row: dict[str, Any] = {name: example.inputs.get(name) for name in processor.input_names}
     if processor.first_task.reads_text():
         row[_QUESTION] = example.texts[0]
@@ -106,7 +106,7 @@ def build_package(
 @contextmanager
 def model_folder_without_bases(checkpoint: Path) -> Iterator[Path]:
     """Yield a folder of a model that does not contain its frozen base weights: the model's own folder if it contains
-    none, else a temporary copy with the weights beside it.
+    none, else a temporary copy with these weights beside it.
 
     Raises:
         BaseWeightsError: one is missing or another.
@@ -150,13 +150,13 @@ def verify_package(package: Path, expected: str) -> None:
 
 
 def inference_folder(package: Path) -> Path:
-    """The folder within an MLflow model that ``from_pretrained`` loads."""
+    """Return the folder within an MLflow model that ``from_pretrained`` loads."""
     flavor = Model.load(str(package)).flavors["python_function"]
     return package / flavor["artifacts"]["model"]["path"]
 
 
 def read_signature(package: Path) -> dict[str, str] | None:
-    """Inputs, outputs and parameters of an MLflow model; None if it has no signature."""
+    """Read the inputs, outputs and parameters of an MLflow model; None if it has no signature."""
     stored = Model.load(str(package)).signature
     return None if stored is None else stored.to_dict()
 

@@ -1,4 +1,4 @@
-"""Model packages in MLflow's artifact store, and their verified copies in a local cache."""
+"""Stores model packages in MLflow's artifact store, and verified copies of them in a local cache."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 
 
 class PackageStore:
-    """Stores and downloads packages.
+    """Stores and downloads the packages of models.
 
     Args:
         storage: the folder that holds the bases of all versions (``pipelines.storage.bases``).
@@ -49,8 +49,8 @@ class PackageStore:
         card: str = "",
         shown: Sequence[OwnExample] = (),
     ) -> str:
-        """Build and store the package of a checkpoint's inference part, and its bases unless they are stored. Returns
-        the sha256 of the package's manifest.
+        """Build and store the package of a checkpoint's inference part, and its base weights unless they are stored.
+        Returns the sha256 of the package's manifest.
 
         Args:
             checkpoint: as ``package.model_folder_without_bases`` gives it.
@@ -74,8 +74,8 @@ class PackageStore:
         return manifest_hash
 
     def download(self, version: ModelVersion) -> LocalModel:
-        """The files of a version in the local cache, verified each time, and its bases, verified once in a process; a
-        damaged copy is downloaded again.
+        """Return a version's files in the local cache, verified each time, and its base weights, verified once in a
+        process; a damaged copy is downloaded again.
 
         Raises:
             ArtifactError: the stored files are not those that were registered, or a base is missing or another.
@@ -96,7 +96,7 @@ class PackageStore:
         return LocalModel(version.name, version.version, version.run_id, version.tags, local, folder)
 
     def verify_stored(self, version: ModelVersion) -> None:
-        """Compare the stored files and bases, not the local copies, with what was registered.
+        """Compare the stored files and base weights of a version (not the local copies) with what was registered.
 
         Raises:
             ArtifactError: they differ.

@@ -1,4 +1,5 @@
-"""From a candidate to the champion: compare both on the same hold-out, record the decision, change the aliases.
+"""Decides whether a candidate becomes the champion: compares both on the same hold-out, records the decision, changes
+the aliases.
 
 A failure before the change leaves every alias as it was.
 """
@@ -80,7 +81,7 @@ def run_gate(
     config: RegistryConfig,
     new: Holdout | None = None,
 ) -> GateDecision:
-    """Run the checks of the gate; nothing is changed. A candidate whose files were altered is not loaded.
+    """Run the checks of the gate without changing anything. A candidate whose files were altered is not loaded.
 
     Args:
         champion: the version that it would replace; None for none.
@@ -184,7 +185,7 @@ def compare_on_new_data(
 
 
 def check_baselines(assessment: TaskAssessment, *, certain: bool) -> GateCheck:
-    """Whether the candidate is above the baselines, which do not look at the image.
+    """Check whether the candidate is above the baselines that ignore the image.
 
     Args:
         certain: whether a difference that may be chance fails, as where nothing else says that the candidate is any
@@ -205,7 +206,7 @@ def check_baselines(assessment: TaskAssessment, *, certain: bool) -> GateCheck:
 
 
 def apply_decision(registry: Registry, decision: GateDecision, tracker: NullTracker) -> GateDecision:
-    """Record the decision in the candidate's run, and make it the champion if it passed or is forced.
+    """Record the decision in the candidate's run, and make the candidate the champion if it passed or is forced.
 
     Returns:
         The decision; if another promotion came first, with a failed check added.
@@ -234,7 +235,7 @@ def log_decision(decision: GateDecision, tracker: NullTracker) -> None:
 
 
 def roll_back(registry: Registry, reason: str, tracker_of: Callable[[ModelVersion], NullTracker]) -> LocalModel:
-    """Replace the champion by the one before it.
+    """Replace the champion by the champion before it.
 
     Args:
         tracker_of: opens the run of a version, in which this is recorded.
@@ -257,7 +258,7 @@ def roll_back(registry: Registry, reason: str, tracker_of: Callable[[ModelVersio
 def _score_both_models(
     candidate: TaskAssessment, champion: TaskAssessment, tasks: Mapping[str, Task]
 ) -> tuple[ExampleScores, ExampleScores]:
-    """Per-example scores of both models, by the candidate's rules for normalizing answers."""
+    """Compute the scores of single rows for both models, by the candidate's rules for normalizing answers."""
     task, normalizer = tasks[candidate.task], candidate.normalizer
     return score_examples(candidate.answers, task, normalizer), score_examples(champion.answers, task, normalizer)
 
@@ -278,7 +279,7 @@ def _compare_on_new_data(
 def _run_behaviour_checks(
     candidate: LocalModel, champion: LocalModel | None, records: Sequence[Sample], holdout: Holdout, config: GateConfig
 ) -> list[GateCheck]:
-    """Those of each task, and of models that read facts whether they use them."""
+    """Run the behaviour checks of each task and, for models that read facts, check whether they use them."""
     candidate_predictor = _load_with_facts(candidate, holdout)
     champion_predictor = _load_with_facts(champion, holdout) if champion else None
     checks = []
@@ -300,7 +301,7 @@ def _load_with_facts(model: LocalModel, holdout: Holdout) -> Predictor:
 
 
 def _probe_facts(predictor: Predictor, holdout: Holdout, split: str, task: str) -> FactProbeResult | None:
-    """How a model uses the facts of the hold-out; None for one that reads none."""
+    """Probe how a model uses the facts of the hold-out; None for a model that reads none."""
     if not predictor.processor.knowledge.reads_facts:
         return None
     samples = iterate_probe_samples(holdout.index, split, _FACT_SAMPLES)

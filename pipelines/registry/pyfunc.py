@@ -1,4 +1,4 @@
-"""A model as an MLflow model, stored as this source file ("models from code").
+"""An MLflow model that answers tables, stored as this source file ("models from code").
 
 Nothing is pickled: MLflow runs this file, and ``load_context`` reads safetensors and JSON. It is stored with
 ``vlmodel`` and the module of the manifest, and imports nothing else of this repository. MLflow loads it by importing
@@ -41,7 +41,7 @@ _Inputs = tuple[tuple[str, bytes], ...]
 
 
 class TableModel(PythonModel):
-    """Answers about the inputs in each row of a table, by the model's first task."""
+    """Answers the rows of a table (inputs and a question) by the model's first task."""
 
     def load_context(self, context: PythonModelContext) -> None:
         """Check the files against their manifest and load the model with its frozen base weights (``vlmodel.bases``).
@@ -111,7 +111,7 @@ class TableModel(PythonModel):
 
 
 def _remove_own_bytecode() -> None:
-    """Remove the bytecode of this file, which Python writes before it runs it."""
+    """Remove the bytecode of this file, which Python writes before it runs the file."""
     if own := globals().get("__cached__"):
         with contextlib.suppress(OSError):
             os.remove(own)
@@ -119,7 +119,7 @@ def _remove_own_bytecode() -> None:
 
 
 def _read_cells(cells: Mapping[str, Any], processor: VLProcessor) -> tuple[_Inputs, str]:
-    """The inputs and the text of a row.
+    """Read the inputs and the text of a row.
 
     Raises:
         ValueError: one is none, or all inputs are missing.

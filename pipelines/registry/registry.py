@@ -45,8 +45,8 @@ _MAX_DESCRIPTION = 5000
 
 
 class Registry(Versions):
-    """One registered model. Lookups are those of ``Versions``; ``download`` and ``verify_stored`` are those of
-    ``PackageStore``; ``promote``, ``rollback`` and ``set_challenger`` are those of ``AliasManager``.
+    """One registered model. It has the lookups of ``Versions``, ``download`` and ``verify_stored`` of ``PackageStore``,
+    and ``promote``, ``rollback`` and ``set_challenger`` of ``AliasManager``.
     """
 
     def __init__(
@@ -87,7 +87,7 @@ class Registry(Versions):
         shown: Sequence[OwnExample] = (),
     ) -> ModelVersion:
         """Store the inference part of a checkpoint with its run and register it as a new version. Frozen weights are
-        stored once for all versions that are built on them.
+        stored once for all versions that share them.
 
         Repeating it with the same files of the same run returns the same version, as after a restart.
 
@@ -137,7 +137,7 @@ class Registry(Versions):
         return ModelVersion.from_mlflow(version)
 
     def champion(self) -> LocalModel:
-        """The champion, which is the version in use, downloaded and verified.
+        """Return the champion, which is the version in use, downloaded and verified.
 
         Raises:
             RegistryError: there is no champion.
@@ -148,7 +148,7 @@ class Registry(Versions):
         )
 
     def challenger(self) -> LocalModel:
-        """The version with the alias ``challenger``, downloaded and verified.
+        """Return the version with the alias ``challenger``, downloaded and verified.
 
         Raises:
             RegistryError: there is none.

@@ -1,4 +1,4 @@
-"""The evaluation result of a model version, stored in the version's tags."""
+"""Stores the evaluation result of a model version in the version's tags."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _LONGEST = 4000
 
 @dataclass(frozen=True)
 class VersionScore:
-    """An evaluation result. The names of the fields are those of the tags.
+    """The evaluation result of a version. The names of the fields are those of the tags.
 
     Attributes:
         metric: its name, such as "accuracy"; higher is better.
@@ -40,13 +40,13 @@ class VersionScore:
     verdict: str = ""
 
     def to_tags(self) -> dict[str, str]:
-        """The score as tags of a model version; numbers keep all their digits."""
+        """Convert the result to tags of a model version; numbers keep all their digits."""
         known = {name: value for name, value in asdict(self).items() if value is not None and value != ""}
         return {name: str(value)[:_LONGEST] for name, value in known.items()}
 
     @classmethod
     def from_tags(cls, tags: Mapping[str, str]) -> Self | None:
-        """The score in the tags of a version, None if it is incomplete."""
+        """Parse the result from the tags of a version; None if it is incomplete."""
         if not all(name in tags for name in _TAGS):
             return None
         value, floor, count = float(tags["value"]), float(tags["floor"]), int(tags["count"])

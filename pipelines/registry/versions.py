@@ -1,4 +1,4 @@
-"""Versions of one registered model, and the aliases that say which one is in use.
+"""Looks up versions of one registered model, and the aliases that say which version is in use.
 
 ``champion`` is the version that serves, ``previous`` the one before it, ``challenger`` a newer one that is usable and
 not shown to be better.
@@ -27,7 +27,7 @@ PROMOTION_TAG, ROLLBACK_TAG = "promotion", "rollback"
 
 @dataclass(frozen=True)
 class ModelVersion:
-    """A version in the registry.
+    """One version of the registered model.
 
     Attributes:
         tags: of the version, among them its score.
@@ -91,13 +91,13 @@ class Versions:
         self.client, self.name = client, name
 
     def find(self, alias: str = CHAMPION) -> ModelVersion | None:
-        """The version that has an alias; None if no version has it."""
+        """Find the version that has an alias; None if no version has it."""
         with mlflow_errors(f"look up model {self.name!r}"):
             number = self.aliases().get(alias)
             return ModelVersion.from_mlflow(self.client.get_model_version(self.name, number)) if number else None
 
     def version(self, version: str) -> ModelVersion:
-        """The version with a number.
+        """Return the version with a number.
 
         Raises:
             RegistryError: there is none.
@@ -111,14 +111,14 @@ class Versions:
             ) from error
 
     def newest_version_of_run(self, run_name: str) -> ModelVersion | None:
-        """The newest version that a training run of this name registered, None if there is none."""
+        """Return the newest version that a training run of this name registered; None if there is none."""
         with mlflow_errors(f"look up versions of model {self.name!r}"):
             query = f"name = '{self.name}' and tags.run_name = '{run_name}'"
             versions = [ModelVersion.from_mlflow(version) for version in self.client.search_model_versions(query)]
         return max(versions, key=lambda version: int(version.version), default=None)
 
     def aliases(self) -> dict[str, str]:
-        """The version number of each alias."""
+        """Map each alias to its version number."""
         try:
             aliases = self.client.get_registered_model(self.name).aliases
         except MlflowException as error:

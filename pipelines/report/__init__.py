@@ -1,1 +1,1 @@
-"""What people look at: progress on the terminal, pictures, HTML pages."""
+"""Output for people: progress on the terminal, pictures, HTML pages."""

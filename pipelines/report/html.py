@@ -1,4 +1,6 @@
-"""HTML pages from the Jinja2 templates in ``templates/``. A page is one file that needs no other and no network."""
+"""Renders HTML pages from the Jinja2 templates in ``templates/``. A page is one file that needs no other file and no
+network.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +11,8 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 
 def render_page(template: str, **values: object) -> str:
-    """The page as HTML. Every value is escaped; a name that the template uses and ``values`` lacks is an error.
+    """Render a template as an HTML page. Every value is escaped; a name that the template uses and ``values`` lacks is
+    an error.
 
     Args:
         template: name of a file in ``templates/``. Beside Jinja2's filters it has ``thousands`` (12,345) and

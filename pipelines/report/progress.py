@@ -1,4 +1,4 @@
-"""Progress of a job: a bar on a terminal, a line every few seconds in a log, both with the time that is left."""
+"""Shows the progress of a job and the time left: a bar on a terminal, a line every few seconds in a log."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ class Progress:
 
 
 class _AboveBar:
-    """A terminal's stream whose lines appear above a bar, and not at the bar's end."""
+    """A terminal's stream whose lines appear above the progress bar, and not at the bar's end."""
 
     def __init__(self, stream: TextIO, bar: tqdm[None]) -> None:
         self._stream, self._bar, self._held = stream, bar, ""
@@ -104,7 +104,7 @@ class _AboveBar:
 
 
 def join_parts_that_fit(parts: Sequence[str], columns: int) -> str:
-    """The first part and those after it for which there is room in a line."""
+    """Join the first part and as many of those after it as fit into a line."""
     line = parts[0]
     for part in parts[1:]:
         if len(line) + 2 + len(part) <= columns:
@@ -113,7 +113,7 @@ def join_parts_that_fit(parts: Sequence[str], columns: int) -> str:
 
 
 def format_duration(seconds: float) -> str:
-    """As 1:02:03, or 2:03 below an hour."""
+    """Format seconds as 1:02:03, or as 2:03 below an hour."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

@@ -1,4 +1,4 @@
-"""Pictures of a training run, drawn without a display and without pyplot's global state.
+"""Draws pictures of a training run, without a display and without pyplot's global state.
 
 Colours are those of Okabe and Ito (https://jfly.uni-koeln.de/color/) and perceptually uniform maps, which readers with
 any colour vision can distinguish. A word, mark or line style repeats what a colour means.
@@ -32,7 +32,7 @@ _BLUES = LinearSegmentedColormap.from_list("counts", ["#FFFFFF", "#9ECAE1", BLUE
 def draw_training_curves(
     history: Sequence[Mapping[str, float]], baselines: Mapping[str, float] | None = None
 ) -> Figure:
-    """Loss, accuracy and learning rate against the step, side by side.
+    """Draw loss, accuracy and learning rate against the step, side by side.
 
     Args:
         history: one mapping a step, with ``step`` and any of ``train/loss``, ``val/loss``, ``train/accuracy``,
@@ -62,7 +62,7 @@ def draw_training_curves(
 
 
 def draw_confusion_matrix(true: Sequence[str], predicted: Sequence[str], max_classes: int = 20) -> Figure:
-    """Confusion matrix: right answers (rows) against given answers (columns).
+    """Draw a confusion matrix: right answers (rows) against given answers (columns).
 
     Shades are shares of the row, numbers are counts. The ``max_classes`` most frequent right answers have a row each,
     in order of their frequency; all others share the last row and column, which does not distinguish right and wrong.
@@ -132,7 +132,7 @@ class ExampleCard:
 
 
 def render_examples_page(cards: Sequence[ExampleCard]) -> Figure:
-    """A page of pictures with the model's answers, wrong ones first.
+    """Render a page of pictures with the model's answers, wrong ones first.
 
     With attention, the picture is shown twice: as it is, and in grey with the attention over it, from purple (some) to
     yellow (most).
@@ -152,7 +152,7 @@ def render_examples_page(cards: Sequence[ExampleCard]) -> Figure:
 
 
 def upsample_attention(attention_HW: NDArray[np.floating[Any]], height: int, width: int) -> NDArray[np.float32]:
-    """The weights upsampled to (``height``, ``width``) and scaled to [0, 1]; all 0 if the weights are equal."""
+    """Upsample the weights to (``height``, ``width``) and scale them to [0, 1]; all 0 if the weights are equal."""
     grid = np.asarray(attention_HW, dtype=np.float32)
     low, high = float(grid.min()), float(grid.max())
     if not np.isfinite(grid).all() or high - low < 1e-9:
@@ -163,7 +163,9 @@ def upsample_attention(attention_HW: NDArray[np.floating[Any]], height: int, wid
 
 
 def moving_average(values: Sequence[float], span: int) -> NDArray[np.float64]:
-    """Exponential moving average over about ``span`` values, corrected for its start as in Adam (Kingma, Ba 2015)."""
+    """Compute the exponential moving average over about ``span`` values, corrected for its start as in Adam (Kingma, Ba
+    2015).
+    """
     keep = 1.0 - 2.0 / (span + 1)
     average, weight, out = 0.0, 0.0, np.empty(len(values))
     for index, value in enumerate(values):

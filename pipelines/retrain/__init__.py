@@ -1,1 +1,1 @@
-"""Retraining cycles: which tars are new, how far their data have drifted, and which steps are done."""
+"""Retraining cycles: finds new tars, measures how far their data have drifted, and records which steps are done."""

@@ -1,4 +1,4 @@
-"""Settings of retraining."""
+"""Settings of retraining on new tars."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from vlmodel.locations import Location
 
 
 class RetrainConfig(ConfigSection):
-    """Retraining on new tars."""
+    """Settings of retraining on new tars."""
 
     incoming: Location = ""
     """Folder or URI into which finished tars are moved; "" is the folder incoming within data.tars. They are never

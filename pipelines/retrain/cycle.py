@@ -1,4 +1,4 @@
-"""The steps of a cycle, and what a start in a window does: continue a cycle, begin one, or nothing."""
+"""Runs retraining cycles: a start of the job within a time window continues a cycle, begins one, or does nothing."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ written, and must then return the same."""
 
 @dataclass(frozen=True)
 class WindowOutcome:
-    """What a start of the retraining job did in its window.
+    """What a start of the retraining job did in its time window.
 
     Attributes:
         finished: the cycles that it committed: one that an earlier start began, its own, both or neither.
@@ -36,8 +36,8 @@ def run_retraining_window(
     dropped: Callable[[RetrainCycle], None] = lambda cycle: None,
     report: Callable[[str], None] = lambda line: None,
 ) -> WindowOutcome:
-    """Finish the retraining cycle that an earlier start began; then, unless this window has had its cycle, consume the
-    new tars.
+    """Finish the retraining cycle that an earlier start began; then, unless this time window already had its cycle,
+    begin one with the new tars.
 
     A cycle whose data have not passed their check is planned again: nothing was made of them, and they may have been
     corrected.

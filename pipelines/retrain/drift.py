@@ -1,4 +1,4 @@
-"""Statistics of a data set, and the divergence between those of two data sets."""
+"""Collects statistics of a data set, and measures the divergence between those of two data sets."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ _OTHERS = "…"
 
 
 def collect_split_statistics(index: Index, split: str = "train") -> Statistics:
-    """Collect the statistics of a split by Ray Data, one task a shard; only the texts of the tars are read."""
+    """Collect the statistics of a split by Ray Data, one task for each shard; only the texts of the tars are read."""
 
     def count(row: dict[str, Any]) -> dict[str, Any]:
         table = index.rows(row["item"])
@@ -51,7 +51,7 @@ def collect_split_statistics(index: Index, split: str = "train") -> Statistics:
 
 
 def count_sample_statistics(rows: Iterable[Mapping[str, Any]], texts: Iterable[SampleTexts]) -> Statistics:
-    """The statistics of samples, given by their rows of ``Index.rows`` and their texts."""
+    """Compute the statistics of samples, given by their rows of ``Index.rows`` and their texts."""
     total: dict[str, Counter[str]] = {name: Counter() for name in NAMES}
     for row in rows:
         for name in ("questions", "captions", "conversations"):
@@ -74,13 +74,15 @@ def count_sample_statistics(rows: Iterable[Mapping[str, Any]], texts: Iterable[S
 
 
 def statistic_divergences(before: Statistics, now: Statistics) -> dict[str, float]:
-    """The divergence of each statistic between two data sets; 0 if the earlier data set has no such statistic."""
+    """Compute the divergence of each statistic between two data sets; 0 if the earlier data set has no such
+    statistic.
+    """
     return {name: histogram_divergence(before.get(name, now[name]), now[name]) for name in NAMES}
 
 
 def histogram_divergence(before: Mapping[str, int], now: Mapping[str, int]) -> float:
-    """Jensen-Shannon divergence (Lin 1991) in bits of two histograms, minus its average for two samples of the same
-    distribution, at least 0. It is 0 of two empty histograms, and 1 of an empty and another one.
+    """Compute the Jensen-Shannon divergence (Lin 1991) in bits of two histograms, minus its average for two samples of
+    the same distribution, at least 0. It is 0 for two empty histograms, and 1 for an empty and a non-empty one.
 
     For K values and n and m observations that average is (K - 1)(1/n + 1/m) / (8 ln 2): near its minimum the
     divergence is a chi-squared statistic (Grosse et al. 2002, https://doi.org/10.1103/PhysRevE.65.041905).
@@ -102,7 +104,7 @@ def histogram_divergence(before: Mapping[str, int], now: Mapping[str, int]) -> f
 
 
 def check_drift_limit(measured: Mapping[str, float], limit: float, before: str, now: str) -> None:
-    """Refuse data that have drifted: one of their ``statistic_divergences`` is above the limit.
+    """Raise an error if one of the ``statistic_divergences`` of new data is above the limit.
 
     Args:
         before, now: names of the data, for the message.
@@ -119,7 +121,7 @@ def check_drift_limit(measured: Mapping[str, float], limit: float, before: str, 
 
 
 def _round_down_to_power_of_two(number: int) -> str:
-    """The power of two at or below a number, as relative changes matter."""
+    """Return the power of two at or below a number, as relative changes matter."""
     return str(1 << (number.bit_length() - 1)) if number > 0 else "0"
 
 

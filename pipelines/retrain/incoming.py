@@ -1,4 +1,4 @@
-"""The folder into which new tars are moved: which of them are new, and how a cycle copies them.
+"""Finds new tars in the folder into which they are moved, and copies them for a cycle.
 
 A cycle copies its tars to ``_taken/``; on file systems that support it, a copy shares the blocks of its tar. So files
 that arrive, change or go later do not change the data of a cycle, later cycles can train on them again, and incoming
@@ -21,7 +21,8 @@ from pipelines.storage.folder import CHUNK, FileStamp, Folder
 def find_new_tars(
     incoming: Folder, consumed: Mapping[IncomingTar, str], known: Mapping[str, str], report: Callable[[str], None]
 ) -> list[IncomingTar]:
-    """The tars in a folder whose content no cycle has consumed, by name; of several with the same content the first.
+    """Find the tars in a folder whose content no cycle has consumed, by name; of several with the same content the
+    first.
 
     Args:
         consumed: the committed cycle of each consumed tar.
@@ -50,7 +51,7 @@ def find_new_tars(
 
 
 def copy_tars(incoming: Folder, tars: Sequence[IncomingTar], taken: str) -> None:
-    """Copy each tar into the subfolder ``taken``, which then holds nothing else. May be repeated.
+    """Copy each tar into the subfolder ``taken``, which then holds nothing else. The copy may be repeated.
 
     Raises:
         DataError: a tar is gone.
@@ -68,7 +69,7 @@ def copy_tars(incoming: Folder, tars: Sequence[IncomingTar], taken: str) -> None
 
 
 def check_tars_copied_unchanged(index: Index, tars: Sequence[IncomingTar]) -> None:
-    """Refuse tars that changed between the time they were listed and the time they were copied.
+    """Raise an error if tars changed between the time they were listed and the time they were copied.
 
     Args:
         index: of the folder with the copies.
@@ -86,9 +87,8 @@ def check_tars_copied_unchanged(index: Index, tars: Sequence[IncomingTar]) -> No
 
 
 def count_inputs_shared_with_evaluation(new: Index, evaluated: Index, split: str) -> dict[str, int]:
-    """For each input that both data sets have, such as the image: how many training samples of ``new`` have the same
-    bytes as a sample in a split of ``evaluated``. Holds the hashes of that split's inputs in memory, one input at a
-    time.
+    """Count, for each input that both data sets have, the training samples of ``new`` whose input has the same bytes as
+    a sample in a split of ``evaluated``. Holds the hashes of that split's inputs in memory, one input at a time.
     """
     counts = {}
     for name in new.inputs.keys() & evaluated.inputs.keys():

@@ -1,4 +1,4 @@
-"""The ledger of retraining: the tars of each cycle, its finished steps, and their results.
+"""Records retraining cycles: the tars of each cycle, its finished steps, and their results.
 
     LEDGER/
         20260131T0000Z/         a cycle, named by its window
@@ -72,7 +72,7 @@ class RetrainCycle:
 
     @property
     def last_step(self) -> str:
-        """The last finished step."""
+        """The last finished step of the cycle."""
         return STEPS[len(self.records) - 1]
 
     @property
@@ -90,7 +90,7 @@ class RetrainCycle:
 
 
 class RetrainLedger:
-    """The record of retraining cycles in a folder. All methods but ``hold_lock`` require the lock."""
+    """The record of all retraining cycles in a folder. All methods but ``hold_lock`` require the lock."""
 
     def __init__(self, folder: str | Path) -> None:
         self.path = Path(folder).absolute()
@@ -98,7 +98,7 @@ class RetrainLedger:
 
     @contextmanager
     def hold_lock(self) -> Iterator[None]:
-        """Hold the ledger's lock while the block runs. The system frees the lock of a process that dies.
+        """Hold the ledger's lock while the block runs. The operating system frees the lock of a process that dies.
 
         Raises:
             RetrainingBusyError: another process holds it.
@@ -108,7 +108,7 @@ class RetrainLedger:
             yield
 
     def cycles(self) -> list[RetrainCycle]:
-        """All cycles that were not abandoned, in the order of their windows.
+        """Return all cycles that were not abandoned, in the order of their time windows.
 
         Raises:
             RetrainError: a record is missing or cannot be read.
@@ -120,23 +120,23 @@ class RetrainLedger:
         return sorted((cycle for cycle in cycles if cycle.records), key=lambda cycle: _cycle_sort_key(cycle.id))
 
     def unfinished_cycle(self) -> RetrainCycle | None:
-        """The uncommitted cycle; there is never more than one."""
+        """Return the uncommitted cycle; there is never more than one."""
         return next((cycle for cycle in self.cycles() if not cycle.is_committed), None)
 
     def committed_cycles(self) -> list[RetrainCycle]:
-        """The committed cycles, in the order of their windows."""
+        """Return the committed cycles, in the order of their time windows."""
         return [cycle for cycle in self.cycles() if cycle.is_committed]
 
     def consumed_tars(self) -> dict[IncomingTar, str]:
-        """Each consumed tar, and the cycle that consumed it."""
+        """Map each consumed tar to the cycle that consumed it."""
         return {tar: cycle.id for cycle in self.committed_cycles() for tar in cycle.tars}
 
     def digest_of_consumed_tars(self) -> str:
-        """Digest of the contents of all consumed tars."""
+        """Compute a digest of the contents of all consumed tars."""
         return hashlib.sha256("\n".join(sorted(tar.sha256 for tar in self.consumed_tars())).encode()).hexdigest()
 
     def begin_cycle(self, window: str, tars: Sequence[IncomingTar]) -> RetrainCycle:
-        """Begin the retraining cycle of a window."""
+        """Begin the retraining cycle of a time window."""
         assert self.unfinished_cycle() is None
         attempts = len(list((self.path / _ABANDONED).glob(f"{window}*")))
         cycle = RetrainCycle(f"{window}-{attempts + 1}" if attempts else window, {})

@@ -1,4 +1,4 @@
-"""Windows of a schedule: two starts within one window belong to the same cycle."""
+"""Time windows of a schedule: two starts within one window belong to the same cycle."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ _FORMAT = "%Y%m%dT%H%MZ"
 
 
 def window_id(moment: datetime, minutes: int) -> str:
-    """The time, as ``20260131T0000Z`` in UTC, at which the window that contains ``moment`` begins; windows of equal
-    length follow each other from 1970 on.
+    """Return the time, as ``20260131T0000Z`` in UTC, at which the window that contains ``moment`` begins; windows of
+    equal length follow each other from 1970 on.
     """
     period, epoch = timedelta(minutes=minutes), datetime.fromtimestamp(0, UTC)
     return (epoch + (moment - epoch) // period * period).strftime(_FORMAT)

@@ -1,1 +1,3 @@
-"""Many trainings of one kind: grids (ablation) and searches (Ray Tune), their tables and pictures."""
+"""Runs many trainings that differ in some settings: grids (ablation) and searches (Ray Tune), with their tables and
+pictures.
+"""

@@ -1,4 +1,4 @@
-"""Settings of the jobs that train many times: which settings vary, and how many trainings run at one time."""
+"""Settings of the jobs that train many times: which settings vary, and how many trainings run at the same time."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SHARED = frozenset(
 
 
 class AblateConfig(ConfigSection):
-    """A grid of trainings that differ in the settings named here and in nothing else."""
+    """Settings of a grid of trainings that differ only in the settings named here."""
 
     grid: dict[str, list[Any]] = {}
     """Dotted setting -> its values, as {"model.fusion.kind" = ["concat", "transformer"]}; every combination is run."""
@@ -47,7 +47,7 @@ class AblateConfig(ConfigSection):
 
 
 class TuneConfig(ConfigSection):
-    """A search for good settings: random samples, of which the worst are stopped early (ASHA)."""
+    """Settings of a search for good settings: random samples, of which the worst are stopped early (ASHA)."""
 
     space: dict[str, dict[str, list[Any]]] = {}
     """Dotted setting -> its distribution: {loguniform = [1e-4, 1e-2]}, {uniform = [low, high]}, {randint = [low, high]}

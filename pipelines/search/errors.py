@@ -1,4 +1,4 @@
-"""Errors of searches."""
+"""The error of searches."""
 
 from __future__ import annotations
 
@@ -6,4 +6,4 @@ from vlmodel.errors import ExpectedError
 
 
 class SearchError(ExpectedError):
-    """Some trainings failed, or none can be compared; the message lists them with their reasons."""
+    """Some trainings of a search failed, or none can be compared; the message lists them with their reasons."""

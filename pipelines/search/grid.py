@@ -1,4 +1,4 @@
-"""Configurations that differ from a base in a few settings, and the cells of a grid of them."""
+"""Builds configurations that differ from a base in a few settings, and the cells of a grid of them."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class GridCell(Generic[S]):
 
 
 def override_settings(config: S, settings: Mapping[str, Any]) -> S:
-    """``config`` with other values for some dotted settings.
+    """Return a copy of ``config`` with other values for some dotted settings.
 
     A part that changes its ``kind`` keeps those explicit settings (from the file or the command line) that the new
     kind has as well, such as a width: cells of a grid then differ in the kind and not in their sizes.
@@ -59,7 +59,8 @@ def override_settings(config: S, settings: Mapping[str, Any]) -> S:
 
 
 def settings_class_of_part(config: ConfigSection, key: str, kind: str) -> type[PartConfig] | None:
-    """The settings class of the part that ``key = kind`` would choose; None if ``key`` is not the kind of a part.
+    """Return the settings class of the part that ``key = kind`` would choose; None if ``key`` is not the kind of a
+    part.
 
     Raises:
         ConfigError: there is no part of this kind.
@@ -73,7 +74,7 @@ def settings_class_of_part(config: ConfigSection, key: str, kind: str) -> type[P
 
 
 def grid_cells(config: S, grid: Mapping[str, Sequence[Any]], setting: str) -> list[GridCell[S]]:
-    """Every combination of the grid, the last key's values changing fastest.
+    """List every combination of the grid; the last key's values change fastest.
 
     Args:
         setting: the one that holds the grid, for messages.
@@ -86,7 +87,7 @@ def grid_cells(config: S, grid: Mapping[str, Sequence[Any]], setting: str) -> li
 
 
 def check_grid(config: ConfigSection, grid: Mapping[str, Sequence[Any]], setting: str) -> None:
-    """Raise the errors of ``grid_cells``. Stops at the first valid combination."""
+    """Raise the errors of ``grid_cells``, stopping at the first valid combination."""
     refused: dict[str, None] = {}
     for cell in _grid_cells(config, grid, setting):
         if cell.config is not None:
@@ -98,7 +99,7 @@ def check_grid(config: ConfigSection, grid: Mapping[str, Sequence[Any]], setting
 def first_valid_cells(
     config: S, grid: Mapping[str, Sequence[Any]], setting: str, section: str
 ) -> Iterator[GridCell[S]]:
-    """For each combination of the settings of ``section`` the first valid cell of the whole grid, if any is valid.
+    """Find for each combination of the settings of ``section`` the first valid cell of the whole grid, if any is valid.
 
     This finds all values of ``section`` without trying every combination with the other settings.
     """
@@ -111,12 +112,14 @@ def first_valid_cells(
 
 
 def override_sort_key(key: str) -> tuple[bool, int]:
-    """Sort key: a part's kind comes before its other settings, an outer part's before an inner one's."""
+    """The sort key of overrides: a part's kind comes before its other settings, an outer part's before an inner
+    one's.
+    """
     return not key.endswith(".kind"), key.count(".") if key.endswith(".kind") else 0
 
 
 def short_setting_name(key: str) -> str:
-    """The name of a setting in tables.
+    """Return the name of a setting in tables.
 
     >>> short("model.fusion.kind"), short("train.optimizer.head_lr"), short("seed")
     ('fusion', 'optimizer.head_lr', 'seed')
@@ -125,12 +128,13 @@ def short_setting_name(key: str) -> str:
 
 
 def format_value(value: Any) -> str:
-    """The value of a setting as text in tables, names and command lines."""
+    """Format the value of a setting as text in tables, names and command lines."""
     return value if isinstance(value, str) else json.dumps(value)
 
 
 def combination_name(settings: Mapping[str, Any]) -> str:
-    """Readable name of a combination, safe for file names; ends with a hash if characters had to be replaced or cut.
+    """Make a readable name for a combination, safe for file names; it ends with a hash if characters had to be replaced
+    or cut.
 
     >>> combination_name({"model.topology.kind": "dual", "model.fusion.width": 64})
     'fusion.width-64-topology-dual'

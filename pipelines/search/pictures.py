@@ -1,4 +1,4 @@
-"""Pictures of a grid and of a search."""
+"""Draws pictures of a grid and of a search."""
 
 from __future__ import annotations
 
@@ -25,7 +25,8 @@ def draw_ablation(
     results: Mapping[tuple[str, int], TrainingResult],
     metric: str,
 ) -> Figure:
-    """Draw a grid search: a heat map if exactly two settings vary, else a row for each cell with a dot for each seed.
+    """Draw the results of a grid: a heat map if exactly two settings vary, else a row for each cell with a dot for each
+    seed.
 
     Args:
         results: by the cell's slug and the seed.

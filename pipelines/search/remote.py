@@ -1,4 +1,4 @@
-"""Run functions in other processes of the cluster, and wait for them."""
+"""Runs functions in other processes of the cluster, and waits for them."""
 
 from __future__ import annotations
 

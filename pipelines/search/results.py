@@ -1,4 +1,4 @@
-"""The result of each training of a search: a small JSON file, by which a repeated job knows what is done."""
+"""Stores the result of each training of a search as a small JSON file, by which a repeated job knows what is done."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Status = Literal["finished", "stopped", "refused", "failed", "interrupted"]
 
 @dataclass(frozen=True)
 class TrainingResult:
-    """How a training ended.
+    """How a training of a search ended.
 
     Attributes:
         status: "stopped" is a training that was ended early because others did better.
@@ -71,14 +71,14 @@ class TrainingResults:
         self._folder = Folder(f"{folder}/records")
 
     def read(self, name: str) -> TrainingResult | None:
-        """The result of the training of this name; None if there is no complete one."""
+        """Read the result of the training of this name; None if there is no complete one."""
         try:
             return TrainingResult(**json.loads(self._folder.read(f"{name}.json")))
         except (FileNotFoundError, ValueError):
             return None
 
     def write(self, name: str, result: TrainingResult) -> None:
-        """Store a result, in place of an earlier one."""
+        """Store a result, replacing an earlier one."""
         self._folder.write(f"{name}.json", json.dumps(asdict(result), indent=1).encode())
 
     def add(self, name: str, result: TrainingResult) -> TrainingResult:
@@ -90,7 +90,7 @@ class TrainingResults:
 
 
 def result_of_run(run: str, epochs: int, tracker: NullTracker) -> TrainingResult:
-    """The result of a training that has ended, from its checkpoints and its tracked metrics.
+    """Build the result of a training that has ended, from its checkpoints and its tracked metrics.
 
     Args:
         run: its folder in storage.
@@ -115,11 +115,11 @@ def result_of_run(run: str, epochs: int, tracker: NullTracker) -> TrainingResult
 
 
 def count_parameters(model: str) -> int:
-    """Number of parameters of the model in a folder; its weights are not read."""
+    """Count the parameters of the model in a folder; its weights are not read."""
     with torch.device("meta"):
         return sum(parameter.numel() for parameter in VLModel(VLConfig.from_pretrained(model)).parameters())
 
 
 def sample_standard_deviation(scores: Sequence[float]) -> float | None:
-    """Sample standard deviation; None of fewer than two."""
+    """Compute the sample standard deviation; None for fewer than two scores."""
     return statistics.stdev(scores) if len(scores) > 1 else None

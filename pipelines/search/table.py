@@ -1,4 +1,4 @@
-"""The results of many trainings as one table, for the terminal and Markdown."""
+"""Formats the results of many trainings as one table, for the terminal and Markdown."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _MAX_CELL = 60
 def ablation_table_rows(
     cells: Sequence[GridCell[Any]], seeds: Sequence[int], results: Mapping[tuple[str, int], TrainingResult], metric: str
 ) -> list[Row]:
-    """A table row for each cell, in the order of the grid: mean and spread (sample standard deviation) over its seeds.
+    """Make a table row for each cell, in the order of the grid: mean and sample standard deviation over its seeds.
 
     Args:
         results: by the cell's slug and the seed.
@@ -39,7 +39,7 @@ def ablation_table_rows(
 
 
 def tuning_table_rows(trials: Sequence[SearchTrial], results: Mapping[int, TrainingResult], metric: str) -> list[Row]:
-    """A table row for each trial, the best first."""
+    """Make a table row for each trial, the best first."""
     rows = []
     for trial in trials:
         result = results[trial.number]
@@ -52,12 +52,14 @@ def tuning_table_rows(trials: Sequence[SearchTrial], results: Mapping[int, Train
 
 
 def describe_training_status(result: TrainingResult) -> str:
-    """The status, with the first line of its reason."""
+    """Describe the status of a training, with the first line of its reason."""
     return f"{result.status}: {result.reason.splitlines()[0]}" if result.reason else result.status
 
 
 def markdown_table(rows: Sequence[Row]) -> str:
-    """The rows as a table with aligned columns, readable as Markdown and on a terminal. Long reasons are shortened."""
+    """Format rows as a table with aligned columns, readable as Markdown and on a terminal. Long reasons are
+    shortened.
+    """
     columns = list(rows[0])
     lines = [columns, *([_format_cell(column, row[column]) for column in columns] for row in rows)]
     widths = [max(len(line[n]) for line in lines) for n in range(len(columns))]

@@ -1,4 +1,5 @@
-"""The actor between a training, which reports each epoch and waits, and a search, which lets it continue or stops it.
+"""An actor between a training, which reports each epoch and waits, and a search, which lets the training continue or
+stops it.
 
 A training that is stopped this way ends like any other: its checkpoint is complete, its tracked run is closed and its
 resources are freed. Killing it, as Ray Tune does by default, would leave its workers' placement group and its streams'
@@ -15,7 +16,7 @@ from ray.actor import ActorHandle
 
 
 class TrialController:
-    """Holds the newest report of a training, and the decision of the search."""
+    """Holds the newest report of a training, and the search's decision about it."""
 
     def __init__(self) -> None:
         self._changed = asyncio.Condition()

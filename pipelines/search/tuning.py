@@ -1,4 +1,4 @@
-"""A search by Ray Tune: it samples settings, runs trials side by side, and stops the worst early (ASHA).
+"""Runs a search by Ray Tune: it samples settings, runs trials in parallel, and stops the worst early (ASHA).
 
 ASHA is of Li et al., "A System for Massively Parallel Hyperparameter Tuning" (2018, arxiv.org/abs/1810.05934).
 """
@@ -33,7 +33,7 @@ Train = Callable[[int, dict[str, Any], ActorHandle[Any]], TrainingResult]
 
 
 def run_search(train: Train, config: TuneConfig, folder: str, seed: int, epochs: int, metric: str) -> list[SearchTrial]:
-    """Run all trials; a search of the same folder continues, and repeats those that failed.
+    """Run all trials; a search in the same folder continues, and repeats those that failed.
 
     Ray Tune does not store the results that ASHA compared before an interruption: the trials of a continued search are
     compared with each other only.
@@ -99,7 +99,7 @@ def run_search(train: Train, config: TuneConfig, folder: str, seed: int, epochs:
 
 
 def to_tune_space(config: TuneConfig) -> dict[str, Any]:
-    """The search space as Tune's distributions."""
+    """Convert the search space to Tune's distributions."""
     return {
         key: tune.choice(values) if kind == "choice" else getattr(tune, kind)(*values)
         for key, distribution in config.space.items()
@@ -108,13 +108,13 @@ def to_tune_space(config: TuneConfig) -> dict[str, Any]:
 
 
 def to_plain_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Sampled values as settings: Python numbers, rounded so that they can be read and typed."""
+    """Convert sampled values to settings: Python numbers, rounded so that they can be read and typed."""
     values = {key: value.item() if isinstance(value, np.generic) else value for key, value in settings.items()}
     return {key: float(f"{v:.{_DIGITS}g}") if isinstance(v, float) else v for key, v in values.items()}
 
 
 class _SearchTrainable(tune.Trainable):
-    """A trial of Tune. The training runs in another process, outside the trial's placement group."""
+    """A trial of Tune. Its training runs in another process, outside the trial's placement group."""
 
     def setup(self, config: dict[str, Any], train: Train) -> None:  # type: ignore[override]
         self._train, self._settings = train, to_plain_settings(config)
@@ -139,7 +139,7 @@ class _SearchTrainable(tune.Trainable):
         return {"epoch": result.epochs, SCORE: result.score or 0.0, "done": True}
 
     def cleanup(self) -> None:
-        """End the training at the epoch where it waits."""
+        """End the training at the epoch at which it waits."""
         if self._training is not None:
             ray.get(self._trial_controller.stop.remote())
             ray.wait([self._training], timeout=_STOP_S)
@@ -165,7 +165,7 @@ class _EpochPrinter(tune.Callback):
 
 
 def _trial_number(trial_id: str) -> int:
-    """The number of a trial, from its id of the form 1f3ab_00007."""
+    """Return the number of a trial, from its id of the form 1f3ab_00007."""
     return int(trial_id.rpartition("_")[2])
 
 

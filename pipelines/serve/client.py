@@ -1,4 +1,4 @@
-"""A client of the service over HTTP."""
+"""A Python client of the service over HTTP."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ ResponseT = TypeVar("ResponseT", bound=TaskResponse)
 
 
 class Client:
-    """The service at ``address``, over persistent connections. Threads may share a client.
+    """A client of the service at ``address``, with persistent connections. Threads may share it.
 
     Images and further inputs (``inputs``, by their names) are encoded files. Every call raises ``ServeError``, with the
     reason, if the service cannot be reached or refuses the request.
@@ -71,7 +71,7 @@ class Client:
         attention: bool = False,
         inputs: Mapping[str, bytes] | None = None,
     ) -> VQAResponse:
-        """The ``top_k`` most probable answers to each question about an image, or other inputs."""
+        """Return the ``top_k`` most probable answers to each question about an image, or about other inputs."""
         fields = {"question": questions, "top_k": str(top_k), "attention": str(attention).lower()}
         return self._post_task("vqa", VQAResponse, image, fields, inputs)
 
@@ -83,7 +83,7 @@ class Client:
         attention: bool = False,
         inputs: Mapping[str, bytes] | None = None,
     ) -> CaptionResponse:
-        """At most ``top_k`` captions of an image, or other inputs."""
+        """Return at most ``top_k`` captions of an image, or of other inputs."""
         fields = {"top_k": str(top_k), "attention": str(attention).lower()}
         return self._post_task("caption", CaptionResponse, image, fields, inputs)
 
@@ -97,7 +97,7 @@ class Client:
         classes: Sequence[str] = (),
         templates: Sequence[str] = (),
     ) -> ClassifyResponse:
-        """The ``top_k`` most probable classes of an image, or of other inputs.
+        """Return the ``top_k`` most probable classes of an image, or of other inputs.
 
         Args:
             classes: to choose among, for a contrastive model.
@@ -110,13 +110,13 @@ class Client:
     def match(
         self, image: bytes | None, texts: Sequence[str], *, inputs: Mapping[str, bytes] | None = None
     ) -> MatchResponse:
-        """How well each text fits an image, or other inputs."""
+        """Return how well each text fits an image, or other inputs."""
         return self._post_task("match", MatchResponse, image, {"text": texts}, inputs)
 
     def embed(
         self, image: bytes | None = None, texts: Sequence[str] = (), *, inputs: Mapping[str, bytes] | None = None
     ) -> EmbedResponse:
-        """An image (or the input that the model embeds), texts or both as vectors of length one."""
+        """Embed an image (or the input that the model embeds), texts or both as vectors of length one."""
         return self._post_task("embed", EmbedResponse, image, {"text": texts}, inputs)
 
     def search(
@@ -129,7 +129,7 @@ class Client:
         top_k: int = 12,
         thumbnails: bool = False,
     ) -> SearchResponse:
-        """The nearest of the service's data set to a text, or to an image or another input.
+        """Search the service's data set for what is nearest to a text, an image or another input.
 
         Args:
             among: what is searched, "text" or the name of an input; the inputs if not given.
@@ -139,7 +139,7 @@ class Client:
         return self._post_task("search", SearchResponse, image, fields, inputs)
 
     def correct_answer(self, image: bytes, question: str, answer: str, *, version: str = "") -> FeedbackResponse:
-        """Send the right answer; ``version`` is that of the model that was wrong."""
+        """Send the right answer to a question; ``version`` is that of the model that was wrong."""
         fields = {"question": question, "answer": answer, "version": version}
         return self._post_task("feedback", FeedbackResponse, image, fields)
 
@@ -175,7 +175,7 @@ class Client:
 
 
 def is_ready(address: str, ssl_context: ssl.SSLContext | None = None, timeout_s: float = 2.0) -> bool:
-    """Whether the service at ``address`` has its model loaded."""
+    """Whether the service at ``address`` has loaded its model."""
     response = _get_or_none(f"{address}/readyz", ssl_context, timeout_s)
     return response is not None and response.status_code == 200
 

@@ -1,4 +1,4 @@
-"""Settings of the service, and the rule that a service without API keys stays on this machine."""
+"""Settings of the service. A service without API keys must stay on this machine."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def is_loopback(host: str) -> bool:
 
 
 class FeedbackConfig(ConfigSection):
-    """Corrections of answers that callers send."""
+    """Settings of the corrections that callers may send."""
 
     folder: Location = ""
     """Folder or URI for corrections, writable by all replicas; "" takes none."""
@@ -35,7 +35,7 @@ class FeedbackConfig(ConfigSection):
 
 
 class ChallengerConfig(ConfigSection):
-    """The registry's challenger, which gets a share of the requests too."""
+    """Settings of the registry's challenger, which gets a share of the requests too."""
 
     mode: Literal["off", "shadow", "canary"] = "off"
     """"shadow": it gets a copy of requests that the champion has answered, and nobody sees its answers. "canary": its
@@ -60,7 +60,7 @@ class ChallengerConfig(ConfigSection):
 
 
 class KnowledgeServingConfig(ConfigSection):
-    """The store of facts that a service answers with."""
+    """Settings of the store of facts with which the service answers."""
 
     store: Location = ""
     """Folder or URI of the store; "" takes that of knowledge.store. Facts are edited by POST and DELETE /v1/facts, with
@@ -74,7 +74,7 @@ class KnowledgeServingConfig(ConfigSection):
 
 
 class SearchServingConfig(ConfigSection):
-    """The vectors among which a service searches."""
+    """Settings of the stored vectors that the service searches."""
 
     embeddings: Location = ""
     """Folder or URI that the embed job wrote, of the model that is served; "" for no search. New vectors in it are used
@@ -185,7 +185,7 @@ class ServeConfig(ConfigSection):
 
     @property
     def shows_examples(self) -> bool:
-        """Whether callers see samples of the model's own data."""
+        """Whether callers can see samples of the data on which the model was evaluated."""
         return self.examples == "on" or (self.examples == "auto" and not self.expose)
 
     @model_validator(mode="after")
@@ -220,15 +220,15 @@ class ServeConfig(ConfigSection):
 
 
 def model_threads(config: ServeConfig) -> int:
-    """Threads of one replica's forward pass: the setting, or an equal share of this process's cores."""
+    """The number of threads of one replica's forward pass: the setting, or an equal share of this process's cores."""
     return config.model_threads or max(1, len(os.sched_getaffinity(0)) // config.replicas)
 
 
 def threads_for_decoding(config: ServeConfig) -> int:
-    """Threads of one replica that decode images: one for each CPU that it reserves, and at least two."""
+    """The number of threads of one replica that decode images: one for each CPU that it reserves, and at least two."""
     return max(2, int(config.num_cpus))
 
 
 def concurrent_forward_passes(config: ServeConfig) -> int:
-    """Forward passes of one replica at one time: one on a GPU, and on CPU one a thread, up to 4."""
+    """The number of forward passes of one replica at a time: one on a GPU; on CPU one for each thread, up to 4."""
     return 1 if config.num_gpus > 0 else min(model_threads(config), 4)

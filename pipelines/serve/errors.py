@@ -1,4 +1,4 @@
-"""Errors of the service: one for who operates it, one for who calls it."""
+"""Errors of the service: one for those who operate it, one for those who call it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class ServeError(ExpectedError, RuntimeError):
 
 @dataclass
 class ApiError(Exception):
-    """A request that gets an error response.
+    """A request gets an error response.
 
     Attributes:
         status: HTTP status.
@@ -36,21 +36,23 @@ class ApiError(Exception):
 
 
 def not_ready_error() -> ApiError:
-    """No model is loaded yet."""
+    """Create the error for a request that arrives before a model is loaded."""
     return ApiError(503, "not_ready", "the model is still loading; try again shortly", {"retry-after": "1"})
 
 
 def unknown_task_error(task: str, model: str, tasks: Sequence[str]) -> ApiError:
-    """404, as the task's address has nothing behind it with this model."""
+    """Create the error 404 for a task that the loaded model does not have."""
     routes = ", ".join(f"/v1/{name}" for name in tasks)
     return ApiError(404, "no_such_task", f"the model {model!r} cannot do {task!r}; it answers at {routes}")
 
 
 def invalid_conversation_error(error: ConversationError) -> ApiError:
-    """A question or a conversation that a language model cannot answer, such as one longer than its window."""
+    """Create the error for a question or a conversation that a language model cannot answer, such as one longer than
+    its context.
+    """
     return ApiError(422, "invalid_conversation", str(error), param="messages")
 
 
 def internal_error() -> ApiError:
-    """A fault; its details are in the log, and not for the caller."""
+    """Create the error for a fault of the service; the details are in the log, and not for the caller."""
     return ApiError(500, "internal", "something failed inside the service; its log has the details")

@@ -1,4 +1,6 @@
-"""The facts that a replica answers with: one version at a time, newer ones as soon as they are there."""
+"""Holds the facts with which a replica answers: one version at a time, replaced by newer versions as soon as they
+exist.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,7 @@ _STEP_S = 0.05
 
 
 class UpdatableFactStore:
-    """A store of facts that is read and edited while a service runs; a ``vlmodel.facts.FactFinder``. Threads may
+    """A store of facts that is read and edited while the service runs; a ``vlmodel.facts.FactFinder``. Threads may
     share it.
 
     A thread looks for newer versions, and prepares one beside that in use: a request gets all its facts from one
@@ -41,20 +43,20 @@ class UpdatableFactStore:
 
     @property
     def version(self) -> int:
-        """The version in use."""
+        """The version of the store that is in use."""
         return self._linker.snapshot.version
 
     @property
     def encoder(self) -> str:
-        """Hash of the encoder of the store's vectors; "" without any."""
+        """The hash of the encoder of the store's vectors; "" without vectors."""
         return self._store.encoder
 
     def find_facts(self, texts: Sequence[str], link: FactLinkingConfig) -> FoundFacts:
-        """See ``FactFinder``."""
+        """Find the facts for each text, see ``FactFinder``."""
         return self._linker.find_facts(texts, link)
 
     def check(self, link: FactLinkingConfig) -> None:
-        """Refuse a way of linking that the store does not have.
+        """Raise an error for a way of linking that the store does not support.
 
         Raises:
             KnowledgeError: facts are found by their vectors, and the store has none.
@@ -62,12 +64,12 @@ class UpdatableFactStore:
         self._linker.check(link)
 
     def of_entity(self, name: str, limit: int) -> tuple[int, list[Fact]]:
-        """The version in use, and its facts whose head or tail has a name."""
+        """Return the version in use, and its facts whose head or tail has a name."""
         version = self.version
         return version, self._store.of_entity(name, limit, version)
 
     def put(self, triple: Triple, fact_id: str, source: str) -> tuple[int, Fact]:
-        """Add a fact, or replace the one of this id, and use the new version here at once.
+        """Add a fact, or replace the one with this id, and use the new version here at once.
 
         Raises:
             FactRefusedError: it is no fact; ``fault`` says why.
@@ -94,13 +96,13 @@ class UpdatableFactStore:
         return version
 
     def refresh(self) -> None:
-        """Use the newest version from now on; requests that run keep theirs."""
+        """Use the newest version from now on; requests in flight keep theirs."""
         with self._refreshing:
             if self._store.version != self.version:
                 self._linker = self._prepare_for_first_request(snapshot.refresh(self._store, self._linker.snapshot))
 
     def has_version(self, least: int, timeout_s: float) -> bool:
-        """Whether this version, or a newer one, is in use; waits for it."""
+        """Whether this version, or a newer one, is in use; waits for it up to ``timeout_s``."""
         deadline = time.monotonic() + timeout_s
         while self.version < least and time.monotonic() < deadline:
             self.refresh()
@@ -108,11 +110,11 @@ class UpdatableFactStore:
         return self.version >= least
 
     def close(self) -> None:
-        """End the thread that looks for newer versions."""
+        """End the thread that polls for newer versions."""
         self._closed.set()
 
     def _prepare_for_first_request(self, facts: snapshot.Snapshot) -> FactLinker:
-        """What the first request would otherwise wait for."""
+        """Build lazily built structures now, so that the first request does not wait for them."""
         facts.prepare()
         return FactLinker(facts, self._queries)
 

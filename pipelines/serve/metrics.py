@@ -1,4 +1,4 @@
-"""The service's metrics in Ray, which exports them to Prometheus from every node."""
+"""The service's metrics as Ray metrics, which Ray exports to Prometheus from every node."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _BY_REASON: Any = ("task", "reason")
 
 
 class RayMetrics(ServiceMetrics):
-    """Made inside a replica, so that Serve tags each value with deployment and replica."""
+    """Metrics of the service. Created inside a replica, so that Serve tags each value with deployment and replica."""
 
     def __init__(self) -> None:
         self._requests = Counter(
@@ -50,7 +50,7 @@ class RayMetrics(ServiceMetrics):
 
 
 class RayChallengerMetrics(ChallengerMetrics):
-    """Made inside the champion's replicas."""
+    """Metrics of calls to the challenger. Created inside the champion's replicas."""
 
     def __init__(self) -> None:
         self._requests = Counter(

@@ -1,4 +1,4 @@
-"""All that serving uses of Ray Serve's private modules and names. A new version of Ray is checked here."""
+"""Collects all uses of Ray Serve's private modules and names; a new version of Ray must be checked here."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ _HEAD_RESOURCE = "node:__internal_head__"
 
 
 def bind_grpc_to_loopback() -> None:
-    """In a replica, before it is ready: the port on which handles may call it over gRPC is on loopback, not on all
-    interfaces. Handles use Ray's own calls instead, unless RAY_SERVE_USE_GRPC_BY_DEFAULT is set.
+    """Bind the gRPC port of a replica, before it is ready, to loopback instead of all interfaces. Handles use Ray's own
+    calls instead of gRPC, unless RAY_SERVE_USE_GRPC_BY_DEFAULT is set.
     """
     if not constants.RAY_SERVE_USE_GRPC_BY_DEFAULT:
         add_port = replica.add_port_to_grpc_server
@@ -31,7 +31,7 @@ def is_behind_haproxy() -> bool:
 
 
 def head_address() -> str:
-    """Address of the cluster's head node."""
+    """Return the address of the cluster's head node."""
     heads = [node for node in ray.nodes() if node["Alive"] and _HEAD_RESOURCE in node["Resources"]]
     return str(heads[0]["NodeManagerAddress"]) if heads else ""
 
@@ -42,8 +42,8 @@ def delete_in_background(app_name: str) -> None:
 
 
 def shut_down(timeout_s: float) -> None:
-    """``serve.shutdown``, which makes Ray print an error each time: its call of the controller ends with the
-    controller, and would be retried.
+    """Shut Serve down without the errors that Ray prints with ``serve.shutdown``, whose call of the controller ends
+    with the controller and would be retried.
 
     Raises:
         ray.exceptions.GetTimeoutError: applications still run after ``timeout_s``.

@@ -1,4 +1,4 @@
-"""The vectors among which a replica searches: one version at a time, a newer one as soon as a search finds it."""
+"""Holds the stored vectors that a replica searches: one version at a time, a newer one as soon as a search finds it."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ _log = logging.getLogger(__name__)
 
 
 class UpdatableSearch:
-    """The stored vectors of a folder, opened when they are first needed, and anew where the embed job has written newer
-    ones. Threads may share it.
+    """Searches the stored vectors of a folder; opens them when they are first needed, and again once the embed job has
+    written newer ones. Threads may share it.
     """
 
     def __init__(self, config: SearchServingConfig) -> None:
@@ -29,11 +29,11 @@ class UpdatableSearch:
 
     @property
     def folder(self) -> str:
-        """Of the vectors."""
+        """The folder of the vectors."""
         return self._folder.uri
 
     def current(self) -> tuple[EmbeddingSearch, Thumbnails]:
-        """The newest vectors. While newer ones are opened, other threads get the earlier ones.
+        """Return the search over the newest vectors. While newer ones are opened, other threads get the earlier ones.
 
         Raises:
             EmbeddingsError: there are none, or they cannot be read.
@@ -51,7 +51,7 @@ class UpdatableSearch:
             self._opening.release()
 
     def inputs_of_model(self, digest: str) -> list[str]:
-        """What can be searched by a model with this digest; nothing where the vectors are another model's, or cannot be
+        """List what a model with this digest can search; nothing if the vectors are another model's, or cannot be
         opened.
         """
         try:

@@ -1,4 +1,6 @@
-"""What HTTP knows of a model: a ``Service`` takes a ``ServiceRequest`` and gives a ``ServiceResult``."""
+"""The interface between HTTP and the model: a ``Service`` takes a ``ServiceRequest`` and returns a
+``ServiceResult``.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,7 @@ from pipelines.registry.own_examples import OwnExample
 
 @dataclass(frozen=True)
 class ModelInfo:
-    """The model that the service answers with.
+    """Describes the model that the service answers with.
 
     Attributes:
         tasks: the names of the operations (``vlmodel.operations.base``) that it can be asked for.
@@ -60,7 +62,7 @@ class ServiceRequest:
 
     @cached_property
     def image_sha256(self) -> str:
-        """Corrections name images by it too; "" without an image."""
+        """The hash by which corrections name an image; "" without an image."""
         return hashlib.sha256(self.inputs["image"]).hexdigest() if "image" in self.inputs else ""
 
 
@@ -90,7 +92,7 @@ AnswerStream: TypeAlias = AsyncGenerator[str | ServiceResult, None]
 
 
 class Service(Protocol):
-    """Runs requests on a model. Every method raises ``ApiError`` where the image or a text cannot be used, no model is
+    """Runs requests on a model. Every method raises ``ApiError`` if the image or a text cannot be used, no model is
     loaded, or the model lacks the task.
     """
 
@@ -103,36 +105,36 @@ class Service(Protocol):
         """Examples of that model's own data, whose ``task`` is the operation that answers them."""
 
     async def run(self, request: ServiceRequest) -> ServiceResult:
-        """The result of one request."""
+        """Return the result of one request."""
 
     async def stream(self, request: ServiceRequest) -> AnswerStream:
-        """Generate one answer. What keeps it from starting is raised here, not by the stream."""
+        """Generate one answer. Errors that prevent it from starting are raised here, and not by the stream."""
 
     async def check_image(self, image: bytes) -> ServiceResult:
-        """Decode an image only, to see that it is one."""
+        """Decode an image only to check that it is one."""
 
 
 class ServiceMetrics:
-    """Counts what the service does. This base counts nothing."""
+    """Counts what the service does. This base class counts nothing."""
 
     def request(self, route: str, status: int, code: str, version: str, seconds: float) -> None:
-        """One answered request; ``code`` is "ok" or the name of the error."""
+        """Count one answered request; ``code`` is "ok" or the name of the error."""
 
     def batch(self, task: str, size: int, seconds: float, version: str) -> None:
-        """One forward pass over ``size`` requests of a task."""
+        """Count one forward pass over ``size`` requests of a task."""
 
 
 class ChallengerMetrics:
-    """Counts what became of requests to the challenger. This base counts nothing."""
+    """Counts what became of requests to the challenger. This base class counts nothing."""
 
     def count_challenger_call(self, task: str, outcome: str, version: str) -> None:
-        """One request to the challenger; ``outcome`` is "ok" or why it has no result."""
+        """Count one request to the challenger; ``outcome`` is "ok" or why it has no result."""
 
     def count_comparison(self, task: str, agreement: float, version: str) -> None:
-        """Two results of one request."""
+        """Count a comparison of two results for one request."""
 
     def count_fallback_to_champion(self, task: str, reason: str) -> None:
-        """The champion answered in the challenger's place."""
+        """Count a request that the champion answered in the challenger's place."""
 
     def count_dropped_comparison(self, reason: str) -> None:
-        """A request that was not compared ("busy", "paused"), or a comparison that was not written ("record")."""
+        """Count a request that was not compared ("busy", "paused"), or a comparison that was not written ("record")."""

@@ -1,4 +1,4 @@
-"""Encryption at the service's own port: the certificate's files, checked before anything starts.
+"""Encrypts the service's own port by TLS; the certificate's files are checked before anything starts.
 
 A proxy or Kubernetes ingress usually encrypts, and then this is not set. It stays because a laptop or a single machine
 without such a proxy has no other way to keep API keys and images from the network, and because it costs little: this
@@ -22,7 +22,7 @@ from vlmodel.config import ConfigSection
 
 
 class TLSConfig(ConfigSection):
-    """Encryption at the service's own port, if no proxy before it encrypts."""
+    """Settings of TLS at the service's own port, if no proxy before it encrypts."""
 
     certificate: str = ""
     """PEM file of the certificate and the chain to its authority, on each node; "" serves plain HTTP."""
@@ -43,12 +43,12 @@ class TLSConfig(ConfigSection):
 
     @property
     def files(self) -> tuple[Path, Path]:
-        """Certificate and key. Absolute, as Serve's proxies have other working directories."""
+        """The paths of certificate and key, absolute because Serve's proxies have other working directories."""
         return Path(self.certificate).expanduser().absolute(), Path(self.key).expanduser().absolute()
 
 
 def check_tls_files(config: TLSConfig) -> None:
-    """Refuse files that a server cannot use, or a certificate that is expired or not yet valid.
+    """Raise an error for files that a server cannot use, or for a certificate that is expired or not yet valid.
 
     Raises:
         ServeError: naming the file and the remedy.
@@ -92,7 +92,8 @@ def check_tls_files(config: TLSConfig) -> None:
 
 
 def ssl_context_for_own_certificate(config: TLSConfig) -> ssl.SSLContext | None:
-    """For this machine's own requests: accept exactly the service's certificate, whatever its names and authority.
+    """Create an SSL context for this machine's own requests: it accepts exactly the service's certificate, whatever its
+    names and authority.
 
     None without a certificate.
 
@@ -111,7 +112,9 @@ def ssl_context_for_own_certificate(config: TLSConfig) -> ssl.SSLContext | None:
 
 
 def ssl_context_without_verification() -> ssl.SSLContext:
-    """Accept any certificate: for requests without a secret whose answer is not relied on."""
+    """Create an SSL context that accepts any certificate, for requests without a secret whose answer is not
+    relied on.
+    """
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname = False
     context.verify_mode = ssl.CERT_NONE

@@ -1,4 +1,4 @@
-"""The bases of models (``vlmodel.bases``) in a storage folder: ``STORAGE/_bases/SHA256.safetensors``.
+"""Stores the base weights of models (``vlmodel.bases``) in a storage folder: ``STORAGE/_bases/SHA256.safetensors``.
 
 Every run, warm start and registered version of that storage shares them. They are written once and never changed, and
 nothing deletes them: a base to which no model refers any more may stay, or be deleted by hand while no job runs.
@@ -21,8 +21,8 @@ from vlmodel.bases import Bases, BaseWeights, BaseWeightsError
 
 
 def store_bases(model: nn.Module, storage: Folder) -> dict[str, BaseWeights]:
-    """Write the bases of a model's parts, unless they are there. Each appears as a whole or not at all, also where two
-    jobs write it at once.
+    """Write the base weights of a model's parts to storage, unless they are there. Each file appears completely or not
+    at all, also if two jobs write it at once.
 
     Raises:
         OSError: after several attempts.
@@ -38,7 +38,7 @@ def store_bases(model: nn.Module, storage: Folder) -> dict[str, BaseWeights]:
 
 
 def copy_bases_to_storage(model: Path, storage: Folder) -> None:
-    """Copy the bases of the model in a local folder to storage, unless they are there.
+    """Copy the base weights of the model in a local folder to storage, unless they are there.
 
     Raises:
         BaseWeightsError: one is missing or another.
@@ -50,7 +50,7 @@ def copy_bases_to_storage(model: Path, storage: Folder) -> None:
 
 
 def download_bases(named: Bases, storage: Folder, cache: Path) -> None:
-    """Put bases of a storage into a local folder, each once: as a hard link where that is possible, else as a copy.
+    """Put base weights from storage into a local folder, each once: as a hard link if possible, else as a copy.
 
     Raises:
         BaseWeightsError: one is missing or another.
@@ -63,7 +63,7 @@ def download_bases(named: Bases, storage: Folder, cache: Path) -> None:
 
 
 def check_bases(named: Bases, storage: Folder) -> None:
-    """Compare bases of a storage with their hashes.
+    """Verify the hashes of base weights in storage.
 
     Raises:
         BaseWeightsError: one is missing or another.
@@ -79,7 +79,7 @@ def check_bases(named: Bases, storage: Folder) -> None:
 
 
 def link_downloaded_bases(model: Path, storage: Folder) -> None:
-    """Make the bases of a temporary copy of a model from remote storage be found within it.
+    """Link downloaded base weights into the temporary copy of a model from remote storage.
 
     Raises:
         BaseWeightsError, OSError: as ``download_bases``.
@@ -91,7 +91,7 @@ def link_downloaded_bases(model: Path, storage: Folder) -> None:
 
 
 def cache_folder() -> Path:
-    """Where this machine keeps the bases that it has downloaded."""
+    """Return the folder in which this machine keeps downloaded base weights."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "raylm" / bases.FOLDER
 
 

@@ -41,7 +41,7 @@ _CREDENTIALS = {
 
 @dataclass(frozen=True)
 class FileStamp:
-    """Identifies a version of a file without reading it.
+    """Identifies a version of a file without reading it: its size and modification time or tag.
 
     Attributes:
         name: within its folder.
@@ -55,7 +55,8 @@ class FileStamp:
 
 
 class Folder:
-    """One folder, local or remote. Picklable; a relative local path is made absolute, so it means the same elsewhere.
+    """One folder, local or remote. Picklable; a relative local path is made absolute, so it means the same in every
+    process.
 
     Raises:
         DataError: the URI's protocol is unknown, or its fsspec back end is not installed.
@@ -102,7 +103,9 @@ class Folder:
         return f"{self._filesystem_and_path[1]}/{name}" if name else self._filesystem_and_path[1]
 
     def files(self, subfolder: str = "") -> list[FileStamp]:
-        """Files that lie directly in the folder, or in ``subfolder``, sorted by name; [] where it does not exist."""
+        """List the files that are directly in the folder, or in ``subfolder``, sorted by name; [] if it does
+        not exist.
+        """
         fs, folder = self._filesystem_and_path[0], self.path(subfolder)
 
         def list_files() -> list[dict[str, Any]]:
@@ -115,7 +118,7 @@ class Folder:
         return sorted(map(_file_stamp, entries), key=lambda stamp: stamp.name)
 
     def stamp(self, name: str) -> FileStamp:
-        """The file's present stamp, comparable with other calls; a listing may format it differently.
+        """Return the file's current stamp, comparable with other calls; a listing may format it differently.
 
         Raises:
             OSError: it does not exist, or the file system failed after several attempts.
@@ -124,7 +127,7 @@ class Folder:
         return _file_stamp(self._retry_on_error(lambda: self._get_file_info(fs.info(path))))
 
     def subfolders(self) -> list[str]:
-        """Names of the folders directly in it, sorted; [] where it does not exist."""
+        """List the names of the folders directly in this one, sorted; [] if it does not exist."""
         fs, folder = self._filesystem_and_path
         try:
             entries = self._retry_on_error(lambda: fs.ls(folder, detail=True))
@@ -134,16 +137,16 @@ class Folder:
         return sorted(names)
 
     def child(self, name: str) -> Folder:
-        """The folder of this name within it."""
+        """Return the subfolder with this name."""
         return Folder(f"{self.uri.rstrip('/')}/{name}")
 
     @property
     def parent(self) -> Folder:
-        """The folder that it lies in."""
+        """The folder that contains this one."""
         return Folder(self.uri.rstrip("/").rpartition("/")[0])
 
     def walk(self) -> list[str]:
-        """Paths of all files in it and its subfolders, sorted; [] where it does not exist."""
+        """List the paths of all files in the folder and its subfolders, sorted; [] if it does not exist."""
         fs, folder = self._filesystem_and_path
         try:
             found = self._retry_on_error(lambda: fs.find(folder, detail=True))
@@ -157,7 +160,7 @@ class Folder:
         return self._retry_on_error(lambda: bool(fs.exists(path)))
 
     def read(self, name: str) -> bytes:
-        """The whole file.
+        """Read a whole file.
 
         Raises:
             OSError: it does not exist, or could not be read after several attempts.
@@ -166,7 +169,7 @@ class Folder:
         return self._retry_on_error(lambda: bytes(fs.cat_file(path)))
 
     def read_ranges(self, name: str, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
-        """The bytes of each (offset, size). Neighbouring ranges are read together; a retry reads only failed ones.
+        """Read the bytes of each (offset, size). Neighbouring ranges are read together; a retry reads only failed ones.
 
         Raises:
             OSError: after several attempts; also where the file ends before a range does.
@@ -200,7 +203,7 @@ class Folder:
         return out
 
     def _read_spans(self, name: str, spans: Sequence[tuple[int, int]]) -> Sequence[bytes | Exception]:
-        """The bytes of each span (start, stop), or the error."""
+        """Read the bytes of each span (start, stop), or return the error."""
         fs, path = self._filesystem_and_path[0], self.path(name)
         if self.is_local:
             descriptor = os.open(path, os.O_RDONLY)
@@ -213,7 +216,7 @@ class Folder:
         return pieces
 
     def open_to_read(self, name: str) -> IO[bytes]:
-        """A file to be read piece by piece, from any place of it; only opening it is tried again.
+        """Open a file to be read piece by piece, from any position; only opening it is retried.
 
         Raises:
             OSError: it does not exist, or could not be opened after several attempts.
@@ -223,7 +226,7 @@ class Folder:
         return opened
 
     def stream(self, name: str, size: int) -> ResumingStream:
-        """The file's bytes in order; see ``ResumingStream``.
+        """Open a file to read its bytes in order; see ``ResumingStream``.
 
         Named pipes, which may block for ever, and devices, which have no end, are refused.
         """
@@ -237,8 +240,8 @@ class Folder:
         return ResumingStream(open_file, name, size, self._retry_on_error)
 
     def write(self, name: str, data: bytes) -> None:
-        """Write a file as a whole or not at all. A put is atomic on an object store; a local file is written under
-        another name, flushed to the disk and renamed, and removed where that fails, as on a full disk.
+        """Write a file completely or not at all. A put is atomic on an object store; a local file is written under
+        another name, flushed to the disk and renamed, and removed if that fails, as on a full disk.
         """
         if self.is_local:
             with self.open_for_writing(name) as file:
@@ -248,7 +251,7 @@ class Folder:
         self._retry_on_error(lambda: fs.pipe_file(path, data))
 
     def put(self, local: Path, name: str) -> None:
-        """Copy a local file into the folder, as a whole or not at all; it is not read into memory."""
+        """Copy a local file into the folder, completely or not at all; it is not read into memory."""
         fs, path = self._filesystem_and_path[0], self.path(name)
         if not self.is_local:
             self._retry_on_error(lambda: fs.put_file(str(local), path))
@@ -258,8 +261,8 @@ class Folder:
 
     @contextmanager
     def open_for_writing(self, name: str) -> Iterator[IO[bytes]]:
-        """A file to write piece by piece. It appears as a whole once the block ends without an error, or not at all;
-        until then a file for an object store is on the local disk.
+        """Open a file to write piece by piece. It appears completely once the block ends without an error, or not at
+        all; until then a file for an object store is on the local disk.
         """
         fs, path = self._filesystem_and_path[0], self.path(name)
         if not self.is_local:
@@ -272,7 +275,7 @@ class Folder:
             yield file
 
     def copy_file(self, name: str, second: str) -> None:
-        """Copy a file within the folder, as a whole or not at all; replaces a file of the second name.
+        """Copy a file within the folder, completely or not at all; replaces a file with the second name.
 
         On local file systems that support it (XFS, Btrfs, ZFS), both share their blocks until one is changed, which a
         hard link would not do. The copy has the file's permissions.
@@ -315,7 +318,8 @@ class Folder:
 
 
 class ResumingStream:
-    """Sequential reading that, after an error or an early end, opens the file again and continues where it was.
+    """Reads a file sequentially; after an error or an early end it opens the file again and continues at the same
+    position.
 
     An early end is one before ``size`` bytes: some stores deliver a short body without an error.
     """
@@ -368,7 +372,7 @@ class ResumingStream:
 
 @contextmanager
 def _replace_when_complete(target: Path, opener: Callable[[str, int], int] | None = None) -> Iterator[BinaryIO]:
-    """A file that takes the place of ``target`` once the block ends without an error."""
+    """Yield a file that replaces ``target`` once the block ends without an error."""
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.with_name(f".{target.name}.{secrets.token_hex(8)}.partial")
     try:

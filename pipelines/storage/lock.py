@@ -1,4 +1,4 @@
-"""An exclusive lock on a file, released when its process ends, however it ends.
+"""An exclusive lock on a file, which is released when its process ends, however it ends.
 
 It works between the processes of a machine, and between the nodes of a cluster whose file system has POSIX locks (NFS
 and most cluster file systems do).
@@ -18,7 +18,8 @@ from filelock import FileLock, Timeout
 
 @contextmanager
 def hold_lock(file: Path, refusal: Exception | Callable[[str], Exception], wait_s: float = 0.0) -> Iterator[None]:
-    """Hold the lock while the block runs. The file is not removed: two processes could then lock two files of its name.
+    """Hold the lock while the block runs. The file is not removed, as two processes could then lock two files of its
+    name.
 
     Args:
         refusal: the exception to raise where another process holds the lock, or a function that makes it from the
@@ -46,7 +47,7 @@ def hold_lock(file: Path, refusal: Exception | Callable[[str], Exception], wait_
 
 
 def describe_this_process() -> str:
-    """This process as messages describe it: number, machine and time."""
+    """Describe this process for messages: number, machine and time."""
     return f"process {os.getpid()} on {socket.gethostname()} since {datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC"
 
 

@@ -1,4 +1,4 @@
-"""The manifest of a folder: size and sha256 of each of its files, by which whoever reads it knows that all are there
+"""The manifest of a folder lists the size and sha256 of each of its files, so that a reader knows that all are there
 and unchanged.
 
 It covers every file, whatever its name: Python runs bytecode in place of the source beside it, so a file that a
@@ -27,12 +27,12 @@ _SHA256 = re.compile("[0-9a-f]{64}")
 
 
 class ManifestError(ExpectedError, RuntimeError):
-    """A folder that is not what its manifest describes, or has none that can be read. The message names the file."""
+    """A folder does not match its manifest, or has none that can be read. The message names the file."""
 
 
 @dataclass(frozen=True)
 class FileSizeAndHash:
-    """Identifies the contents of a file.
+    """Identifies the contents of a file by size and hash.
 
     Attributes:
         bytes: its size.
@@ -48,14 +48,14 @@ Manifest = Mapping[str, FileSizeAndHash]
 
 
 def measurements_file(file: Path) -> FileSizeAndHash:
-    """Size and hash of a local file, which is read once, piece by piece."""
+    """Compute the size and the hash of a local file, which is read once, piece by piece."""
     with file.open("rb") as opened:
         digest = hashlib.file_digest(opened, "sha256").hexdigest()
         return FileSizeAndHash(opened.tell(), digest)
 
 
 def list_files_of_folder(folder: Path) -> list[str]:
-    """Paths of all files in a local folder and its subfolders, but its manifest, sorted.
+    """List the paths of all files in a local folder and its subfolders, without its manifest, sorted.
 
     Raises:
         ManifestError: a link, which could point anywhere, or what is neither a file nor a folder.
@@ -74,7 +74,7 @@ def list_files_of_folder(folder: Path) -> list[str]:
 
 
 def manifest_of_folder(folder: Path) -> dict[str, FileSizeAndHash]:
-    """The manifest of a local folder as it is now.
+    """Compute the manifest of a local folder as it is now.
 
     Raises:
         ManifestError: as ``list_files_of_folder``.
@@ -83,12 +83,12 @@ def manifest_of_folder(folder: Path) -> dict[str, FileSizeAndHash]:
 
 
 def manifest_to_bytes(manifest: Manifest) -> bytes:
-    """The contents of the manifest's file, a function of the folder's files alone."""
+    """Write a manifest as the bytes of its file, which depend only on the folder's files."""
     return json.dumps({name: asdict(manifest[name]) for name in sorted(manifest)}, indent=1).encode()
 
 
 def manifest_from_bytes(text: bytes, where: str) -> dict[str, FileSizeAndHash]:
-    """The inverse of ``manifest_to_bytes``.
+    """Parse the bytes that ``manifest_to_bytes`` wrote.
 
     Args:
         where: the manifest's file, for messages.
@@ -118,7 +118,7 @@ def write_manifest(folder: Path) -> str:
 
 
 def folder_digest(folder: Path) -> str:
-    """One hash of the names and contents of all files in a local folder: the sha256 of its manifest."""
+    """Compute one hash of the names and contents of all files in a local folder: the sha256 of its manifest."""
     return hashlib.sha256(manifest_to_bytes(manifest_of_folder(folder))).hexdigest()
 
 

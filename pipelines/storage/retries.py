@@ -1,4 +1,4 @@
-"""Retries of reads and writes after transient errors. Errors of storage clients become OSErrors."""
+"""Retries reads and writes after transient errors, and converts errors of storage clients to OSErrors."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ class AccessError(PermissionError, DataError):
 
 
 class RefusedError(OSError):
-    """A server's refusal that a retry would not change."""
+    """A server refuses a request, which a retry would not change."""
 
 
 def call_with_retries(operation: Callable[[], T]) -> T:
-    """``operation()``, tried up to ``ATTEMPTS`` times after transient errors, with a delay that doubles.
+    """Call ``operation()`` up to ``ATTEMPTS`` times if transient errors occur, with a delay that doubles.
 
     Raises:
         OSError: the last error, when every attempt failed, or the first that is not transient.
@@ -54,7 +54,7 @@ def call_with_retries(operation: Callable[[], T]) -> T:
 
 
 def to_os_error(error: Exception) -> OSError | None:
-    """The error as an OSError; None where it is not one of reading or writing."""
+    """Convert an error to an OSError; None if it is not an error of reading or writing."""
     cause = error.__cause__
     if isinstance(error, FileNotFoundError) and isinstance(cause, Exception) and _client_library(cause) == "aiohttp":
         # fsspec's HTTP client raises FileNotFoundError whatever the reason that it could not get a file's size.

@@ -1,4 +1,5 @@
-"""Folders in storage that exist only with their manifest: it is written last, and what is read is compared with it.
+"""Copies folders to and from storage: the manifest is written last, so an incomplete copy has none, and what is read is
+compared with it.
 
 So a copy that was cut off does not count, and a file that was altered is not used.
 """
@@ -18,8 +19,8 @@ from pipelines.storage.manifest import MANIFEST, FileSizeAndHash, Manifest, Mani
 
 
 def store_folder(local: Path, folder: Folder, without: str = "") -> Manifest:
-    """Copy all files of a local folder to storage, then write their manifest there. What an earlier copy has left there
-    is removed first.
+    """Copy all files of a local folder to storage, then write their manifest there. Files that an earlier copy left
+    there are removed first.
 
     Args:
         without: a subfolder that is left out.
@@ -41,7 +42,7 @@ def store_folder(local: Path, folder: Folder, without: str = "") -> Manifest:
 
 
 def read_manifest(folder: Folder) -> Manifest:
-    """The manifest of a folder in storage.
+    """Read the manifest of a folder in storage.
 
     Raises:
         ManifestError: there is none, or it is damaged.
@@ -55,7 +56,7 @@ def read_manifest(folder: Folder) -> Manifest:
 
 
 def read_verified_file(folder: Folder, listed: Manifest, name: str) -> bytes:
-    """A small file, compared with its hash.
+    """Read a small file and compare it with its hash in the manifest.
 
     Raises:
         ManifestError: it is missing or altered, or is not in the manifest.
@@ -74,8 +75,8 @@ def read_verified_file(folder: Folder, listed: Manifest, name: str) -> bytes:
 
 @contextmanager
 def local_copy_of(folder: Folder, listed: Manifest, part: str = "") -> Iterator[Path]:
-    """A local folder with the files of one in storage: in place if storage is local, else a temporary copy. Each file
-    is compared with the manifest, and none may have been added.
+    """Yield a local folder with the files of a folder in storage: the folder itself if storage is local, else a
+    temporary copy. Each file is compared with the manifest, and there must be no others.
 
     Args:
         part: a subfolder or a file; only what belongs to it is read and compared.
@@ -104,7 +105,7 @@ def local_copy_of(folder: Folder, listed: Manifest, part: str = "") -> Iterator[
 
 
 def download_file(folder: Folder, name: str, facts: FileSizeAndHash, target: Path) -> None:
-    """Copy a file from storage to a local file, and hash it on the way.
+    """Copy a file from storage to a local file, and verify its hash meanwhile.
 
     Raises:
         ManifestError: it is missing, or not what ``facts`` describe; the local file is then not to be used.

@@ -1,1 +1,1 @@
-"""Tracking of runs in MLflow: parameters, metrics, pictures, and the metrics of an outage."""
+"""Tracks runs in MLflow: parameters, metrics, pictures; metrics survive an outage of the tracking server."""

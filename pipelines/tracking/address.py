@@ -1,4 +1,4 @@
-"""The address of the tracking store, and whether it can be reached."""
+"""Determines the address of the tracking store, and whether it can be reached."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ class TrackingConfig(ConfigSection):
 
 
 def tracking_uri(config: TrackingConfig, storage: str) -> str:
-    """The address in use: ``config.uri``, else MLFLOW_TRACKING_URI, else ``sqlite:///<storage>/mlflow.db``.
+    """Return the address in use: ``config.uri``, else MLFLOW_TRACKING_URI, else ``sqlite:///<storage>/mlflow.db``.
 
     A relative sqlite file is made absolute, so that the address means the same in every process of this machine.
 
@@ -81,13 +81,13 @@ def tracking_uri(config: TrackingConfig, storage: str) -> str:
 
 
 def sqlite_file(uri: str) -> Path | None:
-    """The file of a sqlite database, None for another store."""
+    """Return the file of a sqlite database; None for another store."""
     path = uri.removeprefix("sqlite:///").partition("?")[0]
     return Path(path) if uri.startswith("sqlite:///") and path and path != ":memory:" else None
 
 
 def mlflow_server_command(uri: str, port: int = 5000) -> list[str]:
-    """Command line of a server that shows the runs in the database ``uri`` at http://127.0.0.1:``port``."""
+    """Return the command line of a server that shows the runs in the database ``uri`` at http://127.0.0.1:``port``."""
     # Job execution is off: it starts seven processes for features of language models, which take minutes of two cores
     # and outlive a server that is killed.
     server = ["env", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false", sys.executable, "-m", "mlflow", "server"]
@@ -95,7 +95,7 @@ def mlflow_server_command(uri: str, port: int = 5000) -> list[str]:
 
 
 def artifact_location(uri: str, storage: str) -> str | None:
-    """Where a new experiment stores its files: in the storage folder, or None if a server decides it."""
+    """Return where a new experiment stores its files: in the storage folder, or None if a server decides it."""
     if urlsplit(uri).scheme in {"http", "https"} or uri.startswith("databricks"):
         return None
     if "://" in storage:
@@ -104,7 +104,7 @@ def artifact_location(uri: str, storage: str) -> str | None:
 
 
 def check_reachable(uri: str) -> None:
-    """Return if something answers at ``uri``; for sqlite, if the file can be created and written.
+    """Raise TrackingError if nothing answers at ``uri`` or, for sqlite, if the file cannot be created and written.
 
     Raises:
         TrackingError: it cannot be reached.

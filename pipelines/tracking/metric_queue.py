@@ -1,4 +1,5 @@
-"""A queue between the training step and the metric store: never blocks the step, writes each value exactly once.
+"""A queue between the training step and the metric store: it never blocks the step, and each value is written exactly
+once.
 
 MLflow's own asynchronous logging (``log_batch(synchronous=False)``) does not block either, but it gives up a batch that
 the store refuses after its retries, cannot say which values are unsent, so that a checkpoint could not save them, and
@@ -22,12 +23,12 @@ MAX_UNSENT = 1_000_000
 
 
 class QueueError(RuntimeError):
-    """Values could not be written. The message says how many and why."""
+    """Metric values could not be written. The message says how many and why."""
 
 
 @dataclass(frozen=True)
 class MetricPoint:
-    """One value of one metric. The time stamp is fixed here, so that writing the value again changes nothing."""
+    """One value of one metric. Its time stamp is fixed here, so that writing the value again changes nothing."""
 
     key: str
     value: float
@@ -36,7 +37,7 @@ class MetricPoint:
 
 
 class MetricQueue:
-    """Writes values in a separate thread, in order, at most one for each (key, step).
+    """Writes metric values in a separate thread, in order, at most one for each (key, step).
 
     A (key, step) that the store already has is skipped: restarted processes repeat steps. A failed write is retried
     with the same time stamps until it succeeds or the queue is closed. It is logged once that the store is lost, and
@@ -75,7 +76,8 @@ class MetricQueue:
         return self._failure is not None
 
     def put(self, metrics: Mapping[str, float], step: int) -> None:
-        """Queue a point for each metric. If the queue is full, they are lost, which is logged when the store is back.
+        """Queue a point for each metric. If the queue is full, the points are lost, which is logged when the store is
+        back.
 
         Raises:
             QueueError: the queue is closed.
@@ -90,7 +92,7 @@ class MetricQueue:
             self._points.extend(MetricPoint(key, value, step, now) for key, value in metrics.items())
 
     def unsent(self) -> list[MetricPoint]:
-        """The points that are not written, or not known to be."""
+        """Return the points that are not written, or not known to be."""
         with self._idle:
             return list(self._points)
 

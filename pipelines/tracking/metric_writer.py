@@ -1,4 +1,4 @@
-"""Writes the metrics of one run to MLflow; what the store does not take is saved in the run's folder."""
+"""Writes the metrics of one run to MLflow; values that the store does not accept are saved in the run's folder."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _CHECKPOINT_WAIT_S, _CLOSE_WAIT_S = 2.0, 20.0
 
 
 class MetricWriter:
-    """A queue of metrics for one run. Its thread starts with the first metric.
+    """Queues the metrics of one run and writes them in a thread, which starts with the first metric.
 
     Args:
         uri: of the store.
@@ -49,7 +49,7 @@ class MetricWriter:
             self._queue.put({key: float(value) for key, value in metrics.items()}, step)
 
     def persist(self) -> None:
-        """Write what is queued to the store within two seconds, else to the run's folder."""
+        """Write what is queued to the store within two seconds, or else to the run's folder."""
         if self._queue is not None and self._unsent is not None:
             if not self._queue.is_failing:
                 with contextlib.suppress(QueueError):
@@ -78,7 +78,7 @@ class MetricWriter:
                 self._queue.flush()
 
     def close(self) -> None:
-        """Store what is queued and end the thread. What cannot be stored is saved in the run's folder.
+        """Write what is queued and end the thread. What cannot be written is saved in the run's folder.
 
         Raises:
             TrackingError: it cannot be stored, and there is no such folder.

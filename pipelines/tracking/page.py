@@ -1,4 +1,6 @@
-"""What MLflow's page shows of an experiment when it is opened: its runs as trainings, with columns of their figures."""
+"""Sets what MLflow's page shows of an experiment when it is opened: a list of trainings, with columns of their
+metrics.
+"""
 
 from __future__ import annotations
 
@@ -21,5 +23,5 @@ TAGS = {
 
 
 def experiment_page_address(server: str, experiment_id: str) -> str:
-    """The address of an experiment's page on a server, with the columns of ``TAGS``."""
+    """Return the address of an experiment's page on a server, with the columns of ``TAGS``."""
     return f"{server.rstrip('/')}/#/experiments/{experiment_id}/runs?viewStateShareKey={_VIEW}"

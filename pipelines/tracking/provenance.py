@@ -1,4 +1,4 @@
-"""The provenance of a run: flat settings without secrets, and the commit of the code."""
+"""Records the provenance of a run: flat settings without secrets, and the commit of the code."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _SECRET_WORDS = frozenset({"password", "passwd", "secret", "token", "apikey", "c
 
 
 def without_secrets(tree: Any, key: str = "") -> Any:
-    """The tree with redacted addresses and with ``***`` under each key that names a secret.
+    """Return the tree with redacted addresses and with ``***`` under each key that names a secret.
 
     Settings should hold no secrets (they come from the environment); this is a second line of defence.
     """
@@ -32,7 +32,7 @@ def without_secrets(tree: Any, key: str = "") -> Any:
 
 
 def flatten_settings(tree: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
-    """Dotted keys to text: strings as they are, everything else as JSON.
+    """Flatten a tree of settings to dotted keys and texts: strings stay as they are, everything else becomes JSON.
 
     >>> flatten({"a": {"b": 1, "c": [True, None]}, "d": "x", "e": {}})
     {'a.b': '1', 'a.c': '[true, null]', 'd': 'x', 'e': '{}'}
@@ -57,7 +57,9 @@ def has_dotted_prefix(key: str, prefixes: Collection[str]) -> bool:
 
 
 def truncate_with_hash(text: str, limit: int) -> str:
-    """At most ``limit`` characters; a longer text ends with its hash, so that different texts stay different."""
+    """Truncate a text to ``limit`` characters; a longer text ends with its hash, so that different texts stay
+    different.
+    """
     if len(text) <= limit:
         return text
     mark = f" ... sha256:{hashlib.sha256(text.encode()).hexdigest()}"
@@ -65,7 +67,8 @@ def truncate_with_hash(text: str, limit: int) -> str:
 
 
 def git_state(folder: Path) -> dict[str, str]:
-    """Tags ``mlflow.source.git.commit`` (hash) and ``git.dirty`` (true if tracked files differ from the commit).
+    """Return the tags ``mlflow.source.git.commit`` (hash) and ``git.dirty`` (true if tracked files differ from the
+    commit).
 
     Empty without git or a commit, as in the working directory of a submitted job, and if git ignores the folder, as for
     a package installed in a virtual environment inside some repository.
@@ -80,7 +83,7 @@ def git_state(folder: Path) -> dict[str, str]:
 
 
 def _git_output(folder: Path, *arguments: str) -> str | None:
-    """Standard output of git in ``folder``; None if it fails or is not installed."""
+    """Return the standard output of git in ``folder``; None if it fails or is not installed."""
     # Without the variables of a calling hook (GIT_DIR, ...), which would name another repository.
     environment = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
     command = ["git", "-C", str(folder), *arguments]

@@ -1,4 +1,6 @@
-"""Repairs the tracking database of a storage folder that was moved, restored or copied: it has absolute addresses."""
+"""Repairs the tracking database of a storage folder that was moved, restored or copied, as it contains absolute
+addresses.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +27,7 @@ _PARTS = re.compile(rf"(file:.*/{FILES})(/.*)?")
 
 
 def relocate_artifacts(database: Path) -> None:
-    """Make the addresses in a storage folder's database point to the files beside it, and log it.
+    """Change the addresses in a storage folder's database so that they point to the files beside it, and log it.
 
     An address is changed only if its files are beside the database now. Other addresses, of experiments that were
     created with another storage folder, are valid. The same folder under another path, by a link or mount, counts as
@@ -58,7 +60,7 @@ def relocate_artifacts(database: Path) -> None:
 
 
 def _artifact_roots(connection: sqlite3.Connection) -> dict[str, set[str]]:
-    """Folders of files that the database names, and the paths that it names below each."""
+    """Return the folders of files that the database names, and the paths that it names below each."""
     roots: dict[str, set[str]] = {}
     for table, column in _ADDRESSES:
         for (address,) in connection.execute(f"SELECT DISTINCT {column} FROM {table}"):
@@ -68,7 +70,7 @@ def _artifact_roots(connection: sqlite3.Connection) -> dict[str, set[str]]:
 
 
 def _was_folder_moved(database: Path, root: str, paths: set[str]) -> bool:
-    """Whether files of another root are beside the database now."""
+    """Whether the files of another root folder are beside the database now."""
     files, old = database.parent / FILES, Path(unquote(urlsplit(root).path))
     with contextlib.suppress(OSError):
         if old.samefile(files):

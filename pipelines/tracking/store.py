@@ -1,4 +1,6 @@
-"""Connections to MLflow's tracking store and model registry. MLflow is imported when one is opened, in seconds."""
+"""Opens connections to MLflow's tracking store and model registry. Importing MLflow takes seconds, so it is imported
+only then.
+"""
 
 from __future__ import annotations
 
@@ -38,7 +40,7 @@ _LOG_LEVELS = {
 
 
 def open_store(config: TrackingConfig, storage: str) -> MlflowClient:
-    """Client of the tracking store and model registry that jobs with this storage folder use.
+    """Open a client of the tracking store and model registry that jobs with this storage folder use.
 
     If the storage folder was moved or copied with its database, the file addresses in the database are updated.
 
@@ -60,7 +62,8 @@ def open_store(config: TrackingConfig, storage: str) -> MlflowClient:
 
 
 def connect_to_store(uri: str) -> MlflowClient:
-    """Client of the tracking server and model registry at ``uri``; creates a sqlite database that does not exist.
+    """Open a client of the tracking server and model registry at ``uri``; creates a sqlite database that does not
+    exist.
 
     Raises:
         TrackingError: nothing answers there. This is noticed within seconds; MLflow itself would retry for minutes.
@@ -82,8 +85,8 @@ def connect_to_store(uri: str) -> MlflowClient:
 
 
 def _create_database(database: Path) -> None:
-    """Create MLflow's tables in a file of another name, which gets its own when all are there: MLflow cannot go on with
-    a part of them, which a full disk or a kill would leave.
+    """Create MLflow's tables in a file under another name, which is renamed when all are there: MLflow cannot continue
+    with some of them, which a full disk or a kill would leave.
     """
     from mlflow import MlflowClient
 
@@ -95,7 +98,7 @@ def _create_database(database: Path) -> None:
 
 
 def wait_reachable(uri: str, limit_s: float = _WAIT_S) -> None:
-    """Return when the store at ``uri`` answers.
+    """Wait until the store at ``uri`` answers.
 
     Raises:
         TrackingError: it does not within ``limit_s`` seconds.
@@ -130,7 +133,7 @@ def mlflow_errors(action: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def hide_passwords_in_stdout() -> Iterator[None]:
-    """Print what MLflow prints, without the password that a run's address may contain."""
+    """Print MLflow's output without the password that a run's address may contain."""
     printed = io.StringIO()
     try:
         with contextlib.redirect_stdout(printed):
@@ -141,7 +144,7 @@ def hide_passwords_in_stdout() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _database_lock(uri: str) -> Iterator[None]:
-    """Lock a sqlite database: MLflow migrates it in many steps, and two processes that do so at once both fail."""
+    """Lock a sqlite database: MLflow migrates it in many steps, and if two processes do so at once, both fail."""
     database = sqlite_file(uri)
     if database is None:
         yield

@@ -1,4 +1,4 @@
-"""The load of a machine as metrics: measured by MLflow, and put into a queue instead of sent to the server.
+"""Records the load of a machine as metrics: measured by MLflow, and queued instead of sent to the server.
 
 MLflow's own monitor calls the server before each sample, and stops if that does not answer.
 """
@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 
 
 class LoadMonitor:
-    """Measures in a separate thread until it is closed. Names and units are MLflow's (``system/...``).
+    """Measures the load in a separate thread until it is closed. Names and units are MLflow's (``system/...``).
 
     Args:
         put: receives the values of one step.

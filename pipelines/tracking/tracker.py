@@ -1,4 +1,4 @@
-"""One MLflow run for each training run, however often its processes restart.
+"""Tracks each training run as one MLflow run, however often its processes restart.
 
 The driver opens the run by name (``Tracker.open``) and passes ``tracker.handle`` to the training workers. Rank 0 joins
 the run (``Tracker.attach``); the other ranks use ``NullTracker``. MLflow is imported when a tracker is created: that
@@ -51,7 +51,7 @@ MAX_PARAMS_AT_ONCE = 100
 @dataclass(frozen=True)
 class RunHandle:
     """What another process needs to join a run. Small and picklable. Its repr hides the address, which may contain
-    credentials if it comes from the environment.
+    credentials from the environment.
     """
 
     uri: str = field(repr=False)
@@ -61,7 +61,7 @@ class RunHandle:
 
 
 class NullTracker:
-    """Records nothing: the tracker of ranks above 0, and of jobs that are not tracked."""
+    """A tracker that records nothing, for ranks above 0 and for jobs that are not tracked."""
 
     run_id = ""
 
@@ -98,7 +98,7 @@ class NullTracker:
 
 
 class Tracker(NullTracker):
-    """The record of one training run. As a context manager it ends the run as FINISHED, FAILED (an exception) or KILLED
+    """Records one training run. As a context manager it ends the run as FINISHED, FAILED (an exception) or KILLED
     (KeyboardInterrupt, SystemExit). All methods may be called again after a restart; nothing is recorded twice.
 
     Attributes:
@@ -250,7 +250,7 @@ class Tracker(NullTracker):
             self._client.set_tag(self.run_id, tag, digest)
 
     def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
-        """Queue one value of each metric and return at once; a (metric, step) that is recorded already is skipped.
+        """Queue one value of each metric and return at once; a (metric, step) that is already recorded is skipped.
 
         The recorded steps of a metric are read when this process first logs it, so two processes may log the same
         metric one after the other, but not at the same time.
@@ -290,8 +290,8 @@ class Tracker(NullTracker):
                 self._client.set_tag(self.run_id, key, value)
 
     def history(self) -> list[dict[str, float]]:
-        """All recorded metrics, over all restarts: one ``{"step": ..., metric: value, ...}`` a step, in order of the
-        steps. System metrics are left out, as their steps count seconds.
+        """Return all recorded metrics over all restarts: one ``{"step": ..., metric: value, ...}`` for each step, in
+        order. System metrics are left out, as their steps count seconds.
         """
         self.flush()
         by_step: defaultdict[int, dict[str, float]] = defaultdict(dict)
@@ -303,7 +303,7 @@ class Tracker(NullTracker):
         return [{"step": step, **by_step[step]} for step in sorted(by_step)]
 
     def persist(self) -> None:
-        """Make what is logged survive this process, in the store or else in the run's folder. Called before a
+        """Make the logged values survive this process, in the store or else in the run's folder. Called before a
         checkpoint, as the steps before it are never run again. During an outage this takes at most two seconds, once.
         """
         self._writer.persist()
@@ -356,7 +356,7 @@ class Tracker(NullTracker):
 
 
 def to_csv(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Rows as CSV with a header. Columns: those of the first row."""
+    """Format rows as CSV with a header, with the columns of the first row."""
     table = io.StringIO()
     if rows:
         writer = csv.DictWriter(table, list(rows[0]), lineterminator="\n")
@@ -375,7 +375,7 @@ def _refuse_changed_settings(values: Mapping[str, tuple[str, str]]) -> None:
 
 
 def _experiment_id(client: MlflowClient, name: str, artifacts: str | None) -> str:
-    """Id of the experiment, which is created if it does not exist."""
+    """Return the id of the experiment, which is created if it does not exist."""
     from mlflow.exceptions import MlflowException
 
     experiment = client.get_experiment_by_name(name)
@@ -405,7 +405,9 @@ def _find_run(client: MlflowClient, experiment: str, run_name: str) -> str | Non
 
 
 def _mlflow_tags_of_program() -> dict[str, str]:
-    """MLflow's tags of the program and its user. Its git tags are left out: they would describe the interpreter."""
+    """Return MLflow's tags of the program and its user. Its git tags are left out, as they would describe the
+    interpreter.
+    """
     from mlflow.tracking.context.registry import resolve_tags
 
     return {key: value for key, value in resolve_tags().items() if key in {"mlflow.user", "mlflow.source.name"}}

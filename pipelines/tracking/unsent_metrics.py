@@ -1,4 +1,4 @@
-"""Metric values that the tracking store has not taken, saved in the run's folder so that they outlive their process.
+"""Saves metric values that the tracking store has not accepted in the run's folder, so that they outlive their process.
 
     <run>/waiting/<time>-<process>.jsonl    [key, value, step, timestamp in ms] a line
 
@@ -49,7 +49,7 @@ class UnsentMetrics:
         return list(points.values())
 
     def write(self, points: Iterable[MetricPoint]) -> None:
-        """Replace what this process has read or written before by these points.
+        """Replace the points that this process has read or written before by these.
 
         Raises:
             OSError: the storage cannot be written; what was written before is still there.

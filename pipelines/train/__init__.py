@@ -1,1 +1,1 @@
-"""Training: the loop, one step, checkpoints, validation, the run's folder."""
+"""Training: the loop, the optimizer step, checkpoints, validation, the run's folder."""

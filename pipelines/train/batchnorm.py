@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 
 class _NormalizeOverWorkers(torch.autograd.Function):
-    """Normalization by the mean and variance over all workers, with torch's fused kernels for the local part."""
+    """Normalizes by the mean and variance over all workers, with torch's fused kernels for the local part."""
 
     @staticmethod
     def forward(
@@ -53,7 +53,7 @@ class _NormalizeOverWorkers(torch.autograd.Function):
 
 
 class _ChannelMoments(NamedTuple):
-    """Mean and (biased) variance of each channel and the number of values, over all workers."""
+    """The mean and (biased) variance of each channel and the number of values, over all workers."""
 
     mean_C: Tensor
     var_C: Tensor
@@ -65,7 +65,7 @@ _NORM_OF_TIMM = ("timm.layers.norm_act", "BatchNormAct2d")
 
 
 class SyncBatchNorm2d(nn.BatchNorm2d):
-    """BatchNorm2d (Ioffe and Szegedy, 2015) with sums over all workers and the same parameters and buffers.
+    """A BatchNorm2d (Ioffe and Szegedy, 2015) that sums over all workers, with the same parameters and buffers.
 
     A worker whose samples have no image takes part with an empty batch: it adds nothing to the sums.
     """
@@ -116,7 +116,7 @@ class SyncBatchNorm2d(nn.BatchNorm2d):
 
 
 class SyncBatchNormAct2d(SyncBatchNorm2d):
-    """The same for timm's BatchNormAct2d, which has an activation behind the norm."""
+    """A synchronized BatchNorm for timm's BatchNormAct2d, which applies an activation after the norm."""
 
     drop: nn.Module
     act: nn.Module

@@ -1,4 +1,5 @@
-"""Checkpoints: a folder counts only with its manifest, and is loaded only if every hash in it is right.
+"""Writes and loads checkpoints: a folder counts only if it has a manifest, and is loaded only if every hash in it is
+right.
 
     step-00000120/
         model/          for inference, loaded by from_pretrained: config.json, model.safetensors, tokenizer, ...
@@ -44,14 +45,14 @@ class CheckpointError(ExpectedError):
 
 
 class OldCheckpointError(CheckpointError):
-    """A whole checkpoint of another version of this program. It must not be passed over, as the run would then begin
-    again in the same folder.
+    """A complete checkpoint was written by another version of this program. It must not be skipped, as the run would
+    then begin again in the same folder.
     """
 
 
 @dataclass(frozen=True)
 class StoredCheckpoint:
-    """A checkpoint in storage whose manifest and state are right.
+    """A checkpoint in storage whose manifest and state were verified.
 
     Attributes:
         step: number of global steps done.
@@ -69,7 +70,8 @@ class StoredCheckpoint:
 
     @contextmanager
     def as_local(self, part: str = "") -> Iterator[Path]:
-        """A local folder with its files: in place if storage is local, else a temporary download.
+        """Yield a local folder with the checkpoint's files: the folder itself if storage is local, else a temporary
+        download.
 
         Args:
             part: a subfolder or a file; only what belongs to it is read and compared.
@@ -87,18 +89,20 @@ class StoredCheckpoint:
 
 
 def checkpoint_folder_name(step: int) -> str:
-    """Folder name of the checkpoint after ``step`` global steps."""
+    """Return the folder name of the checkpoint after ``step`` global steps."""
     return f"{_PREFIX}{step:08d}"
 
 
 def write_checkpoint_state(folder: Path, trainer: Mapping[str, Any], state: Mapping[str, Any]) -> None:
-    """Write the states of the trainer and the run beside ``model/`` in a folder; ``upload_checkpoint`` completes it."""
+    """Write the states of the trainer and the run beside ``model/`` in a folder; ``upload_checkpoint`` completes the
+    checkpoint.
+    """
     torch.save(dict(trainer), folder / TRAINER)
     (folder / _STATE).write_text(json.dumps({"format": _FORMAT, **state}, indent=1, sort_keys=True), encoding="utf-8")
 
 
 def upload_checkpoint(folder: Path, target: Folder) -> None:
-    """Copy a local checkpoint to storage, and its manifest last: an incomplete copy does not count.
+    """Copy a local checkpoint to storage, and its manifest last, as an incomplete copy does not count.
 
     Raises:
         CheckpointError: it cannot be written.
@@ -113,8 +117,8 @@ def upload_checkpoint(folder: Path, target: Folder) -> None:
 
 
 def find_valid_checkpoints(run: str) -> Iterator[StoredCheckpoint]:
-    """The checkpoints of a run, newest first, of each only the manifest and the state compared; those in which they are
-    wrong are skipped with a warning.
+    """Find the checkpoints of a run, newest first. Only manifest and state of each are verified; checkpoints in which
+    they are wrong are skipped with a warning.
 
     Raises:
         OldCheckpointError: one is of another version of this program.
@@ -129,7 +133,7 @@ def find_valid_checkpoints(run: str) -> Iterator[StoredCheckpoint]:
 
 
 def find_checkpoint(folder: Folder) -> StoredCheckpoint:
-    """The checkpoint in a folder.
+    """Verify the checkpoint in a folder and return it.
 
     Raises:
         CheckpointError: there is no complete one.
@@ -147,7 +151,7 @@ def find_checkpoint(folder: Folder) -> StoredCheckpoint:
 
 
 def state_of_newest_checkpoint(run: str) -> dict[str, Any] | None:
-    """The state of the newest checkpoint of a run that has a valid one, else None. Its other files are not read.
+    """Read the state of the newest valid checkpoint of a run, None if there is none. Its other files are not read.
 
     Raises:
         OldCheckpointError: it is of another version of this program.
@@ -166,8 +170,8 @@ def state_of_newest_checkpoint(run: str) -> dict[str, Any] | None:
 def open_first_usable_checkpoint(
     candidates: Iterable[StoredCheckpoint], part: str = ""
 ) -> Iterator[tuple[StoredCheckpoint, Path] | None]:
-    """The first of some checkpoints whose files are right, and its local folder (``StoredCheckpoint.as_local``); None
-    if there is none. Others are skipped with a warning.
+    """Open the first of some checkpoints whose files are right; yields it and its local folder
+    (``StoredCheckpoint.as_local``), or None if there is none. Others are skipped with a warning.
     """
     with ExitStack() as stack:
         for candidate in candidates:
@@ -183,14 +187,14 @@ def open_first_usable_checkpoint(
 
 @contextmanager
 def open_newest_checkpoint(run: str, part: str = "") -> Iterator[tuple[StoredCheckpoint, Path] | None]:
-    """The newest usable checkpoint of a run (``open_first_usable_checkpoint``)."""
+    """Open the newest usable checkpoint of a run (``open_first_usable_checkpoint``)."""
     with open_first_usable_checkpoint(find_valid_checkpoints(run), part) as found:
         yield found
 
 
 @contextmanager
 def open_best_checkpoint(run: str, part: str = "") -> Iterator[tuple[StoredCheckpoint, Path]]:
-    """The usable checkpoint of a run with the best ``selection``, and of equals the later one
+    """Open the usable checkpoint of a run with the best ``selection``, and of equals the later one
     (``open_first_usable_checkpoint``).
 
     Raises:
@@ -204,7 +208,7 @@ def open_best_checkpoint(run: str, part: str = "") -> Iterator[tuple[StoredCheck
 
 
 def check_bases(run: str) -> None:
-    """See that the frozen weights with which a run continues are there, before workers start.
+    """Check, before workers start, that the frozen weights with which a run continues exist.
 
     Raises:
         BaseWeightsError: one is missing or another.
@@ -215,13 +219,13 @@ def check_bases(run: str) -> None:
 
 
 def read_trainer_tensors(folder: Path, device: torch.device) -> dict[str, Any]:
-    """The tensors of ``trainer.pt``, without unpickling code."""
+    """Read the tensors of ``trainer.pt`` without unpickling code."""
     trainer: dict[str, Any] = torch.load(folder / TRAINER, map_location=device, weights_only=True)
     return trainer
 
 
 def _checkpoint_folders(run: str) -> list[Folder]:
-    """Folders of a run's checkpoints, valid or not, newest first."""
+    """List the folders of a run's checkpoints, valid or not, newest first."""
     folder = Folder(run)
     return [folder.child(name) for name in reversed(folder.subfolders()) if name.startswith(_PREFIX)]
 

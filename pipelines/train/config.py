@@ -12,7 +12,7 @@ from vlmodel.config import MAY_CHANGE, ConfigSection
 
 
 class OptimizerConfig(ConfigSection):
-    """AdamW (Loshchilov and Hutter, 2019) with linear warm-up and cosine decay."""
+    """Settings of AdamW (Loshchilov and Hutter, 2019) with linear warm-up and cosine decay."""
 
     backbone_lr: float = Field(1e-3, ge=0)
     """Peak learning rate of the encoders' backbones; use far less (1e-5 to 1e-4) for pretrained ones."""
@@ -36,7 +36,7 @@ class OptimizerConfig(ConfigSection):
 
 
 class StepConfig(ConfigSection):
-    """Computation of a step."""
+    """Settings of how a step is computed."""
 
     precision: str = Field("fp32", pattern="^(fp32|bf16)$")
     """fp32, or bf16 autocast."""
@@ -49,8 +49,8 @@ class StepConfig(ConfigSection):
 
 
 class TeacherConfig(ConfigSection):
-    """A trained model whose answers to the training rows are learned beside the right ones (Hinton et al. 2015,
-    arXiv:1503.02531).
+    """Settings of a trained model whose answers to the training rows are learned beside the right ones (Hinton et al.
+    2015, arXiv:1503.02531).
     """
 
     model: str = ""
@@ -65,7 +65,7 @@ class TeacherConfig(ConfigSection):
 
 
 class TrainConfig(ConfigSection):
-    """Training: its length, resources and checkpoints."""
+    """Settings of a training: its length, resources and checkpoints."""
 
     workers: int = Field(1, ge=1, json_schema_extra=MAY_CHANGE)
     """Workers (DDP ranks)."""

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 
 class EMA(nn.Module):
-    """EMA of the trained parameters and of buffers; integer buffers are copied. Frozen weights are the model's own.
+    """The EMA of the trained parameters and of buffers; integer buffers are copied. Frozen weights are shared with the
+    model.
 
     torch's ``AveragedModel`` copies frozen weights too, and its counter to the device in each step, for which the host
     waits.
@@ -46,13 +47,13 @@ class EMA(nn.Module):
         self.updates += 1
 
     def state(self) -> dict[str, Any]:
-        """What ``load_state`` restores, without frozen weights."""
+        """Return the state that ``load_state`` restores, without frozen weights."""
         weights = self.module.state_dict()
         return {"updates": self.updates, "weights": {name: weights[name] for name in self._names if name in weights}}
 
     @torch.no_grad()
     def load_state(self, state: Mapping[str, Any]) -> None:
-        """Restore what ``state`` returned for the same model."""
+        """Restore the state that ``state`` returned for the same model."""
         self.updates = int(state["updates"])
         averages = _tensors_to_average(self.module)
         for name, value in state["weights"].items():

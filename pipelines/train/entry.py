@@ -1,4 +1,4 @@
-"""The function that Ray Train calls, in a separate module: Ray's controller imports it too, and needs no torch."""
+"""The function that Ray Train calls, in a module of its own: Ray's controller imports it too, and needs no torch."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import ray
 
 
 def train_loop_per_worker(arguments: Mapping[str, Any]) -> None:
-    """Run a worker on the ``RunSpec`` that ``arguments["spec"]`` refers to."""
+    """Run a training worker on the ``RunSpec`` that ``arguments["spec"]`` refers to."""
     from ray.train.v2._internal.execution import context
 
     from pipelines.train.worker import train_worker

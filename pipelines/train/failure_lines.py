@@ -1,4 +1,6 @@
-"""One line for each failure of workers. In a separate module: Ray's controller imports it, and needs no torch."""
+"""Describes each failure of workers in one line, in a module of its own: Ray's controller imports it, and needs no
+torch.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,7 @@ _LONGEST_REASON = 300
 
 
 class FailureLines(UserCallback):
-    """Tells each failure of workers in one line. Ray calls it in the process that controls them."""
+    """Describes each failure of workers in one line. Ray calls it in the process that controls them."""
 
     def __init__(self, progress_actor: ActorHandle[Any]) -> None:
         self._progress_actor = progress_actor
@@ -25,7 +27,9 @@ class FailureLines(UserCallback):
 
 
 def describe_worker_failure(errors: Mapping[int, Exception]) -> str:
-    """What a user is told of the errors of workers, by rank. Most of them follow from one: their collectives failed."""
+    """Describe the errors of workers, by rank, for the user. Most of them follow from one, as their collectives
+    failed.
+    """
     known = {rank: cause for rank, error in errors.items() if (cause := find_expected_cause(error)) is not None}
     rank, error = min((known or errors).items())
     reason = message_for_user(error) if known else f"{type(error).__name__}: {error}"

@@ -22,7 +22,7 @@ _CHECKPOINTS = CheckpointConfig(num_to_keep=2, checkpoint_score_attribute="selec
 
 
 def launch_training(spec: RunSpec, *, label: str = "train") -> None:
-    """Train to the end. A run of the same folder continues; a finished one returns at once.
+    """Train to the end. A run in the same folder continues; a finished one returns at once.
 
     Args:
         label: prefix of the lines of progress.

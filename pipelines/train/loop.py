@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class TrainingProgress:
-    """The state of the loop, stored in each checkpoint.
+    """The state of the training loop, stored in each checkpoint.
 
     Attributes:
         step: number of global steps done.
@@ -40,16 +40,18 @@ class TrainingProgress:
 
 
 class TrainingHooks(Protocol):
-    """The functions that the training loop calls."""
+    """The functions that the training loop calls for validation, logging and checkpoints."""
 
     def evaluate(self) -> ValidationResult | None:
         """Evaluate the validation split over all workers; None if there is none."""
 
     def log(self, metrics: Mapping[str, float], step: int) -> None:
-        """Record metrics (called on every rank; only the first records)."""
+        """Record metrics; called on every rank, and only the first records them."""
 
     def checkpoint(self, progress: TrainingProgress, selection: float) -> None:
-        """Store the state after ``progress.step`` steps. ``selection`` ranks it; -1 without a validation."""
+        """Store the state after ``progress.step`` steps. ``selection`` ranks the checkpoint; it is -1 without a
+        validation.
+        """
 
     def should_continue(self, progress: TrainingProgress, selection: float) -> bool:
         """Whether training continues after this epoch; the same on all ranks."""
@@ -65,7 +67,7 @@ def train(
     sample_log: SampleLog | None = None,
     selection_metric: Literal["accuracy", "loss"] = "accuracy",
 ) -> TrainingProgress:
-    """Run all global steps from ``progress.step`` on, or fewer if the hooks stop it after an epoch.
+    """Run all global steps from ``progress.step`` on, or fewer if the hooks stop the training after an epoch.
 
     Args:
         selection_metric: the validation metric that ranks checkpoints.
@@ -137,7 +139,7 @@ def patience_is_exhausted(history: Sequence[Mapping[str, float]], patience: int,
 
 
 def _compute_selection_value(entry: Mapping[str, float], selection_metric: str) -> float:
-    """The value that ranks the checkpoint after an epoch; higher is better."""
+    """Return the value that ranks the checkpoint after an epoch; higher is better."""
     return math.exp(-entry["val/loss"]) if selection_metric == "loss" else entry["val/accuracy"]
 
 
@@ -169,7 +171,7 @@ class SampleLog:
 
 
 class ThroughputMeter:
-    """Collects step results, which stay on the device until ``flush`` computes metrics of them."""
+    """Collects the results of steps, which stay on the device until ``flush`` computes metrics from them."""
 
     def __init__(self, schedule: StepSchedule, prefetcher: DevicePrefetcher) -> None:
         self._schedule, self._prefetcher = schedule, prefetcher
@@ -187,7 +189,7 @@ class ThroughputMeter:
         self._images += images
 
     def flush(self, step: int) -> tuple[dict[str, float], list[float]]:
-        """Metrics since the last flush, by their names in tracking, and their sums. Waits for the device."""
+        """Compute metrics since the last flush, by their names in tracking, and their sums. Waits for the device."""
         sums = [sum(column) for column in zip(*(r.totals.tolist() for r in self._results), strict=True)]
         loss, count, correct, texts = sums
         # The last step has fewer samples if the batch does not divide those of all epochs.
@@ -218,7 +220,7 @@ class ThroughputMeter:
 
 
 def restore_progress(state: Mapping[str, Any] | None) -> TrainingProgress:
-    """The progress that a checkpoint's state holds, or a new one."""
+    """Restore the progress from a checkpoint's state, or create a new one."""
     return (
         TrainingProgress()
         if state is None

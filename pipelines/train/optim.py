@@ -1,4 +1,6 @@
-"""The optimizer and its schedule: AdamW with one learning rate for the backbones and another for the rest."""
+"""The optimizer and its schedule: AdamW with one learning rate for pretrained backbones and another for everything
+else.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,7 @@ from vlmodel.model import VLModel
 
 
 def build_optimizer(model: VLModel, config: OptimizerConfig) -> torch.optim.AdamW:
-    """Fused AdamW over the trainable parameters. Each parameter group has its ``peak_lr``."""
+    """Create a fused AdamW over the trainable parameters. Each parameter group has its ``peak_lr``."""
     groups = []
     by_rate: dict[float, list[nn.Parameter]] = defaultdict(list)
     for layers in model.backbone_layers():
@@ -30,7 +32,9 @@ def build_optimizer(model: VLModel, config: OptimizerConfig) -> torch.optim.Adam
 
 
 def learning_rate_factor(step: int, steps: int, config: OptimizerConfig) -> float:
-    """Share of the peak rate for the update after ``step`` finished ones. A pure function: it has no state to store."""
+    """Return the share of the peak learning rate for the update after ``step`` finished ones. A pure function, so no
+    state needs to be stored.
+    """
     warmup = round(config.warmup * steps)
     if step < warmup:
         return (step + 1) / warmup

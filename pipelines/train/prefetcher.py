@@ -1,4 +1,4 @@
-"""From arrays of the stream to tensors on the device, one batch ahead of the training step."""
+"""Copies arrays of the stream to tensors on the device, one batch ahead of the training step."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from vlmodel.array_names import stays_on_host
 
 
 class DevicePrefetcher:
-    """Iterates over (arrays, tensors of the model's inputs).
+    """Iterates over (arrays, tensors of the model's inputs), copying one batch ahead.
 
     On a GPU the next batch is copied, from pinned memory and without blocking, while the step runs on the current one.
 
@@ -53,7 +53,7 @@ class DevicePrefetcher:
 
 
 def arrays_to_tensors(arrays: Mapping[str, np.ndarray], device: torch.device) -> dict[str, Any]:
-    """The model's inputs on ``device``, except arrays that stay on the host as numbers (``stays_on_host``).
+    """Copy the model's inputs to ``device``, except arrays that stay on the host as numbers (``stays_on_host``).
 
     Read-only arrays are copied: they are views of the object store, which torch must not write to.
     """

@@ -1,4 +1,4 @@
-"""Training progress: rank 0 posts it to an actor, and the job shows it on its terminal or in its log."""
+"""Shows training progress: rank 0 posts it to an actor, and the job shows it on its terminal or in its log."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class ProgressActor:
         self._lines.append(line)
 
     def read(self, seen: int = 0) -> PostedProgress:
-        """The newest metrics, and the lines after the first ``seen``."""
+        """Return the newest metrics, and the lines after the first ``seen``."""
         return PostedProgress(self._latest, self._lines[seen:])
 
     def fail(self, error: ExpectedError) -> None:
@@ -51,7 +51,7 @@ class ProgressActor:
 
 
 def create_progress_actor() -> ActorHandle[Any]:
-    """An actor for one training; it ends with its handle.
+    """Create the progress actor of one training; it ends with its handle.
 
     It runs on the node of this process: on another it would be lost with that node, and with it the result of workers
     that were started elsewhere.
@@ -103,7 +103,7 @@ class ProgressDisplay:
 
 
 def choose_metrics_to_show(metrics: Mapping[str, float]) -> list[str]:
-    """The metrics that a person watches, the most important first."""
+    """Choose the metrics that a person watches, the most important first."""
     shown = [f"loss {metrics.get('train/loss', float('nan')):.4f}"]
     if "val/accuracy" in metrics:
         shown.append(f"val accuracy {metrics['val/accuracy']:.4f}")

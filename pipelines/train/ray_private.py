@@ -1,4 +1,4 @@
-"""All that training uses of Ray Train's private modules and names. A new version of Ray is checked here."""
+"""Collects all uses of Ray Train's private modules and names; a new version of Ray must be checked here."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ LOST_WORKER = (WorkerHealthCheckFailedError, WorkerHealthCheckTimeoutError)
 
 
 class Trainer(TorchTrainer):
-    """TorchTrainer without two features.
+    """A TorchTrainer without two features of Ray Train.
 
     The actor that frees a dead controller's resources polls the State API every second. It logs errors if no dashboard
     runs, and raises if two clusters run on the machine. The resources are freed when this driver ends, which it does
@@ -37,12 +37,12 @@ class Trainer(TorchTrainer):
         return [c for c in callbacks if not isinstance(c, PlacementGroupCleanerCallback)]
 
     def _register_sigint_handler(self, controller: object) -> None:
-        """Keep the driver's handler."""
+        """Keep the signal handler of the driver."""
 
 
 def set_health_checks() -> None:
-    """Set after how many seconds without an answer a worker counts as hung, for trainers that start afterwards. Then
-    all workers are restarted.
+    """Set after how many seconds without an answer a worker counts as hung, for trainers that start later. All workers
+    are then restarted.
     """
     # The controller polls its workers at this interval, and each report waits for the next poll.
     os.environ.setdefault(HEALTH_CHECK_INTERVAL_S_ENV_VAR, "0.2")

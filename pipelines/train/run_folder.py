@@ -1,4 +1,4 @@
-"""The folder of a run: one job at a time writes into it, and it holds the settings that the run was started with.
+"""The folder of a run: only one job at a time writes into it, and it holds the settings with which the run was started.
 
 A run is continued by its name. Whether that name means the same training is decided by what lies in the folder, and not
 by what tracking recorded, which may be lost, deleted or elsewhere.
@@ -37,7 +37,7 @@ _START, _LOCK, _LEASE = "run.json", ".lock", "lease.json"
 
 @dataclass(frozen=True)
 class RunStart:
-    """What a run was started with.
+    """The settings and data with which a run was started.
 
     Attributes:
         config: the configuration tree, without secrets.
@@ -78,7 +78,7 @@ _RUN_START, _LEASE_FILE = TypeAdapter(RunStart), TypeAdapter(_RunLease)
 
 @contextmanager
 def lock_run_folder(folder: str, times: LeaseTimes = LeaseTimes()) -> Iterator[None]:
-    """Hold the lock of the only job that may write into a run's folder while the block runs.
+    """Hold the lock of a run's folder while the block runs, so that no other job writes into it.
 
     On a file system this is a lock, which ends with this process. An object store has no locks: there it is a lease,
     renewed while the process lives.
@@ -104,8 +104,8 @@ def lock_run_folder(folder: str, times: LeaseTimes = LeaseTimes()) -> Iterator[N
 
 
 def read_run_start(folder: str) -> RunStart | None:
-    """What the run in a folder was started with; None if there is no run. Taken from the newest checkpoint; before the
-    first one, from a file.
+    """Read what the run in a folder was started with; None if there is no run. It is in the newest checkpoint or,
+    before the first one, in a file.
     """
     state = checkpoint.state_of_newest_checkpoint(folder)
     if state is not None:
@@ -122,7 +122,7 @@ def write_run_start(folder: str, start: RunStart) -> None:
 def describe_setting_differences(
     old: Mapping[str, Any], new: Mapping[str, Any], may_change: Callable[[str], bool]
 ) -> list[str]:
-    """Settings of two configuration trees that differ, each as ``a.b.c: old -> new``.
+    """Describe the settings in which two configuration trees differ, each as ``a.b.c: old -> new``.
 
     Args:
         may_change: of a dotted key, whether a difference does not count.
@@ -199,7 +199,7 @@ def _run_in_use_error(folder: str, described: str) -> RunInUseError:
 
 
 def _read_json(run: Folder, name: str, form: TypeAdapter[T]) -> T | None:
-    """A JSON file of the run's folder; None if it is missing or damaged."""
+    """Read a JSON file of the run's folder; None if it is missing or damaged."""
     try:
         return form.validate_json(run.read(name))
     except (FileNotFoundError, NotADirectoryError, ValidationError):

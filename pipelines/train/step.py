@@ -29,7 +29,7 @@ from vlmodel.model import VLModel
 
 
 class NonFiniteLossError(ExpectedError, RuntimeError):
-    """The loss or gradient is not finite. No rank made the update."""
+    """The loss or the gradient is not finite. No rank made the update."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class StepResult:
 
 
 class TrainStep:
-    """The model, its optimizer and its EMA. Each call makes one global step. Independent of Ray.
+    """Holds the model, its optimizer and its EMA. Each call runs one global step. Independent of Ray.
 
     Args:
         model: already on its device.
@@ -92,7 +92,7 @@ class TrainStep:
 
     @property
     def evaluated_model(self) -> VLModel:
-        """The weights that are evaluated, stored and served: the EMA if there is one."""
+        """The model whose weights are evaluated, stored and served: the EMA if there is one."""
         return cast(VLModel, self.average.module) if self.average is not None else self.model
 
     def __call__(self, step: int, micro_batches: Iterable[Mapping[str, Any]], n_micro_batches: int) -> StepResult:
@@ -169,13 +169,15 @@ class TrainStep:
         return grad_norm
 
     def state(self) -> dict[str, Any]:
-        """The state from which training continues bit for bit: tensors and plain containers, without frozen weights."""
+        """Return the state from which training continues bit for bit: tensors and plain containers, without frozen
+        weights.
+        """
         trained = {name: value for name, value in self.model.state_dict().items() if name not in self._frozen}
         average = self.average.state() if self.average is not None else None
         return {"model": trained, "optimizer": self.optimizer.state_dict(), "average": average}
 
     def load_state(self, state: Mapping[str, Any]) -> None:
-        """Continue from ``state``; the model must have the same configuration and the same frozen weights.
+        """Restore ``state``; the model must have the same configuration and the same frozen weights.
 
         Raises:
             ValueError: it has other weights to train.
@@ -190,6 +192,8 @@ class TrainStep:
 
 
 def _count_texts(micro_batch: Mapping[str, Any], device: torch.device) -> Tensor:
-    """Number of counted texts of a micro-batch over all tasks; ``VLOutput.count`` may count their tokens instead."""
+    """Count the texts of a micro-batch that count in the loss, over all tasks; ``VLOutput.count`` may count their
+    tokens instead.
+    """
     weights = [tensor for name, tensor in micro_batch.items() if name.rpartition(".")[2] == "weights_N"]
     return sum(((weights_N > 0).sum().double() for weights_N in weights), torch.zeros((), device=device).double())

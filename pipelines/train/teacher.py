@@ -1,4 +1,4 @@
-"""Distillation: a model learns what another one answers, such as one that reads facts."""
+"""Distillation: trains a model on the answers of another one, such as one that reads facts."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from vlmodel.processor import VLProcessor
 
 
 class Teacher:
-    """A frozen model in evaluation mode, and its part of the loss.
+    """A frozen model in evaluation mode, and the loss of differing from its answers.
 
     Args:
         model: on the device of the training.
@@ -28,7 +28,7 @@ class Teacher:
         self.model, self.config = model.eval().requires_grad_(False), config
 
     def loss_sum(self, right: Tensor, logits_NK: Tensor, micro_batch: Mapping[str, Any]) -> Tensor:
-        """The loss of a micro-batch, summed over its counted rows.
+        """Compute the distillation loss of a micro-batch, summed over its counted rows.
 
         Args:
             right: the sum of the losses by the right answers.
@@ -46,7 +46,7 @@ class Teacher:
         return (1 - self.config.weight) * right + self.config.weight * (divergence_N * counted_N).sum()
 
     def _arrays(self, micro_batch: Mapping[str, Any]) -> dict[str, Any]:
-        """The student's inputs, and the rows as the teacher reads them."""
+        """Return the student's inputs, with the rows as the teacher reads them."""
         inputs = {
             name: value for name, value in micro_batch.items() if "." in name and not name.startswith(f"{TEACHER}.")
         }
@@ -54,12 +54,12 @@ class Teacher:
 
 
 def student_arrays(micro_batch: Mapping[str, Any]) -> dict[str, Any]:
-    """The arrays of the student."""
+    """Select the arrays of a micro-batch that the student takes."""
     return {name: value for name, value in micro_batch.items() if not name.startswith(f"{TEACHER}.")}
 
 
 def check_teacher(teacher: VLProcessor, student: VLProcessor, *, has_cached_features: bool) -> None:
-    """Refuse a teacher whose answers say nothing to the student.
+    """Raise ConfigError for a teacher whose answers the student cannot learn from.
 
     Raises:
         ConfigError: naming what differs, and the remedy.

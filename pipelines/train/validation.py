@@ -17,7 +17,7 @@ from vlmodel.model import VLModel, VLOutput
 
 @dataclass(frozen=True)
 class ValidationResult:
-    """Metrics of one validation. Units are what the task counts: texts, or tokens.
+    """The metrics of one validation, over counted units (texts or tokens).
 
     Attributes:
         loss: mean over the units whose target is in the model's vocabulary.
@@ -33,7 +33,7 @@ class ValidationResult:
     tasks: dict[str, tuple[float, float]] = field(default_factory=dict)
 
     def metrics(self, prefix: str) -> dict[str, float]:
-        """Loss and accuracy by their names in tracking."""
+        """Return loss and accuracy by their names in tracking."""
         named = {f"{task}/": values for task, values in self.tasks.items()} | {"": (self.loss, self.accuracy)}
         return {
             f"{prefix}/{task}{metric}": value
@@ -44,7 +44,7 @@ class ValidationResult:
 
 @torch.no_grad()
 def evaluate(model: VLModel, batches: Iterable[Arrays], autocast: AbstractContextManager[object]) -> ValidationResult:
-    """Evaluate this worker's batches and sum over the workers (a collective)."""
+    """Evaluate this worker's batches and sum over all workers (a collective)."""
     device = next(model.parameters()).device
     tasks = list(model.decoder.task_decoders())
     # A row for all tasks together and, if there are several, one for each: loss, count, correct, total.
@@ -74,5 +74,5 @@ def _loss_sums(out: VLOutput) -> Tensor:
 
 
 def divide_or_zero(total: float, count: float) -> float:
-    """``total / count``; 0 if nothing was counted. The count may be a sum of small weights."""
+    """Return ``total / count``, or 0 if nothing was counted. The count may be a sum of small weights."""
     return total / count if count else 0.0

@@ -1,4 +1,4 @@
-"""Warm start: training begins with the weights, tokenizer and answers of a model that was trained before.
+"""Warm start: a training begins with the weights, tokenizer and labels of a model that was trained before.
 
 The model is copied into the run's folder once. So workers on every node can read it, and a training that is restarted
 before its first checkpoint begins with the same weights, even if the champion has changed since.
@@ -27,13 +27,14 @@ INIT, TEACHER = "init", "teacher"
 
 
 def find_initial_model(run: str, name: str = INIT) -> str:
-    """The folder of a run's initial model in storage, or of its teacher; "" if there is none."""
+    """Return the folder of a run's initial model in storage, or of its teacher; "" if there is none."""
     folder = Folder(run).child(name)
     return folder.uri if folder.exists(MANIFEST) else ""
 
 
 def store_initial_model(model: Path, run: str, name: str = INIT) -> str:
-    """Copy a model's folder into that of a run, and its bases to the storage above. Returns the copy's folder.
+    """Copy a model's folder into the folder of a run, and its base weights to the storage that contains it. Returns the
+    copy's folder.
 
     Raises:
         BaseWeightsError: a base is missing or another.
@@ -46,7 +47,8 @@ def store_initial_model(model: Path, run: str, name: str = INIT) -> str:
 
 @contextmanager
 def as_local(folder: str) -> Iterator[Path]:
-    """A folder that ``store_initial_model`` returned, locally: in place if storage is local, else a temporary download.
+    """Yield a local folder with the files of one that ``store_initial_model`` returned: the folder itself if storage is
+    local, else a temporary download.
 
     Raises:
         WeightsError: a file or a base is missing, or was altered since.
@@ -65,8 +67,8 @@ def as_local(folder: str) -> Iterator[Path]:
 
 
 def load_matching_processor(model: Path, config: ModelConfig, processor: ProcessorConfig) -> VLProcessor:
-    """The processor of a model folder, with which training continues. Refuses a model whose settings differ from the
-    configured ones: weights of the same shape can mean something else.
+    """Load the processor of a model folder, with which training continues. A model whose settings differ from the
+    configured ones is refused, as weights of the same shape can mean something else.
 
     Raises:
         ConfigError: naming each setting that differs, with both values; or the folder is of another version.
@@ -89,7 +91,7 @@ def load_matching_processor(model: Path, config: ModelConfig, processor: Process
 
 
 def fill_in_inferred_limits(configured: ProcessorConfig, existing: ProcessorConfig) -> ProcessorConfig:
-    """The configured settings; those that follow the data or the weights (0, null) are taken from ``existing``."""
+    """Fill in the configured settings that follow the data or the weights (0, null) from ``existing``."""
     follows = ("max_tokens", "max_target_tokens", "image_size", "resize", "crop", "interpolation")
     names = [name for name in follows if not getattr(configured, name)]
     return configured.model_copy(update={name: getattr(existing, name) for name in names})

@@ -51,7 +51,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class RunSpec:
-    """Everything that a worker needs; Ray sends it.
+    """Everything that a worker needs; Ray sends it to the workers.
 
     Attributes:
         folder: the run's folder in storage, which holds its checkpoints.
@@ -151,8 +151,8 @@ def train_worker(spec: RunSpec) -> None:
 
 
 def _end_training(spec: RunSpec, error: ExpectedError) -> None:
-    """Have the job raise an error that a new attempt would meet again. Workers then return, as Ray would start them
-    anew after an exception.
+    """Let the job raise an error that a new attempt would meet again. Workers then return normally, as Ray would
+    restart them after an exception.
     """
     ray.get(spec.progress_actor.fail.remote(error))
 
@@ -174,7 +174,9 @@ def _load_teacher(spec: RunSpec, device: torch.device) -> Teacher | None:
 
 
 def _built_by_all(build: Callable[[], VLModel]) -> VLModel | ExpectedError:
-    """The model, or why some worker cannot build it, the same for all. A collective."""
+    """Build the model on all ranks; returns it, or the reason why some rank cannot build it, the same for all. A
+    collective.
+    """
     model, error = None, None
     try:
         model = build()
@@ -187,7 +189,7 @@ def _built_by_all(build: Callable[[], VLModel]) -> VLModel | ExpectedError:
 
 
 def _show_line(spec: RunSpec, line: str) -> None:
-    """Have the job show a line. What a worker prints itself, Ray shows with the name of its process."""
+    """Let the job show a line. What a worker prints itself, Ray shows with the name of its process."""
     with suppress(ray.exceptions.RayError):  # A training does not fail because a line cannot be shown.
         ray.get(spec.progress_actor.post_line.remote(line), timeout=5)
 
@@ -203,7 +205,7 @@ def _patience_message(progress: TrainingProgress, patience: int, selection_metri
 
 
 def create_initial_model(config: ModelConfig, processor: VLProcessor, seed: int, init: str = "") -> VLModel:
-    """The initial model of a training, the same in every process. Seeds torch.
+    """Create the initial model of a training, the same in every process. Seeds torch.
 
     Args:
         init: folder in storage of a model with the same settings; "" for new weights.
@@ -222,8 +224,8 @@ def create_initial_model(config: ModelConfig, processor: VLProcessor, seed: int,
 
 @contextmanager
 def _newest_checkpoint(spec: RunSpec, rank: int) -> Iterator[tuple[StoredCheckpoint, Path] | None]:
-    """The newest valid checkpoint and its local folder; None if the run has none. Rank 0 chooses it, so that all ranks
-    load the same.
+    """Yield the newest valid checkpoint and its local folder; None if the run has none. Rank 0 chooses it, so that all
+    ranks load the same.
     """
     with ExitStack() as stack:
         found = stack.enter_context(checkpoint.open_newest_checkpoint(spec.folder)) if rank == 0 else None
@@ -316,7 +318,7 @@ class _WorkerHooks:
 
 
 def _upload_checkpoint(run: Folder, local: Checkpoint, name: str) -> Checkpoint:
-    """Copy in the background, with the manifest last (Ray's copy has no order)."""
+    """Copy a checkpoint to storage in the background, with the manifest last (Ray's copy has no order)."""
     checkpoint.upload_checkpoint(Path(local.path), run.child(name))
     # Ray deletes old checkpoints by itself, through its own file system.
     storage = ray.train.get_context().get_storage()
@@ -327,7 +329,7 @@ _MAX_CACHED_BYTES = 256 << 20
 
 
 class _CachedValidationBatches(Iterable[Arrays]):
-    """The validation batches: made once and cached if they fit, else made again each time."""
+    """The validation batches, which are made once and cached if they fit into memory, else made again each time."""
 
     def __init__(self, batches: EvaluationBatches, spec: RunSpec) -> None:
         self._batches, self._config = batches, spec.stream

@@ -1,1 +1,1 @@
-"""Search among vectors: of facts, and of what the embed job wrote."""
+"""Searches nearest vectors: of facts, and of what the embed job wrote."""

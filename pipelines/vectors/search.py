@@ -1,4 +1,4 @@
-"""The nearest vectors: exactly, by matrix products, and approximately above a million vectors.
+"""Finds the nearest vectors: exactly, by matrix products, or approximately if there are more than a million.
 
 Vectors may lie in memory or be mapped from a file: they are read a part at a time, so that a search holds no more than
 ``ROWS_AT_ONCE`` of them, and their cosines, beside what it finds.
@@ -26,12 +26,13 @@ GRAPH_ROWS = 1 << 18
 
 
 class VectorSearch(Protocol):
-    """The ``top`` nearest of M vectors to N queries, all of length 1."""
+    """The interface of a search for the ``top`` nearest of M vectors to N queries, all of length 1."""
 
     def nearest(
         self, queries_NF: NDArray[np.float32], top: int, without: NDArray[np.int64] | None = None
     ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-        """Rows (N, J) and cosines (N, J), the nearest first; J is ``top``, or the number of vectors if that is less.
+        """Return the rows (N, J) and the cosines (N, J) of the nearest vectors, the nearest first; J is ``top``, or the
+        number of vectors if that is less.
 
         Args:
             without: rows that are left out, ascending.
@@ -39,7 +40,7 @@ class VectorSearch(Protocol):
 
 
 class ExactVectorSearch:
-    """All cosines, of which the greatest are kept. Of equal cosines the first row counts."""
+    """Computes all cosines and keeps the greatest. Of equal cosines the first row counts."""
 
     def __init__(self, vectors_MF: NDArray[np.float32]) -> None:
         self._vectors_MF = vectors_MF
@@ -63,9 +64,7 @@ class ExactVectorSearch:
 def _keep_greatest(
     best: tuple[NDArray[np.int64], NDArray[np.float32]], cosines_C: NDArray[np.float32], start: int, top: int
 ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    """The ``top`` greatest of those that were the greatest before and of the next cosines, whose first row is
-    ``start``.
-    """
+    """Merge the ``top`` greatest cosines so far with the next cosines, whose first row is ``start``."""
     rows, values = best
     # One that equals the last of them comes after it.
     found = np.flatnonzero(cosines_C > (values[-1] if len(values) == top else -np.inf))
@@ -94,7 +93,7 @@ def _stack(
 
 
 class ApproximateVectorSearch:
-    """Graphs (HNSW, Malkov and Yashunin 2016, arXiv:1603.09320) name candidates, whose cosines are then computed.
+    """Finds candidates by graphs (HNSW, Malkov and Yashunin 2016, arXiv:1603.09320), and computes only their cosines.
 
     Args:
         graphs: of ``load_graphs``, over these vectors; None builds them in memory.
@@ -137,7 +136,7 @@ class ApproximateVectorSearch:
 
 
 def save_graphs(vectors_MF: NDArray[np.float32], file: Path) -> None:
-    """Build the graphs of vectors one after the other, and write each into a file, ``FILE.NUMBER``.
+    """Build the graphs of vectors one after the other, and write each to a file, ``FILE.NUMBER``.
 
     Raises:
         DataError: usearch is not installed.
@@ -147,7 +146,7 @@ def save_graphs(vectors_MF: NDArray[np.float32], file: Path) -> None:
 
 
 def load_graphs(count: int, file: Path) -> list[Any]:
-    """The graphs of ``count`` vectors that ``save_graphs`` wrote, mapped from their files.
+    """Map the graphs of ``count`` vectors from the files that ``save_graphs`` wrote.
 
     Raises:
         DataError: usearch is not installed.
@@ -157,7 +156,7 @@ def load_graphs(count: int, file: Path) -> list[Any]:
 
 
 def build_vector_search(vectors_MF: NDArray[np.float32], exact: int = EXACT) -> VectorSearch:
-    """The search for so many vectors."""
+    """Create the exact or the approximate search, by the number of vectors."""
     return ExactVectorSearch(vectors_MF) if len(vectors_MF) <= exact else ApproximateVectorSearch(vectors_MF)
 
 

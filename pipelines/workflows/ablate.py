@@ -1,4 +1,4 @@
-"""What the job ``ablate`` does."""
+"""The workflow of the job ``ablate``."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ Records = dict[tuple[str, int], TrainingResult]
 
 
 def run(work: Workspace) -> list[Row]:
-    """Train the cells, then show the table. Returns its rows.
+    """Train the cells of the grid, then show the table of results. Returns its rows.
 
     Raises:
         SearchError: cells failed; the others are finished and in the table.

@@ -1,4 +1,4 @@
-"""The Ray cluster that a job runs on: the one it was submitted to, one that is named, or a small one of its own."""
+"""Connects a job to a Ray cluster: the one to which it was submitted, one that is named, or a small one of its own."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ _own = True
 
 
 class ClusterError(ExpectedError, RuntimeError):
-    """No cluster can be had; the message says why and what to do."""
+    """The job cannot get a Ray cluster; the message says why and what to do."""
 
 
 def starts_own_cluster(config: ClusterConfig) -> bool:
@@ -70,7 +70,8 @@ def _address_of(config: ClusterConfig) -> str:
 
 @contextmanager
 def connected_to_cluster(config: ClusterConfig) -> Iterator[bool]:
-    """Connect to a cluster while the block runs; a cluster started here ends with it. Nests: the outer one is used.
+    """Connect to a cluster while the block runs; a cluster started here ends with it. Nested calls use the outer
+    connection.
 
     Yields:
         whether the cluster was started here, and so ends with this process.
@@ -106,8 +107,8 @@ def connected_to_cluster(config: ClusterConfig) -> Iterator[bool]:
 
 
 def _start_cluster(config: ClusterConfig) -> None:
-    """A cluster that listens on loopback only, asks for a token that this process alone knows, and whose sockets, logs
-    and spilled objects no other user of the machine can reach.
+    """Start a cluster that listens only on loopback, requires a token that only this process knows, and keeps its
+    sockets, logs and spilled objects where no other user of the machine can reach them.
     """
     folder = _make_private_session_folder()
     # Ray would write a token into the home folder, readable by all, and keep the address of a network card.
@@ -141,8 +142,8 @@ def _start_cluster(config: ClusterConfig) -> None:
 
 
 def _make_private_session_folder() -> Path:
-    """Where Ray keeps its sessions: one folder a user, which nobody else can enter. Below it, each worker that starts
-    opens Ray's folders to all.
+    """Make the folder in which Ray keeps this user's sessions, which nobody else can enter: below it, each worker that
+    starts opens Ray's folders to all.
 
     Its path is short, as that of a socket has at most 107 characters.
     """
@@ -176,7 +177,8 @@ def _join_cluster(address: str) -> None:
 
 
 def _require_reachable_head(address: str) -> None:
-    """Ask the head's port first: ``ray.init`` tries a head that is gone for a quarter of an hour.
+    """Connect to the port of the cluster's head first, as ``ray.init`` tries for a quarter of an hour to reach a head
+    that is gone.
 
     Raises:
         ClusterError: nothing answers there.
@@ -191,8 +193,8 @@ def _require_reachable_head(address: str) -> None:
 
 
 def _set_environment() -> None:
-    """Set the environment variables of this process and every worker, above all those that reduce the notices of
-    libraries; their errors still show.
+    """Set environment variables of this process and every worker, above all those that reduce the notices of libraries;
+    their errors still show.
     """
     for variable, value in _ENVIRONMENT.items():
         os.environ.setdefault(variable, value)

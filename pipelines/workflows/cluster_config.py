@@ -8,7 +8,7 @@ from vlmodel.config import ConfigSection
 
 
 class ClusterConfig(ConfigSection):
-    """Where the job runs."""
+    """Settings of where the job runs."""
 
     address: str = ""
     """Address of a running cluster ("auto" finds one on this machine); "" uses RAY_ADDRESS, else starts one here."""

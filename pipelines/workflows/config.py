@@ -1,4 +1,6 @@
-"""The configuration tree of all jobs. Each section stands beside what it configures; here they are only joined."""
+"""The configuration tree of all jobs. Each section is defined beside the code that it configures, and only
+joined here.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +35,7 @@ from vlmodel.processor import ProcessorConfig
 
 
 class DataConfig(ConfigSection):
-    """The tars."""
+    """Settings of the tars that are read."""
 
     tars: Location = Field("build/data", json_schema_extra=MAY_CHANGE)
     """Folder or URI (s3://...) of the tars; import_data writes there, all other jobs read."""
@@ -75,12 +77,14 @@ class DataConfig(ConfigSection):
         return self
 
     def sets(self) -> dict[str, tuple[str, ...]]:
-        """What the samples of each folder of tars must have, ``tars`` first and then the sources of the mix."""
+        """Map each folder of tars to the inputs that its samples must have: ``tars`` first, then the sources of the
+        mix.
+        """
         return {self.tars: self.index.inputs} | {source.tars: source.inputs for source in self.mix.values()}
 
 
 class EvaluateConfig(ConfigSection):
-    """What the evaluate and predict jobs answer, and with which model."""
+    """Settings of which model the evaluate and predict jobs use, and which texts it answers."""
 
     model: Location = ""
     """"" takes the run's registered version, "champion" the deployed one; else a version number or a model folder."""
@@ -97,7 +101,7 @@ class EvaluateConfig(ConfigSection):
 
 
 class JobConfig(ConfigSection):
-    """Settings of all jobs."""
+    """The settings of all jobs."""
 
     name: str = Field("vqa", pattern=r"^[A-Za-z0-9][A-Za-z0-9_.\-]*$")
     """Name of the run; if not given, that of the folder in data.tars. The same name continues, or finds finished, what
@@ -192,13 +196,15 @@ class JobConfig(ConfigSection):
         return self
 
     def volatile(self) -> tuple[str, ...]:
-        """Dotted keys of the settings with which a run may be continued though they differ: those marked
-        ``MAY_CHANGE``, and where the sources of a mix lie.
+        """The dotted keys of settings that may differ when a run is continued: those marked ``MAY_CHANGE``, and where
+        the sources of a mix are.
         """
         return (*settings_changeable_on_resume(JobConfig), *(f"data.mix.{name}.tars" for name in self.data.mix))
 
     def streams_with_cacheable_features(self) -> tuple[str, ...]:
-        """Streams of the model whose features can be kept: their encoder rests, and what it is given stays the same."""
+        """List the model's streams whose features can be cached: their encoder is frozen, and its inputs do not
+        change.
+        """
         augment = self.train.augment
         changed = {"vision": augment.active, "language": augment.changes_texts}
         changed |= {name: encoder.augments() for name, encoder in self.model.inputs.items()}

@@ -1,4 +1,4 @@
-"""What the job ``embed`` does."""
+"""The workflow of the job ``embed``."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from vlmodel.processor import VLProcessor
 
 
 def run(work: Workspace) -> Embeddings:
-    """Index the tars if that was not done, embed what is not embedded yet, prepare the search."""
+    """Index the tars if necessary, embed what is not embedded yet, and prepare the search."""
     config = work.config.embed
     require_tars(work.config.data.tars)  # before a cluster is started
     chosen = models.choose_model(work)
@@ -39,7 +39,7 @@ def run(work: Workspace) -> Embeddings:
 
 
 def folder_of_embeddings(work: Workspace) -> str:
-    """Where the job writes."""
+    """Return the folder to which the job writes."""
     out = work.config.embed.out
     return absolute_path(out) if out else f"{work.run_folder}/embeddings"
 
@@ -47,7 +47,7 @@ def folder_of_embeddings(work: Workspace) -> str:
 def embedding_job(
     work: Workspace, chosen: ChosenModel, task: str, inputs: tuple[str, ...], split: str, out: str
 ) -> EmbeddingJob:
-    """A model's vectors of the newest index of ``data.tars``."""
+    """Describe which samples of the newest index of ``data.tars`` are embedded, with which model."""
     index = work.newest_index()
     described = EmbeddedModel(
         name=chosen.name, version=chosen.version, digest=manifest.folder_digest(chosen.folder), task=task
@@ -59,6 +59,6 @@ def embedding_job(
 
 
 def model_copies(work: Workspace) -> ModelCopies:
-    """The actors of the predict section."""
+    """Return the number and resources of the actors, from the predict section."""
     predict = work.config.predict
     return ModelCopies(predict.workers, predict.cpus_per_worker, predict.gpus_per_worker, predict.batch)

@@ -1,4 +1,4 @@
-"""What the job ``evaluate`` does."""
+"""The workflow of the job ``evaluate``."""
 
 from __future__ import annotations
 
@@ -21,7 +21,9 @@ from vlmodel.processor import VLProcessor
 
 
 def run(work: Workspace) -> list[TaskReport]:
-    """Answer, judge, record, a report for each task. Writes the answers as Parquet and the figures as JSON."""
+    """Evaluate a model: answer, judge and record a report for each task. Writes the answers as Parquet and the metrics
+    as JSON.
+    """
     chosen = models.choose_model(work)
     if work.config.evaluate.zero_shot.templates:
         return [_judge_zero_shot(work, chosen)]
@@ -54,7 +56,9 @@ def run(work: Workspace) -> list[TaskReport]:
 
 
 def _judge_zero_shot(work: Workspace, chosen: ChosenModel) -> TaskReport:
-    """Classify the samples of the split by a contrastive model that has not learned their classes, and judge that."""
+    """Classify the samples of the split by a contrastive model that has not learned their classes, and judge the
+    result.
+    """
     config = work.config.evaluate
     tasks = VLProcessor.from_pretrained(chosen.folder).tasks
     task = choose_task(tasks, work.config.embed.task)

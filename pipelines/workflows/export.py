@@ -1,4 +1,4 @@
-"""What the job ``export`` does."""
+"""The workflow of the job ``export``."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from vlmodel.config import ConfigError
 
 
 def run(work: Workspace) -> Path:
-    """Write the model for other programs. Returns the folder."""
+    """Export the model for other programs. Returns the folder."""
     config = work.config.export
     if "://" in config.out:
         raise ConfigError(f"export.out={config.out!r} is a URI, and an export is a local folder; copy it afterwards")

@@ -1,4 +1,6 @@
-"""Kept features of frozen encoders (``train.feature_cache``), made where they are missing: for all jobs that encode."""
+"""Caches features of frozen encoders (``train.feature_cache``), computing the missing ones, for all jobs that
+encode.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,7 @@ def cache_features(
     label: str,
     splits: Sequence[str] = SPLITS,
 ) -> tuple[FeatureCache, ...]:
-    """The features of the encoders of ``streams``, computed of those samples of which they are not kept yet.
+    """Compute the missing features of the encoders of ``streams`` and return their caches.
 
     Args:
         label: what the lines of progress begin with.
@@ -52,7 +54,7 @@ def cache_features(
 def cache_features_of_saved_model(
     work: Workspace, index: Index, splits: Sequence[str], folder: str | Path, label: str
 ) -> tuple[FeatureCache, ...]:
-    """The features of the frozen encoders of a saved model; none where nothing is to be kept.
+    """Cache the features of the frozen encoders of a saved model; returns none if nothing is to be cached.
 
     Args:
         splits: whose samples are encoded; "" among them for all.

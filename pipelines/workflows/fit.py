@@ -1,4 +1,4 @@
-"""Train a model to the end of its last epoch: processor, kept features, the order of samples, workers."""
+"""Trains a model to the end of its last epoch: processor, cached features, the order of samples, workers."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def fit(
 
 @contextmanager
 def add_remedy_to_tracking_errors() -> Iterator[None]:
-    """Add to a TrackingError raised after the training that its result is kept, and how to record it."""
+    """Add to a TrackingError raised after the training that its result is saved, and how to record it."""
     try:
         yield
     except TrackingError as error:
@@ -111,8 +111,8 @@ def _check_processor(work: Workspace, processor: VLProcessor, folder: Path) -> N
 
 
 def _restore_tracked_run(work: Workspace, tracker: Tracker) -> None:
-    """If a run with checkpoints has no record in MLflow, as it was deleted, lost or is kept elsewhere: begin one with
-    the metrics of the epochs that the checkpoints hold.
+    """If a run with checkpoints has no record in MLflow (deleted, lost or kept elsewhere), begin one with the metrics
+    of the epochs that the checkpoints hold.
     """
     state = checkpoint.state_of_newest_checkpoint(work.run_folder)
     if state is None or not tracker.is_new:
@@ -129,7 +129,7 @@ def _restore_tracked_run(work: Workspace, tracker: Tracker) -> None:
 
 
 def _warn_of_left_and_right_in_mirrored_images(work: Workspace, indexes: list[Index]) -> None:
-    """Print a line if images are mirrored and texts that say left or right are not changed with them."""
+    """Print a warning if images are mirrored and texts that say left or right are not changed with them."""
     augment = work.config.train.augment
     if not augment.flip or augment.swap:
         return
@@ -145,7 +145,8 @@ def _warn_of_left_and_right_in_mirrored_images(work: Workspace, indexes: list[In
 
 
 def _initial_model(work: Workspace) -> str:
-    """Folder of the model that the training begins with, copied into the run's folder; "" for new weights.
+    """Copy the model with which the training begins into the run's folder; returns the copy's folder, "" for new
+    weights.
 
     Raises:
         ConfigError: its settings are not the configured ones.
@@ -164,8 +165,8 @@ def _initial_model(work: Workspace) -> str:
 
 
 def _teacher(work: Workspace, processor: VLProcessor, *, has_cached_features: bool) -> str:
-    """Folder of the model that is learned from, copied into the run's folder, so that a run that is continued has the
-    same; "" for none. Its processor is saved beside the student's.
+    """Copy the teacher model into the run's folder, so that a continued run has the same teacher, and save its
+    processor beside the student's; returns the copy's folder, "" without a teacher.
 
     Raises:
         ConfigError: its answers say nothing to this model.
@@ -189,8 +190,8 @@ def _teacher(work: Workspace, processor: VLProcessor, *, has_cached_features: bo
 
 
 def _get_processor(work: Workspace, indexes: list[Index], folder: Path, init: str, label: str) -> VLProcessor:
-    """The run's processor: the one in ``folder``, else that of the run's checkpoints or of the model that it begins
-    with, else a new one. It is saved in ``folder``.
+    """Get the run's processor: the one in ``folder``, else that of the run's checkpoints or of the initial model, else
+    a new one. It is saved in ``folder``.
     """
     if not folder.is_dir():
         with checkpoint.open_newest_checkpoint(work.run_folder, checkpoint.MODEL) as newest:
@@ -219,7 +220,9 @@ def _get_processor(work: Workspace, indexes: list[Index], folder: Path, init: st
 def _compute_missing_features(
     work: Workspace, indexes: list[Index], processor: VLProcessor, init: str, label: str
 ) -> tuple[FeatureCache, ...]:
-    """The cached features of the frozen encoders; none if ``train.feature_cache`` is off."""
+    """Compute the missing features of the frozen encoders and return their caches; none if ``train.feature_cache`` is
+    off.
+    """
     config = work.config
     if config.train.feature_cache == "off":
         return ()

@@ -1,4 +1,4 @@
-"""What the job ``import_data`` does."""
+"""The workflow of the job ``import_data``."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from vlmodel.config import PartConfig
 
 
 def run(work: Workspace) -> ImportSummary:
-    """Write the tars; does nothing where they are complete already."""
+    """Import a source as tars; does nothing if they are already complete."""
     summary = import_data(work.config.source, work.config.data.tars)
     for split, counts in summary.splits.items():
         numbers = [f"{counts.samples} samples", f"{counts.questions} questions", f"{counts.captions} captions"]

@@ -1,4 +1,4 @@
-"""What the job ``index`` does."""
+"""The workflow of the job ``index``."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pipelines.workflows.workspace import Workspace
 
 
 def _resize(config: JobConfig) -> str:
-    """How images become square; "" if only the files of the weights say it."""
+    """Return how images become square; "" if only the files of the weights say it."""
     if config.processor.resize:
         return config.processor.resize
     trained = config.model.vision.preprocessing_if_known()

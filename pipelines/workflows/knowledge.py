@@ -1,4 +1,4 @@
-"""What the job ``knowledge`` does."""
+"""The workflow of the job ``knowledge``."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pipelines.workflows.workspace import Workspace
 
 
 def run(work: Workspace) -> FactStoreBuildResult:
-    """Bring the facts of ``knowledge.source`` into the store of ``knowledge.store``."""
+    """Add the facts of ``knowledge.source`` to the store ``knowledge.store``."""
     config = work.config.knowledge
     # Ray encodes; names alone need none.
     cluster = connected_to_cluster(work.config.cluster) if config.encoder else nullcontext()

@@ -1,4 +1,4 @@
-"""Which model a job means, and what the gate is told of a new one."""
+"""Finds the model that a job's settings mean, and the score by which the gate compares a new one."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pipelines.workflows.workspace import Workspace
 
 @dataclass(frozen=True)
 class ChosenModel:
-    """A model that a job uses.
+    """The model that a job uses.
 
     Attributes:
         folder: what ``Predictor.from_pretrained`` loads.
@@ -30,7 +30,7 @@ class ChosenModel:
 
 
 def choose_model(work: Workspace) -> ChosenModel:
-    """The model that ``evaluate.model`` names.
+    """Find the model that ``evaluate.model`` names.
 
     Raises:
         CheckpointError: it is a folder without a model, or the run has registered none.
@@ -53,7 +53,7 @@ def choose_model(work: Workspace) -> ChosenModel:
 
 
 def version_score_of_report(report: TaskReport, index: Index) -> VersionScore:
-    """The score by which the gate compares models."""
+    """Extract from a report the score by which the gate compares models."""
     low, high = report.interval or (None, None)
     return VersionScore(
         report.metric, report.value, report.best_baseline_value, index.hash, report.split, report.rows, low, high,

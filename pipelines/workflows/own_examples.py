@@ -1,4 +1,5 @@
-"""Which samples of the evaluated data are stored with a model, for the page of a service (``registry.own_examples``).
+"""Chooses samples of the evaluated data that are stored with a model, for the web page of a service
+(``registry.own_examples``).
 
 They are chosen among what the model answered right, where there is such: they show how to ask, and not how good it is.
 """
@@ -31,12 +32,12 @@ _TRIED = 3 * SAMPLES
 
 
 class _NoExampleError(Exception):
-    """A sample that the page cannot offer; the message says why."""
+    """A sample cannot be an example of the page; the message says why."""
 
 
 def choose(model: Path, assessments: Sequence[TaskAssessment], index: Index) -> list[OwnExample]:
-    """Up to ``SAMPLES`` examples of each task, the same for the same answers; prints which samples were left out, and
-    why.
+    """Choose up to ``SAMPLES`` examples of each task, the same for the same answers; prints which samples were left
+    out, and why.
 
     Args:
         model: folder of the model that gave the answers. It is asked again about the inputs as they are stored, and
@@ -58,7 +59,7 @@ def choose(model: Path, assessments: Sequence[TaskAssessment], index: Index) -> 
 def _examples_of_task(
     predictor: Predictor, assessment: TaskAssessment, index: Index
 ) -> tuple[list[OwnExample], Counter[str]]:
-    """The examples, and how many samples were left out for each reason."""
+    """Return the examples of a task, and how many samples were left out for each reason."""
     task = predictor.processor.tasks[assessment.task]
     found, left_out = list[OwnExample](), Counter[str]()
     for (split, key), rows in _samples(assessment.answers, task, assessment)[:_TRIED]:
@@ -75,8 +76,8 @@ def _examples_of_task(
 
 
 def _samples(answers: pa.Table, task: Task, assessment: TaskAssessment) -> list[tuple[tuple[str, str], list[int]]]:
-    """(split, key) of each sample with some of its rows that were answered right (of all rows, where none was), in
-    random order, those with the most texts first.
+    """Yield the (split, key) of each sample with some of its rows that were answered right (or all rows if none was),
+    in random order, those with the most texts first.
     """
     judged = task.rows_for_examples_page(parse_answered_rows(answers), assessment.normalizer)
     chosen = [row for row in judged if row.right is not False] or judged
@@ -93,7 +94,7 @@ def _samples(answers: pa.Table, task: Task, assessment: TaskAssessment) -> list[
 def _example(
     predictor: Predictor, assessment: TaskAssessment, inputs: Mapping[str, bytes], rows: Sequence[int]
 ) -> OwnExample:
-    """The example of a sample.
+    """Build the example of a sample.
 
     Raises:
         _NoExampleError: one of its inputs cannot be shown, the model cannot be asked about them as they are shown, or

@@ -1,4 +1,4 @@
-"""What the job ``pipeline`` does."""
+"""The workflow of the job ``pipeline``."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ _PAGE_HOST = "127.0.0.1"
 
 
 def run(work: Workspace) -> None:
-    """Run the stages, then show the result."""
+    """Run the stages of the pipeline, then show the result."""
     # What would fail at the end is looked at before minutes of training.
     check_port_free(work.config.serve.host, work.config.serve.port)
     if not _is_server(tracking_uri(work.config.tracking, work.storage)):
@@ -63,13 +63,13 @@ def run(work: Workspace) -> None:
 
 
 def _experiment_page(work: Workspace, server: str) -> str:
-    """Where the experiment's runs are shown on an MLflow server."""
+    """Return the address at which an MLflow server shows the experiment's runs."""
     experiment = open_store(work.config.tracking, work.storage).get_experiment_by_name(work.config.tracking.experiment)
     return server if experiment is None else experiment_page_address(server, experiment.experiment_id)
 
 
 def _serve_champion_or_trained_version(work: Workspace, decision: GateDecision | None) -> Workspace:
-    """What to serve: the champion or, where there is none, the version that was trained."""
+    """Return what to serve: the champion or, if there is none, the version that was trained."""
     serving = work.config.serve
     if decision is None or decision.promote or decision.champion is not None or serving.version or serving.model:
         return work
@@ -77,7 +77,7 @@ def _serve_champion_or_trained_version(work: Workspace, decision: GateDecision |
 
 
 def _note_about_other_champion(decision: GateDecision | None) -> str:
-    """What a user must not miss if the version that was trained is not the champion now; "" if it is."""
+    """Tell the user if the version that was trained is not the champion now; "" if it is."""
     if decision is None or decision.promote:
         return ""
     trained = f"version {decision.candidate} of {decision.model}, which was trained here, was not promoted"
@@ -87,8 +87,8 @@ def _note_about_other_champion(decision: GateDecision | None) -> str:
 
 
 def _ask_example_question(work: Workspace, address: str) -> None:
-    """Ask the service about the first sample of the evaluated split, and print its answers beside the right ones; of a
-    model that neither answers questions nor has classes, only say where it is asked.
+    """Ask the service about the first sample of the evaluated split, and print its answers beside the right ones; for a
+    model that neither answers questions nor has classes, only print where to send requests.
     """
     operations = operations_of_tasks(work.config.model.task.tasks_by_name())
     can_be_asked = (
@@ -119,8 +119,8 @@ def _ask_example_question(work: Workspace, address: str) -> None:
 
 
 def _first_sample(work: Workspace, task: str, inputs: Collection[str]) -> Sample | None:
-    """The first sample of the evaluated split that the task can be asked about and has right answers to, with the bytes
-    of those inputs.
+    """Find the first sample of the evaluated split that the task can be asked about and for which right answers are
+    known; returns it with the bytes of those inputs.
     """
     samples, can_learn = work.newest_index(), work.config.model.task.tasks_by_name()[task].can_learn
     for shard in samples.shards:
@@ -134,7 +134,8 @@ def _first_sample(work: Workspace, task: str, inputs: Collection[str]) -> Sample
 
 @contextlib.contextmanager
 def mlflow_page(work: Workspace) -> Iterator[str]:
-    """The MLflow server's page while the block runs; the address of a server that runs already is just returned.
+    """Start an MLflow server while the block runs and yield the address of its page; if a server runs already, yield
+    its address.
 
     Raises:
         TrackingError: it does not come up.

@@ -1,4 +1,4 @@
-"""What the job ``predict`` does."""
+"""The workflow of the job ``predict``."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from vlmodel.processor import VLProcessor
 
 
 def run(work: Workspace) -> Path:
-    """Index the tars if that was not done, answer, write. Returns the file."""
+    """Index the tars if necessary, answer every row, and write the answers. Returns the file."""
     require_tars(work.config.data.tars)  # before a cluster is started
     chosen = models.choose_model(work)
     out = Path(work.config.evaluate.out or work.local_folder / "predictions.parquet")

@@ -1,4 +1,4 @@
-"""What the job ``prepare`` does."""
+"""The workflow of the job ``prepare``."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pipelines.workflows.workspace import Workspace
 
 
 def run(work: Workspace) -> PreparationSummary:
-    """Prepare the data; does nothing where that was done."""
+    """Prepare the data set; does nothing if that was done."""
     with connected_to_cluster(work.config.cluster):
         summary = prepare_tars(work.config.data.tars, work.config.prepare, work.config.data.index)
     print(summary)

@@ -1,4 +1,4 @@
-"""What the job ``promote`` does."""
+"""The workflow of the job ``promote``."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ _ALREADY = GateCheck("already the champion", True, "it is", "nothing", "repeatin
 
 
 def run(work: Workspace, new: Index | None = None) -> GateDecision | None:
-    """Judge the version that ``evaluate.model`` means ("" is the run's newest) and make it the champion if it passes.
+    """Run the gate on the version that ``evaluate.model`` means ("" is the run's newest), and make it the champion if
+    it passes.
 
     Args:
         new: data that have come in since the champion was trained, on which it must not be worse either.

@@ -1,4 +1,4 @@
-"""What the job ``retrain`` does."""
+"""The workflow of the job ``retrain``."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from vlmodel.config import ConfigError
 
 
 def run(work: Workspace) -> WindowOutcome | None:
-    """Retrain in the configured window. Returns what came of it, None where another was at work.
+    """Retrain in the configured time window. Returns the outcome, None if another process is retraining.
 
     Raises:
         ConfigError: ``registry.force`` is set: nobody looks at the gate's answer where a schedule trains.

@@ -1,4 +1,4 @@
-"""What each step of a retraining cycle does, in terms of the other jobs. Each may be done again after a kill."""
+"""The steps of a retraining cycle, built from the other jobs. Each can be repeated after a kill."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ _LEAST_KNOWN_ANSWERS = 0.98
 
 
 def open_ledger(work: Workspace) -> RetrainLedger:
-    """The ledger of the model that ``config.name`` names.
+    """Open the ledger of the model that ``config.name`` names.
 
     Raises:
         RetrainError: it would lie on an object store, which has no locks.
@@ -55,7 +55,7 @@ def open_ledger(work: Workspace) -> RetrainLedger:
 
 
 def find_unconsumed_tars(work: Workspace) -> list[IncomingTar]:
-    """The tars that no cycle has consumed, and that are not among the old data."""
+    """Find the tars that no cycle has consumed, and that are not among the old data."""
     evaluation_index = work.newest_index()
     old = {
         index.tars: index
@@ -66,12 +66,13 @@ def find_unconsumed_tars(work: Workspace) -> list[IncomingTar]:
 
 
 def delete_copied_tars(work: Workspace, cycle: RetrainCycle) -> None:
-    """Delete what a cycle has taken that will not be finished; the tars are still where they came in."""
+    """Delete the tars that an abandoned cycle copied; the originals are still in the incoming folder."""
     _incoming_folder(work).remove_folder(_copied_tars_subfolder(work, cycle))
 
 
 def take_and_check_new_data(work: Workspace, cycle: RetrainCycle) -> Facts:
-    """Take and index the new tars, compare them with those of the cycle before, choose what to train on and from.
+    """Copy and index the new tars, compare them with those of the cycle before, and choose the data and the initial
+    model of the training.
 
     Raises:
         ConfigError: the champion is of other settings than are configured.
@@ -124,7 +125,7 @@ def take_and_check_new_data(work: Workspace, cycle: RetrainCycle) -> Facts:
 
 
 def train_candidate(work: Workspace, cycle: RetrainCycle) -> Facts:
-    """Train, judge on the hold-out, register."""
+    """Train a candidate, evaluate it on the hold-out, and register it."""
     training = _training_workspace(work, cycle)
     facts = cycle.records["checked"]
     training.keep_index_versions({"": facts["hold_out"], _source_name(cycle): facts["index"]})
@@ -167,8 +168,8 @@ def evaluate_both_models(work: Workspace, cycle: RetrainCycle) -> Facts:
 
 
 def run_gate(work: Workspace, cycle: RetrainCycle) -> Facts:
-    """Let the gate decide, by the hold-out and by what is held out of the new tars. Whoever is champion afterwards is
-    what counts: this may be repeated after a promotion whose record was lost.
+    """Run the gate on the hold-out and on the held-out part of the new tars. The champion is then read from the
+    registry, as this may be repeated after a promotion whose record was lost.
     """
     version = cycle.records["trained"]["version"]
     candidate = work.config.evaluate.model_copy(update={"model": version})
@@ -181,7 +182,7 @@ def run_gate(work: Workspace, cycle: RetrainCycle) -> Facts:
 
 
 def update_service(work: Workspace, cycle: RetrainCycle) -> Facts:
-    """Update the service, where one runs and there is a new champion."""
+    """Update the service if one runs and there is a new champion."""
     if not cycle.records["gated"]["promoted"]:
         return {"swapped": False, "reason": "the champion is the same"}
     if not work.config.retrain.swap or not deploy.is_running():
@@ -196,7 +197,7 @@ def update_service(work: Workspace, cycle: RetrainCycle) -> Facts:
 
 
 def record_cycle(work: Workspace, cycle: RetrainCycle) -> Facts:
-    """Record the whole cycle with the candidate's run."""
+    """Record the whole cycle in the candidate's tracked run."""
     records, run_id = cycle.records, cycle.records["trained"]["run_id"]
     scores = {
         f"retrain/{where}/{role}{f'/{task}' if task else ''}": score["value"]
@@ -233,7 +234,9 @@ def _incoming_folder(work: Workspace) -> Folder:
 
 
 def _copied_tars_subfolder(work: Workspace, cycle: RetrainCycle) -> str:
-    """Subfolder of the incoming tars that is this ledger's alone, as several models may learn from what comes in."""
+    """Return the subfolder of the incoming tars that belongs to this ledger alone, as several models may learn from the
+    same incoming tars.
+    """
     ledger_hash = hashlib.sha256(str(open_ledger(work).path).encode()).hexdigest()
     return f"_taken/{work.config.name}-{ledger_hash[:8]}/{cycle.id}"
 
@@ -243,14 +246,14 @@ def _copied_tars_folder(work: Workspace, cycle: RetrainCycle) -> str:
 
 
 def _statistics_before(work: Workspace, evaluation_index: Index) -> tuple[drift.Statistics, str]:
-    """The statistics that new data are compared with: of the last cycle, else of the old data."""
+    """Return the statistics with which new data are compared: those of the last cycle, else of the old data."""
     if before := open_ledger(work).committed_cycles():
         return before[-1].records["checked"]["statistics"], f"cycle {before[-1].id}"
     return drift.collect_split_statistics(evaluation_index), evaluation_index.tars
 
 
 def _choose_initial_model(work: Workspace, new: Index) -> tuple[str, str]:
-    """The version to begin with, "" for new weights, and why."""
+    """Choose the version with which the training begins ("" for new weights), and say why."""
     if work.config.retrain.start == "scratch":
         return "", "retrain.start is scratch"
     registry = work.registry
@@ -274,7 +277,9 @@ def _choose_initial_model(work: Workspace, new: Index) -> tuple[str, str]:
 def _choose_training_mix(
     work: Workspace, evaluation_index: Index, cycle: RetrainCycle, new: Index
 ) -> dict[str, dict[str, Any]]:
-    """What to train on: the new tars with their share; old data and earlier cycles share the rest by their sizes."""
+    """Choose the training data: the new tars with their configured share; old data and earlier cycles share the rest by
+    their sizes.
+    """
     share = work.config.retrain.new_share
     old = {
         name or "old": index for name, index in training_data.open_indexes(work, evaluation_index, newest=True).items()
@@ -298,7 +303,7 @@ def _source_name(cycle: RetrainCycle) -> str:
 
 
 def _training_workspace(work: Workspace, cycle: RetrainCycle) -> Workspace:
-    """The workspace of a cycle's training, which is a run of its own."""
+    """Return the workspace of a cycle's training, which is a run of its own."""
     facts = cycle.records["checked"]
     mix = {name: MixedSource(**source) for name, source in facts["mix"].items()}
     epochs = work.config.retrain.epochs or work.config.train.epochs
@@ -312,7 +317,9 @@ def _training_workspace(work: Workspace, cycle: RetrainCycle) -> Workspace:
 def _scores_on_new_data(
     work: Workspace, registry: Registry, version: ModelVersion, new: Index, store: FactSource | None
 ) -> Mapping[str, Mapping[str, Any]]:
-    """As ``_holdout_scores``; {} if too few samples of the new tars are held out, which does not end the cycle."""
+    """Evaluate a version on the held-out part of the new tars, as ``_holdout_scores``; {} if it has too few samples,
+    which does not end the cycle.
+    """
     try:
         return _holdout_scores(work, registry, version, new, store)
     except DataError as error:
@@ -323,7 +330,7 @@ def _scores_on_new_data(
 def _holdout_scores(
     work: Workspace, registry: Registry, version: ModelVersion, index: Index, store: FactSource | None
 ) -> Mapping[str, Mapping[str, Any]]:
-    """How good a version is on the hold-out of an index, for each of its tasks."""
+    """Evaluate a version on the hold-out of an index, for each of its tasks."""
     folder = registry.download(version).folder
     features = feature_cache.cache_features_of_saved_model(work, index, (HOLD_OUT,), folder, "retrain")
     source = Source(index.tars, index.hash, HOLD_OUT, str(folder), features, facts=store)

@@ -1,4 +1,4 @@
-"""What the job ``serve`` does."""
+"""The workflow of the job ``serve``."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from pipelines.workflows.workspace import Workspace, absolute_path
 
 
 def run(work: Workspace) -> None:
-    """Deploy the champion and, on a cluster of this job's own, wait."""
+    """Deploy the champion and, on a cluster of this job's own, wait until it is stopped."""
     # A missing model or a port in use is told before a cluster is started.
     if starts_own_cluster(work.config.cluster):
         check_port_free(work.config.serve.host, work.config.serve.port)
@@ -39,8 +39,8 @@ def run(work: Workspace) -> None:
 
 
 def start(work: Workspace, model: LocalModel | None = None) -> str:
-    """Deploy the champion, or what ``serve.version`` or ``serve.model`` names, and the challenger where
-    ``serve.challenger.mode`` wants one; the service's address.
+    """Deploy the champion, or what ``serve.version`` or ``serve.model`` names, and the challenger if
+    ``serve.challenger.mode`` wants one; returns the service's address.
 
     Args:
         model: of ``find_version_to_serve``, if it was called already.
@@ -64,7 +64,7 @@ def start(work: Workspace, model: LocalModel | None = None) -> str:
 
 
 def _add_fact_store_to_settings(work: Workspace) -> ServeConfig:
-    """The settings of the service, with the store of facts of ``knowledge`` where it has none of its own."""
+    """Return the settings of the service, with the store of ``knowledge`` if they name none."""
     serve, source = work.config.serve, work.config.knowledge
     if serve.knowledge.store or not source.store:
         return serve
@@ -73,7 +73,7 @@ def _add_fact_store_to_settings(work: Workspace) -> ServeConfig:
 
 
 def _use_absolute_folder_of_vectors(config: ServeConfig) -> ServeConfig:
-    """The settings as replicas need them, which have other working directories."""
+    """Return the settings with an absolute folder of vectors, as replicas have other working directories."""
     if not config.search.embeddings:
         return config
     search = config.search.model_copy(update={"embeddings": absolute_path(config.search.embeddings)})
@@ -81,7 +81,7 @@ def _use_absolute_folder_of_vectors(config: ServeConfig) -> ServeConfig:
 
 
 def _check_vectors_are_of_model(work: Workspace, model: LocalModel | None) -> None:
-    """Refuse to search among vectors that are none of the model's.
+    """Raise an error if the vectors to be searched were computed by another model.
 
     Args:
         model: None where ``serve.model`` names a folder.
@@ -101,7 +101,9 @@ def _check_vectors_are_of_model(work: Workspace, model: LocalModel | None) -> No
 
 
 def _tell_of_vectors_of_another_model(work: Workspace, model: LocalModel | None) -> None:
-    """A service that is updated to a new champion answers all but searches until there are vectors of that."""
+    """Print a warning if the vectors are of another model: a service updated to a new champion answers everything but
+    searches until its vectors exist.
+    """
     try:
         _check_vectors_are_of_model(work, model)
     except EmbeddingsError as error:
@@ -109,7 +111,7 @@ def _tell_of_vectors_of_another_model(work: Workspace, model: LocalModel | None)
 
 
 def find_version_to_serve(work: Workspace) -> LocalModel:
-    """The version that ``serve.version`` names, or the champion; downloaded and verified.
+    """Find the version that ``serve.version`` names, or the champion; it is downloaded and verified.
 
     Raises:
         RegistryError: there is no such version.
@@ -125,7 +127,7 @@ def _print_line(line: str) -> None:
 
 
 def _find_compatible_challenger(registry: Registry, champion: LocalModel) -> Mapping[str, str]:
-    """The challenger, that can be asked what the champion is asked."""
+    """Find the challenger if it can be asked everything that the champion can."""
     model = registry.challenger()
     schema = check_same_schema(model, champion)
     if not schema.passed:
@@ -145,7 +147,7 @@ def _golden_answers_file(model: LocalModel) -> str:
 
 @contextmanager
 def run_service(work: Workspace, model: LocalModel | None = None) -> Iterator[str]:
-    """Serve while the block runs; ``model`` as in ``start``."""
+    """Serve while the block runs; ``model`` is as for ``start``."""
     address = start(work, model)
     try:
         yield address

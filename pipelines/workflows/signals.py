@@ -1,4 +1,4 @@
-"""What ends a job from outside: Ctrl-C, SIGTERM, and a terminal that was closed.
+"""Handles the signals that end a job from outside: Ctrl-C, SIGTERM, and a closed terminal.
 
 The first of these signals raises KeyboardInterrupt, and the job cleans up. What has not ended after ``CLEAN_UP_S``, or
 at a second Ctrl-C, is killed: a library may swallow the exception, or wait for a process that is gone.
@@ -28,7 +28,8 @@ _line = ""
 
 
 def raise_interrupt_on_signals(line: str) -> None:
-    """Let each of these signals raise KeyboardInterrupt in the main thread, so that all cleans up as after Ctrl-C.
+    """Let each of these signals raise KeyboardInterrupt in the main thread, so that everything is cleaned up as after
+    Ctrl-C.
 
     SIGINT too: a shell that starts a job in the background has it ignored, and what the job started would outlive it.
 
@@ -42,12 +43,12 @@ def raise_interrupt_on_signals(line: str) -> None:
 
 
 def last_received_signal() -> signal.Signals | None:
-    """The signal that ends this job; None if there was none."""
+    """Return the signal that ends this job; None if there was none."""
     return _received
 
 
 def end() -> NoReturn:
-    """End this process, and what is left of all that it started, with the status 128 + the signal's number.
+    """End this process and everything that is left of what it started, with the status 128 + the signal's number.
 
     At once: Python's own way out would wait for threads, and may change the status.
     """
@@ -68,7 +69,9 @@ def end() -> NoReturn:
 
 @contextmanager
 def restored_signal_handlers() -> Iterator[None]:
-    """Put the handlers back that the block replaces: those of ``ray.init`` end the process without its clean-up."""
+    """Restore the signal handlers that the block replaces: those of ``ray.init`` end the process without its
+    clean-up.
+    """
     handlers = {number: signal.getsignal(number) for number in _ENDING}
     try:
         yield
@@ -92,7 +95,7 @@ def _end(number: int, _: FrameType | None) -> None:
 
 
 def _drop_closed_streams() -> None:
-    """Let nothing fail because it writes to a terminal that was closed."""
+    """Replace closed output streams, so that writing to a terminal that was closed does not fail."""
     for descriptor in (1, 2):
         try:
             os.write(descriptor, b"")

@@ -1,4 +1,4 @@
-"""Train a model, evaluate its best checkpoint, register it."""
+"""The workflow of the job ``train``: trains a model, evaluates its best checkpoint, registers it."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def locked_run(work: Workspace) -> Iterator[Index]:
 
 
 def open_checked_index(work: Workspace) -> Index:
-    """The index of the data that the model is evaluated on, once the data suit the tasks.
+    """Open the index of the data on which the model is evaluated, and check that the data suit the tasks.
 
     Raises:
         DataError: there is no index, or no sample that a task can be trained or evaluated on.
@@ -63,7 +63,7 @@ def open_checked_index(work: Workspace) -> Index:
 
 
 def open_index(work: Workspace) -> Index:
-    """The index of the data that models are evaluated on, whatever the tasks are.
+    """Open the index of the data on which models are evaluated, for any tasks.
 
     Raises:
         ConfigError: ``train.patience`` has no validation split.
@@ -81,7 +81,7 @@ def open_index(work: Workspace) -> Index:
 
 
 def _check_same_settings(work: Workspace, index: Index) -> None:
-    """Record what a new run begins with; compare a run that exists with what it began with."""
+    """Record the settings with which a new run begins; compare those of an existing run with what it began with."""
     settings, data = dump_config(work.config), str(training_data.describe_data(work, index)["hash"])
     beginning = run_folder.read_run_start(work.run_folder)
     if beginning is None:
@@ -109,7 +109,7 @@ def _check_same_settings(work: Workspace, index: Index) -> None:
 
 
 def _evaluate_and_register(work: Workspace, index: Index, tracker: Tracker) -> ModelVersion:
-    """Evaluate the best checkpoint by its answers, record pictures of them, register it."""
+    """Evaluate the best checkpoint by its answers, record pictures of them, and register it."""
     config = work.config
     split = _evaluation_split(index)
     splits = (split, "train") if config.evaluate.training else (split,)
@@ -141,5 +141,5 @@ def _evaluate_and_register(work: Workspace, index: Index, tracker: Tracker) -> M
 
 
 def _evaluation_split(index: Index) -> str:
-    """The split by which checkpoints are chosen and evaluated."""
+    """Return the split on which checkpoints are chosen and evaluated."""
     return "val" if index.counts().get("val", 0) else "train"

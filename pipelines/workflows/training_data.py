@@ -1,4 +1,4 @@
-"""What a training reads: the tars of ``data.tars``, or the several sources of ``data.mix`` in one order."""
+"""Opens the data of a training: the tars of ``data.tars``, or the several sources of ``data.mix`` in one order."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ from vlmodel.encoder_parts import IMAGE
 
 
 def open_indexes(work: Workspace, evaluation_index: Index, *, newest: bool = False) -> dict[str, Index]:
-    """The indexes of what is trained on, by the names in ``data.mix`` and in their order; "" is the one of
-    ``data.tars`` where nothing is mixed.
+    """Open the indexes of the training data, by the names in ``data.mix`` and in their order; without a mix, "" is the
+    index of ``data.tars``.
 
     Args:
         newest: also where the run that ``config.name`` names began with earlier versions.
@@ -62,7 +62,7 @@ def open_indexes(work: Workspace, evaluation_index: Index, *, newest: bool = Fal
 
 
 def check_inputs(work: Workspace, training_indexes: Mapping[str, Index]) -> None:
-    """Refuse data without an input that the model encodes.
+    """Raise DataError for data without an input that the model encodes.
 
     Args:
         training_indexes: as of ``open_indexes``.
@@ -89,7 +89,8 @@ def check_inputs(work: Workspace, training_indexes: Mapping[str, Index]) -> None
 
 
 def check_knowledge(work: Workspace) -> None:
-    """Refuse a model that reads facts without a store of them, or with one that cannot be searched in its way.
+    """Raise an error for a model that reads facts if there is no store of them, or one that cannot be searched as the
+    model requires.
 
     Raises:
         KnowledgeError: naming the settings.
@@ -106,7 +107,7 @@ def check_knowledge(work: Workspace) -> None:
 
 
 def check_tasks_have_training_samples(work: Workspace, training_indexes: Mapping[str, Index]) -> None:
-    """Refuse data of which a task learns nothing.
+    """Raise DataError for data from which some task cannot learn anything.
 
     Args:
         training_indexes: as of ``open_indexes``.
@@ -126,7 +127,7 @@ def check_tasks_have_training_samples(work: Workspace, training_indexes: Mapping
 
 
 def _kinds_that_learn(indexes: Collection[Index]) -> list[str]:
-    """The kinds of tasks for which the data have training samples."""
+    """List the kinds of tasks for which the data have training samples."""
     found = []
     for kind in list_part_kinds("vlmodel.tasks"):
         try:
@@ -143,8 +144,8 @@ def _describe_what_data_have(texts: str, present: frozenset[str]) -> bool:
 
 
 def suggest_task_setting(work: Workspace, counts: Mapping[str, int]) -> str:
-    """The setting that is missing where data have texts of one kind, and the task learns from another; "" if nothing
-    is.
+    """Suggest the missing setting if the data have texts of one kind and the task learns from another; "" if nothing is
+    missing.
 
     Args:
         counts: number of the ``TEXT_COUNTS``.
@@ -162,7 +163,7 @@ def suggest_task_setting(work: Workspace, counts: Mapping[str, int]) -> str:
 
 
 def check_data_for_evaluation_and_gate(work: Workspace, evaluation_index: Index) -> None:
-    """Refuse data on which the steps after a training, the evaluation and the gate, would fail.
+    """Raise DataError for data on which the steps after a training, the evaluation and the gate, would fail.
 
     Raises:
         DataError: a split that they read has no sample with the texts of a task.
@@ -186,7 +187,7 @@ def check_data_for_evaluation_and_gate(work: Workspace, evaluation_index: Index)
 
 
 def describe_data(work: Workspace, evaluation_index: Index) -> dict[str, object]:
-    """The data as tracking records them: what is judged on and, where sources are mixed, each of these."""
+    """Describe the data for tracking: those of the evaluation and, if sources are mixed, each of these."""
     by_name = _add_fact_store(work, describe_index_for_tracking(evaluation_index, work.tars))
     if not work.config.data.mix:
         return by_name
@@ -199,7 +200,7 @@ def describe_data(work: Workspace, evaluation_index: Index) -> dict[str, object]
 
 
 def record_data(work: Workspace, evaluation_index: Index, tracker: Tracker) -> None:
-    """Record the data of a run, which keeps to these versions of their indexes from now on.
+    """Record the data of a run, which from now on uses these versions of their indexes.
 
     Raises:
         TrackingError: the run used other data before.
@@ -216,7 +217,7 @@ def training_samples_and_order(
     features: tuple[FeatureCache, ...],
     teacher: str = "",
 ) -> tuple[Source | SourceMixture, SampleOrder]:
-    """Where the training's samples come from, and their order.
+    """Return the sources of the training's samples, and the samples' order.
 
     Args:
         training_indexes: as of ``open_indexes``.
@@ -250,7 +251,7 @@ def training_samples_and_order(
 
 
 def _add_fact_store(work: Workspace, by_name: dict[str, object]) -> dict[str, object]:
-    """The data with the store of facts, of which a model that reads facts learns too."""
+    """Add the store of facts to the described data, as a model that reads facts learns from it too."""
     source = work.fact_source
     if source is None or not work.config.model.knowledge.reads_facts:
         return by_name
@@ -261,7 +262,7 @@ def _add_fact_store(work: Workspace, by_name: dict[str, object]) -> dict[str, ob
 
 
 def describe_index_for_tracking(index: Index, source_folder: str) -> dict[str, object]:
-    """The data as tracking records it."""
+    """Describe a data set for tracking, from its index."""
     return {
         "hash": index.hash,
         "source": source_folder,

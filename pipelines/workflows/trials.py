@@ -1,4 +1,6 @@
-"""One training of the many that the jobs ``ablate`` and ``tune`` run: as of the job ``train``, but never registered."""
+"""Runs one of the many trainings of the jobs ``ablate`` and ``tune``: as the job ``train`` does, but never
+registered.
+"""
 
 from __future__ import annotations
 
@@ -40,8 +42,8 @@ class SearchContext:
 
 
 def base_config_of_trials(work: Workspace) -> JobConfig:
-    """The configuration that the trainings of a search vary: without the search itself, and with absolute paths, as
-    they run in other processes.
+    """Return the configuration that the trainings of a search vary: without the search itself, and with absolute paths,
+    as they run in other processes.
     """
     mix = {
         name: source.model_copy(update={"tars": absolute_path(source.tars)})
@@ -53,7 +55,7 @@ def base_config_of_trials(work: Workspace) -> JobConfig:
 
 
 def index_with_validation(work: Workspace) -> Index:
-    """The index of data that has what searches judge by, a validation split.
+    """Open the index of the data; raises DataError if it has no validation split, by which searches compare.
 
     Raises:
         DataError: it has none, or there is no index.
@@ -68,12 +70,12 @@ def index_with_validation(work: Workspace) -> Index:
 
 
 def metric_name(config: JobConfig) -> str:
-    """The validation metric by which trainings are compared, as tables name it; higher is better."""
+    """Return the name in tables of the validation metric by which trainings are compared; higher is better."""
     return "val accuracy" if config.model.task.checkpoint_metric() == "accuracy" else "exp(-val loss)"
 
 
 def common_metric_of_cells(cells: Iterable[GridCell[JobConfig]], setting: str) -> str:
-    """The ``metric_name`` that all accepted cells share; there must be at least one.
+    """Return the ``metric_name`` that all accepted cells share; there must be at least one.
 
     Args:
         setting: the setting that holds the grid, for messages.
@@ -128,7 +130,9 @@ def train_and_record_result(config: JobConfig, context: SearchContext, trial_con
 
 
 def print_and_track_results(work: Workspace, tracker: Tracker, name: str, rows: list[Row], picture: Figure) -> Path:
-    """Table and picture: on the terminal, in the search's folder and in its tracked run. Returns the picture's file."""
+    """Print the table and the picture of results, and store them in the search's folder and in its tracked run. Returns
+    the picture's file.
+    """
     folder = work.local_folder
     folder.mkdir(parents=True, exist_ok=True)
     shown = markdown_table(rows)

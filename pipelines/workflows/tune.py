@@ -1,4 +1,4 @@
-"""What the job ``tune`` does."""
+"""The workflow of the job ``tune``."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from vlmodel.config import ConfigError, dump_config
 
 
 def run(work: Workspace) -> list[Row]:
-    """Search, then show the table. Returns its rows, the best first.
+    """Run the search, then show the table of results. Returns its rows, the best first.
 
     Raises:
         SearchError: trials failed; the others are finished and in the table.
@@ -76,7 +76,9 @@ def run(work: Workspace) -> list[Row]:
 
 
 def changeable_settings(config: JobConfig) -> tuple[str, ...]:
-    """Settings that may change between two parts of a search: its space and the number of its samples may not."""
+    """List the settings that may change between two parts of a search; its space and the number of its samples
+    may not.
+    """
     return ("tune.concurrent", *(key for key in config.volatile() if key != "tune"))
 
 
@@ -93,10 +95,10 @@ def train_trial(
 
 
 def trial_name(config: JobConfig, number: int) -> str:
-    """Name of a trial's run."""
+    """Return the name of a trial's run."""
     return f"{config.name}-t{number + 1:03d}"
 
 
 def format_as_command_line_overrides(settings: Mapping[str, Any]) -> str:
-    """The settings as arguments for the command line of any job."""
+    """Format settings as arguments for the command line of any job."""
     return " ".join(shlex.quote(f"{key}={format_value(value)}") for key, value in settings.items())

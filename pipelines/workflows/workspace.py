@@ -1,4 +1,4 @@
-"""The workspace of a job: its folders, indexes, registry and tracked runs, each opened once and handed on."""
+"""The workspace of a job: its folders, indexes, registry and tracked runs, each opened once and passed on."""
 
 from __future__ import annotations
 
@@ -46,7 +46,9 @@ class Workspace:
         self.tars = absolute_path(config.data.tars)
 
     def with_changed_settings(self, **settings: Any) -> Workspace:
-        """The workspace of the same configuration with other values of top-level settings; the registry is shared."""
+        """Return a workspace of the same configuration with other values of top-level settings; the registry is
+        shared.
+        """
         other = Workspace(self.config.model_copy(update=settings))
         same = ("storage", "tracking", "registry")
         if "registry" in self.__dict__ and not settings.keys() & set(same):
@@ -60,8 +62,8 @@ class Workspace:
 
     @property
     def local_folder(self) -> Path:
-        """Local folder for the run's small files (processor, answers): the run's own, or one whose name has a hash of
-        the storage, so that runs of the same name in two storages do not share it.
+        """Return the local folder for the run's small files (processor, answers): the run's own, or one whose name has
+        a hash of the storage, so that runs of the same name in two storages do not share it.
         """
         if "://" not in self.config.storage:
             return Path(self.run_folder)
@@ -69,7 +71,7 @@ class Workspace:
         return Path("build") / "runs" / f"{self.config.name}-{place[:8]}"
 
     def track(self, parent: str = "") -> Tracker:
-        """The tracked run called ``config.name``: the one that exists, or a new one.
+        """Open the tracked run called ``config.name``: the existing one, or a new one.
 
         Args:
             parent: id of the run that a new one is nested in, "" for none.
@@ -77,11 +79,11 @@ class Workspace:
         return Tracker.open(self.config.tracking, self.storage, self.config.name, parent=parent)
 
     def open_tracked_run(self, run_id: str) -> Tracker:
-        """The tracked run with this id."""
+        """Open the tracked run with this id."""
         return Tracker.of_run(self.config.tracking, self.storage, run_id)
 
     def newest_index(self) -> Index:
-        """The newest index of ``data.tars``.
+        """Open the newest index of ``data.tars``.
 
         Raises:
             DataError: there is none.
@@ -89,7 +91,7 @@ class Workspace:
         return Index.open(self.tars)
 
     def index(self, name: str = "") -> Index:
-        """The index that the run began with, even if there are newer ones; the newest if the run has not begun.
+        """Open the index with which the run began, even if there are newer ones; the newest if the run has not begun.
 
         Args:
             name: of a source of ``data.mix``; "" is ``data.tars``.
@@ -108,8 +110,8 @@ class Workspace:
         return Index.open(folder, first)
 
     def index_versions(self) -> dict[str, str]:
-        """Hashes of the indexes that the run began with: "" is that of ``data.tars``, others are named as in
-        ``data.mix``; {} if it has not begun.
+        """Return the hashes of the indexes with which the run began: "" is that of ``data.tars``, others are named as
+        in ``data.mix``; {} if it has not begun.
         """
         try:
             versions: dict[str, str] = json.loads(Folder(self.run_folder).read(_VERSIONS))
@@ -118,7 +120,7 @@ class Workspace:
         return versions
 
     def keep_index_versions(self, hashes: Mapping[str, str]) -> None:
-        """Record the hashes of the indexes that the run begins with, and the version of the store of facts; those
+        """Record the hashes of the indexes with which the run begins, and the version of the store of facts; those
         recorded before stay.
         """
         before = self.index_versions()
@@ -131,12 +133,13 @@ class Workspace:
     def source(
         self, index: Index, split: str, processor: str | Path, features: tuple[FeatureCache, ...] = ()
     ) -> Source:
-        """Where the samples of a split of ``data.tars`` come from."""
+        """Describe where the samples of a split of ``data.tars`` are read from."""
         return Source(self.tars, index.hash, split, str(processor), features, facts=self.fact_source)
 
     @cached_property
     def fact_source(self) -> FactSource | None:
-        """The store of ``knowledge.store``, of the version that the run began with; None if none is named.
+        """Return the store of ``knowledge.store``, in the version with which the run began; None if no store is
+        configured.
 
         Raises:
             KnowledgeError: there is none.
@@ -151,7 +154,7 @@ class Workspace:
 
 
 def absolute_path(folder: str) -> str:
-    """A local folder as an absolute path, as workers have other working directories; a URI unchanged."""
+    """Make a local folder's path absolute, as workers have other working directories; a URI stays unchanged."""
     return folder if "://" in folder else str(Path(folder).absolute())
 
 

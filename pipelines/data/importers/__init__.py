@@ -1,1 +1,1 @@
-"""One file per layout that can be imported; ``source.kind`` is the file's name."""
+"""Importers, one file for each layout of data sets; ``source.kind`` is the file's name."""

@@ -1,4 +1,4 @@
-"""One answer out of many annotators'."""
+"""Chooses one answer from those of several annotators."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 
 def consensus_answer(answers: Sequence[str], preferred: str | None = None) -> str | None:
-    """The most common of several people's answers; of equally common ones ``preferred``, else the first.
+    """Choose the most common of several people's answers; of equally common ones ``preferred``, else the first.
 
     None where nobody answered.
     """

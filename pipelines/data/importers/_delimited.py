@@ -1,4 +1,4 @@
-"""Delimited text, read so that a bad row does not affect others.
+"""Reads delimited text so that a bad row does not affect the others.
 
 A cell that begins with a quotation mark ends at the next single one (two stand for one), which only a delimiter or the
 end of a line may follow; line ends inside belong to it. That is RFC 4180, and what spreadsheets and ``csv`` write. A
@@ -63,7 +63,7 @@ def open_text_file(file: Path, encoding: str = "", newline: str = "") -> TextIO:
 
 
 def require_valid_text(*texts: str) -> None:
-    """Raises SampleError BAD_UTF8 where a text holds a surrogate or a zero byte."""
+    """Raise SampleError BAD_UTF8 if a text holds a surrogate or a zero byte."""
     for text in texts:
         try:
             text.encode()
@@ -105,7 +105,7 @@ def read_csv_rows(
 
 
 def split_line_into_cells(line: str, delimiter: str) -> list[str]:
-    """The cells of one line, whose last quotation mark may be unclosed."""
+    """Split one line into cells; the last quotation mark may be unclosed."""
     for _, cells in read_csv_rows([line], delimiter):
         return line.split(delimiter) if isinstance(cells, SampleError) else cells
     return []
@@ -139,7 +139,7 @@ class _NumberedLines:
 def _read_quoted_row(
     line: str, delimiter: str, reader: _NumberedLines, is_row: Callable[[list[str]], bool] | None
 ) -> list[str]:
-    """The cells of the row that begins with ``line``, with further lines where a quoted cell spans them.
+    """Read the cells of the row that begins with ``line``, and further lines if a quoted cell spans them.
 
     Raises:
         SampleError: BAD_SCHEMA where a quotation mark does not close; the further lines are then pushed back.
@@ -180,8 +180,8 @@ def _split_cells(line: str, delimiter: str, reader: _NumberedLines, further: lis
 def _read_quoted_cell(
     line: str, at: int, delimiter: str, reader: _NumberedLines, further: list[str]
 ) -> tuple[str, str, int]:
-    """Read a quoted cell whose text begins at ``at``: its text, the line in which it closes, and the place behind it
-    there.
+    """Read a quoted cell whose text begins at ``at``; returns its text, the line in which it closes, and the position
+    after it in that line.
     """
     parts = []
     letters = 0

@@ -1,4 +1,4 @@
-"""The files of a source: search, reading, fingerprint."""
+"""Finds, reads and fingerprints the files of a source."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ UNREADABLE = "folders that cannot be read"
 
 
 def resolve_path(setting: str, parent: Path | None = None) -> Path:
-    """The path that a setting names, relative to ``parent``; ``~`` is the home folder."""
+    """Resolve the path that a setting names, relative to ``parent``; ``~`` is the home folder."""
     return (parent or Path()) / os.path.expanduser(setting)
 
 
 def open_regular_file(path: Path) -> BinaryIO:
-    """Open a file to read, but no pipe, which may block for ever, and no device, which has no end.
+    """Open a regular file for reading; a pipe, which may block forever, and a device, which has no end, are refused.
 
     Raises:
         OSError: it cannot be opened.
@@ -79,7 +79,7 @@ def walk_files(root: Path, passed_over: Counter[str]) -> Iterator[tuple[str, os.
 def _list_folder(
     root: Path, folder: str, folders_read: set[tuple[int, int]], passed_over: Counter[str]
 ) -> list[os.DirEntry[str]]:
-    """The entries of a folder, sorted by name; [] if the folder was listed before or cannot be read."""
+    """List the entries of a folder, sorted by name; [] if the folder was listed before or cannot be read."""
     try:
         status = os.stat(root / folder)
         if (status.st_dev, status.st_ino) in folders_read:
@@ -96,7 +96,7 @@ def _list_folder(
 
 
 def source_folder(folder: str) -> Path:
-    """``folder`` as a path; raises DataError where there is no such folder."""
+    """Return ``folder`` as a path; raises DataError if there is no such folder."""
     path = resolve_path(folder)
     if not path.is_dir():
         raise DataError(f"source folder {folder!r} does not exist; set source.folder to the folder that holds the data")
@@ -104,7 +104,7 @@ def source_folder(folder: str) -> Path:
 
 
 def load_json(path: Path, object_hook: Callable[[dict[str, Any]], Any] | None = None) -> Any:
-    """The document in ``path``; raises DataError where it cannot be read, or is not UTF-8 or not JSON."""
+    """Load the JSON document in ``path``; raises DataError if it cannot be read, or is not UTF-8 or not JSON."""
     try:
         with open_regular_file(path) as file:
             return json.loads(file.read().decode("utf-8-sig"), object_hook=object_hook)
@@ -119,7 +119,7 @@ def load_json(path: Path, object_hook: Callable[[dict[str, Any]], Any] | None = 
 
 
 def find_file(folder: Path, names: Iterable[str], value: str, setting: str) -> Path | None:
-    """Find a file under a folder: the one that a setting names, else one of a usual name at any depth.
+    """Find a file under a folder: the one that a setting names, else one with a usual name at any depth.
 
     Args:
         names: glob patterns of the usual names, of which the first that matches is used. Hidden files do not match.
@@ -154,7 +154,7 @@ def find_file(folder: Path, names: Iterable[str], value: str, setting: str) -> P
 
 
 def fingerprint_files(root: Path, files: Iterable[Path | None]) -> str:
-    """Hash of name, size and modification time of the files that are given."""
+    """Hash the name, size and modification time of the given files."""
     paths = {path for path in files if path is not None}
     digest = hashlib.sha256()
     for name, path in sorted((os.path.relpath(path, root), path) for path in paths):
@@ -168,7 +168,7 @@ def fingerprint_files(root: Path, files: Iterable[Path | None]) -> str:
 
 
 def class_of_path(name: str) -> str:
-    """The name of the folder in which a file lies.
+    """Return the name of the folder that contains a file, which is the file's class.
 
     Raises:
         SampleError: MISSING_TEXT where it lies in none.
@@ -179,8 +179,8 @@ def class_of_path(name: str) -> str:
 
 
 def split_of_path(name: str, setting: str) -> str:
-    """The split of a file: the one that the setting names for all files or, for "folder", the one that its first folder
-    is named after.
+    """Find the split of a file: the one that the setting names for all files or, for "folder", the one that the first
+    folder of its path is named after.
 
     Raises:
         SampleError: BAD_SCHEMA where the first step is no split.
@@ -194,12 +194,12 @@ def split_of_path(name: str, setting: str) -> str:
 
 
 def key_of_image(image: str) -> str:
-    """A sample's key: the name of its image without the extension."""
+    """Make a sample's key from the name of its image, without the extension."""
     return to_valid_key(posixpath.splitext(image)[0])
 
 
 def to_valid_key(name: str) -> str:
-    """A valid key made of a name: forbidden characters are replaced and then a hash is appended, so that keys
+    """Make a valid key from a name: forbidden characters are replaced, and then a hash is appended so that keys
     differ.
     """
     key = "/".join(re.sub(r"[.\\\x00-\x1f\x7f\ud800-\udfff]", "_", step) for step in name.split("/") if step)

@@ -1,4 +1,4 @@
-"""The images of a source, what else lies beside them, and their bytes.
+"""Finds and reads the images of a source, and counts the other files beside them.
 
 Links are followed, also out of the folder, and each folder is read once, so loops end. A file whose first bytes are no
 image's is refused: no link brings another kind of file into a tar.
@@ -53,7 +53,8 @@ class _ImageLocation(NamedTuple):
 
 
 class SourceImages:
-    """The images under a folder (files at any depth, and plain tars directly in it) or in one plain tar.
+    """The images of a source: those under a folder (files at any depth, and plain tars directly in it) or in one plain
+    tar.
 
     An image is a file with an image's extension, or one without any extension whose first bytes are an image's. It is
     looked up by its path inside, or by the end of that path where only one image has it: as spelled, else with accents
@@ -81,15 +82,15 @@ class SourceImages:
         return len(self._locations)
 
     def names(self) -> list[str]:
-        """Paths of all images inside: files first, then those in tars."""
+        """List the paths of all images: files first, then those in tars."""
         return list(self._locations)
 
     def files(self) -> set[Path]:
-        """The image files, and the tars that hold images."""
+        """List the image files, and the tars that hold images."""
         return {location.file for location in self._locations.values()}
 
     def image_identity(self, name: str) -> str:
-        """The same string for every spelling of the image's name and every link to it.
+        """Return a string that is the same for every spelling of the image's name and every link to it.
 
         Raises:
             SampleError: as ``read`` where no image is found.
@@ -97,7 +98,7 @@ class SourceImages:
         return self._locate_image(name).identity
 
     def read(self, name: str) -> tuple[bytes, str]:
-        """Bytes and extension (lower case, no dot) of the image ``name``.
+        """Read the bytes of the image ``name`` and its extension (lower case, no dot).
 
         Raises:
             SampleError: MISSING_IMAGE (none, or several of that name), UNSAFE_MEMBER for a name that leads out of
@@ -177,7 +178,7 @@ class SourceImages:
 
     @cached_property
     def _names_by_last_path_parts(self) -> tuple[dict[str, list[str]], dict[str, list[str]]]:
-        """The images' names by the last part of their path, and by the last two parts."""
+        """Index the images' names by the last part of their path, and by the last two parts."""
         by_one, by_two = defaultdict(list), defaultdict(list)
         for name in self._locations:
             steps = _fold_case(name).rsplit("/", 2)
@@ -186,7 +187,7 @@ class SourceImages:
         return by_one, by_two
 
     def _scan_folder(self) -> list[Path]:
-        """Add the image files; returns the tars that lie directly in the root."""
+        """Collect the image files; returns the tars that lie directly in the root."""
         tars = []
         for name, entry, real in walk_files(self.root, self._other):
             path = Path(entry.path)
@@ -200,7 +201,7 @@ class SourceImages:
         return tars
 
     def _scan_tar(self, tar: Path) -> None:
-        """Add the images of a tar; of two members of one name the later counts, as when it is unpacked."""
+        """Collect the images of a tar; of two members with one name the later counts, as when it is unpacked."""
         members: dict[str, tarfile.TarInfo] = {}
         heads: dict[str, bytes] = {}
         try:
@@ -231,7 +232,7 @@ class SourceImages:
 
 
 class NoImages:
-    """Takes the place of ``SourceImages`` if no images are imported."""
+    """Replaces ``SourceImages`` if no images are imported."""
 
     def files(self) -> set[Path]:
         return set()
@@ -247,7 +248,9 @@ class NoImages:
 
 
 def open_source_images(inputs: Iterable[str], root: Path) -> SourceImages | NoImages:
-    """The images under a folder, or ``NoImages`` if no images are imported; errors of ``SourceImages``."""
+    """List the images under a folder, or return ``NoImages`` if no images are imported; raises the errors of
+    ``SourceImages``.
+    """
     return SourceImages(root) if "image" in input_requirements(inputs) else NoImages()
 
 
@@ -259,7 +262,7 @@ def read_image_sample(
     texts: SampleTexts,
     extra: Mapping[str, Any] | None = None,
 ) -> SourceSample | RejectedSample:
-    """Read the sample of an image, or say why the image cannot be read."""
+    """Read the sample of an image, or return a reject that says why the image cannot be read."""
     try:
         image, extension = images.read(name)
         file = images.image_identity(name)
@@ -270,24 +273,24 @@ def read_image_sample(
 
 
 def require_image_extension(name: str) -> None:
-    """Raises SampleError UNDECODABLE_IMAGE where a name has an extension that is none of an image's."""
+    """Raise SampleError UNDECODABLE_IMAGE if the extension of a name is not an image's."""
     if suffix_of(name) and not is_image(name):
         known = ", ".join(MEDIUM.extensions)
         raise SampleError(UNDECODABLE_IMAGE, f"image {name!r} is none of {known}")
 
 
 def suffix_of(name: str) -> str:
-    """The extension of a path, in lower case and without the dot; "" where there is none."""
+    """Return the extension of a path, in lower case and without the dot; "" if there is none."""
     return posixpath.splitext(name.replace("\\", "/"))[1].removeprefix(".").lower()
 
 
 def guess_image_extension(data: bytes) -> str | None:
-    """The usual extension of an image file by its first bytes, whether or not it can be decoded here."""
+    """Guess the usual extension of an image file from its first bytes, whether or not it can be decoded here."""
     return image_extension(data[:_HEAD])
 
 
 def extension_of_image_bytes(data: bytes) -> str:
-    """The usual extension of an image file by its first bytes.
+    """Return the usual extension of an image file, by its first bytes.
 
     Raises:
         SampleError: UNDECODABLE_IMAGE where they are no image's.
@@ -298,12 +301,12 @@ def extension_of_image_bytes(data: bytes) -> str:
 
 
 def is_image(name: str) -> bool:
-    """Whether a file's name has an image's extension."""
+    """Whether a file's name has an extension of images."""
     return suffix_of(name) in MEDIUM.extensions
 
 
 def _file_kind_for_counts(name: str) -> str:
-    """A file's kind for counts: its extension, unless that is long or has unusual characters."""
+    """Return the kind under which a file is counted: its extension, unless that is long or has unusual characters."""
     suffix = suffix_of(name)
     if re.fullmatch(r"[a-z0-9_~-]{1,12}", suffix):
         return f".{suffix} files"

@@ -1,4 +1,6 @@
-"""Files of further inputs beside images: those that a table names, and ``STEM.NAME.EXT`` beside ``STEM.jpg``."""
+"""Reads the files of additional inputs beside images: those that a table names, and ``STEM.NAME.EXT`` beside
+``STEM.jpg``.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,7 @@ _MAX_BYTES = 1 << 30
 
 
 def read_input(root: Path, name: str, path: str) -> tuple[bytes, str]:
-    """Bytes and extension (lower case, no dot) of the file of an input.
+    """Read the bytes of an input's file and its extension (lower case, no dot).
 
     Args:
         path: relative to ``root``.
@@ -44,7 +46,7 @@ def read_input(root: Path, name: str, path: str) -> tuple[bytes, str]:
 
 
 def require_input_extension(name: str, path: str, extension: str) -> None:
-    """Raises SampleError UNKNOWN_MEMBER where files of this extension cannot be the input ``name``."""
+    """Raise SampleError UNKNOWN_MEMBER if files with this extension cannot be the input ``name``."""
     found = input_of_extension(member_extension(name, extension))
     if found is None or found.name != name:
         detail = f"{name} {path!r} has extension {extension!r}, none of {describe_known_extensions(name)}"
@@ -52,8 +54,8 @@ def require_input_extension(name: str, path: str, extension: str) -> None:
 
 
 class InputFilesBesideImages:
-    """Finds and reads files that lie beside an image and hold further inputs of its sample, as ``STEM.imu.npy`` beside
-    ``STEM.jpg``.
+    """Finds and reads files that lie beside an image and hold additional inputs of its sample, such as ``STEM.imu.npy``
+    beside ``STEM.jpg``.
 
     Args:
         names: of the inputs, without "image" and "text".
@@ -73,7 +75,7 @@ class InputFilesBesideImages:
         return {self._root / path for of_stem in self._by_stem.values() for paths in of_stem.values() for path in paths}
 
     def is_input_beside_image(self, image: str) -> bool:
-        """Whether an image is itself a further input of another image's sample, as ``STEM.left.jpg`` beside
+        """Whether an image is itself an additional input of another image's sample, such as ``STEM.left.jpg`` beside
         ``STEM.jpg``.
         """
         found = _split_stem_and_input(image, self._names)

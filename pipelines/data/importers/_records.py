@@ -1,4 +1,4 @@
-"""Files of records: JSON lines, a JSON list, Parquet. A bad line of JSON lines does not affect others."""
+"""Reads files of records: JSON lines, a JSON list, Parquet. A bad line of JSON lines does not affect the others."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Record = tuple[int, Mapping[str, Any] | SampleError]
 
 
 def iterate_records(file: Path) -> Iterator[Record]:
-    """Iterate over the records of a file, which is not read whole.
+    """Iterate over the records of a file, without loading it whole.
 
     Raises:
         DataError: it cannot be read, is of another kind, or is a JSON list that breaks off.
@@ -41,7 +41,7 @@ def iterate_records(file: Path) -> Iterator[Record]:
 
 
 def iterate_json_lines(file: Path, encoding: str = "") -> Iterator[Record]:
-    """Iterate over the objects of JSON lines, by the numbers of their lines, from 1. Blank lines are none.
+    """Iterate over the objects of a JSON-lines file with their line numbers, from 1. Blank lines are skipped.
 
     Args:
         encoding: as of ``open_text_file``.
@@ -67,7 +67,7 @@ def _parse_object(text: str) -> Mapping[str, Any] | SampleError:
 
 
 def _iterate_json_list(file: Path) -> Iterator[Record]:
-    """The items of the list that a file is, by their numbers from 0. They are parsed as the file is read."""
+    """Iterate over the items of a JSON list with their numbers, from 0. They are parsed while the file is read."""
     with open_text_file(file) as opened:
         text = _Buffer(opened)
         if text.next_character() != "[":
@@ -88,14 +88,14 @@ def _iterate_json_list(file: Path) -> Iterator[Record]:
 
 
 class _Buffer:
-    """Text that is read as it is needed."""
+    """A buffer of a file's text that reads more of the file as needed."""
 
     def __init__(self, opened: TextIO) -> None:
         self._opened, self._text, self._at, self._is_whole = opened, "", 0, False
         self._decoder = json.JSONDecoder()
 
     def next_character(self) -> str:
-        """The next one that is no space; "" at the end."""
+        """Return the next character that is no white space; "" at the end."""
         while True:
             while self._at < len(self._text) and self._text[self._at] in _SPACES:
                 self._at += 1
@@ -106,7 +106,7 @@ class _Buffer:
         self._at += count
 
     def take_value(self) -> Any:
-        """The JSON value here; ValueError where there is none."""
+        """Parse the JSON value that begins here; ValueError if there is none."""
         self.next_character()
         more = _CHUNK
         while True:

@@ -1,4 +1,6 @@
-"""Importers of rows with an image and texts in columns: all rows of one image become one sample."""
+"""The base class of importers whose source has rows with an image and texts in columns: all rows of one image become
+one sample.
+"""
 
 from __future__ import annotations
 
@@ -44,7 +46,8 @@ _TEXT_FIELDS = ("answer", "caption", "question", "raw", "text")
 
 
 class RowImporter(Importer):
-    """A column that is absent is taken as empty, unless it was named by other than its default.
+    """An importer of rows, which lie in a table or the like. A missing column counts as empty, unless a setting names
+    it.
 
     A cell of a caption, question, answer or answers column holds one text, or a list of texts; a struct may stand for
     a text, as VQA's ``{"answer": "yes", "answer_id": 1}``. An image is one file, however its name is spelled: its rows
@@ -94,15 +97,15 @@ class RowImporter(Importer):
 
     @abstractmethod
     def _title(self) -> str:
-        """What the source is called in messages and, without its extension, in the keys of samples without images."""
+        """The name of the source in messages and, without its extension, in the keys of samples without images."""
 
     @abstractmethod
     def _base_folder(self) -> Path:
-        """The folder that paths are relative to."""
+        """The folder to which paths in the rows are relative."""
 
     @abstractmethod
     def _source_files(self) -> list[Path]:
-        """The files of the rows.
+        """List the files that contain the rows.
 
         Raises:
             DataError: there are none.
@@ -110,7 +113,7 @@ class RowImporter(Importer):
 
     @abstractmethod
     def _read_rows(self) -> Iterator[SourceRow | RejectedSample]:
-        """The rows in order, each time anew."""
+        """Yield the rows in order, reading the files anew at each call."""
 
     def fingerprint(self) -> str:
         files = self._source_files()
@@ -138,7 +141,7 @@ class RowImporter(Importer):
         return root if root.is_dir() else self._base_folder()
 
     def _list_further_input_files(self) -> set[Path]:
-        """The files of further inputs that the rows name, whether they exist or not."""
+        """List the files of additional inputs that the rows name, whether they exist or not."""
         root, files = self._folder_of_further_inputs(), set()
         for row in self._read_rows():
             if isinstance(row, SourceRow):
@@ -147,7 +150,7 @@ class RowImporter(Importer):
         return files
 
     def _require_columns(self, present: list[str], note: str = "") -> list[str]:
-        """The columns that are read.
+        """Return the columns that are read; raises DataError if a required one is missing.
 
         Args:
             note: for messages, what else may be wrong where a column is absent.
@@ -191,7 +194,7 @@ class RowImporter(Importer):
         return list(dict.fromkeys([*read, *self.columns.values()]))
 
     def _group_by_sample(self, images: _LazyImages) -> tuple[dict[str, _GroupedSample], list[RejectedSample]]:
-        """Group the rows' texts by sample, in the order of first appearance; images are not kept."""
+        """Group the rows' texts by sample, in the order of first appearance; images are not kept in memory."""
         samples: dict[str, _GroupedSample] = {}
         split_of_image: dict[str, str] = {}
         rejects = []
@@ -253,12 +256,12 @@ class RowImporter(Importer):
                 yield SourceSample(sample.split, sample.key, inputs, sample.texts, sample.extra_json)
 
     def _read_further_inputs(self, sample: _GroupedSample) -> dict[str, tuple[bytes, str]]:
-        """The further inputs of a sample."""
+        """Read the additional inputs of a sample."""
         return {name: read_input(self._folder_of_further_inputs(), name, path) for name, path in sample.files.items()}
 
     def _sample_identity(self, row: SourceRow, images: _LazyImages) -> tuple[str, str, str]:
-        """The value that rows of one sample share, the identity of the image ("" if there is none), and the sample's
-        key.
+        """Return the value that rows of one sample share, the identity of the image ("" if there is none), and the
+        sample's key.
         """
         named = self._text_of_cell(row.cells, self.key)
         image = self._parse_image_cell(row.cells) if self.wants_input("image") else None
@@ -272,7 +275,7 @@ class RowImporter(Importer):
         return (named, identity, to_valid_key(named)) if named else (identity, identity, key_of_image(name))
 
     def _parse_image_cell(self, cells: Mapping[str, Any]) -> str | bytes | None:
-        """The path or the bytes of the image that a row names; None if it is missing and optional."""
+        """Return the path or the bytes of the image that a row names; None if it is missing and optional."""
         cell = cells.get(self.image)
         if isinstance(cell, Mapping):
             cell = cell.get("bytes") or cell.get("path")
@@ -288,7 +291,7 @@ class RowImporter(Importer):
         return cell
 
     def _parse_file_cells(self, cells: Mapping[str, Any]) -> dict[str, str]:
-        """The paths of a row's further inputs, without missing ones."""
+        """Return the paths of a row's additional inputs, without missing ones."""
         paths = {name: self._text_of_cell(cells, column) for name, column in self.columns.items()}
         return {name: path for name, path in paths.items() if path is not None}
 
@@ -326,7 +329,7 @@ class RowImporter(Importer):
         return [Question(text, answer) for text, answer in zip(questions, texts, strict=True)]
 
     def _texts_of_cell(self, cells: Mapping[str, Any], column: str) -> list[str]:
-        """The texts of a cell that holds one or a list, without missing ones."""
+        """Return the texts of a cell that holds one text or a list, without missing ones."""
         cell = _unwrap_struct_cell(cells.get(column), column)
         texts = (self._cell_to_text(item, column) for item in (cell if isinstance(cell, list) else [cell]))
         return [text for text in texts if text is not None]
@@ -335,7 +338,9 @@ class RowImporter(Importer):
         return self._cell_to_text(cells.get(column), column)
 
     def _cell_to_text(self, cell: Any, column: str) -> str | None:
-        """A table cell as text; None if it is missing. Whole numbers are texts too: tables hold counts as numbers."""
+        """Convert a table cell to text; None if it is missing. Whole numbers are accepted: tables hold counts as
+        numbers.
+        """
         cell = _unwrap_struct_cell(cell, column)
         if self._is_missing_cell(cell):
             return None
@@ -352,7 +357,7 @@ class RowImporter(Importer):
 
 
 class SourceRow(NamedTuple):
-    """One row of a source."""
+    """One row of a source, with its cells by column."""
 
     place: str
     """File name and row, for a person."""
@@ -384,7 +389,7 @@ class _GroupedSample:
     def require_same_as_first_row(
         self, split: str, image: str, group: str | None, files: dict[str, str], label: str | None
     ) -> None:
-        """Raise SampleError if a row of the sample contradicts its first row."""
+        """Raise SampleError if a row of the sample contradicts the sample's first row."""
         of_files = [(name, self.files.get(name), files.get(name)) for name in sorted(self.files | files)]
         same = (("split", self.split, split), ("group", self.group, group), ("class", self.label, label))
         for name, of_sample, of_row in (*same, *of_files):
@@ -396,14 +401,16 @@ class _GroupedSample:
 
 
 class _LazyImages:
-    """The images of the rows' paths, listed when a path is first read: rows may hold all images themselves."""
+    """The images that the rows' paths name, listed when a path is first read, as rows may hold all images
+    themselves.
+    """
 
     def __init__(self, root: Path) -> None:
         self._root = root
         self._images: SourceImages | None = None
 
     def image_identity(self, name: str) -> str:
-        """The identity of an image; its name if it does not exist, which ``read`` reports."""
+        """Return the identity of an image; its name if it does not exist, which ``read`` reports."""
         try:
             return self._list_images().image_identity(name)
         except SampleError:
@@ -422,7 +429,7 @@ class _LazyImages:
 
 
 def _unwrap_struct_cell(cell: Any, column: str) -> Any:
-    """Replace a cell that is a struct by the text or list of texts in it; other cells stay unchanged."""
+    """Replace a struct cell by the text or the list of texts in it; other cells stay unchanged."""
     if not isinstance(cell, Mapping):
         return cell
     for name in _TEXT_FIELDS:

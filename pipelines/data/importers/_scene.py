@@ -1,4 +1,4 @@
-"""A scene: which objects lie where, and what is true of them.
+"""Draws random scenes: which objects lie where, and what is true of them.
 
 Lengths and positions are fractions of the picture's width; x grows to the right, y downwards.
 """
@@ -27,7 +27,7 @@ _EDGE = 0.03
 
 @dataclass(frozen=True)
 class SceneObject:
-    """An object of a scene; no two share both colour and shape, so that ``red circle`` names one."""
+    """An object of a scene; no two objects share both colour and shape, so that ``red circle`` names one."""
 
     shape: str
     color: str
@@ -44,7 +44,7 @@ class SceneObject:
 
 @dataclass(frozen=True)
 class Scene:
-    """A drawn scene, whose objects do not touch. ``ground`` is the hue of the background, in [0, 1)."""
+    """A scene of objects that do not touch. ``ground`` is the hue of the background, in [0, 1)."""
 
     objects: tuple[SceneObject, ...]
     ground: float
@@ -64,7 +64,9 @@ RELATIONS: dict[str, Callable[[SceneObject, SceneObject], float]] = {
 
 
 def describe_position(obj: SceneObject) -> str | None:
-    """``top left``, ``top right``, ``bottom left`` or ``bottom right``; None near the middle lines."""
+    """Describe where an object lies: ``top left``, ``top right``, ``bottom left`` or ``bottom right``; None near the
+    middle lines.
+    """
     if min(abs(obj.x - 0.5), abs(obj.y - 0.5)) < MARGIN / 2:
         return None
     return f"{'top' if obj.y < 0.5 else 'bottom'} {'left' if obj.x < 0.5 else 'right'}"
@@ -84,7 +86,7 @@ def draw_scene(rng: random.Random) -> Scene:
 
 
 def _place_objects_apart(rng: random.Random, radii: list[float]) -> list[tuple[float, float]]:
-    """Draw positions for objects of these radii so that none touch."""
+    """Draw random positions for objects of these radii such that none touch."""
     while True:
         positions: list[tuple[float, float]] = []
         for radius in radii:
@@ -108,8 +110,8 @@ def _find_free_position(
 
 
 def _draw_distinct_appearances(rng: random.Random, count: int) -> list[tuple[str, str]]:
-    """Draw a different pair of shape and colour for each object. One shape or colour is often repeated: else few counts
-    exceed one.
+    """Draw a different pair of shape and colour for each object. Often one shape or colour is repeated, as otherwise
+    few counts would exceed one.
     """
     theme = rng.choice(("shape", "color", "none")) if count > 1 else "none"
     repeats = rng.randint(2, count) if theme != "none" else 0

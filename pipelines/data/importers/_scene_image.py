@@ -1,4 +1,4 @@
-"""The picture of a scene: flat objects with a soft shadow, drawn four times as large and shrunk."""
+"""Renders the picture of a scene: flat objects with a soft shadow, drawn four times as large and then shrunk."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _OVERSAMPLING = 4
 
 
 def render_scene(scene: Scene, size: int) -> bytes:
-    """Draw a scene as an RGB PNG of ``size`` x ``size`` pixels."""
+    """Render a scene as an RGB PNG of ``size`` x ``size`` pixels."""
     large = size * _OVERSAMPLING
     canvas = _draw_background(scene.ground, large)
     shadow = Image.new("L", canvas.size)
@@ -51,7 +51,7 @@ def _draw_background(hue: float, large: int) -> Image.Image:
 
 
 def _make_shaded_fill(color: str, size: tuple[int, int]) -> Image.Image:
-    """An image of one colour, a little lighter at the top than at the bottom."""
+    """Make an image of one colour that is a little lighter at the top than at the bottom."""
     base = Image.new("RGB", size, color)
     light = Image.blend(base, Image.new("RGB", size, "white"), 0.16)
     dark = Image.blend(base, Image.new("RGB", size, "black"), 0.10)
@@ -59,13 +59,13 @@ def _make_shaded_fill(color: str, size: tuple[int, int]) -> Image.Image:
 
 
 def _make_vertical_gradient(size: tuple[int, int]) -> Image.Image:
-    """A grey image from 0 at the top to 255 at the bottom."""
+    """Make a grey image that goes from 0 at the top to 255 at the bottom."""
     return Image.linear_gradient("L").resize(size, Image.Resampling.NEAREST)
 
 
 def _object_mask(obj: SceneObject, large: int) -> tuple[Image.Image, tuple[int, int]]:
-    """A mask of an object's filled outline in a square around it, and where the square's top left corner lies on the
-    canvas.
+    """Make a mask of an object's filled outline within a square around it, and return the position of the square's top
+    left corner on the canvas.
     """
     radius = obj.radius * large
     left, top = math.floor(obj.x * large - radius), math.floor(obj.y * large - radius)
@@ -90,7 +90,7 @@ def _star_points() -> list[tuple[float, float]]:
 
 
 def _plus_sign_points(arm: float = 0.34) -> list[tuple[float, float]]:
-    """A plus sign whose arms are ``arm`` of the radius wide to each side."""
+    """Return the corners of a plus sign whose arms are ``arm`` of the radius wide to each side."""
     tip = math.degrees(math.asin(arm))
     return [
         corner

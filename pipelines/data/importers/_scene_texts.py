@@ -1,4 +1,4 @@
-"""Captions and questions about a scene, true and unambiguous by construction."""
+"""Generates captions and questions about a scene that are true and unambiguous by construction."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ _Ask = Callable[[Scene, random.Random], tuple[str, str] | None]
 
 
 def caption_scene(scene: Scene, rng: random.Random) -> tuple[str, ...]:
-    """Two captions of a scene: all its objects, and the relation of two of them; the first alone if none are far enough
-    apart.
+    """Write two captions of a scene: one lists all objects, one relates two of them; only the first if no two are far
+    enough apart.
     """
     listed = [f"a {obj.size} {_object_name(obj)}" for obj in rng.sample(scene.objects, len(scene.objects))]
     named = " and ".join([", ".join(listed[:-1]), listed[-1]] if len(listed) > 1 else listed)
@@ -28,7 +28,7 @@ def caption_scene(scene: Scene, rng: random.Random) -> tuple[str, ...]:
 
 
 def ask_about_scene(scene: Scene, rng: random.Random, key: str) -> tuple[Question, ...]:
-    """One question of each kind that a scene allows, no text twice; a question's id is ``KEY#KIND``."""
+    """Make one question of each kind that a scene allows, no text twice; a question's id is ``KEY#KIND``."""
     asked: dict[str, Question] = {}
     for kind, ask in _KINDS.items():
         pair = ask(scene, rng)
@@ -130,7 +130,7 @@ def _ask_relation(scene: Scene, rng: random.Random) -> tuple[str, str] | None:
 
 
 def _ask_neighbour(scene: Scene, rng: random.Random) -> tuple[str, str] | None:
-    """Asks for the only object that lies in a direction, by any distance."""
+    """Ask for the only object that lies in a direction from another one, at any distance."""
     candidates = []
     for b in scene.objects:
         for relation, distance in RELATIONS.items():

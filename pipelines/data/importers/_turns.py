@@ -1,5 +1,5 @@
-"""Conversations as other programs write them, as turns: LLaVA's JSON, ShareGPT, ms-swift, the messages of TRL and of
-OpenAI's API.
+"""Parses conversations that other programs write: LLaVA's JSON, ShareGPT, ms-swift, the messages of TRL and of OpenAI's
+API.
 
 A record has its turns under ``messages`` or ``conversations``, each with a role (``role`` or ``from``) and a text
 (``content`` or ``value``); or under ``prompt`` and ``completion``; or as ``query``, ``response``, ``history`` and
@@ -31,7 +31,7 @@ _PICTURES = ("images", "image")
 
 
 class BrokenTurn(NamedTuple):
-    """A turn that is left out, and with it all after it.
+    """A turn that cannot be read; it and all turns after it are left out.
 
     Attributes:
         number: of the turn, from 1.
@@ -43,7 +43,7 @@ class BrokenTurn(NamedTuple):
 
 
 class ParsedConversation(NamedTuple):
-    """What is valid of a record.
+    """The valid part of a conversation record.
 
     Attributes:
         turns: the turns up to the last reply of the assistant before the first broken turn.
@@ -57,7 +57,7 @@ class ParsedConversation(NamedTuple):
 
 
 def parse_conversation(record: Mapping[str, Any], column: str = "") -> ParsedConversation:
-    """The conversation of a record.
+    """Parse the conversation of a record.
 
     Args:
         column: where the turns are; "" for the usual names.
@@ -88,7 +88,7 @@ def parse_conversation(record: Mapping[str, Any], column: str = "") -> ParsedCon
 
 
 def _messages_of(record: Mapping[str, Any], column: str) -> Iterator[tuple[Any, Any]]:
-    """The role and the content of each turn, as they are written."""
+    """Return the role and the content of each turn, unparsed."""
     names = (column,) if column else _LISTS
     listed = next((record[name] for name in names if record.get(name) is not None), None)
     if listed is None and not column and record.get("prompt") is not None:
@@ -109,7 +109,7 @@ def _as_messages(value: Any, role: str) -> list[Any]:
 
 
 def _query_messages(record: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """ms-swift's form: what was said before, as pairs, then a question and its answer."""
+    """Convert ms-swift's form to messages: pairs of earlier turns, then a question and its answer."""
     pairs = [*(record.get("history") or []), (record["query"], record.get("response"))]
     messages = []
     for pair in pairs:
@@ -129,7 +129,7 @@ def _role_and_content(message: Any) -> tuple[Any, Any]:
 
 
 def _turn_of(role: Any, content: Any, pictures: list[Picture]) -> ConversationTurn:
-    """A turn; the pictures in its parts are added to ``pictures``."""
+    """Parse a turn; the pictures among its parts are appended to ``pictures``."""
     parts: list[str | None] = []
     for part in content if isinstance(content, list) else [content]:
         if part is None:
@@ -151,7 +151,7 @@ def _turn_of(role: Any, content: Any, pictures: list[Picture]) -> ConversationTu
 
 
 def _picture_of_part(part: Mapping[str, Any]) -> Picture | None:
-    """The picture that a part of a turn holds or names; None for a part that is the place of one alone."""
+    """Return the picture that a content part holds or names; None for a part that only marks the place of a picture."""
     for name in ("image", "image_url", "url", "path"):
         value = part.get(name)
         if isinstance(value, Mapping) and name == "image_url":
@@ -162,7 +162,7 @@ def _picture_of_part(part: Mapping[str, Any]) -> Picture | None:
 
 
 def _pictures_of(record: Mapping[str, Any]) -> list[Picture]:
-    """The pictures that lie beside the turns."""
+    """Return the pictures that a record holds beside its turns."""
     value = next((record[name] for name in _PICTURES if record.get(name) is not None), None)
     return [_to_picture(one) for one in (value if isinstance(value, list) else [] if value is None else [value])]
 
@@ -183,7 +183,7 @@ def _to_picture(value: Any) -> Picture:
 def _place_pictures(
     turns: list[ConversationTurn], pictures: list[Picture]
 ) -> tuple[list[ConversationTurn], list[Picture]]:
-    """The turns with a place for each picture: before the user's first text where they have none.
+    """Insert a place for each picture into the turns; before the user's first text if they have no places.
 
     Raises:
         SampleError: UNMATCHED_INPUT.

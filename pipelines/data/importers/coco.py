@@ -1,4 +1,4 @@
-"""COCO captions (Chen et al. 2015, arXiv:1504.00325) and VQA v2 (Goyal et al. 2017, arXiv:1612.00837).
+"""Imports COCO captions (Chen et al. 2015, arXiv:1504.00325) and VQA v2 (Goyal et al. 2017, arXiv:1612.00837).
 
 Both annotate COCO's images, so an image's captions and questions become one sample. Files are found at any depth by
 the names they are published under (2014 and 2017), or named by the settings.
@@ -39,7 +39,7 @@ from vlmodel.sample import Question, SampleTexts
 
 
 class SplitFiles(ConfigSection):
-    """Files of one split, relative to the source folder; an empty name is searched for."""
+    """The files of one split, relative to the source folder; a file with an empty name is searched for."""
 
     captions: str = ""
     """Captions, as captions_train2014.json."""
@@ -50,7 +50,7 @@ class SplitFiles(ConfigSection):
 
 
 class Config(Importer):
-    """Captions, questions, or both, with the images in any sub-folder or in a plain tar."""
+    """Settings of an import of captions, questions, or both, with the images in any sub-folder or in a plain tar."""
 
     kind: str = "coco"
     folder: Location
@@ -169,7 +169,7 @@ def _add_questions(
 
 
 def _read_annotator_answers(file: Path, unused: Counter[str]) -> dict[int, tuple[tuple[str, ...], str | None]]:
-    """All annotators' answers and their consensus, by question id."""
+    """Read all annotators' answers and their consensus, by question id."""
     by_question = {}
     for row in _read_json_document(file, "annotations", _reduce_record_to_answer)["annotations"]:
         match row:
@@ -186,7 +186,9 @@ def _read_annotator_answers(file: Path, unused: Counter[str]) -> dict[int, tuple
 
 
 def _reduce_record_to_answer(tree: dict[str, Any]) -> Any:
-    """One annotator's record becomes its answer: the 4.4 million dicts of VQA v2's train split would take gigabytes."""
+    """Replace the record of one annotator by its answer while parsing: the 4.4 million dicts of VQA v2's train split
+    would take gigabytes.
+    """
     return sys.intern(tree["answer"]) if isinstance(tree.get("answer"), str) and "question_id" not in tree else tree
 
 

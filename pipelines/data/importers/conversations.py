@@ -1,6 +1,6 @@
-"""Conversations about pictures, or of texts alone: LLaVA's JSON, ShareGPT, ms-swift's JSON lines, and ``messages`` in
-Parquet, as TRL and the data sets of Hugging Face have them (``_turns.py``). All records of one picture become one
-sample.
+"""Imports conversations about pictures, or of texts alone: LLaVA's JSON, ShareGPT, ms-swift's JSON lines, and
+``messages`` in Parquet as TRL and Hugging Face data sets have them (``_turns.py``). All records of one picture become
+one sample.
 
 Of a conversation with a broken turn what is before it is imported, and the turn is a reject with its reason.
 """
@@ -35,7 +35,9 @@ from vlmodel.sample import SampleTexts
 
 
 class Config(Importer):
-    """Each turn of the assistant is learned from, given the turns before it (``task.kind=converse``)."""
+    """Settings of an import of conversations. The task ``converse`` learns each turn of the assistant, given the turns
+    before it.
+    """
 
     kind: str = "conversations"
     file: Location
@@ -90,8 +92,8 @@ class Config(Importer):
     def _group_by_sample(
         self, file: Path, images: SourceImages | NoImages
     ) -> tuple[dict[str, _Sample], list[RejectedSample]]:
-        """Group the conversations by their pictures, in the order of first appearance; bytes of pictures are not
-        kept.
+        """Group the conversations by their pictures, in the order of first appearance; the bytes of pictures are not
+        kept in memory.
         """
         samples: dict[str, _Sample] = {}
         rejects = []
@@ -118,7 +120,7 @@ class Config(Importer):
         return samples, rejects
 
     def _pictures_by_input(self, pictures: tuple[Picture, ...]) -> dict[str, Picture]:
-        """The pictures of a conversation that are imported, by the names of their inputs."""
+        """Select the pictures of a conversation that are imported, by the names of their inputs."""
         if len(pictures) > len(self.pictures):
             detail = f"the conversation has {len(pictures)} pictures, and source.pictures = {self.pictures}"
             raise SampleError(FaultReason.UNMATCHED_INPUT, f"{detail} names {len(self.pictures)}")
@@ -181,7 +183,7 @@ class Config(Importer):
 
 @dataclass
 class _Sample:
-    """Conversations about the same pictures.
+    """The conversations about the same pictures, which become one sample.
 
     Attributes:
         number: of its first record.

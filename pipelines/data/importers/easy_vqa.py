@@ -1,4 +1,4 @@
-"""easy-VQA: ``data/{train,test}/questions.json`` and 64x64 PNGs (github.com/vzhou842/easy-VQA).
+"""Imports easy-VQA: ``data/{train,test}/questions.json`` and 64x64 PNGs (github.com/vzhou842/easy-VQA).
 
 The images of a split lie in ``data/SPLIT/images/`` or in ``SPLIT_images.tar``. ``questions.json`` is one list of
 ``[question, answer, image id]``; image ids restart in each split.
@@ -22,7 +22,9 @@ from vlmodel.sample import Question, SampleTexts
 
 
 class Config(Importer):
-    """The complete data set or any in its layout; a ``val`` split beside ``train`` and ``test`` is read too."""
+    """Settings of an import of easy-VQA or any data set in its layout; a ``val`` split beside ``train`` and ``test`` is
+    read too.
+    """
 
     kind: str = "easy_vqa"
     folder: Location

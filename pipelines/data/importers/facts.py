@@ -1,4 +1,6 @@
-"""The facts of a store as texts that are learned: for models that know them by heart (``vlmodel/tasks/triples.py``)."""
+"""Imports the facts of a store as texts to be learned, for models that know them by heart
+(``vlmodel/tasks/triples.py``).
+"""
 
 from __future__ import annotations
 
@@ -25,8 +27,9 @@ _SPLITS = ("val", "test")
 
 
 class Config(Importer):
-    """Each fact is a sample without inputs: its text as a caption, and as a question of head and relation, whose answer
-    is the tail. What is learned of them changes with a training only, and not with an edit of the store.
+    """Settings of an import of facts. Each fact becomes a sample without inputs: its text is a caption; head and
+    relation are a question, whose answer is the tail. A model learns a changed fact only by a new training, not when
+    the store is edited.
     """
 
     kind: str = "facts"
@@ -70,7 +73,7 @@ def _samples(table: lance.LanceDataset) -> Iterator[SourceSample]:
 
 
 def question_of(fact: Fact) -> str:
-    """A fact without its tail.
+    """Make a question of a fact: its head and relation, without the tail.
 
     >>> question_of(Fact("1", "strawberry", "HasProperty", "red", "strawberry has property red"))
     'strawberry has property'

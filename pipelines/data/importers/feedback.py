@@ -1,4 +1,4 @@
-"""A day of corrections that a service was sent (pipelines/records/corrections.py)."""
+"""Imports a day of corrections that a service received (pipelines/records/corrections.py)."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from vlmodel.sample import Question, SampleTexts
 
 
 class Config(Importer):
-    """A picture with all its corrections is one sample, of split train.
+    """Settings of an import of corrections: a picture with all corrections of it becomes one sample of split train.
 
     Of one sender's answers to one question the last counts; of several senders' answers the most common one is the
     target, and all are stored.

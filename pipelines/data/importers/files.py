@@ -1,4 +1,6 @@
-"""A folder of files of one input, such as recordings, clips or series; their paths may say class, group and split."""
+"""Imports a folder of files of one input, such as sounds, videos or series; their paths may tell class, group and
+split.
+"""
 
 from __future__ import annotations
 
@@ -39,7 +41,9 @@ _GROUPS = ("class", "group", "split")
 
 
 class Config(Importer):
-    """Each file of the input's medium is a sample; its path in the folder, without the extension, is the key."""
+    """Settings of an import of files. Each file of the input's medium becomes a sample, whose key is the file's path in
+    the folder, without the extension.
+    """
 
     kind: str = "files"
     inputs: InputNames = ("audio",)
@@ -89,7 +93,7 @@ class Config(Importer):
 
     @property
     def name(self) -> str:
-        """Of the input."""
+        """The name of the input."""
         return next(iter(input_requirements(self.inputs).keys() - {TEXT}))
 
     def fingerprint(self) -> str:
@@ -132,7 +136,7 @@ class Config(Importer):
                 yield SourceSample(split, key_of_image(path), inputs, SampleTexts(label=label), extra)
 
     def _match_path(self, path: str) -> dict[str, str]:
-        """The text that each named group of the pattern matches in a path."""
+        """Match a path against the pattern; returns the text that each named group matches."""
         if not self.pattern:
             return {}
         match = re.search(self.pattern.replace("(?P<class>", "(?P<class_>"), path)

@@ -1,4 +1,5 @@
-"""Flickr8k (Hodosh, Young, Hockenmaier 2013, JAIR 47) and Flickr30k (Young et al. 2014, TACL 2): captions by file name.
+"""Imports Flickr8k (Hodosh, Young, Hockenmaier 2013, JAIR 47) and Flickr30k (Young et al. 2014, TACL 2): captions by
+file name.
 
 Captions come as a token file (``NAME.jpg#0<TAB>caption``) or as CSV with a header (``image,caption``, or
 ``image_name| comment_number| comment``). Splits come as lists of image names, one a line.
@@ -49,7 +50,9 @@ _UNLISTED = "images with captions that are in no list of a split"
 
 
 class Config(Importer):
-    """Without any list of a split, all images are of split train; an image that is in no list is left out."""
+    """Settings of an import of Flickr. Without any list of a split all images are of split train; with lists, images in
+    none are left out.
+    """
 
     kind: str = "flickr"
     folder: Location
@@ -106,7 +109,7 @@ class Config(Importer):
 
 
 def _read_captions(file: Path) -> tuple[dict[str, list[str]], list[RejectedSample]]:
-    """Captions by image name, in the file's order; and a reject for each line without a caption."""
+    """Read the captions by image name, in the file's order, and a reject for each line without a caption."""
     captions: dict[str, list[str]] = {}
     rejects = []
     with open_text_file(file) as lines:
@@ -122,7 +125,7 @@ def _read_captions(file: Path) -> tuple[dict[str, list[str]], list[RejectedSampl
 
 
 def _iterate_caption_rows(file: Path, lines: TextIO) -> Iterator[tuple[int, tuple[str, str] | SampleError]]:
-    """(line number, (image name, caption) or what is wrong with the line).
+    """Yield (line number, (image name, caption) or what is wrong with the line).
 
     A caption that is the last cell may hold the delimiter.
     """
@@ -177,7 +180,7 @@ def _read_split_list(file: Path) -> list[str]:
 
 
 def _normalize_image_name(name: str) -> str:
-    """One spelling of an image's name, by which captions, lists and files are matched."""
+    """Convert an image's name to the spelling by which captions, lists and files are matched."""
     return unicodedata.normalize("NFC", posixpath.normpath(name)) if name else ""
 
 

@@ -1,4 +1,6 @@
-"""A folder or a plain tar of images, and files of other inputs beside them; for texts but classes see ``table``."""
+"""Imports a folder or a plain tar of images, and files of other inputs beside them; for texts other than classes use
+``table``.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,8 @@ from vlmodel.sample import SampleTexts
 
 
 class Config(Importer):
-    """Each image is a sample; its path in the folder, without the extension, is the key.
+    """Settings of an import of images. Each image becomes a sample, whose key is the image's path in the folder,
+    without the extension.
 
     Links are followed, to folders elsewhere too, and each folder and each file is read once. Hidden files, and files
     that are no images by their names, are skipped and counted. Where ``inputs`` names others than the image, as

@@ -1,4 +1,5 @@
-"""A data set of Hugging Face, as it lies on disk: what ``save_to_disk`` wrote, or the Parquet files of a download.
+"""Imports a data set of Hugging Face from disk: the files that ``save_to_disk`` wrote, or the Parquet files of a
+download.
 
 Neither the package ``datasets`` nor a network is needed: the files are Arrow's and Parquet's, and say in the metadata
 of their schemas which columns are images and what the numbers of a class column mean.
@@ -39,7 +40,7 @@ Feature = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class _File:
-    """A file of rows: Parquet, or Arrow's stream or file.
+    """A file of rows: Parquet, or an Arrow stream or file.
 
     Attributes:
         split: of its rows.
@@ -71,7 +72,7 @@ class _File:
                 yield from chosen.slice(start, _ROWS_AT_ONCE).to_pylist()
 
     def features(self) -> dict[str, Feature]:
-        """What the data set says of its columns, {} where it says nothing."""
+        """Return the data set's own description of its columns; {} if it has none."""
         schema = self.schema()
         stored = json.loads((schema.metadata or {}).get(_METADATA, b"{}")).get("info", {}).get("features")
         if stored is None and (info := self.path.with_name(_INFO)).is_file():
@@ -80,7 +81,9 @@ class _File:
 
 
 class Config(RowImporter):
-    """A row for each image, or several. The split of a row is that of its file, by the names of folders and files."""
+    """Settings of an import of a Hugging Face data set with one row or several for each image. The split of a row is
+    that of its file, by the names of folders and files.
+    """
 
     kind: str = "hf_dataset"
     folder: Location
@@ -130,7 +133,7 @@ class Config(RowImporter):
                 raise DataError(f"{file.path} cannot be read ({error}); download it again, or save it again") from None
 
     def _with_columns_of_features(self) -> Config:
-        """The settings with the columns that the data set's own description names."""
+        """Return the settings with the columns that the data set's own description names."""
         files = self._find_files()
         features: dict[str, Feature] = {}
         for file in files:
@@ -151,7 +154,7 @@ class Config(RowImporter):
         return self.model_copy(update={"image": image, "label": label, "split": self.split or SPLIT_OF_FILE})
 
     def _choose_column(self, features: Mapping[str, Feature], kind: str, setting: str) -> str:
-        """The only column of a kind, or of several the one of the setting's name; "" where there is none."""
+        """Choose the only column of a type, or among several the one with the setting's name; "" if there is none."""
         found = [name for name, feature in features.items() if _is_of_kind(feature, kind)]
         if len(found) > 1 and setting not in found:
             raise DataError(
@@ -161,7 +164,7 @@ class Config(RowImporter):
         return setting if setting in found else next(iter(found), "")
 
     def _find_files(self) -> list[_File]:
-        """The files with their splits.
+        """List the files with their splits.
 
         Raises:
             DataError: there are none, or those of several configurations.
@@ -203,18 +206,18 @@ class Config(RowImporter):
 
 
 def _saved_files(folder: Path) -> list[Path]:
-    """The files that ``save_to_disk`` wrote into a folder, in order."""
+    """List the files that ``save_to_disk`` wrote into a folder, in order."""
     return [folder / Path(file["filename"]).name for file in load_json(folder / _STATE).get("_data_files", [])]
 
 
 def _split_of(path: str, name: str) -> str:
-    """The split that a folder of a file's path, or else the file's name, says; train where none does."""
+    """Find the split that a folder of a file's path, or else the file's name, says; train if none does."""
     folders = (parse_split_name(step) for step in reversed(path.split("/")[:-1]))
     return next((split for split in folders if split is not None), None) or split_in_tar_name(name) or "train"
 
 
 def _open_arrow(path: Path) -> Any:
-    """An Arrow stream, as ``save_to_disk`` writes, or an Arrow file, mapped into memory."""
+    """Open an Arrow stream, as ``save_to_disk`` writes it, or an Arrow file, mapped into memory."""
     try:
         return pa.ipc.open_stream(pa.memory_map(str(path)))
     except pa.ArrowInvalid:
@@ -222,7 +225,7 @@ def _open_arrow(path: Path) -> Any:
 
 
 def _is_of_kind(feature: Any, kind: str) -> bool:
-    """Whether a feature is of a kind, or a list of such."""
+    """Whether a feature of the data set has a type, or is a list of that type."""
     if isinstance(feature, list):
         return len(feature) == 1 and _is_of_kind(feature[0], kind)
     if not isinstance(feature, Mapping):
@@ -231,7 +234,7 @@ def _is_of_kind(feature: Any, kind: str) -> bool:
 
 
 def _to_plain_cell(name: str, cell: Any, features: Mapping[str, Feature]) -> Any:
-    """A class's name in the place of its number, and the only image of a list."""
+    """Replace a class's number by its name, and a list of one image by the image."""
     feature = features.get(name)
     if isinstance(cell, list) and _is_of_kind(feature, "Image"):
         if len(cell) > 1:

@@ -1,4 +1,5 @@
-"""Drawn scenes: a few objects on a soft ground, with captions and questions whose answers are known.
+"""Generates a data set of drawn scenes: a few objects on a plain background, with captions and questions whose answers
+are known.
 
 The default source: it needs no download. A scene is a pure function of (seed, split, number), so any part of a data set
 can be drawn again, anywhere. Questions are chosen so that their text alone tells little of the answer: the answer is
@@ -24,7 +25,7 @@ _VERSION = 2
 
 
 class Config(Importer):
-    """How many scenes to draw, and how large."""
+    """Settings of how many scenes to draw, and how large."""
 
     kind: str = "scenes"
     seed: int = 0
@@ -52,7 +53,7 @@ class Config(Importer):
                 yield self.scene_sample(split, number)
 
     def scene_sample(self, split: str, number: int) -> SourceSample:
-        """The sample of the scene with this number."""
+        """Draw the sample of the scene with this number."""
         # Seeding by a string is stable across machines and processes; a tuple's hash is not.
         rng = random.Random(f"{self.seed}/{split}/{number}")
         scene: Scene = draw_scene(rng)

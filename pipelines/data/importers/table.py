@@ -1,4 +1,5 @@
-"""A table (CSV, TSV, JSON lines or Parquet) with an image and text columns; all rows of one image become one sample.
+"""Imports a table (CSV, TSV, JSON lines or Parquet) with an image and text columns; all rows of one image become one
+sample.
 
 Without images (``source.inputs=text``) each row is a sample. Columns of further inputs name their files.
 """
@@ -35,7 +36,7 @@ _SPREADSHEETS = (".xlsx", ".xls", ".xlsm", ".ods", ".numbers")
 
 
 class Config(RowImporter):
-    """A row for each image, or several: see ``RowImporter``."""
+    """Settings of an import of a table with one row or several for each image, see ``RowImporter``."""
 
     kind: str = "table"
     file: Location
@@ -128,7 +129,9 @@ class Config(RowImporter):
                     yield SourceRow(place, number, dict(zip(columns, cells, strict=True)))
 
     def _detect_delimiter(self, file: Path, first: str) -> str:
-        """The usual delimiter of the file's kind, or the one by which its first line has the columns."""
+        """Detect the delimiter: the usual one of the file's type, or the one by which its first line has the
+        columns.
+        """
         usual = "," if file.suffix.lower() == ".csv" else "\t"
         by_delimiter = {mark: split_line_into_cells(first.rstrip("\r\n"), mark) for mark in (usual, *DELIMITERS)}
         if self.header:

@@ -1,4 +1,4 @@
-"""Series of the UEA archive (Bagnall et al. 2018, arXiv:1811.00075): NAME_TRAIN.ts and NAME_TEST.ts."""
+"""Imports series of the UEA archive (Bagnall et al. 2018, arXiv:1811.00075): NAME_TRAIN.ts and NAME_TEST.ts."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _SPLITS = {"_TRAIN.ts": "train", "_TEST.ts": "test"}
 
 
 class Config(Importer):
-    """Each line is a sample: its series, and its class."""
+    """Settings of an import of a UEA data set. Each line becomes a sample with a series and its class."""
 
     kind: str = "uea"
     inputs: InputNames = ("series", TEXT)
@@ -54,7 +54,7 @@ class Config(Importer):
 
 
 def _read_data_lines(file: Path) -> list[str]:
-    """The lines after ``@data``.
+    """Yield the lines after ``@data``.
 
     Raises:
         DataError: there are none, or what these are is not read here.
@@ -84,7 +84,7 @@ def _iterate_samples(lines_of: dict[Path, list[str]]) -> Iterator[SourceSample |
 
 
 def _parse_series_line(line: str) -> tuple[np.ndarray, str]:
-    """(T, C), and the class: channels are separated by colons, and the class comes last."""
+    """Parse a line to a series (T, C) and its class: channels are separated by colons, and the class comes last."""
     *channels, label = (part.strip() for part in line.split(":"))
     if not channels or not label:
         raise SampleError(FaultReason.MISSING_TEXT, f"{line:.40}... has no class behind its channels")

@@ -1,1 +1,1 @@
-"""The import: what a source offers, and how it becomes a folder of tars."""
+"""The import: the interface of importers, and writing a source's samples as a folder of tars."""

@@ -1,5 +1,5 @@
-"""The interface of importers: a source of samples is a part (``pipelines/data/importers/KIND.py`` with a ``Config``)
-whose settings say where it is, and which reads itself.
+"""The interface of importers. An importer is a part (``pipelines/data/importers/KIND.py`` with a ``Config``) whose
+settings say where a source is, and which reads the source's samples.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class RejectedSample(NamedTuple):
 
 
 class SourceContents(NamedTuple):
-    """A source opened for reading.
+    """A source that was opened for reading: its samples and rejects.
 
     Attributes:
         total: number of its samples.
@@ -67,7 +67,7 @@ class SourceContents(NamedTuple):
 
 
 class Importer(PartConfig):
-    """Base of every importer's settings."""
+    """The base class of every importer's settings."""
 
     inputs: InputNames = PAIRS
     """What is imported of each sample, as ["image", "text"], ["text"] or ["image"]; those with ? may be missing, others
@@ -79,7 +79,7 @@ class Importer(PartConfig):
     key where they have none. A share for validation is data.index.validation_fraction."""
 
     def split_of(self, sample: SourceSample, test_fraction: float) -> str:
-        """The split of a sample: its own, or test for a share of the train samples.
+        """Return the split of a sample: its own, or test for a share of the train samples.
 
         Raises:
             DataError: a share becomes test, and the sample is of a split test of the source's own.
@@ -101,7 +101,7 @@ class Importer(PartConfig):
 
     @abstractmethod
     def fingerprint(self) -> str:
-        """A hash of the source's files without reading them.
+        """Compute a hash of the source's files without reading them.
 
         Raises:
             DataError: the source, or a part of it that is needed, does not exist.
@@ -109,7 +109,7 @@ class Importer(PartConfig):
 
     @abstractmethod
     def read(self) -> SourceContents:
-        """Open the source.
+        """Open the source for reading.
 
         Raises:
             DataError: as ``fingerprint``, or an annotation file that cannot be used as a whole.

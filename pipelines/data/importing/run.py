@@ -1,4 +1,4 @@
-"""The import: any source becomes a folder of WebDataset tars, complete or absent."""
+"""The import: writes any source as a folder of WebDataset tars, either completely or not at all."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class SplitCounts:
 
 @dataclass
 class ImportSummary:
-    """The contents of the folder after an import.
+    """Counts of what a folder contains after an import.
 
     Attributes:
         splits: counts by split.
@@ -154,7 +154,7 @@ def _write_tars(config: Importer, contents: SourceContents, folder: Path, progre
 
 
 def describe_counts(counts: Mapping[str, int]) -> str:
-    """Counts by kind in words, the most frequent first."""
+    """Describe counts by kind in words, the most frequent first."""
     return ", ".join(f"{count:,} {kind}" for kind, count in sorted(counts.items(), key=lambda item: -item[1]))
 
 
@@ -169,7 +169,7 @@ def _missing_split_remedy(config: Importer, rejected: Counter[str]) -> str:
 def _write_sample(
     sample: SourceSample, writers: dict[str, ShardWriter], summary: ImportSummary, sample_of_file: dict[str, str]
 ) -> RejectedSample | None:
-    """Write one sample and count it. Returns what is wrong with it, if it cannot be written.
+    """Write one sample and count it. Returns what is wrong with it if it cannot be written.
 
     Args:
         sample_of_file: by image file, a description of its sample.
@@ -201,7 +201,7 @@ def _write_sample(
 
 
 def _optional_setting_defaults(config: Importer) -> dict[str, Any]:
-    """The defaults of all settings: a manifest may be older than some of them."""
+    """Return the defaults of all settings, as a manifest may be older than some of them."""
     fields = type(config).model_fields
     optional = {name: field.get_default(call_default_factory=True) for name, field in fields.items()}
     tree = dump_config(config.model_copy(update={n: v for n, v in optional.items() if not fields[n].is_required()}))
@@ -209,7 +209,7 @@ def _optional_setting_defaults(config: Importer) -> dict[str, Any]:
 
 
 def _find_finished_import(out: Path, identity: dict[str, Any], defaults: dict[str, Any]) -> ImportSummary | None:
-    """The summary of the import that ``identity`` describes if it was finished before; None if ``out`` is empty.
+    """Return the summary of the import that ``identity`` describes if it was finished before; None if ``out`` is empty.
 
     Args:
         defaults: of settings that the manifest may not have.

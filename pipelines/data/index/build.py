@@ -1,4 +1,4 @@
-"""Building the index: a Ray Data pass with one task a shard, then what only all shards together show."""
+"""Builds the index: a Ray Data pass with one task for each shard, then the checks that need all shards together."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def build_index(
     force: bool = False,
     report_progress: Callable[[int, int], None] | None = None,
 ) -> Index:
-    """Index the tars of a folder by Ray Data, a task a shard; unchanged shards are not read again.
+    """Index the tars of a folder by Ray Data, one task for each shard; unchanged shards are not read again.
 
     Keys are unique within the shards of one split: where two shards have the same key, the first by name keeps it, and
     the other's sample is a DUPLICATE_KEY. (Train and test may both have a sample "0".)
@@ -129,7 +129,7 @@ def _index_hash(shards: Sequence[Summary], scan: Mapping[str, Any], assignment: 
 
 
 def _media_of_inputs(tars: str, shards: Sequence[Summary]) -> dict[str, str]:
-    """The medium of each input that samples have, without texts.
+    """Map each input that any sample has to its medium, texts left out.
 
     Raises:
         DataError: two shards have one input in two media.
@@ -151,7 +151,7 @@ def _unreadable_shard_fault(name: str, problem: str) -> dict[str, Any]:
 
 
 def _version_hashes(folder: Folder) -> list[str]:
-    """The hashes of the stored versions of an index, the newest last; versions of another format are deleted."""
+    """List the hashes of the stored versions of an index, the newest last; versions of another format are deleted."""
     try:
         facts = json.loads(folder.read(f"{FOLDER}/index.json"))
     except (FileNotFoundError, NotADirectoryError, ValueError):
@@ -166,7 +166,7 @@ def _version_hashes(folder: Folder) -> list[str]:
 
 
 def require_tars(tars: str) -> None:
-    """What ``build_index`` finds out first, for those who must start a cluster before they call it.
+    """Raise the errors that ``build_index`` would raise first, for callers that must start a cluster before.
 
     Raises:
         DataError: there are no tars.
@@ -190,7 +190,7 @@ def _find_tars(folder: Folder) -> list[FileStamp]:
 
 
 def _require_writable_folder(folder: Folder) -> None:
-    """Refuse a folder that cannot be written, before hours of reading and not after."""
+    """Raise an error now if the folder cannot be written, instead of after hours of reading."""
     probe = f"{FOLDER}/.writable"
     try:
         folder.write(probe, b"")

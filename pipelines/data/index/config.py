@@ -1,4 +1,4 @@
-"""Settings of the index: what makes a sample valid, and how many faults are tolerated."""
+"""Settings of the index: which samples are valid, and how many faults are tolerated."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Patterns = Annotated[list[str], BeforeValidator(lambda value: [value] if isinsta
 
 
 class IndexConfig(ConfigSection):
-    """What makes a sample valid, and how many faults are tolerated."""
+    """Settings of which samples are valid, and of how many faults are tolerated."""
 
     validation_fraction: float = Field(0.1, ge=0, lt=1)
     """Share of the train samples that becomes the validation split, where no tar is of split val. They are chosen by
@@ -63,6 +63,6 @@ class IndexConfig(ConfigSection):
 
     @property
     def scan(self) -> dict[str, Any]:
-        """The settings that decide which samples are valid."""
+        """Return the settings that decide which samples are valid."""
         names = {*CheckLimits.model_fields, "max_letters", "max_texts", "inputs"}
         return self.model_dump(mode="json", include=names)

@@ -1,4 +1,4 @@
-"""What is wrong with a sample or a shard: a row of the quarantine."""
+"""Describes what is wrong with a sample or a shard: a row of the quarantine."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ FAULT_SCHEMA = pa.schema(
 
 @dataclass(frozen=True)
 class QuarantineEntry:
-    """One row of the quarantine.
+    """One row of the quarantine: a fault of a sample or a shard.
 
     Attributes:
         key: of the sample; None where there is no sample (a stray link, an unreadable shard).
@@ -49,5 +49,5 @@ class QuarantineEntry:
 
 
 def fault_table(shard: str, faults: Sequence[QuarantineEntry]) -> pa.Table:
-    """The faults of one shard as a table of ``FAULT_SCHEMA``."""
+    """Build a table of ``FAULT_SCHEMA`` from the faults of one shard."""
     return pa.Table.from_pylist([fault.to_row(shard) for fault in faults], FAULT_SCHEMA)

@@ -47,8 +47,8 @@ _PART = re.compile(r"(?P<shard>.+\.tar)\.(?P<sha256>[0-9a-f]{16})-(?P<scan>[0-9a
 
 
 class IndexPartName(NamedTuple):
-    """The name of the part of an index that describes one tar. It names all that this depends on, so that versions can
-    share it.
+    """The name of the index file that describes one tar. It contains everything on which the file depends, so that
+    versions can share it.
 
     Attributes:
         shard: name of the tar.
@@ -72,32 +72,32 @@ class IndexPartName(NamedTuple):
 
 
 def hash_of_scan_settings(scan: Mapping[str, Any]) -> str:
-    """A short hash of the settings that decide which samples are valid."""
+    """Hash the settings that decide which samples are valid, to a short string."""
     return hashlib.sha256(json.dumps([FORMAT, dict(scan)], sort_keys=True).encode()).hexdigest()[:8]
 
 
 def samples_file(part: str) -> str:
-    """The file of a part's valid samples, within the folder of the tars."""
+    """The path of the table of a tar's valid samples, within the folder of the tars."""
     return f"{FOLDER}/samples/{part}.parquet"
 
 
 def faults_file(part: str) -> str:
-    """The file of a part's faults, if it has any."""
+    """The path of the table of a tar's faults, which exists if the tar has any."""
     return f"{FOLDER}/faults/{part}.parquet"
 
 
 def version_file(index_hash: str) -> str:
-    """The file of the shards and the facts of a version of the index."""
+    """The path of the table of shards and facts of a version of the index."""
     return f"{FOLDER}/versions/{index_hash}.parquet"
 
 
 def quarantine_file(index_hash: str = "") -> str:
-    """The file of a version's quarantine or, without a version, of the last job's, even if that failed."""
+    """The path of a version's quarantine or, without a version, of the last job's, even if that failed."""
     return f"{FOLDER}/versions/{index_hash}.quarantine.parquet" if index_hash else f"{FOLDER}/quarantine.parquet"
 
 
 def drop_rows(table: pa.Table, rows: Sequence[int]) -> pa.Table:
-    """The table less some of its rows."""
+    """Return a table without some of its rows."""
     if not rows:
         return table
     keep = np.ones(table.num_rows, np.bool_)
@@ -126,12 +126,12 @@ def _count_present(present: pa.ChunkedArray, splits: NDArray[np.str_]) -> dict[s
 
 
 def sample_counts_by_split(shard: Mapping[str, Any]) -> dict[str, int]:
-    """The number of samples of a shard by split, without splits that have none."""
+    """Return the number of samples of a shard by split, without splits that have none."""
     return {split: sum(counts.values()) for split, counts in json.loads(shard["present"]).items()}
 
 
 def total_sample_count(shard: Mapping[str, Any]) -> int:
-    """The number of all samples of a shard."""
+    """Return the number of all samples of a shard."""
     return sum(sample_counts_by_split(shard).values())
 
 
@@ -141,19 +141,19 @@ def read_indexed_samples(folder: Folder, part: str, columns: Sequence[str]) -> p
 
 
 def read_table(data: bytes, columns: Sequence[str] | None = None) -> pa.Table:
-    """The table of a Parquet file, or some of its columns."""
+    """Read a table from the bytes of a Parquet file, or some of its columns."""
     return pq.ParquetFile(pa.BufferReader(data)).read(columns)
 
 
 def to_parquet_bytes(table: pa.Table, facts: Mapping[str, Any]) -> bytes:
-    """The table as a Parquet file with ``facts`` in its metadata."""
+    """Write a table as the bytes of a Parquet file with ``facts`` in its metadata."""
     out = io.BytesIO()
     pq.write_table(table.replace_schema_metadata({"facts": json.dumps(dict(facts))}), out, compression="zstd")
     return out.getvalue()
 
 
 def read_table_metadata(table: pa.Table) -> dict[str, Any]:
-    """The ``facts`` of a table from ``to_parquet_bytes``; {} where there are none."""
+    """Return the ``facts`` of a table that ``to_parquet_bytes`` wrote; {} if there are none."""
     stored = (table.schema.metadata or {}).get(b"facts")
     facts: dict[str, Any] = json.loads(stored) if stored else {}
     return facts

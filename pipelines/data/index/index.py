@@ -1,4 +1,5 @@
-"""The index of a folder of tars: where each sample lies, what it holds, which split it is in, and what was left out.
+"""The opened index of a folder of tars: where each sample lies, what it holds, which split it is in, and what was left
+out.
 
 It lies beside the tars, in ``_index/``:
 
@@ -52,7 +53,7 @@ from pipelines.storage.folder import Folder
 
 @dataclass(frozen=True)
 class SplitAssignment:
-    """The rule by which train samples become validation samples.
+    """The rule that moves some train samples to the validation split.
 
     Attributes:
         fraction: share of the train samples; 0 where there is a shard of the validation split.
@@ -61,7 +62,7 @@ class SplitAssignment:
     fraction: float
 
     def assign_splits(self, shard_split: str, split_hash: NDArray[np.uint64]) -> NDArray[np.str_]:
-        """The split of each sample of a shard."""
+        """Return the split of each sample of a shard."""
         splits = np.full(len(split_hash), shard_split, "<U5")
         if shard_split == "train" and self.fraction:
             splits[split_hash < np.uint64(int(self.fraction * 2**64))] = "val"
@@ -70,7 +71,7 @@ class SplitAssignment:
 
 @dataclass(frozen=True)
 class IndexedShard:
-    """A tar that the index describes. The mappings are by split, without splits that it has no sample of.
+    """A tar that the index describes. Its mappings are by split, without splits of which it has no sample.
 
     Attributes:
         name: file name.
@@ -96,11 +97,11 @@ class IndexedShard:
 
     @property
     def sample_counts(self) -> dict[str, int]:
-        """Number of samples of each split."""
+        """The number of samples of each split."""
         return {split: sum(counts.values()) for split, counts in self.present.items()}
 
     def count(self, usable: CanUse, split: str = "") -> int:
-        """Number of the samples of a split, or of all, that are of use."""
+        """Count the usable samples of a split, or of all splits."""
         of_splits = [self.present.get(split, {})] if split else self.present.values()
         return sum(count for counts in of_splits for present, count in counts.items() if usable(present))
 
@@ -148,7 +149,7 @@ class Index:
 
     @classmethod
     def newest(cls, tars: str) -> str:
-        """The hash of the newest version of the index beside the tars; the errors of ``open``."""
+        """Return the hash of the newest version of the index beside the tars; raises the errors of ``open``."""
         remedy = _index_job_command(tars)
         try:
             facts = json.loads(Folder(tars).read(f"{FOLDER}/index.json"))
@@ -174,14 +175,14 @@ class Index:
         return {k: v for k, v in self.__dict__.items() if k not in ("shards", "_shards_by_name")}
 
     def shard(self, name: str) -> IndexedShard:
-        """Raises DataError where no shard with samples has this name."""
+        """Return the shard with this name; raises DataError if no shard with samples has it."""
         try:
             return self._shards_by_name[name]
         except KeyError:
             raise DataError(f"the index of {self.tars!r} has no samples of shard {name!r}") from None
 
     def rows(self, shard: str) -> pa.Table:
-        """The rows of a shard's samples, in tar order; read anew at every call.
+        """Read the rows of a shard's samples, in tar order, from storage at every call.
 
         The columns are those of ``sample_schema``, with ``split`` in the place of ``key_hash``. All shards have the
         columns of all ``inputs``.
@@ -205,7 +206,7 @@ class Index:
         return table.set_column(1, "split", pa.array(splits, pa.string())).replace_schema_metadata()
 
     def _with_columns_of_inputs(self, table: pa.Table) -> pa.Table:
-        """The table with the columns of exactly these inputs, null if they were absent."""
+        """Return the table with the columns of exactly these inputs; columns that were absent are null."""
         columns = {
             f"{name}.{column}": kind
             for name, medium in self.inputs.items()
@@ -227,12 +228,12 @@ class Index:
 
     @property
     def inputs(self) -> dict[str, str]:
-        """The medium of each input that samples have, without texts."""
+        """Map each input that any sample has to its medium, texts left out."""
         return dict(self._facts["inputs"])
 
     @property
     def input_requirements(self) -> dict[str, bool]:
-        """The inputs that were read, texts among them, and whether each is required of every sample
+        """Map each input that was read, texts among them, to whether every sample must have it
         (``IndexConfig.inputs``).
         """
         return input_requirements(self._facts["scan"]["inputs"])
@@ -242,7 +243,7 @@ class Index:
         return dict(self._facts["passed_over"])
 
     def count(self, usable: CanUse, split: str = "") -> int:
-        """Number of the samples of a split, or of all, that are of use."""
+        """Count the usable samples of a split, or of all splits."""
         return sum(shard.count(usable, split) for shard in self.shards)
 
     def counts(self) -> dict[str, int]:
@@ -250,8 +251,8 @@ class Index:
         return {split: self.count(lambda present: True, split) for split in SPLITS}
 
     def quarantine(self) -> pa.Table:
-        """The faults for which samples were left out: shard, key, member, offset (bytes), reason, detail; in tar
-        order.
+        """The table of faults for which samples were left out: shard, key, member, offset (bytes), reason, detail; in
+        tar order.
         """
         return read_table(self.folder.read(quarantine_file(self.hash)))
 
@@ -260,11 +261,11 @@ class Index:
         return dict(self._facts["quarantine"])
 
     def survey(self) -> dict[str, Any]:
-        """Statistics of all samples, such as repeated inputs (``pipelines.data.index.survey``)."""
+        """Compute statistics of all samples, such as how many inputs are repeated (``pipelines.data.index.survey``)."""
         return dict(self._facts["survey"])
 
     def report(self) -> str:
-        """A description of the index for a terminal, by ``describe_index``."""
+        """Describe the index for a terminal, by ``describe_index``."""
         return describe_index(self, self._table)
 
 

@@ -1,4 +1,4 @@
-"""Indexing one shard: its part of the index is written once, with the hash and the stamp of the tar inside.
+"""Indexes one shard: writes its part of the index once, under a name with the tar's hash and file stamp.
 
 So an interrupted job continues where it was, and a shard with an unchanged stamp is not read again.
 """
@@ -91,7 +91,7 @@ def index_shard(
 
 
 def index_parts_by_shard(folder: Folder) -> dict[str, list[str]]:
-    """The names of the index's existing parts, by shard."""
+    """Map each shard to the names of its existing index parts."""
     parts: dict[str, list[str]] = {}
     for file in folder.files(f"{FOLDER}/samples"):
         if part := IndexPartName.parse(file.name):
@@ -100,7 +100,7 @@ def index_parts_by_shard(folder: Folder) -> dict[str, list[str]]:
 
 
 def _unchanged_samples(folder: Folder, file: FileStamp, config: IndexConfig, parts: Sequence[str]) -> pa.Table | None:
-    """The shard's samples as an earlier job indexed them, if the tar and the settings are the same."""
+    """Read the shard's samples from an earlier index if the tar and the settings are the same."""
     if not file.stamp:
         return None
     for part in parts:

@@ -1,4 +1,4 @@
-"""Whether an index has more faults than are tolerated."""
+"""Checks that an index has no more faults than are tolerated."""
 
 from __future__ import annotations
 

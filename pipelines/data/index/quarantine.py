@@ -1,4 +1,4 @@
-"""The quarantine, what was left out of an index: counted and described for people."""
+"""Counts and describes the quarantine, which lists the samples that were left out of an index."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _EXAMPLES = 3
 
 
 def count_reasons(quarantine: pa.Table) -> dict[str, int]:
-    """The number of faults in a quarantine by reason."""
+    """Count the faults in a quarantine by reason."""
     return dict(sorted(Counter(quarantine["reason"].to_pylist()).items()))
 
 

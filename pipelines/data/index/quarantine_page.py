@@ -1,4 +1,4 @@
-"""The quarantine as an HTML page: counts, and each fault with its image or, where there is none, its first bytes."""
+"""Renders the quarantine as an HTML page: counts, and each fault with its image or, without one, its first bytes."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _READERS = 16
 
 
 def render_quarantine_page(folder: Folder, quarantine: pa.Table, samples: Mapping[str, int]) -> str:
-    """The page.
+    """Render the quarantine as an HTML page.
 
     Args:
         folder: of the tars; the faulty members are read from it.
@@ -62,7 +62,7 @@ def render_quarantine_page(folder: Folder, quarantine: pa.Table, samples: Mappin
 
 
 def _value_counts(quarantine: pa.Table, column: str) -> list[tuple[str, int]]:
-    """Each value with its number of rows, the most frequent first."""
+    """List the values of a column with their numbers of rows, the most frequent first."""
     return sorted(Counter(quarantine[column].to_pylist()).items(), key=lambda item: (-item[1], item[0]))
 
 
@@ -79,7 +79,7 @@ def _fault_entry(folder: Folder, sizes: Mapping[str, int], row: Mapping[str, Any
 
 
 def _read_faulty_bytes(folder: Folder, sizes: Mapping[str, int], row: Mapping[str, Any]) -> bytes:
-    """The bytes of a faulty member, as many as there are; b"" if none can be read."""
+    """Read the bytes of a faulty tar member, as many as there are; b"" if none can be read."""
     shard, offset = row["shard"], row["offset"]
     if offset is None or shard not in sizes:
         return b""
@@ -96,7 +96,7 @@ def _read_faulty_bytes(folder: Folder, sizes: Mapping[str, int], row: Mapping[st
 
 
 def _make_thumbnail(data: bytes) -> bytes | None:
-    """A small JPEG of as much of a faulty image as can be decoded; None if nothing can."""
+    """Make a small JPEG of as much of a faulty image as can be decoded; None if nothing can."""
     try:
         with warnings.catch_warnings(), open_image(data) as opened:
             warnings.simplefilter("ignore")
@@ -119,7 +119,7 @@ def _make_thumbnail(data: bytes) -> bytes | None:
 
 
 def _format_first_bytes(data: bytes) -> str:
-    """Format the first bytes as text where they are printable, else in hexadecimal."""
+    """Format the first bytes as text if they are printable, else in hexadecimal."""
     first = data[:_FIRST_BYTES]
     text = first.decode("utf-8", "replace")
     return text if text.replace("\n", "").isprintable() else first.hex(" ", 1)

@@ -1,4 +1,4 @@
-"""Keys that several shards of one split have: the first shard, by name, keeps its sample."""
+"""Finds keys that several shards of one split have; the first shard, by name, keeps its sample."""
 
 from __future__ import annotations
 

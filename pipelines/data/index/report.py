@@ -1,4 +1,4 @@
-"""An index described for a terminal."""
+"""Describes an index for a terminal."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def describe_index(index: Index, shards: pa.Table) -> str:
 
 
 def _width(what: str) -> int:
-    """Of a column with this title."""
+    """Return the width of a column with this title."""
     return max(12, len(what) + 3)
 
 
@@ -65,7 +65,7 @@ def _contains_input(name: str, present: frozenset[str]) -> bool:
 
 
 def _describe_tars(index: Index, shards: pa.Table) -> Iterator[str]:
-    """The name patterns of the tars of each split."""
+    """Describe the name patterns of each split's tars."""
     for split in SPLITS:
         names = [row["name"] for row in shards.select(["name", "split"]).to_pylist() if row["split"] == split]
         patterns = Counter(escape_unprintable(_DIGITS.sub("*", name)) for name in names)
@@ -78,7 +78,7 @@ def _describe_tars(index: Index, shards: pa.Table) -> Iterator[str]:
 
 
 def _describe_passed_over(index: Index) -> Iterator[str]:
-    """List the members that no sample is made of, and say how those that are inputs can be read."""
+    """List the tar members that belong to no sample, and say how those that are inputs can be read."""
     passed_over = sorted(index.passed_over().items(), key=lambda item: (-item[1], item[0]))
     if passed_over:
         shown = ", ".join(f"{escape_unprintable(kind)} {count:,}" for kind, count in passed_over[:_KINDS])

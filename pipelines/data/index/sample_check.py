@@ -1,4 +1,4 @@
-"""Whether the members of one key are a valid sample: its row of the index, or its fault."""
+"""Checks whether the tar members of one key form a valid sample: returns its row of the index, or its fault."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ Row = dict[str, Any]
 
 
 def sample_schema(inputs: Mapping[str, str]) -> pa.Schema:
-    """The columns of the index's table of samples; those of an input are null if a sample lacks it.
+    """Return the columns of the index's table of samples; those of an input are null if a sample lacks it.
 
     Offsets and sizes are bytes of the tar. ``key_hash`` is the first 8 bytes of sha256(key), big-endian;
     ``split_hash``, by which validation samples are chosen, is the same of the sample's group, or of its key where it
@@ -69,14 +69,16 @@ def sample_schema(inputs: Mapping[str, str]) -> pa.Schema:
 
 
 def input_columns(medium: str) -> dict[str, pa.DataType]:
-    """The columns of an input of this medium ("" where it is not known), without its name, and their types."""
+    """Return the columns of an input of this medium ("" if it is not known), without the input's name, and
+    their types.
+    """
     facts = all_media()[medium].columns if medium else {}
     return _INPUT_COLUMNS | {fact: pa.type_for_alias(kind) for fact, kind in facts.items()}
 
 
 @dataclass(frozen=True)
 class SampleRules:
-    """The rules that a valid sample fulfils.
+    """The rules that a valid sample must fulfil.
 
     Attributes:
         inputs: which a sample must have and may have (``IndexConfig.inputs``); others are not read.
@@ -88,16 +90,16 @@ class SampleRules:
 
     @cached_property
     def input_requirements(self) -> dict[str, bool]:
-        """The inputs that are read, and whether each is required of every sample."""
+        """Map each input that is read to whether every sample must have it."""
         return input_requirements(self.inputs)
 
     def input_of_member(self, extension: str) -> MemberInput | None:
-        """The input that a tar member with this extension is, if it is one that is read."""
+        """Return the input that a tar member with this extension holds, if that input is read."""
         found = input_of_extension(extension)
         return found if found is not None and found.name in self.input_requirements else None
 
     def reads_member(self, extension: str, size: int) -> bool:
-        """Whether the bytes of a tar member of this extension and size are read."""
+        """Whether the bytes of a tar member with this extension and size are read."""
         found = self.input_of_member(extension)
         return found is not None and size <= (MAX_TEXT_BYTES if found.name == TEXT else self.limits.max_bytes)
 
@@ -105,7 +107,7 @@ class SampleRules:
 def check_sample(
     key: str, members: Mapping[str, TarMember], inputs: Mapping[str, str], rules: SampleRules
 ) -> Row | QuarantineEntry:
-    """Check a sample: its row of the index (``sample_schema``), or its fault.
+    """Check a sample; returns its row of the index (``sample_schema``), or its fault.
 
     Args:
         members: all members of the key, by extension.
@@ -170,7 +172,7 @@ def _missing_fault(
     text: TarMember | None,
     rules: SampleRules,
 ) -> QuarantineEntry | None:
-    """The fault of a sample that lacks an input which it must have."""
+    """Return the fault of a sample that lacks a required input."""
     for name, is_required in rules.input_requirements.items():
         if is_required and (text if name == TEXT else found.get(name)) is None:
             at = next(iter((found or members).values()))
@@ -181,7 +183,7 @@ def _missing_fault(
 
 
 def _unreadable_member_fault(key: str, member: TarMember, rules: SampleRules) -> QuarantineEntry | None:
-    """The fault of a member that is empty, or too large to be read."""
+    """Return the fault of a tar member that is empty, or too large to be read."""
     reason: str
     if member.size == 0:
         reason, detail = FaultReason.EMPTY_MEMBER, f"{member.name!r} has no bytes"
@@ -196,7 +198,7 @@ def _unreadable_member_fault(key: str, member: TarMember, rules: SampleRules) ->
 
 
 def member_problem(extension: str, member: TarMember) -> tuple[FaultReason, str] | None:
-    """Describe what is wrong with a tar member, whatever its sample; None if nothing is."""
+    """Describe what is wrong with a tar member, regardless of its sample; None if nothing is."""
     if not member.utf8:
         return FaultReason.BAD_UTF8, "the member's name is not UTF-8"
     if member.kind is MemberKind.LINK:
@@ -211,7 +213,7 @@ def member_problem(extension: str, member: TarMember) -> tuple[FaultReason, str]
 
 
 def hash_key(key: str) -> int:
-    """The first 8 bytes of sha256(key) as a number."""
+    """Convert the first 8 bytes of sha256(key) to a number."""
     return int.from_bytes(hashlib.sha256(key.encode(errors="surrogatepass")).digest()[:8], "big")
 
 

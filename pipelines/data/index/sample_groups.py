@@ -1,4 +1,4 @@
-"""The members of a tar grouped into samples, in tar order; each becomes a row of the index or a fault.
+"""Groups the members of a tar into samples, in tar order; each sample becomes a row of the index or a fault.
 
 Rules where a key appears more than once in a shard:
 
@@ -35,7 +35,9 @@ _EXTENSIONS_COUNTED = 50
 
 @dataclass
 class _MemberGroup:
-    """Adjacent members of one key, by extension; ``inputs`` has the extension of each input that is read but texts."""
+    """Adjacent tar members of one key, by extension; ``inputs`` has the extension of each input that is read, texts
+    left out.
+    """
 
     key: str
     rules: SampleRules
@@ -53,7 +55,7 @@ class _MemberGroup:
 
     @property
     def member_kinds(self) -> frozenset[str]:
-        """The names of the group's inputs, and the extensions of its other members."""
+        """Return the names of the group's inputs, and the extensions of its other members."""
         return frozenset(self.inputs) | (self.members.keys() - set(self.inputs.values()))
 
     @property
@@ -92,7 +94,7 @@ class _EarlierSample:
 
 
 class SampleGroups:
-    """Groups the members of a tar into samples and collects ``outcomes``, a row or a fault for each sample."""
+    """Groups the members of a tar into samples, and collects in ``outcomes`` a row or a fault for each sample."""
 
     def __init__(self, rules: SampleRules) -> None:
         self.outcomes: list[Row | QuarantineEntry] = []
@@ -168,7 +170,9 @@ class SampleGroups:
         self.passed_over[kind if is_counted else "other extensions"] += 1
 
     def _wrong_medium_fault(self, group: _MemberGroup) -> QuarantineEntry | None:
-        """The fault of a sample whose input has another medium than that of earlier samples; None if it has none."""
+        """Return the fault of a sample in which an input has another medium than in earlier samples; None if
+        all agree.
+        """
         for name, extension in group.inputs.items():
             found = input_of_extension(extension)
             assert found is not None
@@ -179,8 +183,8 @@ class SampleGroups:
         return None
 
     def _repeated_key_fault(self, group: _MemberGroup) -> QuarantineEntry | None:
-        """The fault of a sample whose key occurred before; None if the earlier sample's outcome becomes the fault of
-        both.
+        """Return the fault of a sample whose key occurred before; None if the earlier sample's outcome becomes the
+        fault of both.
         """
         earlier, first = self._earlier[group.key], group.first_member
         extensions = frozenset(group.members)
@@ -202,7 +206,7 @@ class SampleGroups:
 
 
 def _unknown_member_faults(group: _MemberGroup) -> list[QuarantineEntry]:
-    """Faults of members whose extensions are unknown, one for each name up to its last dot."""
+    """Return faults for members with unknown extensions, one for each name up to its last dot."""
     first: dict[str, tuple[str, TarMember]] = {}
     for extension, member in group.members.items():
         first.setdefault(member.name.rpartition(".")[0], (extension, member))

@@ -1,4 +1,4 @@
-"""One shard, read once: its valid samples as rows of the index, its faults, its hash."""
+"""Reads one shard once: finds its valid samples (rows of the index), its faults and its hash."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from vlmodel.media.registry import all_media
 
 @dataclass(frozen=True)
 class ShardScan:
-    """The samples and faults that reading one shard gave.
+    """The samples and faults that were found by reading one shard.
 
     Attributes:
         samples: a table of ``sample_schema``, in tar order.

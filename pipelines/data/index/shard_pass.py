@@ -1,4 +1,4 @@
-"""A pass of Ray Data over shards, a block a shard."""
+"""Runs a function on shards by Ray Data, one block for each shard."""
 
 from __future__ import annotations
 

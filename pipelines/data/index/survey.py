@@ -1,4 +1,5 @@
-"""Statistics of all samples of an index: repeated inputs, inputs and texts that splits share, and image shapes.
+"""Computes statistics of all samples of an index: repeated inputs, inputs and texts that splits share, and image
+shapes.
 
 Of very many inputs or texts only those in a part of the hash range are compared: of two equal ones both are, or
 neither, so shares are unbiased.
@@ -29,7 +30,7 @@ _STANDARD_ERRORS = 3.0
 
 
 class _SplitHashes(NamedTuple):
-    """The hashes of N inputs or texts, and for each the number of its split in ``SPLITS``."""
+    """The hashes of N inputs or texts, and the number of each one's split in ``SPLITS``."""
 
     hashes_N: NDArray[np.uint64]
     splits_N: NDArray[np.int8]
@@ -47,7 +48,7 @@ def survey_index(
     read: Callable[[str, list[str]], pa.Table],
     splits_of: Callable[[str, NDArray[np.uint64]], NDArray[np.str_]],
 ) -> dict[str, Any]:
-    """Statistics of the repeated inputs and texts of an index, and of its image shapes, as plain JSON.
+    """Compute statistics of the repeated inputs and texts of an index, and of its image shapes, as plain JSON.
 
     ``inputs.NAME`` and ``texts`` hold, for each split that has some, how many were compared (``count``), how many equal
     another of the split (``repeated``) and, for val and test, how many are in train too (``in_train``). A text is
@@ -99,7 +100,7 @@ def survey_index(
 
 
 def describe_survey(statistics: Mapping[str, Any]) -> list[str]:
-    """Lines for people that say what in the survey is worth knowing before a training."""
+    """Describe, in lines for people, what in the statistics is worth knowing before a training."""
     lines = []
     texts = statistics["texts"]
     for name, of_input in statistics["inputs"].items():
@@ -127,7 +128,7 @@ _REMEDY = "To keep related samples in one split, import with source.group, or pr
 
 
 def describe_shapes(statistics: Mapping[str, Any], resize: str) -> list[str]:
-    """A line of warning if most images are far from square, as they are distorted or cropped.
+    """Warn in one line if most images are far from square, as they are distorted or cropped.
 
     Args:
         statistics: returned by ``survey_index``.
@@ -147,7 +148,7 @@ def describe_shapes(statistics: Mapping[str, Any], resize: str) -> list[str]:
 
 
 def _truncate_hashes(sha256: pa.ChunkedArray) -> NDArray[np.uint64]:
-    """The first 16 of the 64 digits of each hash, without nulls, as a number."""
+    """Convert the first 16 of the 64 digits of each hash to a number, nulls left out."""
     digits = "".join(sha256.drop_null().to_pylist())
     return np.frombuffer(bytes.fromhex(digits), ">u8").reshape(-1, 4)[:, 0].astype(np.uint64)
 
@@ -178,7 +179,7 @@ def _count_repeated(all_: _SplitHashes, *, distinct: bool) -> dict[str, dict[str
 
 
 def _aspect_ratios(table: pa.Table) -> NDArray[np.float32]:
-    """The ratio of the longer to the shorter side of each image."""
+    """Compute the ratio of the longer to the shorter side of each image."""
     if "image.width" not in table.column_names:
         return np.empty(0, np.float32)
     sides = (table[f"image.{side}"].drop_null().to_numpy().astype(np.float32) for side in ("width", "height"))
@@ -200,7 +201,7 @@ def _describe_shared_with_train(counts: Mapping[str, Mapping[str, int]]) -> str:
 
 
 def _val_shares_more_with_train(val: Mapping[str, int], test: Mapping[str, int]) -> bool:
-    """Whether val shares significantly and much more with train than test does."""
+    """Whether val shares significantly and much more inputs or texts with train than test does."""
     share = {name: of["in_train"] / of["count"] for name, of in (("val", val), ("test", test))}
     pooled = (val["in_train"] + test["in_train"]) / (val["count"] + test["count"])
     error = math.sqrt(pooled * (1 - pooled) * (1 / val["count"] + 1 / test["count"]))

@@ -1,4 +1,5 @@
-"""The prepared form of a data set: filtered, deduplicated, resized, in shards of equal size, with its lineage.
+"""Prepares a data set for training: filters, deduplicates and resizes its samples, and writes shards of equal size with
+their lineage.
 
 ``prepare`` (run.py) makes two Ray Data passes over an indexed folder. The measuring pass (measure.py) reads each sample
 once: it filters it (filters.py, language.py), resizes and encodes its image (images.py) and hashes it (hashing.py).

@@ -1,4 +1,4 @@
-"""Settings of the prepare job."""
+"""Settings of the job ``prepare``."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from vlmodel.locations import Location
 
 
 class PrepareConfig(ConfigSection):
-    """Which samples of ``data.tars`` are dropped, how images are stored, and where the tars are written."""
+    """Settings of which samples of ``data.tars`` are dropped, how images are stored, and where the tars are written."""
 
     out: Location = "build/prepared"
     """Folder or URI of the prepared tars; empty, absent, or of the same preparation, which is continued."""

@@ -1,4 +1,6 @@
-"""What was dropped: a row for each sample, with its reason and, for a duplicate, the sample that it repeats."""
+"""Lists the samples that a preparation dropped, each with its reason and, for a duplicate, the sample that it
+repeats.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,7 @@ from pipelines.storage.folder import Folder
 
 
 def table_of_dropped_samples(index: Index, selection: SampleSelection, out: Folder) -> pa.Table:
-    """The table of dropped samples (``DROPPED_SCHEMA``), sorted by shard and row of the source."""
+    """Build the table of dropped samples (``DROPPED_SCHEMA``), sorted by shard and row of the source."""
     samples = selection.samples
     originals_N = np.maximum(selection.duplicate_of_N, selection.near_duplicate_of_N)
     keys = _sample_keys_by_number(index, selection, np.unique(originals_N[originals_N >= 0]))
@@ -46,7 +48,7 @@ def _describe_duplicate(selection: SampleSelection, number: int, original: int, 
 
 
 def _sample_keys_by_number(index: Index, selection: SampleSelection, numbers: np.ndarray) -> dict[int, str]:
-    """The keys of some samples, by their numbers."""
+    """Return the keys of the samples with these numbers."""
     keys: dict[int, str] = {}
     for shard, rows, of_shard in selection.samples.split_by_shard(numbers):
         keys |= dict(zip(of_shard.tolist(), index.rows(shard)["key"].take(pa.array(rows)).to_pylist(), strict=True))

@@ -1,4 +1,4 @@
-"""Which samples have the image of another one.
+"""Finds samples whose image repeats that of another sample.
 
 Only training samples are dropped. They are compared with val and test too, so that no evaluated image is trained on.
 Val and test are kept whole, so that metrics stay comparable.

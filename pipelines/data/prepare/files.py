@@ -69,15 +69,15 @@ DROPPED_SCHEMA = pa.schema(
 
 
 def measurements_file(shard: str) -> str:
-    """The file with the measurements of a source shard's samples."""
+    """The path of the file with the measurements of a source shard's samples."""
     return f"{WORK}/{shard}.parquet"
 
 
 def encoded_images_file(shard: str, part: int) -> str:
-    """The file with the encoded images of a source shard, one after the other."""
+    """The path of the file with the encoded images of a source shard, one after the other."""
     return f"{WORK}/{shard}.{part:06d}.images"
 
 
 def lineage_file(shard: str) -> str:
-    """The file that says which source sample each sample of a prepared shard comes from."""
+    """The path of the file that says which source sample each sample of a prepared shard comes from."""
     return f"{LINEAGE}/{shard}.parquet"

@@ -1,4 +1,4 @@
-"""The reasons to drop a sample, and the filters that need one sample alone."""
+"""The reasons for dropping a sample, and the filters that look at one sample alone."""
 
 from __future__ import annotations
 
@@ -36,14 +36,14 @@ class DropReason(StrEnum):
 
 
 class DropCause(NamedTuple):
-    """Why a sample is dropped; ``detail`` says for people which value decided."""
+    """Why a sample is dropped; ``detail`` tells people which value decided."""
 
     reason: DropReason
     detail: str
 
 
 def find_size_fault(width: int, height: int, config: PrepareConfig) -> DropCause | None:
-    """Why a sample is dropped for the size of its upright image in pixels; None if it is not."""
+    """Decide whether a sample is dropped for the size of its upright image in pixels; returns the cause, or None."""
     short, long = sorted((width, height))
     if short < config.min_side:
         return DropCause(DropReason.SMALL, f"{width} x {height} pixels; prepare.min_side = {config.min_side}")
@@ -54,7 +54,7 @@ def find_size_fault(width: int, height: int, config: PrepareConfig) -> DropCause
 
 
 def texts_of_valid_length(texts: SampleTexts, config: PrepareConfig) -> SampleTexts:
-    """The captions and questions of valid length, the conversations and the class."""
+    """Keep the captions and questions of valid length, all conversations and the class."""
 
     def has_valid_length(text: str) -> bool:
         return len(text) >= config.min_chars and (not config.max_chars or len(text) <= config.max_chars)
@@ -68,7 +68,7 @@ def texts_of_valid_length(texts: SampleTexts, config: PrepareConfig) -> SampleTe
 
 
 def find_text_fault(valid: SampleTexts, texts: SampleTexts, config: PrepareConfig) -> DropCause | None:
-    """Why a sample is dropped for its texts; None if it is not.
+    """Decide whether a sample is dropped for its texts; returns the cause, or None.
 
     Args:
         valid: ``texts_of_valid_length(texts)``.
@@ -95,7 +95,7 @@ def find_text_fault(valid: SampleTexts, texts: SampleTexts, config: PrepareConfi
 
 
 def merge_texts(first: SampleTexts, *others: SampleTexts) -> SampleTexts:
-    """The texts of a sample, and those of others that it does not have."""
+    """Return the texts of a sample, and those texts of the others that it does not have."""
     captions, questions, label = list(first.captions), list(first.questions), first.label
     conversations = list(first.conversations)
     for texts in others:
@@ -107,7 +107,7 @@ def merge_texts(first: SampleTexts, *others: SampleTexts) -> SampleTexts:
 
 
 def count_texts(texts: SampleTexts) -> int:
-    """Number of captions, questions and conversations."""
+    """Count the captions, questions and conversations."""
     return len(texts.captions) + len(texts.questions) + len(texts.conversations)
 
 

@@ -1,4 +1,4 @@
-"""Perceptual hashes: the hashes of similar pictures differ in few bits.
+"""Computes perceptual hashes: the hashes of similar pictures differ in few bits.
 
 The hash is that of the discrete cosine transform (Zauner, Implementation and Benchmarking of Perceptual Image Hash
 Functions, 2010), computed in integers, so that it does not depend on library or processor.
@@ -24,8 +24,8 @@ _SIDE, _FREQUENCIES, _SCALE = 32, 8, 4096
 
 
 def perceptual_hash(image: Image.Image) -> int:
-    """The perceptual hash, 64 bits, of an upright RGB image: which of its 8 x 8 lowest frequencies are above their
-    median.
+    """Compute the perceptual hash (64 bits) of an upright RGB image: which of its 8 x 8 lowest frequencies are above
+    their median.
     """
     grey = np.asarray(image.convert("L").resize((_SIDE, _SIDE), Image.Resampling.BOX)).astype(np.int64)
     cosines = _low_frequency_cosines()
@@ -34,14 +34,14 @@ def perceptual_hash(image: Image.Image) -> int:
 
 
 def _low_frequency_cosines() -> NDArray[np.int64]:
-    """(8, 32): frequencies 1 to 8 of the transform, without the mean brightness, which is frequency 0."""
+    """The cosines (8, 32) of the frequencies 1 to 8, without frequency 0, the mean brightness."""
     frequency = np.arange(1, _FREQUENCIES + 1)[:, None]
     position = 2 * np.arange(_SIDE)[None] + 1
     return np.rint(_SCALE * np.cos(np.pi * frequency * position / (2 * _SIDE))).astype(np.int64)
 
 
 class NearHashIndex:
-    """A growing set of hashes that finds those near another one without comparing it with all.
+    """A growing set of hashes that finds those near a given one without comparing it with all.
 
     The search is exact: the bits are divided into one band more than may differ, so near hashes have an equal band.
 
@@ -66,7 +66,7 @@ class NearHashIndex:
         self._hashes.append(value)
 
     def find_near(self, value: int) -> int | None:
-        """The lowest number of a hash that differs in few bits from this one; None if there is none."""
+        """Find the lowest number of a hash that differs in few bits from this one; None if there is none."""
         best: int | None = None
         for (low, mask), with_band in zip(self._bands, self._with_band, strict=True):
             if (band := value >> low & mask) not in with_band:

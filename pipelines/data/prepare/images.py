@@ -1,4 +1,4 @@
-"""Resizing and encoding an image for storage; its bytes are kept where nothing changes."""
+"""Resizes and encodes an image for storage; bytes are kept unchanged if the image does not change."""
 
 from __future__ import annotations
 
@@ -50,8 +50,8 @@ class EncodedImage(NamedTuple):
 
 
 def target_format_and_size(image: ImageFormatAndSize, config: PrepareConfig) -> ImageFormatAndSize:
-    """The format and the size that an image will be stored with. It is never enlarged, and has at least a pixel on each
-    side.
+    """Decide the format and the size in which an image will be stored. It is never enlarged, and has at least one pixel
+    on each side.
     """
     long, short = max(image.width, image.height), min(image.width, image.height)
     scale = min(1.0, (config.longest_side or long) / long, (config.shortest_side or short) / short)
@@ -68,7 +68,7 @@ def needs_decoding(image: ImageFormatAndSize, config: PrepareConfig) -> bool:
 
 
 def encode_image(data: bytes, image: ImageFormatAndSize, config: PrepareConfig) -> EncodedImage:
-    """Decode the image as the processor does, hash it if asked for, and resize and encode it where it changes.
+    """Decode the image as the processor does, hash it if requested, and resize and encode it if it changes.
 
     An image that changes loses its metadata; EXIF's orientation is applied before.
 
@@ -96,7 +96,7 @@ def encode_image(data: bytes, image: ImageFormatAndSize, config: PrepareConfig) 
 
 
 def keep_image_as_stored(image: ImageFormatAndSize) -> EncodedImage:
-    """An image that is stored as it is and is not hashed."""
+    """Describe an image that is stored unchanged and is not hashed."""
     return EncodedImage(None, _EXTENSIONS.get(image.format, image.format), image.width, image.height, 0)
 
 

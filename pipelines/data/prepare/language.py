@@ -1,4 +1,4 @@
-"""Which language a text is in, by the model that the package py3langid contains."""
+"""Detects the language of a text by the model in the package py3langid."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pipelines.errors import DataError
 
 
 def require_known_languages(languages: Sequence[str]) -> None:
-    """Raises DataError for an unknown code, or where py3langid is not installed."""
+    """Raise DataError for an unknown language code, or if py3langid is not installed."""
     if not languages:
         return
     known = _load_language_identifier().labels
@@ -22,7 +22,9 @@ def require_known_languages(languages: Sequence[str]) -> None:
 
 
 def language_probability(text: str, languages: Sequence[str]) -> tuple[float, str]:
-    """The probability that the text is in one of the languages, and the code of the most probable one of all."""
+    """Return the probability that the text is in one of the languages, and the code of the most probable of all
+    languages.
+    """
     ranked = _load_language_identifier().rank(text)
     return sum(share for code, share in ranked if code in languages), ranked[0][0]
 

@@ -1,4 +1,4 @@
-"""Which shard each sample goes to: shards of similar size, in the order of the source."""
+"""Assigns samples to shards of similar size, in the order of the source."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""The measuring pass: a task filters the samples of one shard of the source, and encodes the images that change.
+"""The measuring pass of a preparation: one task filters the samples of a source shard, and encodes the images that
+change.
 
 The encoded images are stored, so an image is decoded once, and sizes are known when the shards are planned.
 """
@@ -65,7 +66,7 @@ def measure_shard(index: Index, shard: str, config: PrepareConfig, out: Folder, 
 
 
 def lineage_entry(shard: str, key: str, sha256: str, before: dict[str, Any]) -> dict[str, Any]:
-    """The metadata of a prepared sample: those of the source, and the source sample as ``prepared_from``.
+    """Build the metadata of a prepared sample: those of the source, and the source sample as ``prepared_from``.
 
     A sample that was prepared twice has the first entry inside the second.
     """
@@ -82,7 +83,7 @@ def _read_measurement_settings(out: Folder, shard: str) -> dict[str, Any]:
 
 
 def _chunk_rows_by_image_bytes(rows: Sequence[Row]) -> Iterator[range]:
-    """Cut rows into ranges whose images are read together, by the images' bytes."""
+    """Cut rows into ranges whose images are read together, limited by the images' bytes."""
     start = size = 0
     for number, row in enumerate(rows):
         size += row["image.size"]
@@ -150,7 +151,7 @@ def _check_sample(
 
 
 def _size_and_extension_of_inputs(row: Row, index: Index) -> dict[str, tuple[int, str]]:
-    """Bytes and extension of each input that a sample has."""
+    """Return the number of bytes and the extension of each input that a sample has."""
     present = (name for name in index.inputs if row[f"{name}.size"] is not None)
     return {name: (row[f"{name}.size"], row[f"{name}.extension"]) for name in present}
 
@@ -179,7 +180,7 @@ class _ImageWriter:
         self._images = bytearray()
 
     def add(self, image: bytes) -> tuple[int, int]:
-        """Write an encoded image. Returns the number of its file and its offset within that in bytes."""
+        """Write an encoded image. Returns the number of its file and its offset within that file in bytes."""
         if self._images and len(self._images) + len(image) > _PART_BYTES:
             self.close()
             self._part += 1

@@ -1,4 +1,4 @@
-"""The page of a preparation: its counts, and examples of what was dropped."""
+"""Renders the HTML page of a preparation: its counts, and examples of what was dropped."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ _MAX_TEXTS, _MAX_CHARS = 3, 120
 
 
 class _ShownSample(NamedTuple):
-    """A sample as the page shows it: a JPEG (None where it cannot be decoded) and some texts."""
+    """A sample as the page shows it: a JPEG (None if it cannot be decoded) and some texts."""
 
     thumbnail: bytes | None
     texts: list[str]
 
 
 def render_preparation_page(summary: PreparationSummary, dropped: pa.Table, index: Index, config: PrepareConfig) -> str:
-    """The page as HTML.
+    """Render the page of a preparation as HTML.
 
     Args:
         dropped: a table of ``DROPPED_SCHEMA``.

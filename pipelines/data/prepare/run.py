@@ -1,4 +1,4 @@
-"""The preparation of a data set, from its source to its report."""
+"""Prepares a data set from its source to its report."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ _FORMAT = 1
 
 
 def prepare_tars(tars: str, config: PrepareConfig, index_config: IndexConfig | None = None) -> PreparationSummary:
-    """Prepare the tars of an indexed folder; continues an interrupted preparation, and does nothing where it is done.
+    """Prepare the tars of an indexed folder; continues an interrupted preparation, and does nothing if it is complete.
 
     The same source and settings give the same bytes.
 
@@ -97,7 +97,7 @@ def _run_passes(
 
 
 def _find_finished_preparation(index: Index, out: Folder, identity: Mapping[str, Any]) -> PreparationSummary | None:
-    """The summary of the preparation that ``identity`` describes if ``out`` holds it complete, else None.
+    """Return the summary of the preparation that ``identity`` describes if ``out`` holds it complete, else None.
 
     Raises:
         DataError: ``out`` holds another preparation, or other files.

@@ -1,4 +1,6 @@
-"""From the measurements of all samples: which are duplicates, and which shard each of the others goes to."""
+"""Decides from the measurements of all samples which are duplicates, and in which shard each of the others is
+stored.
+"""
 
 from __future__ import annotations
 
@@ -37,12 +39,12 @@ class IndexedSamples:
     splits: NDArray[np.str_]
 
     def locate_sample(self, number: int) -> SampleLocation:
-        """Shard and row of a sample."""
+        """Return the shard and the row of a sample."""
         shard = int(np.searchsorted(self.starts, number, side="right")) - 1
         return self.shards[shard], number - int(self.starts[shard])
 
     def split_by_shard(self, numbers: NDArray[np.int64]) -> Iterator[tuple[str, NDArray[np.int64], NDArray[np.int64]]]:
-        """Split ascending sample numbers by shard: the shard, the rows in it and their numbers."""
+        """Split ascending sample numbers by shard; yields the shard, the rows in it and their numbers."""
         of_shard = np.searchsorted(self.starts, numbers, side="right") - 1
         for piece in _find_runs_of_equal_values(of_shard):
             shard = of_shard[piece.start]
@@ -71,12 +73,12 @@ class SampleSelection:
 
     @property
     def is_dropped(self) -> NDArray[np.bool_]:
-        """Whether each sample is absent from the prepared set."""
+        """Mask the samples that are absent from the prepared set."""
         return self.invalid_N | (self.duplicate_of_N >= 0) | (self.near_duplicate_of_N >= 0)
 
     @property
     def duplicates_with_moved_texts(self) -> int:
-        """Duplicates whose texts go to another sample."""
+        """Duplicates whose texts are moved to the sample that is kept."""
         return sum(len(locations) for plan in self.plans for _, locations in plan.joining)
 
 
@@ -150,7 +152,7 @@ def _plan_shards(
 
 
 def _find_runs_of_equal_values(values: NDArray[np.int64]) -> Iterator[slice]:
-    """The slices of an array that hold runs of equal values."""
+    """Return the slices of an array that hold runs of equal values."""
     if len(values):
         edges = np.flatnonzero(np.diff(values)) + 1
         for start, stop in zip([0, *edges.tolist()], [*edges.tolist(), len(values)], strict=True):

@@ -41,17 +41,17 @@ class PreparationSummary:
     rewritten: int
 
     def to_json_tree(self) -> dict[str, Any]:
-        """Plain JSON values; ``PreparationSummary(**summary.tree()) == summary``."""
+        """Convert the counts to plain JSON values, of which the constructor makes an equal summary."""
         return asdict(self)
 
     def table_rows(self) -> list[tuple[str, list[int]]]:
-        """The rows of the summary's table: a name, the number of each split, and that of all."""
+        """Return the rows of the summary's table: a name, the number of each split, and the total."""
         counts = [("before", self.before), *((str(reason), self.dropped[reason]) for reason in DropReason)]
         counts.append(("after", self.after))
         return [(name, [*(of.get(s, 0) for s in SPLITS), sum(of.values())]) for name, of in counts]
 
     def describe_notable_counts(self) -> list[str]:
-        """Lines that describe further counts below the table."""
+        """Describe further counts, in lines below the table."""
         size = f"{self.shards_before:,} tars of {_format_megabytes(self.bytes_before)} became"
         lines = [f"{size} {self.shards_after:,} of {_format_megabytes(self.bytes_after)}"]
         lines.append(f"{self.rewritten:,} images were encoded anew, the others keep their bytes")

@@ -1,4 +1,6 @@
-"""The writing pass: a task reads the samples of one prepared shard from the source, and writes the shard."""
+"""The writing pass of a preparation: one task reads the samples of a prepared shard from the source, and writes the
+shard.
+"""
 
 from __future__ import annotations
 
@@ -62,7 +64,7 @@ def write_shard(index: Index, plan: ShardPlan, config: PrepareConfig, out: Folde
 def _iterate_tar_members(
     reader: ShardReader, plan: ShardPlan, config: PrepareConfig, out: Folder, lineage: list[Row]
 ) -> Iterator[list[Member]]:
-    """The tar members of each sample of a shard; appends to ``lineage``."""
+    """Yield the tar members of each sample of a shard; appends to ``lineage``."""
     joining, number = dict(plan.joining), 0
     further = [name for name in reader.index.inputs if name != "image"]
     for shard, rows in plan.runs:
@@ -101,7 +103,7 @@ def _lineage_row(record: Sample, source: Row, measurement: Row, duplicates: Sequ
 def _read_stored_images(
     reader: ShardReader, shard: str, rows: Sequence[int], measured: Sequence[Row], out: Folder
 ) -> list[bytes]:
-    """The images of samples, encoded anew or the source's own."""
+    """Read the images of samples: newly encoded ones, or the source's own."""
     same = [n for n, measurement in enumerate(measured) if measurement["part"] is None]
     samples = reader.read(shard, [rows[n] for n in same], inputs=("image",))
     images = dict(zip(same, (sample.inputs["image"] for sample in samples), strict=True))

@@ -1,1 +1,1 @@
-"""From an index to batches: order, loading, caches."""
+"""From an index to batches: the order of samples, loading, caches."""

@@ -1,5 +1,5 @@
-"""Random changes of training images, seeded per (seed, epoch, sample), so that they do not depend on restarts or the
-number of workers. Words that a mirror image makes false are exchanged in the texts of its sample.
+"""Randomly changes training images, seeded by (seed, epoch, sample), so that changes do not depend on restarts or the
+number of workers. Words that become false when an image is mirrored are exchanged in the texts of its sample.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _SIDES = re.compile(r"\b(?:left|right)(?:s|most|wards?)?\b", re.IGNORECASE)
 
 
 class AugmentConfig(ConfigSection):
-    """None by default: a mirrored image can make "left of" false."""
+    """Settings of image augmentation; none by default, as mirroring can make "left of" false."""
 
     flip: float = Field(0.0, ge=0, le=1)
     """Probability of a horizontal mirror image."""
@@ -43,7 +43,7 @@ class AugmentConfig(ConfigSection):
 
     @property
     def changes_texts(self) -> bool:
-        """Whether texts are changed with mirrored images."""
+        """Whether texts are changed when their image is mirrored."""
         return self.flip > 0 and bool(self.swap)
 
     @property
@@ -54,7 +54,7 @@ class AugmentConfig(ConfigSection):
 
 @dataclass(frozen=True)
 class ImageChange:
-    """A random change of an image.
+    """A random change of an image: crop, mirroring, colours.
 
     Attributes:
         crop: (top, left, height, width) of what is kept; None for all.
@@ -66,7 +66,7 @@ class ImageChange:
 
 
 def draw_change(config: AugmentConfig, height: int, width: int, rng: np.random.Generator) -> ImageChange:
-    """The change of an image of this size."""
+    """Draw a random change for an image of this size."""
     crop = None
     if config.min_area < 1:
         scale = float(np.sqrt(rng.uniform(config.min_area, 1.0)))
@@ -76,7 +76,7 @@ def draw_change(config: AugmentConfig, height: int, width: int, rng: np.random.G
 
 
 def augment_image(pixels_HWC: np.ndarray, config: AugmentConfig, rng: np.random.Generator) -> np.ndarray:
-    """A copy of the uint8 image, of the same size, changed by ``draw_change``."""
+    """Return a copy of the uint8 image, of the same size, changed by ``draw_change``."""
     # Importing torch takes seconds, which tasks that augment nothing save.
     import torch
     from torchvision.transforms.v2 import functional as tv
@@ -93,7 +93,9 @@ def augment_image(pixels_HWC: np.ndarray, config: AugmentConfig, rng: np.random.
 
 
 def swap_left_and_right(texts: SampleTexts, swap: Mapping[str, str]) -> SampleTexts:
-    """The texts of a mirrored image: captions, questions, answers, conversations and the class."""
+    """Swap words such as left and right in all texts of a mirrored image: captions, questions, answers, conversations
+    and the class.
+    """
     pairs = frozenset((a.lower(), b.lower()) for a, b in swap.items())
     return SampleTexts(
         tuple(_swap_words(caption, pairs) for caption in texts.captions),
@@ -112,7 +114,7 @@ def swap_left_and_right(texts: SampleTexts, swap: Mapping[str, str]) -> SampleTe
 
 
 def all_texts(texts: SampleTexts) -> Iterator[str]:
-    """All texts that ``swap_left_and_right`` may change."""
+    """List all texts that ``swap_left_and_right`` may change."""
     yield from texts.captions
     if texts.label is not None:
         yield texts.label
@@ -122,7 +124,7 @@ def all_texts(texts: SampleTexts) -> Iterator[str]:
 
 
 def names_a_side(text: str) -> bool:
-    """Whether a text says left or right, which a mirror image makes false."""
+    """Whether a text says left or right, which mirroring the image makes false."""
     return _SIDES.search(text) is not None
 
 

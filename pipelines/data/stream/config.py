@@ -15,7 +15,7 @@ SUBFOLDER = "raylm-pixels"
 
 
 class PixelCacheConfig(ConfigSection):
-    """Settings of the cache of decoded images on the local disks, which is read from the second epoch on."""
+    """Settings of the cache of decoded images on local disks, which is read from the second epoch on."""
 
     keep: Literal["auto", "always", "never"] = "auto"
     """"auto" caches them where there is more than one epoch and reading them back is at least three times as fast as
@@ -34,7 +34,7 @@ class PixelCacheConfig(ConfigSection):
 
 
 class StreamConfig(ConfigSection):
-    """How batches are made ahead of the consumer."""
+    """Settings of how batches are made ahead of the consumer."""
 
     decoding: Literal["threads", "processes", "gpu"] = "threads"
     """How images are decoded. "processes" beside each consumer suit nodes with many cores, where threads wait for

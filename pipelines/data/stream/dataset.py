@@ -1,4 +1,4 @@
-"""Reading the samples of one indexed source, or of several: their texts, and their inputs or cached features.
+"""Reads the samples of one indexed source, or of several: their texts, and their inputs or cached features.
 
 A ``Source`` is small and picklable. What is large (the index, the readers, the processor) is opened once a process.
 """
@@ -115,14 +115,14 @@ class SourceMixture:
 
 
 def enable_gpu_decoding(source: Source | SourceMixture, gpu: str) -> Source | SourceMixture:
-    """A copy of a source whose images a CUDA device of this process decodes."""
+    """Return a copy of a source whose images are decoded by a CUDA device of this process."""
     if isinstance(source, Source):
         return replace(source, gpu=gpu)
     return SourceMixture(tuple(replace(member, gpu=gpu) for member in source.members))
 
 
 def enable_pixel_cache(source: Source | SourceMixture, config: PixelCacheConfig, epochs: int) -> Source | SourceMixture:
-    """A copy of a source whose decoded images are cached on this node if the settings ask for it.
+    """Return a copy of a source whose decoded images are cached on this node if the settings ask for it.
 
     The sources of a mixture share the cache's size in proportion to their samples.
     """
@@ -177,7 +177,7 @@ class OpenedSamples:
         ]
 
     def read_texts(self, indices: SampleIndices) -> list[Sample]:
-        """The samples without their inputs, in the order of ``indices``; each shard is opened once."""
+        """Read samples without their inputs, in the order of ``indices``; each shard is opened once."""
         records: list[Sample | None] = [None] * len(indices)
         for opened, shard, rows, positions in self._group_indices_by_shard(indices):
             for position, record in zip(positions, opened.read(shard, rows), strict=True):
@@ -185,7 +185,9 @@ class OpenedSamples:
         return [record for record in records if record is not None]
 
     def places_of_inputs_in_batch(self, records: Sequence[Sample]) -> Arrays:
-        """For each input that some samples lack the array ``INPUT.place_B``, which says which samples have it."""
+        """Build, for each input that some samples lack, the array ``INPUT.place_B``, which says which samples
+        have it.
+        """
         present = {record.present for record in records}
         return {
             f"{name}.place_B": input_indices(name in record.present for record in records)
@@ -203,7 +205,7 @@ class OpenedSamples:
     def load_inputs(
         self, indices: SampleIndices, places: Arrays, augmentation: SampleGenerators | None = None
     ) -> Arrays:
-        """The arrays of all inputs that the processor reads, by their names in a batch.
+        """Load the arrays of all inputs that the processor reads, by their names in a batch.
 
         Args:
             places: of ``places_of_inputs_in_batch``, among other arrays.
@@ -219,7 +221,9 @@ class OpenedSamples:
         return arrays
 
     def load_input(self, name: str, indices: SampleIndices, augmentation: SampleGenerators | None = None) -> Arrays:
-        """The arrays of one input, or its cached features, of samples that all have it; errors as ``load_inputs``."""
+        """Load the arrays of one input, or its cached features, of samples that all have it; raises the errors of
+        ``load_inputs``.
+        """
         if (cache := self._features.get(stream_of_input(name))) is not None:
             return self._read_features(name, cache, indices)
         if name == IMAGE:
@@ -264,7 +268,8 @@ class OpenedSamples:
         return pixels_BHWC
 
     def read_text_features(self, indices: SampleIndices, rows: Arrays) -> Arrays:
-        """``text_features_UTF`` and ``text_features_mask_UT`` of each task's distinct texts; {} without such a cache.
+        """Read ``text_features_UTF`` and ``text_features_mask_UT`` of each task's distinct texts; {} without a cache of
+        them.
 
         Args:
             indices: the samples that the texts are of.
@@ -293,7 +298,7 @@ class OpenedSamples:
         return arrays
 
     def _has_samples_without_targets(self, name: str) -> bool:
-        """Whether a source has samples that the task uses although they have no target to learn, such as unpaired
+        """Whether a source has samples that the task uses although it cannot learn from them, such as unpaired
         images.
         """
         task = self.processor.tasks[name]
@@ -341,7 +346,7 @@ def open_samples(source: Source | SourceMixture) -> OpenedSamples:
 
 
 class _OpenedSource:
-    """A source's index and reader."""
+    """The opened index and the reader of a source."""
 
     def __init__(self, source: Source) -> None:
         self.source = source
@@ -376,7 +381,7 @@ class _OpenedSource:
     def load_pixels(
         self, shard: IndexedShard, rows: Sequence[int], out: Sequence[NDArray[np.uint8]], processor: VLProcessor
     ) -> None:
-        """Load images of a shard into ``out``: from the pixel cache, or else decoded and added to it."""
+        """Load images of a shard into ``out``: from the pixel cache, or decoded and then added to it."""
         cache = self.source.pixels
         missing = range(len(rows)) if cache is None else np.flatnonzero(~cache.read(shard, rows, out)).tolist()
         if not missing:
@@ -388,11 +393,11 @@ class _OpenedSource:
             cache.write(shard, missing_rows, missing_out)
 
     def read(self, shard: IndexedShard, rows: Sequence[int], name: str = "") -> list[Sample]:
-        """Read one input of samples and not their texts; without a name their texts and no input."""
+        """Read one input of samples without their texts; if no input is named, their texts without inputs."""
         return self.reader.read(shard.name, rows, inputs=(name,), texts=not name)
 
     def input_sha256s(self, shard: IndexedShard, rows: Sequence[int], name: str) -> list[str]:
-        """SHA-256 hashes of an input of samples that have it."""
+        """Return the SHA-256 hashes of an input of samples that have it."""
         return [sha256 for sha256 in self.reader.input_sha256s(shard.name, rows, name) if sha256 is not None]
 
     def decode_input(self, shard: IndexedShard, record: Sample, decode: Callable[[bytes], T], name: str) -> T:
@@ -436,7 +441,7 @@ def _load_processor_with_facts(folder: str, facts: FactSource | None) -> VLProce
 
 
 def connect_fact_lookup(processor: VLProcessor, facts: FactSource | None, model: str | Path = "") -> None:
-    """Connect a processor to the store of facts in which its model looks facts up, if it reads any.
+    """Connect a processor to the store in which its model looks facts up, if it reads any.
 
     Args:
         model: folder of a trained one, which may say with which facts it was trained.
@@ -464,7 +469,7 @@ def _has_cached_features(source: Source, name: str) -> bool:
 
 
 def select_samples_with_input(indices: SampleIndices, arrays: Mapping[str, np.ndarray], name: str) -> SampleIndices:
-    """The indices of the samples that have an input.
+    """Select the indices of the samples that have an input.
 
     Args:
         arrays: of the batch, with its ``places_of_inputs_in_batch``.
@@ -477,7 +482,7 @@ def select_samples_with_input(indices: SampleIndices, arrays: Mapping[str, np.nd
 def pad_features(
     features: Sequence[NDArray[np.floating]], width: int, precision: str
 ) -> tuple[NDArray[np.floating], NDArray[np.bool_]]:
-    """Pad the features (T, F) of B inputs to (B, T, F) with a mask (B, T), of at least one token."""
+    """Pad the features (T, F) of B inputs to (B, T, F), T at least 1, and build a mask (B, T)."""
     counts_B = np.array([len(features_TF) for features_TF in features], np.int64)
     mask_BT = np.arange(max(1, counts_B.max(initial=1))) < counts_B[:, None]
     features_BTF = np.zeros((*mask_BT.shape, width), precision)

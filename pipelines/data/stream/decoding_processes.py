@@ -1,4 +1,4 @@
-"""Processes that decode images for a stream; tensors return in shared memory."""
+"""Worker processes that decode images for a stream and return tensors in shared memory."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from pipelines.data.stream.loader import BatchLoader
 
 
 class DecodingStoppedError(RuntimeError):
-    """A process that decodes images ended."""
+    """A process that decodes images ended unexpectedly."""
 
 
 class DecodingProcesses:
-    """Processes that this one starts once, and that end with it."""
+    """A pool of decoding processes, which this process starts once and which end with it."""
 
     def __init__(self, number: int) -> None:
         # Not forked from this process, in which threads of Ray and CUDA may hold locks.
@@ -33,7 +33,7 @@ class DecodingProcesses:
 
     @property
     def is_ready(self) -> bool:
-        """Whether one has started; the others are about to."""
+        """Whether at least one process has started; the others are about to."""
         return any(future.done() for future in self._first)
 
     def submit(self, batches: BatchLoader, rows: Arrays) -> Callable[[], Arrays]:
@@ -69,7 +69,7 @@ def _initialize_worker() -> None:
 
 
 def _end_with_parent() -> None:
-    """A killed training worker leaves no processes behind."""
+    """Let this process end when its parent does, so that a killed training worker leaves no processes behind."""
     parent = multiprocessing.parent_process()
     assert parent is not None
     parent.join()

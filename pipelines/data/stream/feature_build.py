@@ -1,4 +1,4 @@
-"""Computing the features of frozen encoders: a Ray Data pass over the shards, by actors that hold the encoder.
+"""Computes the features of frozen encoders: a Ray Data pass over the shards, by actors that hold the encoder.
 
 A shard's file appears as a whole or not at all. So an interrupted pass continues where it was, and later jobs on the
 same data with the same encoder compute nothing. Of several jobs on one local folder, one computes and the others wait;
@@ -63,7 +63,7 @@ _BATCHES_SORTED = 16
 
 @dataclass(frozen=True)
 class EncoderResources:
-    """The processes, CPUs, GPUs and threads that compute features.
+    """The numbers of processes, CPUs, GPUs and threads that compute features.
 
     Attributes:
         workers: copies of the encoder.
@@ -83,7 +83,7 @@ class EncoderResources:
 def open_feature_cache(
     stream: str, model: VLModel, config: ModelConfig, processor: VLProcessor, storage: str, precision: Precision
 ) -> FeatureCache:
-    """The feature cache of a stream's encoder, whether it has been filled or not.
+    """Open the feature cache of a stream's encoder, whether it has been filled or not.
 
     Args:
         config: of ``model``.
@@ -146,12 +146,12 @@ def build_features(
 
 
 def encoder_of_stream(model: VLModel, stream: str) -> Encoder:
-    """The model's encoder of a stream."""
+    """Return the model's encoder of a stream."""
     return model.encoder_of_stream(stream)
 
 
 def weights_digest(encoder: Encoder) -> str:
-    """Digest of all weights that the features depend on, whatever their device and memory layout."""
+    """Hash all weights that the features depend on, independent of their device and memory layout."""
     computed = hashlib.sha256()
     for name, value in sorted(encoder.frozen_state_dict().items()):
         computed.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
@@ -247,7 +247,7 @@ class _ShardFeatureBuilder:
 
 @dataclass(frozen=True)
 class _ShardEncoding:
-    """What is needed to encode the inputs of a shard; ``pooled``: a text has one row, and not one for each token."""
+    """What is needed to encode the inputs of a shard; ``pooled``: a text has one row instead of one for each token."""
 
     stream: str
     reader: ShardReader
@@ -284,7 +284,7 @@ def _encode_images(work: _ShardEncoding, shard: str, pool: ThreadPoolExecutor) -
 def _encode_inputs_of_modality(
     work: _ShardEncoding, shard: str, pool: ThreadPoolExecutor
 ) -> tuple[FeatureTable, Iterator[Rows]]:
-    """Encode each distinct input of a shard as one row of features for each of its tokens. Their number is known once
+    """Encode each distinct input of a shard to one feature row for each of its tokens. Their number is known only once
     an input is encoded, so the rows are first written into a temporary file.
     """
     encoder, name = work.encoder, work.stream
@@ -316,7 +316,7 @@ def _encode_inputs_of_modality(
 
 
 def _find_distinct_inputs(work: _ShardEncoding, shard: str, name: str) -> dict[bytes, int]:
-    """The row of the first sample with each distinct input of a shard, by the input's hash."""
+    """Find the row of the first sample with each distinct input of a shard, by the input's hash."""
     count = sum(work.reader.index.shard(shard).sample_counts.values())
     row_of: dict[bytes, int] = {}
     for row, sha256 in enumerate(work.reader.input_sha256s(shard, range(count), name)):
@@ -326,7 +326,7 @@ def _find_distinct_inputs(work: _ShardEncoding, shard: str, name: str) -> dict[b
 
 
 def _encode_texts(work: _ShardEncoding, shard: str, pool: ThreadPoolExecutor) -> tuple[FeatureTable, Iterator[Rows]]:
-    """Encode each distinct text of a shard that a task reads as a row of features for each of its tokens, or as one
+    """Encode each distinct text of a shard that a task reads to one feature row for each of its tokens, or to a single
     row.
     """
     encoder = work.encoder
@@ -373,7 +373,7 @@ def _encode_texts(work: _ShardEncoding, shard: str, pool: ThreadPoolExecutor) ->
 
 
 class _StreamKind(NamedTuple):
-    """How the inputs of a stream are encoded.
+    """The functions by which the inputs of a stream are encoded.
 
     Attributes:
         facts: what, besides encoder and precision, the features of an input depend on.
@@ -409,7 +409,7 @@ def _text_feature_width(encoder: LanguageEncoder, processor: VLProcessor) -> int
 
 
 def _hash_text_reading(processor: VLProcessor) -> str:
-    """A digest of the settings that decide which texts are read and how they become token ids."""
+    """Hash the settings that decide which texts are read and how they become token ids."""
     # A tokenizer also stores the truncation and padding that it was last called with.
     tokenizer = json.loads(processor.tokenizer.backend_tokenizer.to_str()) | {"truncation": None, "padding": None}
     readers = sorted({json.dumps(task.compatibility_key(), sort_keys=True) for task in _text_reading_tasks(processor)})
@@ -418,14 +418,14 @@ def _hash_text_reading(processor: VLProcessor) -> str:
 
 
 def _iterate_in_batches(items: Collection[T], size: int) -> Iterator[tuple[T, ...]]:
-    """``itertools.batched``, which Python 3.11 does not have."""
+    """Yield batches of ``size`` items, as ``itertools.batched`` does, which Python 3.11 lacks."""
     iterator = iter(items)
     while batch := tuple(islice(iterator, size)):
         yield batch
 
 
 def _text_reading_tasks(processor: VLProcessor) -> list[Task]:
-    """The tasks that read texts."""
+    """List the tasks that read texts."""
     return [task for task in processor.tasks.values() if task.encodes_text()]
 
 

@@ -1,4 +1,5 @@
-"""The feature cache: what a frozen backbone computes of each image, text or other input, once for all runs and data.
+"""The cache of features: what a frozen backbone computes of each image, text or other input, shared by all runs and
+data sets.
 
 Its folder is named by the encoder, a digest of the weights and all else that the features depend on. In it, a file
 holds the features of the samples of a tar, each under the hash of its input: of an image's bytes, or of a text's token
@@ -44,7 +45,7 @@ Hashes = NDArray[np.bytes_]
 
 
 class FeatureTable(NamedTuple):
-    """The table at the beginning of a feature file, which says at which rows the features of each input lie.
+    """The table at the beginning of a feature file, which says in which rows the features of each input are.
 
     Attributes:
         hash_I: of each input, ascending.
@@ -59,7 +60,7 @@ class FeatureTable(NamedTuple):
 
     @classmethod
     def from_row_counts(cls, hashes: Sequence[bytes], rows: Sequence[int]) -> FeatureTable:
-        """Build the table of inputs that lie one after the other, with ``rows`` rows of features each."""
+        """Build the table of inputs that are stored one after the other, with ``rows`` rows of features each."""
         hash_I, rows_I = np.array(hashes, _HASH), np.array(rows, _NUMBER)
         row_I = np.cumsum(rows_I, dtype=_NUMBER) - rows_I
         order_I = np.argsort(hash_I, kind="stable")
@@ -79,7 +80,7 @@ class FeatureTable(NamedTuple):
         return _HEADER_BYTES + len(self.hash_I) * _INPUT_BYTES
 
     def to_bytes(self, row_bytes: int) -> bytes:
-        """The table as the bytes that a feature file begins with."""
+        """Convert the table to the bytes that a feature file begins with."""
         size = self.header_size + self.rows * row_bytes
         header = np.array([_MARK, len(self.hash_I), self.rows, size], _NUMBER)
         return b"".join(array.tobytes() for array in (header, self.hash_I, self.row_I, self.rows_I))
@@ -110,12 +111,12 @@ class FeatureCache:
         return self.width * np.dtype(self.precision).itemsize
 
     def file_name_of_shard(self, index: Index, shard: IndexedShard) -> str:
-        """The name of a shard's feature file, a hash of all that decides which inputs it holds."""
+        """Return the name of a shard's feature file: a hash of everything that decides which inputs it holds."""
         facts = [shard.sha256, list(shard.repeated), index.scan, self.inputs]
         return f"{hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:32]}.features"
 
     def find_complete_files(self, files: Iterable[str]) -> set[str]:
-        """The feature files that exist and are as long as their headers say; others were cut off."""
+        """Find the feature files that exist and are as long as their headers say; others were cut off."""
         folder = Folder(self.folder)
         wanted = set(files)
         sizes = {f.name: f.size for f in folder.files() if f.name in wanted and f.size >= _HEADER_BYTES}
@@ -124,7 +125,7 @@ class FeatureCache:
             return {name for name, size in zip(sizes, stated, strict=True) if size == sizes[name]}
 
     def read(self, files: Sequence[str], hashes: Sequence[bytes]) -> list[NDArray[np.floating]]:
-        """Read the features (rows, F) of each input, in the order asked for, from the first of the files that has it.
+        """Read the features (rows, F) of each input, in the order asked for, from the first file that has it.
 
         Raises:
             DataError: a file cannot be read, or none has one of the inputs.
@@ -168,7 +169,7 @@ class FeatureCache:
 
 
 def hash_token_ids(ids_NT: NDArray[np.integer], mask_NT: NDArray[np.bool_]) -> list[bytes]:
-    """The hash of each text's token ids without padding."""
+    """Hash each text's token ids, without padding."""
     ids_NT = ids_NT.astype("<i4")
     return [
         hashlib.blake2b(ids_T[mask_T].tobytes(), digest_size=_HASH.itemsize).digest()
@@ -177,12 +178,12 @@ def hash_token_ids(ids_NT: NDArray[np.integer], mask_NT: NDArray[np.bool_]) -> l
 
 
 def shorten_input_hash(sha256: str) -> bytes:
-    """The hash of an input, from the SHA-256 in the index."""
+    """Shorten the SHA-256 of an input in the index to the hash that the cache uses."""
     return bytes.fromhex(sha256)[: _HASH.itemsize]
 
 
 def _size_stated_in_header(folder: Folder, name: str) -> int:
-    """The size that a file's header states; 0 for a file of another kind."""
+    """Return the size that a file's header states; 0 for a file of another kind."""
     mark, _, _, size = np.frombuffer(folder.read_ranges(name, [(0, _HEADER_BYTES)])[0], _NUMBER).tolist()
     return int(size) if mark == _MARK else 0
 

@@ -1,4 +1,5 @@
-"""A pool that reads and decodes the images of several batches at a time: threads of this process, or other processes.
+"""A pool that reads and decodes the images of several batches at a time, in threads of this process or in other
+processes.
 
 Decoders release Python's lock, but the code around them holds it: more than a handful of threads wait for each other
 and for the consumer. Processes do not, and hand pixels over in shared memory, as torch's DataLoader does; that one
@@ -23,7 +24,7 @@ _MOST_WAITING_THREADS = 4
 
 
 class ImagePool:
-    """Makes the images of batches, in the background.
+    """Loads the images of batches in the background.
 
     Args:
         batches: whose images.
@@ -38,7 +39,7 @@ class ImagePool:
         self.size = workers
 
     def submit(self, rows: Arrays) -> Callable[[], Arrays]:
-        """Start making the images of a batch, given the rest of it.
+        """Start loading the images of a batch, given the rest of the batch.
 
         Returns:
             a function that waits for them. It raises what reading and decoding raise, and ``DecodingStoppedError``.

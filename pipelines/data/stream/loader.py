@@ -1,4 +1,4 @@
-"""Collated batches: the samples of the plan, read, decoded, augmented.
+"""Makes collated batches of the planned samples: reads, decodes and augments them.
 
 The sequences here make batch ``i`` from ``i`` alone, in any process, and are small and picklable. A batch can be made
 at once, or in two halves, as the stream does (stream.py): its texts, which are small, on any node, and its inputs,
@@ -46,7 +46,7 @@ _TOKENS = ("input_ids_NT", "text_mask_NT", "distinct_U")
 
 
 class BatchLoader(Sequence[Arrays]):
-    """The batches of a source; each is made in two steps, first its texts and then its images and other inputs."""
+    """Makes the batches of a source, each in two steps: first its texts, then its images and other inputs."""
 
     source: Source | SourceMixture
 
@@ -56,7 +56,7 @@ class BatchLoader(Sequence[Arrays]):
 
     @abstractmethod
     def load_inputs_of_rows(self, rows: Arrays) -> Arrays:
-        """Load the second half of a batch: its images and other inputs or their cached features, and those of its
+        """Load the second half of a batch: its images and other inputs, or the cached features of these and of the
         texts.
 
         Samples without an input are left out of its arrays (``INPUT.place_B``).
@@ -129,7 +129,7 @@ class MicroBatches(BatchLoader):
         return arrays
 
     def _read_texts(self, samples: OpenedSamples, indices: SampleIndices) -> list[Sample]:
-        """Read the samples' texts, in which left and right are swapped if the image will be mirrored."""
+        """Read the samples' texts; left and right are swapped in them if the image will be mirrored."""
         records = samples.read_texts(indices)
         if not self.augmentation.changes_texts:
             return records
@@ -143,7 +143,7 @@ class MicroBatches(BatchLoader):
         ]
 
     def _drop_inputs(self, samples: OpenedSamples, records: list[Sample], indices: SampleIndices) -> list[Sample]:
-        """The samples without the inputs that are randomly dropped in this epoch."""
+        """Remove from samples the inputs that are randomly dropped in this epoch."""
         if not self.drop_streams:
             return records
         processor = samples.processor
@@ -165,7 +165,7 @@ class MicroBatches(BatchLoader):
         return np.random.Generator(np.random.PCG64(derive_seed(self.schedule.plan.seed, epoch, key, use)))
 
     def _micro_batch_indices(self, number: int) -> tuple[SampleIndices, float]:
-        """The indices of the samples of a micro-batch, and their weight."""
+        """Return the indices of the samples of a micro-batch, and their weight in the loss."""
         if not 0 <= number < len(self):
             raise IndexError(number)
         step, micro = divmod(number, self.accumulation)
@@ -180,7 +180,8 @@ class MicroBatches(BatchLoader):
 
 @dataclass(frozen=True)
 class EvaluationBatches(BatchLoader):
-    """The evaluation batches of one worker: every ``world``-th batch of a split in index order, from batch ``rank`` on.
+    """The evaluation batches of one worker: every ``world``-th batch of a split in index order, beginning with batch
+    ``rank``.
 
     The batches are the same for any number of workers, so metrics agree to the last bit. Of a source for answering
     only the rows of that task are made, without targets for the model, and ``rows_json`` lists them: key and split of
@@ -230,8 +231,8 @@ class EvaluationBatches(BatchLoader):
 def draw_dropped_inputs(
     shares: Mapping[str, float], present: Sequence[str], rng: np.random.Generator, keep_one: bool
 ) -> frozenset[str]:
-    """Draw the inputs of a sample that are left out in training (ModDrop, Neverova et al. 2015, arXiv:1501.00102), each
-    by itself.
+    """Draw the inputs of a sample that are left out in training, independently of each other (ModDrop, Neverova et al.
+    2015, arXiv:1501.00102).
 
     Args:
         shares: the probability of each, by name; others stay.
@@ -246,21 +247,21 @@ def draw_dropped_inputs(
 
 
 def arrays_for_loading_inputs(batches: BatchLoader, rows: Arrays) -> Arrays:
-    """The arrays of a half-made batch that are needed to load its inputs."""
+    """Select the arrays of a half-made batch that are needed to load its inputs."""
     tokens = [name for name in rows if name.rpartition(".")[2] in _TOKENS] if batches.source.features else []
     places = [name for name in rows if name.endswith(".place_B")]
     return {name: rows[name] for name in (*ORIGIN, *places, *tokens)}
 
 
 def without_provenance(arrays: Mapping[str, np.ndarray]) -> Arrays:
-    """The arrays of a batch that the model takes, without those that say where its samples come from."""
+    """Select the arrays of a batch that the model takes, without those that say where its samples come from."""
     return {name: array for name, array in arrays.items() if name not in PROVENANCE}
 
 
 def _examples_by_task(
     samples: OpenedSamples, records: Sequence[Sample], weight: float = 1.0
 ) -> dict[str, list[Example]]:
-    """The examples of each task that are made of the samples."""
+    """Make the examples of each task from the samples."""
     return {name: _to_examples(task, records, weight) for name, task in samples.processor.tasks.items()}
 
 

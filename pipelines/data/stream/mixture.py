@@ -1,4 +1,4 @@
-"""Several data sets trained on as one: which source each position of the order takes its sample from.
+"""Mixes several data sets for training: decides from which of them each position of the order takes its sample.
 
 Each source keeps the endless order that it has alone (plan.py), with its own epochs. The mixture's positions are cut
 into blocks; in a block each source has a fixed number of positions, in a shuffled order. After n positions each source
@@ -111,16 +111,16 @@ class MixturePlan:
 
     @property
     def seed(self) -> int:
-        """Seed of the whole training."""
+        """The seed of the whole training."""
         return self.plans[0].seed
 
     @property
     def plans_by_source(self) -> dict[str, Plan]:
-        """The plan of each data set's own samples, by the data set's name."""
+        """Map each data set's name to the order of its own samples."""
         return dict(zip(self.names, self.plans, strict=True))
 
     def samples_between(self, start: int, stop: int) -> SampleIndices:
-        """The samples at positions ``[start, stop)`` of the endless order."""
+        """Return the samples at positions ``[start, stop)`` of the endless order."""
         source_P = self._sources_between(start, stop)
         merged = SampleIndices(source_P, *np.empty((3, len(source_P)), np.int64))
         before = self.counts_before(start)
@@ -131,7 +131,7 @@ class MixturePlan:
         return merged
 
     def counts_before(self, position: int) -> list[int]:
-        """How many of the first ``position`` samples come from each data set."""
+        """Count how many of the first ``position`` samples come from each data set."""
         layout = _mixture_layout(self)
         number = layout.block_at(position)
         in_block = np.bincount(
@@ -143,21 +143,21 @@ class MixturePlan:
         ]
 
     def block_at(self, position: int) -> range:
-        """The range of positions of the block in which a position lies."""
+        """Return the range of positions of the block in which a position lies."""
         layout = _mixture_layout(self)
         number = layout.block_at(position)
         return range(layout.block_start(number), layout.block_start(number + 1))
 
     def source_shares(self, position: int) -> list[float]:
-        """The share that each data set has of the samples around a position, by its weight and the temperature
+        """Return the share of each data set among the samples around a position, by its weight and the temperature
         there.
         """
         layout = _mixture_layout(self)
         return [due / layout.unit for due in layout.dues[layout.stage_of(layout.block_at(position))]]
 
     def metrics(self, position: int) -> dict[str, float]:
-        """Metrics of a position: the share of each data set around it, and how many of the data set's epochs lie before
-        it.
+        """Compute metrics of a position: the share of each data set around it, and how many of the data set's epochs
+        lie before it.
         """
         sources = zip(self.names, self.plans, self.source_shares(position), self.counts_before(position), strict=True)
         return {
@@ -167,7 +167,7 @@ class MixturePlan:
         }
 
     def _sources_between(self, start: int, stop: int) -> Ints:
-        """The number of the data set from which each of the positions ``[start, stop)`` takes its sample."""
+        """Return the number of the data set from which each of the positions ``[start, stop)`` takes its sample."""
         layout, pieces = _mixture_layout(self), [np.zeros(0, np.int64)]
         while start < stop:
             number = layout.block_at(start)
@@ -216,7 +216,7 @@ class _MixtureLayout:
         return bisect_right(self.firsts, block) - 1
 
     def counts_before_block(self, block: int) -> list[int]:
-        """How many samples before a block come from each data set."""
+        """Count how many samples before a block come from each data set."""
         stage = self.stage_of(block)
         length = self.block_start(block) - self.block_start(self.firsts[stage])
         dues = self._add_dues_of_stage(self.dues_before[stage], length, stage)
@@ -263,7 +263,7 @@ def _draw_block_sources(plan: MixturePlan, number: int) -> Ints:
 
 
 def _temperature_at_moment(temperatures: Sequence[float], moment: Fraction) -> Fraction:
-    """The mixing temperature at a moment of the training, which is a fraction from 0 to less than 1."""
+    """Return the mixing temperature at a moment of the training, which is a fraction from 0 to less than 1."""
     segment, part = divmod(moment * (len(temperatures) - 1), 1)
     first, last = (Fraction(t) for t in (*temperatures, temperatures[-1])[segment : segment + 2])
     return first + (last - first) * part
@@ -284,7 +284,9 @@ def _natural_logarithm(weight: float) -> Decimal:
 
 
 def _integer_unit(weights: Sequence[float]) -> int:
-    """A unit of which proportional shares are whole numbers, and that exceeds any training's number of positions."""
+    """Return a unit of which proportional shares are whole numbers, and that exceeds any training's number of
+    positions.
+    """
     exact = [Fraction(weight) for weight in weights]
     common = math.lcm(*(weight.denominator for weight in exact))
     integers = [int(weight * common) for weight in exact]

@@ -1,4 +1,4 @@
-"""The pixel cache: decoded and resized images on the disk of the node that decoded them, for later epochs.
+"""Caches decoded and resized images on the disk of the node that decoded them, for later epochs.
 
 Two files for each shard: the pixels of its samples by row, sparse until they are written, and a checksum of each row, 0
 while it is absent. A row whose checksum does not match, after a crash or on a failing disk, is decoded again. So the
@@ -71,7 +71,7 @@ class PixelCache:
         return 3 * self.size * self.size
 
     def read(self, shard: IndexedShard, rows: Sequence[int], out: Sequence[NDArray[np.uint8]]) -> NDArray[np.bool_]:
-        """Read the images at these rows of ``Index.rows(shard)`` into ``out``; returns which were cached."""
+        """Read the images at these rows of ``Index.rows(shard)`` into ``out``; returns which of them were cached."""
         is_cached = np.zeros(len(rows), np.bool_)
         if (files := self._files_of_shard(shard)) is None:
             return is_cached
@@ -148,7 +148,8 @@ def open_pixel_cache(index: Index, processor: ProcessorConfig, config: PixelCach
 def is_cache_faster_than_decoding(
     decode: Callable[[int], NDArray[np.uint8]], folder: str, count: int = _TRIAL_IMAGES
 ) -> tuple[bool, float, float]:
-    """Whether the cache is much faster than decoding, and the seconds an image takes to decode and to read back.
+    """Measure whether the cache is much faster than decoding; also returns the seconds that an image takes to decode
+    and to read back.
 
     Args:
         decode: decodes image ``n``.
@@ -174,7 +175,7 @@ def is_cache_faster_than_decoding(
 
 
 class _ShardFiles(NamedTuple):
-    """Open files of a shard, unbuffered; they close with their last reference."""
+    """The open files of a shard's pixels, unbuffered; they close with their last reference."""
 
     pixels: FileIO
     checksums: FileIO
@@ -196,7 +197,7 @@ def _open_file(path: Path, size: int) -> FileIO:
 
 
 def _shard_file_name(shard: IndexedShard) -> str:
-    """The name of a shard's files: its rows depend on its bytes and on the samples that are left out as repeated."""
+    """Return the name of a shard's files: a hash of its bytes and of the samples that are left out as repeated."""
     return hashlib.sha256(f"{shard.sha256} {shard.repeated}".encode()).hexdigest() if shard.repeated else shard.sha256
 
 
@@ -209,7 +210,7 @@ def _row_checksum(data: Any) -> int:
 
 
 def _free_space(folder: Path, wanted: int, limit: int) -> int:
-    """Delete other cached pixels as far as their space is needed. Returns how many bytes ``folder`` may take."""
+    """Delete other cached pixels if their space is needed. Returns how many bytes ``folder`` may take."""
     others = [other for other in folder.parent.iterdir() if other != folder and _is_pixel_cache_folder(other)]
     used = {other: _count_cached_bytes(other) for other in others}
     own = _count_cached_bytes(folder)
@@ -227,7 +228,7 @@ def _free_space(folder: Path, wanted: int, limit: int) -> int:
 
 
 def _make_private_folder(folder: Path) -> None:
-    """Make a folder that only this user may read; raises OSError where it is a link or another user's."""
+    """Make a folder that only this user may read; raises OSError if it is a link or another user's."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     folder.mkdir(mode=0o700, exist_ok=True)
     facts = folder.lstat()
@@ -238,7 +239,7 @@ def _make_private_folder(folder: Path) -> None:
 
 
 def _is_pixel_cache_folder(folder: Path) -> bool:
-    """Whether a folder is a pixel cache, and no link to one."""
+    """Whether a folder is a pixel cache, and not a link to one."""
     try:
         return stat.S_ISDIR(folder.lstat().st_mode) and stat.S_ISREG((folder / MARK).lstat().st_mode)
     except OSError:

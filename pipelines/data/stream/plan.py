@@ -1,4 +1,4 @@
-"""The plan: the order of the samples, a pure function of (index hash, seed, epoch).
+"""Plans the order of the samples as a pure function of (index hash, seed, epoch).
 
 The order is one endless sequence: the permutation of epoch 0, then that of epoch 1, and so on. Global step ``s`` takes
 positions ``[s * batch, (s + 1) * batch)`` of it. So a batch may hold the end of one epoch and the start of the next,
@@ -28,7 +28,7 @@ Ints = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class SampleIndices:
-    """Consecutive positions of the order, as parallel arrays.
+    """Identifies samples at consecutive positions of the order, as parallel arrays.
 
     Attributes:
         source: number of the source of each position; 0 where there is one.
@@ -50,7 +50,7 @@ class SampleIndices:
 
 
 class SampleOrder(Protocol):
-    """An endless order of samples: of one source (Plan) or of several (mixture.py)."""
+    """The interface of an endless order of samples: of one source (Plan) or of several (mixture.py)."""
 
     @property
     def size(self) -> int:
@@ -58,22 +58,22 @@ class SampleOrder(Protocol):
 
     @property
     def seed(self) -> int:
-        """Seed of the whole training."""
+        """The seed of the whole training."""
 
     def samples_between(self, start: int, stop: int) -> SampleIndices:
-        """The samples at positions ``[start, stop)`` of the order."""
+        """Return the samples at positions ``[start, stop)`` of the order."""
 
     @property
     def plans_by_source(self) -> Mapping[str, Plan]:
-        """The plan of each data set's own samples, by the data set's name; by "" if there is only one data set."""
+        """Map each data set's name to the order of its own samples; the name is "" if there is only one data set."""
 
     def metrics(self, position: int) -> Mapping[str, float]:
-        """Metrics of the order at a position, by the names that tracking uses."""
+        """Compute metrics of the order at a position, by the names that tracking uses."""
 
 
 @dataclass(frozen=True, eq=False)
 class Plan:
-    """The order of the samples of one split.
+    """The shuffled order of the samples of one split, epoch after epoch.
 
     Attributes:
         identity: of the data, normally the index hash; another identity gives another order.
@@ -116,7 +116,7 @@ class Plan:
         return hash(self.key)
 
     def samples_between(self, start: int, stop: int) -> SampleIndices:
-        """The samples at positions ``[start, stop)`` of the endless order."""
+        """Return the samples at positions ``[start, stop)`` of the endless order."""
         pieces: list[SampleIndices] = []
         size = self.size
         while start < stop:
@@ -135,7 +135,7 @@ class Plan:
         return {"": self}
 
     def metrics(self, position: int) -> Mapping[str, float]:
-        """No metrics: with a single source, the epoch tells the position."""
+        """Return no metrics: with a single source, the epoch already tells the position."""
         return {}
 
     def _samples_in_epoch(self, epoch: int, start: int, stop: int) -> list[SampleIndices]:
@@ -156,7 +156,7 @@ class Plan:
 
 @dataclass(frozen=True)
 class StepSchedule:
-    """How the global steps of a training divide the plan into micro-batches.
+    """Divides the order of samples into global steps, and each global step into micro-batches.
 
     A step's batch has ``parts`` = workers x accumulation; worker ``r`` runs parts ``r * accumulation`` to
     ``(r + 1) * accumulation - 1``, one forward and backward pass each. Which samples are in which part of a step does
@@ -177,16 +177,16 @@ class StepSchedule:
         return -(-self.plan.size * self.epochs // self.batch)
 
     def count_step_samples(self, step: int) -> int:
-        """The number of samples of a global step."""
+        """Count the samples of a global step."""
         return min(self.batch, self.plan.size * self.epochs - step * self.batch)
 
     def epochs_done(self, step: int) -> int:
-        """The number of epochs that are complete after ``step`` global steps."""
+        """Return the number of epochs that are complete after ``step`` global steps."""
         return min(step * self.batch, self.plan.size * self.epochs) // self.plan.size
 
     def samples_of_part(self, step: int, number: int, parts: int) -> SampleIndices:
-        """The samples of part ``number`` of a global step that is divided into ``parts``. Empty where a short last step
-        has fewer samples than parts.
+        """Return the samples of part ``number`` of a global step that is divided into ``parts``. Empty if a short last
+        step has fewer samples than parts.
         """
         samples = self.count_step_samples(step)
         first, last = number * samples // parts, (number + 1) * samples // parts
@@ -195,7 +195,7 @@ class StepSchedule:
 
 
 def samples_per_micro_batch(batch: int, workers: int, accumulation: int) -> int:
-    """The number of samples of one worker's micro-batch.
+    """Calculate the number of samples of one worker's micro-batch.
 
     Raises:
         ValueError: the global batch does not divide evenly; the message names fitting values.
@@ -221,7 +221,9 @@ class _EpochLayout:
 def _cached_layout_functions(
     plan: Plan,
 ) -> tuple[Callable[[int], _EpochLayout], Callable[[int, int], tuple[Ints, Ints]]]:
-    """``_epoch_layout`` and ``_shuffled_window`` of a plan, with caches of its own, as a mixture alternates plans."""
+    """Return ``_epoch_layout`` and ``_shuffled_window`` with separate caches for each plan, as a mixture alternates
+    between plans.
+    """
     return lru_cache(maxsize=4)(partial(_epoch_layout, plan)), lru_cache(maxsize=4)(partial(_shuffled_window, plan))
 
 
@@ -253,19 +255,19 @@ def _shuffled_indices(n: int, plan: Plan, epoch: int, purpose: str) -> Ints:
 
 
 def random_permutation(n: int, *what: str | int) -> Ints:
-    """A random permutation of ``range(n)`` that depends on the values ``what`` alone."""
+    """Draw a random permutation of ``range(n)`` that depends only on the values ``what``."""
     bits = np.random.PCG64(derive_seed(*what)).random_raw(n)
     return np.argsort(bits, kind="stable").astype(np.int64)
 
 
 def derive_seed(*what: str | int) -> int:
-    """A 128-bit seed that depends on the values ``what`` alone."""
+    """Derive a 128-bit seed that depends only on the values ``what``."""
     text = "\x1f".join(str(w) for w in what)
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:16], "little")
 
 
 def split_into_batches(size: int, batch: int) -> Sequence[tuple[int, int]]:
-    """Split ``size`` positions into the batches ``[start, stop)`` of an evaluation, the same ones for any number of
+    """Split ``size`` positions into the batches ``[start, stop)`` of an evaluation, the same for any number of
     workers.
     """
     return [(start, min(start + batch, size)) for start in range(0, size, batch)]

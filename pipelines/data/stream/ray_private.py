@@ -1,4 +1,4 @@
-"""All that is used of Ray Data's private modules and names. A new version of Ray is checked here."""
+"""Collects all uses of Ray Data's private modules and names; a new version of Ray must be checked here."""
 
 from __future__ import annotations
 

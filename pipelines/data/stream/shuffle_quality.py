@@ -1,4 +1,4 @@
-"""How well an epoch is shuffled, and how many reads its order takes."""
+"""Measures how well an epoch is shuffled, and how many reads its order takes."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _RANGES, _LENGTH = 16, 256
 
 
 class ShuffleQuality(NamedTuple):
-    """Metrics of an epoch's order.
+    """Metrics of the order of an epoch.
 
     Attributes:
         rank_correlation: of a sample's position in the order with that in the tars (Spearman); 0 for a random order, 1

@@ -1,4 +1,4 @@
-"""The stream: batches in order, made ahead of the consumer on any node of the cluster, with bounded memory.
+"""Streams batches in order; they are made ahead of the consumer on any node of the cluster, with bounded memory.
 
 Ray Data sees rows that are batch numbers. A task makes consecutive batches and yields each as one row of raw arrays
 (wire.py); with ``preserve_order`` the rows arrive in the order of their numbers, wherever they were made. So resuming
@@ -72,7 +72,7 @@ def _add_images_to_batches(pool: ImagePool, chunks: _ChunkChain, config: StreamC
 
 
 class _ChunkChain(Iterator[Arrays]):
-    """Iterates over batches that are made in chunks; the next chunk starts before the last one is used up."""
+    """Iterates over batches that are made in chunks; the next chunk starts before the current one is used up."""
 
     def __init__(self, make: Callable[[int], Arrays], config: StreamConfig, start: int, stop: int) -> None:
         self._make, self._config, self._stop = make, config, stop
@@ -124,7 +124,7 @@ class _BatchChunk:
         return not self._batches.empty()
 
     def next_batch(self) -> Arrays:
-        """The next batch, once it is made."""
+        """Return the next batch, waiting until it is made."""
         batch = self._batches.get()
         if isinstance(batch, BaseException):
             self.left = 0
@@ -133,8 +133,8 @@ class _BatchChunk:
         return unpack_arrays(batch)
 
     def wait_until_made(self) -> None:
-        """Wait until all batches are made, also those that nobody takes: they are made quickly, while Ray kills the
-        process of a task that is cut short, and starting another takes seconds.
+        """Wait until all batches are made, even if nobody takes them: they are made quickly, while cancelling a task
+        makes Ray kill its process, and starting another takes seconds.
         """
         self._thread.join()
 
@@ -154,7 +154,7 @@ class _BatchChunk:
 def batch_dataset(
     make: Callable[[int], Arrays], tasks: int, task_batches: int, start: int, stop: int, *, row_is_block: bool = True
 ) -> Dataset:
-    """Batches ``start`` to ``stop`` as a lazy Ray dataset of packed rows (wire.py), in order.
+    """Create a lazy Ray dataset of batches ``start`` to ``stop`` in order, each packed as a row (wire.py).
 
     Args:
         make: makes a batch from its number alone, in any process.

@@ -1,4 +1,4 @@
-"""A collated batch as one Arrow row, so that Ray moves it whole and the consumer reads it without a copy.
+"""Packs a collated batch into one Arrow row, so that Ray moves it whole and the consumer reads it without a copy.
 
 A batch has arrays of different first dimensions (images, texts), which make no table of rows. Each array becomes one
 large_binary cell that shares the array's memory; a last cell holds their dtypes and shapes. The schema cannot hold
@@ -18,7 +18,7 @@ _LAYOUT = "layout"
 
 
 def pack_arrays(arrays: Mapping[str, np.ndarray]) -> pa.Table:
-    """One row with a column for each array. The arrays' memory is shared where they are contiguous."""
+    """Pack arrays into one row with a column for each. Contiguous arrays share their memory with the row."""
     columns, layout = {}, {}
     for name, array in arrays.items():
         flat = np.ascontiguousarray(array)
@@ -31,7 +31,7 @@ def pack_arrays(arrays: Mapping[str, np.ndarray]) -> pa.Table:
 
 
 def unpack_arrays(table: pa.Table) -> dict[str, np.ndarray]:
-    """The arrays of a packed row, as read-only views of the table's memory."""
+    """Return the arrays of a packed row, as read-only views of the table's memory."""
     if table.num_rows != 1:
         raise ValueError(f"a packed batch is one row, got {table.num_rows}; read it with batch_size=None")
     layout = json.loads(table[_LAYOUT][0].as_py())

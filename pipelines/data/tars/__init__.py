@@ -1,1 +1,1 @@
-"""WebDataset tars: the sample, writing shards, reading samples by their place, tar headers."""
+"""WebDataset tars: the sample, writing shards, reading samples by their position, tar headers."""

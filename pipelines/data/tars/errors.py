@@ -1,4 +1,4 @@
-"""What can be wrong with a sample or a shard: the reasons, and the error that carries one."""
+"""The reasons why a sample or a shard can be invalid, and the error that carries a reason."""
 
 from __future__ import annotations
 
@@ -59,17 +59,17 @@ class FaultReason(StrEnum):
 
 
 def missing_input_reason(name: str) -> str:
-    """The reason where a sample lacks an input that it must have: "missing_image"."""
+    """Return the reason for a sample that lacks a required input: "missing_image"."""
     return f"missing_{name}"
 
 
 def medium_reason(defect: Defect, medium: str) -> str:
-    """The reason where an input's bytes are not valid: "truncated_image", "not_finite_series"."""
+    """Return the reason for an input whose bytes are not valid: "truncated_image", "not_finite_series"."""
     return f"{defect}_{medium}"
 
 
 class SampleError(DataError):
-    """A sample that cannot be used. Picklable.
+    """A sample cannot be used. Picklable.
 
     Attributes:
         reason: a ``FaultReason``, or what ``missing_input_reason`` or ``medium_reason`` gives.

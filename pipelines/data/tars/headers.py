@@ -1,4 +1,4 @@
-"""Tar headers, read in one sequential pass: ustar, PAX and GNU long names, with every corruption found.
+"""Reads tar headers in one sequential pass: ustar, PAX and GNU long names; every corruption is found.
 
 ``tarfile`` takes a zeroed block for the end, and an archive cut at a header for a complete one; here each is a
 ``TarCorruption``, and reading continues at the next valid header, so one bad block costs one sample. Nothing is
@@ -56,7 +56,7 @@ class TarMember:
 
 @dataclass(frozen=True, slots=True)
 class TarCorruption:
-    """A place where the tar is broken.
+    """Describes a place where the tar is corrupt.
 
     Attributes:
         offset: in bytes from the start of the tar.
@@ -108,7 +108,7 @@ class _ByteReader:
         return data
 
     def skip_bytes(self, size: int) -> int:
-        """Skip ``size`` bytes, fewer at the end; returns how many."""
+        """Skip ``size`` bytes, fewer at the end of the tar; returns how many."""
         left = size
         while left and (data := self.read_up_to(min(left, _READ))):
             left -= len(data)
@@ -138,7 +138,7 @@ def read_tar(
 
 
 class _TarParser:
-    """The state of reading a tar.
+    """Holds the state of reading a tar.
 
     After a corruption it is ``lost`` until the next valid header, and what follows is no further corruption.
     """
@@ -207,7 +207,9 @@ class _TarParser:
             self._next_pax["path"] = payload.rstrip(b"\0")
 
     def _resolve_member(self, header: _TarHeader) -> tuple[int, bytes, MemberKind]:
-        """The size, the stored name and the kind of a member, from its header and the extended headers before it."""
+        """Return the size, the stored name and the kind of a member, from its header and the extended headers before
+        it.
+        """
         more = header.sparse_blocks_follow
         while more and len(block := self._stream.read_up_to(BLOCK)) == BLOCK:
             more = block[504] != 0
@@ -307,7 +309,9 @@ def _decode_name(name: bytes) -> tuple[str, bool]:
 
 
 def _describe_end_problem(zeros: int, size: int) -> str | None:
-    """Describe what is wrong with the end of a tar of ``size`` bytes, the last ``zeros`` of them zero; None if fine."""
+    """Describe what is wrong with the end of a tar of ``size`` bytes, the last ``zeros`` of them zero; None if nothing
+    is.
+    """
     if zeros < 2 * BLOCK:
         return "the tar's end mark is cut"
     if zeros == 2 * BLOCK or any(size % record == 0 and zeros <= record + BLOCK for record in _RECORDS):

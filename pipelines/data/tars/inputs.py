@@ -1,4 +1,4 @@
-"""The inputs of a sample: their names, which member of a tar is which, and which of them a sample must have.
+"""Names the inputs of a sample: which tar member holds which input, and which inputs a sample must have.
 
 ``KEY.jpg`` is the input "image": a member without a name of its own takes that of its medium (``vlmodel/media/``).
 ``KEY.imu.npy`` is the input "imu", and ``KEY.row.json`` is the input "row". ``KEY.json``, ``KEY.txt`` and ``KEY.cls``
@@ -36,7 +36,7 @@ class MemberInput(NamedTuple):
 
 @lru_cache(maxsize=4096)
 def input_of_extension(extension: str) -> MemberInput | None:
-    """The input of members with this extension ("jpg", "imu.npy"), in lower case; None for other members."""
+    """Return the input of tar members with this lower-case extension ("jpg", "imu.npy"); None for other members."""
     name, _, last = extension.rpartition(".")
     if not name and last in TEXT_EXTENSIONS:
         return MemberInput(TEXT, TEXT)
@@ -47,14 +47,14 @@ def input_of_extension(extension: str) -> MemberInput | None:
 
 
 def member_extension(name: str, extension: str) -> str:
-    """The extension of an input's tar member, which follows the key; ``input_of_extension`` is its inverse."""
+    """Return the extension of an input's tar member, which follows the key; the inverse of ``input_of_extension``."""
     medium = medium_of_extension(extension)
     has_own_name = medium is not None and medium.name == name and extension not in TEXT_EXTENSIONS
     return extension if has_own_name else f"{name}.{extension}"
 
 
 def describe_known_extensions(name: str) -> str:
-    """Describe, for messages, how the names of an input's members end."""
+    """Describe, for messages, which file name endings an input's members can have."""
     if name == TEXT:
         return " or ".join(f".{extension}" for extension in TEXT_EXTENSIONS)
     own = all_media().get(name)
@@ -66,7 +66,7 @@ def describe_known_extensions(name: str) -> str:
 
 
 def input_requirements(inputs: Iterable[str]) -> dict[str, bool]:
-    """The named inputs, and whether each is required of every sample (names that end in ``?`` are optional)."""
+    """Map the named inputs to whether every sample must have them (names that end in ``?`` are optional)."""
     return {name.removesuffix("?"): not name.endswith("?") for name in inputs}
 
 

@@ -1,4 +1,4 @@
-"""The names of files in tars and folders: keys and extensions, hidden files, paths that leave a folder."""
+"""Parses the names of files in tars and folders: keys and extensions, hidden files, paths that leave a folder."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ _SYSTEM_FILES = ("__macosx", "thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r"
 
 
 def split_name(name: str) -> tuple[str, str] | None:
-    """(key, lower-case extension) of a member by WebDataset's rule: the base name's first dot ends the key.
+    """Split a member's name into (key, lower-case extension) by WebDataset's rule: the base name's first dot ends the
+    key.
 
     None for a name without extension, for a hidden file, and for WebDataset's ``__name__`` metadata. A leading ``./``,
     as ``tar -c .`` writes it, is no part of the key.
@@ -24,16 +25,18 @@ def split_name(name: str) -> tuple[str, str] | None:
 
 
 def is_hidden(name: str) -> bool:
-    """Whether a file or folder of this name, which is no path, is hidden or is one that systems make."""
+    """Whether a file or folder with this base name is hidden, or is one that operating systems create."""
     return (name.startswith(".") and name not in (".", "..")) or name.lower() in _SYSTEM_FILES
 
 
 def is_hidden_path(path: str) -> bool:
-    """Whether a member is hidden, or lies in the folder that macOS adds to archives."""
+    """Whether a tar member is hidden, or lies in the folder that macOS adds to archives."""
     folder, _, base = path.rpartition("/")
     return is_hidden(base) or "__MACOSX" in folder.split("/")
 
 
 def path_leaves_folder(name: str) -> bool:
-    """Whether extracting a member of this name would write outside the folder: an absolute path, or one with ``..``."""
+    """Whether extracting a tar member with this name would write outside the target folder: an absolute path, or one
+    with ``..``.
+    """
     return name.startswith("/") or ".." in name.replace("\\", "/").split("/") or name[1:3] in (":\\", ":/")

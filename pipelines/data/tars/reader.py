@@ -1,4 +1,4 @@
-"""Reading samples by their rows in the index: ranged reads of the tars."""
+"""Reads samples by their rows in the index, with ranged reads of the tars."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Range = tuple[int, int]
 
 
 class ShardReader:
-    """Reads samples of indexed shards, from any file system; transient errors are retried with back-off.
+    """Reads samples of indexed shards from any file system; transient errors are retried with back-off.
 
     It compares each input, and each sample's texts, with their hashes in the index. It caches the rows of the last
     ``cached_shards`` shards, and keeps no files open. Threads may share it.
@@ -74,7 +74,7 @@ class ShardReader:
         return [record.texts for record in self.read(shard, rows, inputs=())]
 
     def keys(self, shard: str, rows: Sequence[int]) -> list[str]:
-        """The keys of the samples at some rows of a shard, from the index alone.
+        """Return the keys of the samples at some rows of a shard, from the index alone.
 
         Raises:
             DataError: the shard's part of the index cannot be read.
@@ -83,8 +83,8 @@ class ShardReader:
         return keys
 
     def input_sha256s(self, shard: str, rows: Sequence[int], name: str) -> list[str | None]:
-        """SHA-256 hashes of the bytes of an input at some rows of a shard, from the index; None for samples without it.
-        Raises what ``keys`` raises.
+        """Return the SHA-256 hashes of the bytes of an input at some rows of a shard, from the index; None for samples
+        without it. Raises what ``keys`` raises.
         """
         if name not in self._inputs:
             return [None] * len(rows)
@@ -92,7 +92,7 @@ class ShardReader:
         return sha256s
 
     def read_metadata(self, shard: str, rows: Sequence[int]) -> list[dict[str, Any]]:
-        """The metadata that each sample's JSON holds beside its texts; the errors of ``read``."""
+        """Read the metadata that each sample's JSON holds beside its texts; raises the errors of ``read``."""
         samples = self._index_rows(shard, rows, (), True)
         stored = [sample for sample in samples if sample["json_offset"] is not None]
         pieces = iter(self._read_ranges(shard, [(sample["json_offset"], sample["json_size"]) for sample in stored]))
@@ -109,8 +109,8 @@ class ShardReader:
         return self.index.rows(shard).select([*_COLUMNS, *_TEXT_COLUMNS, *_input_columns(self._inputs)])
 
     def _index_rows(self, shard: str, rows: Sequence[int], inputs: Sequence[str], texts: bool) -> list[dict[str, Any]]:
-        """The index's rows with the columns of some inputs and of the texts alone, as each column costs time in every
-        batch.
+        """Select the index's rows with only the columns of some inputs and of the texts, as each column costs time in
+        every batch.
         """
         columns = [*_COLUMNS, *(_TEXT_COLUMNS if texts else ()), *_input_columns(inputs)]
         samples: list[dict[str, Any]] = self._rows(shard).select(columns).take(pa.array(rows, pa.int64())).to_pylist()
@@ -125,7 +125,7 @@ class ShardReader:
             raise DataError(f"{problem}; {remedy}") from error
 
     def _read_and_check_input(self, shard: str, sample: dict[str, Any], name: str, data: bytes) -> bytes:
-        """An input's bytes, which are read once more where their hash differs from the index."""
+        """Return an input's bytes, reading them once more if their hash differs from the index."""
         if not _has_input_columns(sample, name, data):
             (data,) = self._read_ranges(shard, [_byte_range_of_input(sample, name)])
             if not _has_input_columns(sample, name, data):
@@ -133,7 +133,7 @@ class ShardReader:
         return data
 
     def _parse_texts(self, shard: str, sample: dict[str, Any], pieces: Sequence[bytes]) -> SampleTexts:
-        """The texts of a sample's text members, which are read once more where their hash differs from the index."""
+        """Parse the texts of a sample's text members, reading them once more if their hash differs from the index."""
         if not pieces:
             return SampleTexts()
         members = _split_text_members(sample, pieces)
@@ -167,7 +167,9 @@ def _byte_ranges_of_texts(sample: dict[str, Any]) -> list[Range]:
 
 
 def _split_text_members(sample: dict[str, Any], pieces: Sequence[bytes]) -> list[bytes | None]:
-    """The text members of a sample, in the order of ``TEXT_EXTENSIONS``, from the bytes that were read for them."""
+    """Split the bytes that were read for a sample's texts into its text members, in the order of
+    ``TEXT_EXTENSIONS``.
+    """
     found = iter(pieces)
     return [next(found) if sample[f"{kind}_offset"] is not None else None for kind in TEXT_EXTENSIONS]
 

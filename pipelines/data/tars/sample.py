@@ -1,4 +1,5 @@
-"""The texts of a sample in its ``.json``, ``.txt`` and ``.cls``, and what else its JSON may say.
+"""Parses and writes the texts of a sample in its ``.json``, ``.txt`` and ``.cls`` members, and the metadata in its
+JSON.
 
 Members of one sample are adjacent in a tar and share the part of their name before the first dot of the base name
 (WebDataset's rule): ``KEY.jpg`` + ``KEY.json``, ``KEY.txt`` (a caption) and ``KEY.cls`` (the class).
@@ -39,7 +40,7 @@ _MIN_TEXT_BYTES = 4
 
 @dataclass(frozen=True)
 class TextLimits:
-    """Limits of a sample's texts.
+    """Limits of a sample's texts: their number and their length.
 
     Attributes:
         letters: of a caption, a question, an answer or a turn of a conversation.
@@ -77,7 +78,7 @@ class _TurnRecord(BaseModel):
 
 
 class _TextsRecord(BaseModel):
-    """Other keys are the source's metadata, which are ignored here."""
+    """The texts in a sample's JSON. Other keys are the source's metadata, which are ignored here."""
 
     model_config = ConfigDict(strict=True, frozen=True)
 
@@ -94,8 +95,8 @@ def parse_texts(
     limits: TextLimits | None = TextLimits(),
     cls_bytes: bytes | None = None,
 ) -> SampleTexts:
-    """The texts of a sample from its ``.json``, ``.txt`` and ``.cls`` members (None where the sample has no such
-    member); ``SampleTexts()`` where nothing holds a caption, a question, a conversation or a class.
+    """Parse the texts of a sample from its ``.json``, ``.txt`` and ``.cls`` members (None if the sample lacks one);
+    returns ``SampleTexts()`` if they hold no caption, question, conversation or class.
 
     JSON with a list of ``captions``, ``questions`` or ``conversations`` is of this project's schema; other JSON is free
     metadata, of which only the ``class`` is read, and a ``caption`` string where there is no ``.txt`` (img2dataset
@@ -137,18 +138,18 @@ def parse_texts(
 
 
 def hash_texts(*members: bytes | None) -> bytes:
-    """A hash, 16 bytes, of the text members of a sample, in the order of ``TEXT_EXTENSIONS``."""
+    """Hash the text members of a sample, in the order of ``TEXT_EXTENSIONS``, to 16 bytes."""
     return hashlib.sha256(b"".join(member or b"" for member in members)).digest()[:16]
 
 
 def parse_metadata(json_bytes: bytes | None) -> dict[str, Any]:
-    """The keys of a valid sample's ``.json`` beside the texts of this project's schema."""
+    """Return the keys of a valid sample's ``.json`` that are not texts of this project's schema."""
     tree: dict[str, Any] = _load_json(_decode_utf8(json_bytes, ".json")) if json_bytes is not None else {}
     return {name: value for name, value in tree.items() if name not in _TEXT_KEYS and name != CLASS}
 
 
 def parse_group(json_bytes: bytes | None) -> str | None:
-    """The group that the ``.json`` of a valid sample may name (``GROUP``); None where it names none.
+    """Return the group that the ``.json`` of a valid sample may name (``GROUP``); None if it names none.
 
     Samples of one group, such as the pictures of one scene, are in the same split where a hash decides.
     """
@@ -159,7 +160,7 @@ def parse_group(json_bytes: bytes | None) -> str | None:
 
 
 def dump_texts(texts: SampleTexts, extra: Mapping[str, Any] | None = None) -> bytes:
-    """Canonical JSON (sorted keys, no spaces, UTF-8) of ``texts``; ``parse_texts(dump_texts(t), None) == t``.
+    """Write ``texts`` as canonical JSON (sorted keys, no spaces, UTF-8); ``parse_texts(dump_texts(t), None) == t``.
 
     Args:
         extra: further top-level keys of plain JSON values, kept beside the texts; may not be one of theirs.
@@ -238,7 +239,7 @@ def _parse_json(json_bytes: bytes, strict: bool) -> _TextsRecord:
 
 
 def _load_json(text: str) -> Any:
-    """Strict JSON; raises SampleError BAD_JSON for what ``dump_texts`` could not write again."""
+    """Load strict JSON; raises SampleError BAD_JSON for what ``dump_texts`` could not write again."""
 
     def refuse_json_constant(number: str) -> NoReturn:
         raise SampleError(FaultReason.BAD_JSON, f".json: {number} is no number of JSON; write null, or leave it out")

@@ -1,4 +1,4 @@
-"""Shards: numbered WebDataset tars of one split, written so that the same samples give the same bytes."""
+"""Writes shards: numbered WebDataset tars of one split; the same samples give the same bytes."""
 
 from __future__ import annotations
 
@@ -52,12 +52,12 @@ Inputs = Mapping[str, tuple[bytes, str]]
 
 
 def parse_split_name(name: str) -> str | None:
-    """The split, ``train``, ``val`` or ``test``, that a usual spelling means; None for another word."""
+    """Return the split, ``train``, ``val`` or ``test``, that a usual spelling means; None for another word."""
     return _SPLIT_OF.get(name.strip().lower())
 
 
 def split_in_tar_name(filename: str) -> str | None:
-    """The split that a tar's name has as a whole word; None where it has none.
+    """Find the split that a tar's name contains as a whole word; None if it contains none.
 
     ``coco-val-000.tar``, ``val2017.tar`` and ``VALID.tar`` are of val; ``contest-000.tar`` is of none. A name with val
     and test (``test-dev``) is of test, by which no model is chosen.
@@ -76,7 +76,7 @@ def split_in_tar_name(filename: str) -> str | None:
 
 
 def shard_split(filename: str, patterns: Mapping[Split, Sequence[str]] | None = None) -> str:
-    """The split of a tar: by the patterns, else by its name (``split_in_tar_name``), else ``train``.
+    """Decide the split of a tar: by the patterns, else by its name (``split_in_tar_name``), else ``train``.
 
     Args:
         patterns: shell patterns of file names for each split (``IndexConfig.splits``).
@@ -129,12 +129,12 @@ def assign_shard_splits(
 
 
 def _name_words(filename: str) -> list[str]:
-    """Words of a tar's name, in lower case."""
+    """Split a tar's name into words, in lower case."""
     return [word.lower() for word in _WORD.findall(_CAPITAL_AFTER_SMALL.sub(" ", filename.removesuffix(".tar")))]
 
 
 def shard_name(split: str, number: int) -> str:
-    """File name of a split's shard."""
+    """Return the file name of a shard of a split."""
     return f"{split}-{number:06d}.tar"
 
 
@@ -188,7 +188,7 @@ def _make_input_member(key: str, name: str, data: bytes, extension: str) -> Memb
 
 
 def size_in_tar(members: Iterable[Member]) -> int:
-    """The number of bytes that members take in a tar, with their headers and padding."""
+    """Calculate how many bytes members take in a tar, with their headers and padding."""
     return sum(_TAR_BLOCK - (-len(data) // _TAR_BLOCK) * _TAR_BLOCK for _, data in members)
 
 

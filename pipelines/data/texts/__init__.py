@@ -1,1 +1,1 @@
-"""What is learned from the texts of a data set before training: the tokenizer, the answers, lengths."""
+"""Learns from the texts of a data set before training: the tokenizer, the labels, text lengths."""

@@ -1,4 +1,4 @@
-"""The texts of a split, how often each answer occurs, and a tokenizer trained on it."""
+"""Reads the texts of a split, counts how often each answer occurs, and trains a tokenizer."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def read_texts(index: Index, split: str = "train", shards: Sequence[str] | None 
 
 
 def iterate_texts_of_split(index: Index, split: str = "train") -> Iterator[str]:
-    """Every caption, question, turn of a conversation and class of a split, in the order of the index.
+    """Yield every caption, question, conversation turn and class of a split, in the order of the index.
 
     Raises:
         DataError: as ``read_texts``; also where the split has no samples.
@@ -61,8 +61,8 @@ def iterate_texts_of_split(index: Index, split: str = "train") -> Iterator[str]:
 
 
 def count_labels(index: Index, tasks: Iterable[Task], split: str = "train") -> Counter[str]:
-    """Count how often each answer that a task may learn as a label occurs in a split, by Ray Data with one task a
-    shard.
+    """Count by Ray Data, one task for each shard, how often each answer that a task may learn as a label occurs in a
+    split.
 
     Raises:
         DataError: as ``iterate_texts_of_split``.
@@ -84,7 +84,7 @@ def count_labels(index: Index, tasks: Iterable[Task], split: str = "train") -> C
 
 
 def merge_texts_of_tasks(of_tasks: Iterable[Iterable[str]]) -> list[str]:
-    """Merge the texts of several tasks: each text as often as the task that has it most often has it."""
+    """Merge the texts of several tasks: each text occurs as often as in the task that has it most often."""
     total: Counter[str] = Counter()
     for texts in of_tasks:
         total |= Counter(texts)
@@ -94,8 +94,8 @@ def merge_texts_of_tasks(of_tasks: Iterable[Iterable[str]]) -> list[str]:
 def most_frequent_answers(
     counter: Mapping[str, int], size: int | None = None, min_count: int = 1, normalizer: Normalizer = "vqa"
 ) -> list[str]:
-    """The ``size`` most frequent answers (all if None) that occur at least ``min_count`` times, the most frequent first
-    and ties in the order of their characters.
+    """Return the ``size`` most frequent answers (all if None) that occur at least ``min_count`` times, the most
+    frequent first and ties in the order of their characters.
 
     Args:
         counter: how often each answer occurs.
@@ -111,7 +111,7 @@ def most_frequent_answers(
 
 
 def count_spellings(counter: Mapping[str, int], normalizer: Normalizer = "vqa") -> dict[str, dict[str, int]]:
-    """Count for each normal form how often each of its spellings occurs."""
+    """Count for each normal form of an answer how often each of its spellings occurs."""
     spellings: defaultdict[str, dict[str, int]] = defaultdict(dict)
     for answer, count in counter.items():
         spellings[normalize_for_comparison(answer, normalizer)][answer] = count
@@ -178,7 +178,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int = 8192, lowercase: boo
 
 
 def _most_frequent_letters(words: Mapping[str, int], limit: int) -> list[str]:
-    """The most frequent letters, sorted."""
+    """Return the most frequent letters, sorted."""
     letters: Counter[str] = Counter()
     for word, count in words.items():
         for letter in word:
@@ -188,7 +188,7 @@ def _most_frequent_letters(words: Mapping[str, int], limit: int) -> list[str]:
 
 
 def _lines_of_repeated_words(words: Mapping[str, int]) -> Iterator[str]:
-    """Lines that repeat each word as often as it occurs, of a length that the trainer handles quickly."""
+    """Write lines that repeat each word as often as it occurs, of a length that the trainer handles quickly."""
     for word, count in sorted(words.items()):
         for start in range(0, count, _WORDS_PER_LINE):
             yield " ".join([word] * min(_WORDS_PER_LINE, count - start))

@@ -1,4 +1,4 @@
-"""How long the training texts are in tokens, and how many of them the processor truncates."""
+"""Measures how long the training texts are in tokens, and how many of them the processor truncates."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class TextLengths:
 
     @classmethod
     def count(cls, indexes: Iterable[Index], tokenizer: PreTrainedTokenizerBase, tasks: Mapping[str, Task]) -> Self:
-        """Count the texts of the training split of the indexes by Ray Data, a task a shard.
+        """Count the lengths of the texts of the indexes' training split by Ray Data, one task for each shard.
 
         Raises:
             DataError: a shard cannot be read, or has changed since it was indexed.
@@ -67,7 +67,7 @@ class TextLengths:
     def set_inferred_limits(
         self, config: ProcessorConfig, longest: int | None, longest_written: int | None, extra: int = 0
     ) -> ProcessorConfig:
-        """The processor's settings, in which limits of 0 are replaced by what these texts need.
+        """Return the processor's settings with limits of 0 replaced by what these texts need.
 
         Args:
             longest, longest_written: most tokens that the model can read and can write; None for no limit.
@@ -77,7 +77,7 @@ class TextLengths:
         return config.resolve_settings(max(self.read, default=0), written, longest, longest_written)
 
     def describe(self, processor: ProcessorConfig, wanted: ProcessorConfig) -> str:
-        """A line that says how many texts are truncated, and how to change that.
+        """Describe in one line how many texts are truncated, and how to change that.
 
         Args:
             processor: with resolved limits.
@@ -104,13 +104,13 @@ class TextLengths:
 
     @classmethod
     def load(cls, folder: str | Path) -> Self | None:
-        """Load the lengths that ``save`` wrote; None where there are none."""
+        """Load the lengths that ``save`` wrote; None if there are none."""
         file = Path(folder) / _FILE
         return cls.from_json(file.read_text(encoding="utf-8")) if file.is_file() else None
 
 
 def _split_read_and_written_texts(samples: Sequence[SampleTexts], tasks: Iterable[Task]) -> tuple[list[str], list[str]]:
-    """The texts that a model of the tasks reads, and those that it learns to write; each once."""
+    """Return the texts that a model of the tasks reads, and those that it learns to generate; each once."""
     of_tasks = list(tasks)
     read = [text for texts in samples for text in merge_texts_of_tasks(task.texts_to_read(texts) for task in of_tasks)]
     return read, [

@@ -1,4 +1,4 @@
-"""The tokenizer and the answer vocabulary, built of the texts of the training split before training."""
+"""Builds the tokenizer and the answer vocabulary from the texts of the training split, before training."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def build_processor(
 
 
 def common_normalizer_of_tasks(choosing: Sequence[Task], setting: Normalizer) -> Normalizer:
-    """The rules by which labels are compared, which all tasks that choose among labels share; else the setting's."""
+    """Return the answer normalizer that all tasks that choose among labels share; without such tasks the setting's."""
     of_tasks: set[Normalizer] = {task.normalizer or setting for task in choosing}
     return of_tasks.pop() if len(of_tasks) == 1 else setting
 
@@ -112,7 +112,7 @@ def save_processor(processor: VLProcessor, folder: str) -> VLProcessor:
 
 
 def share_of_answers_in_vocabulary(counted: Mapping[str, int], processor: VLProcessor) -> float:
-    """The share of answers, weighted by how often each occurs, that are in the vocabulary; 1 if there are no
+    """Calculate the share of answers, weighted by how often each occurs, that are in the vocabulary; 1 if there are no
     answers.
     """
     total = sum(counted.values())

@@ -1,1 +1,1 @@
-"""Sources of facts: a file a format, whose ``Config`` is named by ``knowledge.source.kind``."""
+"""Sources of facts, one file for each format; ``knowledge.source.kind`` names the file of a ``Config``."""

@@ -1,4 +1,4 @@
-"""What all sources of facts share."""
+"""The base class of all sources of facts."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ SPLITS = {"train": "train", "dev": "val", "valid": "val", "val": "val", "test": 
 
 
 class SourcePart(PartConfig):
-    """A source of facts. A new format is a file with a subclass ``Config``."""
+    """The base class of the settings of a source of facts. A new format is a file with a subclass ``Config``."""
 
     name: str = ""
     """What facts carry as their source; "" takes the name of the file or folder."""
@@ -22,11 +22,11 @@ class SourcePart(PartConfig):
     """Relations in words, such as {HasProperty = "is"}; others are split at capitals and underscores: has property."""
 
     def title(self) -> str:
-        """What facts carry as their source."""
+        """The name that facts carry as their source."""
         raise NotImplementedError
 
     def read(self) -> Iterator[Triple | BadLine]:
-        """All triples, and the lines that give none.
+        """Yield all triples, and the lines from which no triple could be parsed.
 
         Raises:
             KnowledgeError: a file is missing.
@@ -35,7 +35,7 @@ class SourcePart(PartConfig):
 
 
 def iterate_lines_of_file(file: Path) -> Iterator[tuple[str, str | BadLine]]:
-    """(where, line) of a text file in UTF-8, without blank lines.
+    """Yield (where, line) of a UTF-8 text file, without blank lines.
 
     Raises:
         KnowledgeError: it cannot be read.
@@ -57,5 +57,5 @@ def iterate_lines_of_file(file: Path) -> Iterator[tuple[str, str | BadLine]]:
 
 
 def split_in_file_name(file: Path) -> str:
-    """The split that a file's name says, "" if it says none."""
+    """Return the split that a file's name contains; "" if it contains none."""
     return SPLITS.get(file.stem.lower(), "")

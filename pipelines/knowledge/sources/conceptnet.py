@@ -1,4 +1,4 @@
-"""ConceptNet 5's assertions: ``conceptnet-assertions-5.7.0.csv[.gz]``, five columns between tabs.
+"""Reads ConceptNet 5's assertions: ``conceptnet-assertions-5.7.0.csv[.gz]``, five tab-separated columns.
 
 /a/[...]   /r/HasProperty   /c/en/strawberry/n   /c/en/red   {"weight": 2.0, ...}
 """
@@ -19,7 +19,7 @@ from vlmodel.locations import Location
 
 
 class Config(SourcePart):
-    """The assertions whose head and tail are both of one language."""
+    """Settings of the ConceptNet source: reads the assertions whose head and tail are both of one language."""
 
     kind: str = "conceptnet"
     file: Location
@@ -63,7 +63,7 @@ class Config(SourcePart):
         return Triple(head, relation, tail) if weight >= self.least_weight else None
 
     def _name_of(self, address: str) -> str | None:
-        """The name in an address such as /c/en/ice_cream/n; None if it is of another language or no concept."""
+        """Return the name in an address such as /c/en/ice_cream/n; None if it is of another language or no concept."""
         parts = address.split("/")
         if len(parts) < 4 or parts[1] != "c" or parts[2] != self.language:
             return None

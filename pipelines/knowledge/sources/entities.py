@@ -1,4 +1,5 @@
-"""A folder of triples of entity ids beside the entities' texts, as WN18RR and FB15k-237 are in KG-BERT's repository.
+"""Reads a folder of triples of entity ids and the entities' texts, such as WN18RR and FB15k-237 in KG-BERT's
+repository.
 
 train.tsv, dev.tsv, test.tsv   head id, relation, tail id
 entity2text.txt                entity id, name[, description]
@@ -19,8 +20,8 @@ _TEXTS, _RELATIONS = "entity2text.txt", "relation2text.txt"
 
 
 class Config(SourcePart):
-    """Triples of ids, whose entities have texts. The name of an entity is its text up to the first comma; entities of
-    one name stay apart.
+    """Settings of a source of triples of ids, whose entities have texts. The name of an entity is its text up to the
+    first comma; entities with the same name stay separate.
     """
 
     kind: str = "entities"

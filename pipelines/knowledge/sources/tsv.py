@@ -1,4 +1,6 @@
-"""Tab-separated triples, a line each: one file, or all ``.tsv`` and ``.txt`` files of triples that are named."""
+"""Reads tab-separated triples, one on each line, from one file, or from all ``.tsv`` and ``.txt`` files of a folder or
+those that are named.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,9 @@ Column = Literal["head", "relation", "tail", "text", "split", "-"]
 
 
 class Config(SourcePart):
-    """Triples between tabs. Files that are called train, dev, valid, val or test give their facts that split."""
+    """Settings of a source of tab-separated triples. Facts from files called train, dev, valid, val or test get that
+    split.
+    """
 
     kind: str = "tsv"
     files: list[Location] = []

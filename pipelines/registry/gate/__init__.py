@@ -1,1 +1,1 @@
-"""The gate decides whether a candidate replaces the champion; a file for each kind of check."""
+"""The gate decides whether a candidate replaces the champion; it has one file for each kind of check."""

@@ -1,4 +1,5 @@
-"""Behavioural checks: reworded texts, other inputs, a blank image.
+"""Checks a candidate's behaviour: its answers to reworded texts, about another sample's inputs, and about a blank
+image.
 
 After Ribeiro et al. 2020 (CheckList, arXiv 2005.04118): a rewording must not change answers (invariance); showing an
 image, or other inputs, that the question is not about must change them (direction). They need no right answers.
@@ -58,7 +59,7 @@ REWORDINGS: Mapping[Rewording, Callable[[str], str]] = {
 
 @dataclass(frozen=True)
 class ProbeResult:
-    """How a model answered some rows of one task.
+    """How a model answered the probe's rows of one task.
 
     Attributes:
         rows: number of rows.
@@ -82,7 +83,7 @@ class ProbeResult:
 
 
 def draw_probe_samples(index: Index, split: str) -> list[Sample]:
-    """Draw 64 samples of a split, the same ones at each call; all samples if there are fewer.
+    """Draw 64 samples of a split, the same at each call; all samples if there are fewer.
 
     Raises:
         DataError: the split is empty.
@@ -91,7 +92,7 @@ def draw_probe_samples(index: Index, split: str) -> list[Sample]:
 
 
 def iterate_probe_samples(index: Index, split: str, most: int) -> Iterator[Sample]:
-    """At most ``most`` samples of a split, the same ones at each call, read as they are asked for.
+    """Yield at most ``most`` samples of a split, the same at each call, each read when it is asked for.
 
     Raises:
         DataError: the split is empty.
@@ -170,7 +171,7 @@ def run_behaviour_probe(predictor: Predictor, records: Sequence[Sample], task: s
 def check_behaviour(
     candidate: ProbeResult, champion: ProbeResult | None, config: GateConfig, task: str = ""
 ) -> list[GateCheck]:
-    """One gate check for each kind of rewording, one for exchanged inputs, and one for a blank image.
+    """Make one gate check for each kind of rewording, one for exchanged inputs, and one for a blank image.
 
     Args:
         champion: on the same rows; None without a champion.
@@ -207,7 +208,7 @@ def check_behaviour(
 def check_answer_share(
     name: str, candidate: float, champion: float | None, least: float, config: GateConfig, unit: str, reason: str
 ) -> GateCheck:
-    """A check that a share of answers is at least ``least``, and not far below the champion's.
+    """Check that a share of answers is at least ``least``, and not far below the champion's.
 
     Args:
         unit: what the share is of, with what it does.
@@ -239,7 +240,7 @@ def _answer_agreement(original: Sequence[Answer], reworded: Sequence[Answer]) ->
 
 
 def answers_differ(original: Answer, exchanged: Answer) -> bool:
-    """Whether an answer is another one, or lost confidence."""
+    """Whether two answers differ, or the second has lost confidence."""
     return original[0] != exchanged[0] or exchanged[1] < original[1] - _CONFIDENCE_LOSS
 
 

@@ -1,4 +1,4 @@
-"""The results of the gate: checks, and the decision that follows from them."""
+"""The results of the gate: its checks, and the decision that follows from them."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class GateCheck:
 
 @dataclass(frozen=True)
 class MetricDifference:
-    """The candidate's metric minus the champion's, on the hold-out, a slice of it, or new data.
+    """The candidate's metric minus the champion's, on the hold-out, on a slice of it, or on new data.
 
     Attributes:
         name: "hold-out", "target=yes", "task=caption", "new data".
@@ -49,7 +49,7 @@ class MetricDifference:
 
     @property
     def value(self) -> float:
-        """The difference."""
+        """The difference of the metrics."""
         return self.candidate - self.champion
 
 
@@ -74,17 +74,19 @@ class GateDecision:
 
     @property
     def promote(self) -> bool:
-        """Whether the candidate becomes the champion: no check failed, or a person forces it."""
+        """Whether the candidate becomes the champion: it failed no check, or a person forces it."""
         return bool(self.checks) and (not self.failed_checks or bool(self.forced))
 
     @property
     def is_usable(self) -> bool:
-        """Whether the candidate can serve requests: it failed no check but those that compare it with the champion."""
+        """Whether the candidate can serve requests: it failed no checks except those that compare it with the
+        champion.
+        """
         return bool(self.checks) and all(check.compares for check in self.failed_checks)
 
     @property
     def failed_checks(self) -> list[GateCheck]:
-        """The checks that failed."""
+        """The checks that the candidate failed."""
         return [check for check in self.checks if check.passed is False]
 
     @property
@@ -98,5 +100,5 @@ class GateDecision:
         return f"all {passed} checks passed" + (f"; {first.name}: {first.measured}" if first else "")
 
     def to_json_tree(self) -> dict[str, Any]:
-        """The decision as plain values for JSON."""
+        """Convert the decision to plain values for JSON."""
         return {"promote": self.promote, "fit": self.is_usable, "reason": self.reason, **asdict(self)}

@@ -1,4 +1,4 @@
-"""Is the candidate better than the champion, on the same rows, by more than chance? And is it worse anywhere?
+"""Checks whether the candidate is better than the champion on the same rows by more than chance, and worse on no slice.
 
 Two tests, as each has a weakness. The paired bootstrap resamples whole images, whose rows are not independent of each
 other, and works for any metric, but overestimates a handful of differing rows. McNemar's exact test (1947) counts just
@@ -36,8 +36,8 @@ def have_same_rows(candidate: pa.Table, champion: pa.Table) -> bool:
 def metric_difference(
     name: str, candidate: ExampleScores, champion: ExampleScores, config: GateConfig
 ) -> MetricDifference:
-    """The candidate's metric minus the champion's on the same rows, with bounds of the paired bootstrap (percentiles)
-    over images. The bounds of a single image are infinite.
+    """Compute the candidate's metric minus the champion's on the same rows, with bounds of the paired bootstrap
+    (percentiles) over images. With a single image the bounds are infinite.
     """
     low, high = difference_interval(candidate, champion, 1 - 2 * config.alpha, RESAMPLES)
     return MetricDifference(name, len(candidate), candidate.metric_value, champion.metric_value, low, high)
@@ -59,7 +59,9 @@ def check_candidate_is_better(holdout: MetricDifference, metric: str, config: Ga
 
 
 def check_mcnemar(candidate: ExampleScores, champion: ExampleScores, config: GateConfig) -> GateCheck:
-    """McNemar's exact test, one-sided: of the rows that only one model answers right, does the candidate have more?"""
+    """Check by McNemar's exact test, one-sided, whether the candidate has more of the rows that only one model answers
+    right.
+    """
     name, required = "not by chance", f"p at most {config.alpha:g}"
     if not candidate.binary:
         return GateCheck(
@@ -79,8 +81,8 @@ def check_mcnemar(candidate: ExampleScores, champion: ExampleScores, config: Gat
 
 
 def row_masks_by_slice(answers: pa.Table, columns: Sequence[str]) -> dict[str, NDArray[np.bool_]]:
-    """For each slice, named "column=value", a mask of its rows; the most frequent slice first. Rows without a value are
-    in none.
+    """Return for each slice, named "column=value", a mask of its rows; the most frequent slice first. Rows without a
+    value are in none.
     """
     masks: dict[str, NDArray[np.bool_]] = {}
     for column in columns:
@@ -99,7 +101,7 @@ def row_masks_by_slice(answers: pa.Table, columns: Sequence[str]) -> dict[str, N
 def metric_differences_by_slice(
     candidate: ExampleScores, champion: ExampleScores, masks: Mapping[str, NDArray[np.bool_]], config: GateConfig
 ) -> list[MetricDifference]:
-    """The candidate's metric minus the champion's on each slice that has enough rows."""
+    """Compute the candidate's metric minus the champion's on each slice that has enough rows."""
     differences = []
     for name, mask in masks.items():
         candidate_slice, champion_slice = candidate.select_rows(mask), champion.select_rows(mask)
@@ -111,12 +113,14 @@ def metric_differences_by_slice(
 
 
 def with_slice_tolerance(measured: MetricDifference, config: GateConfig) -> MetricDifference:
-    """The difference with the tolerance that is configured for its slice."""
+    """Add to a difference the tolerance that is configured for its slice."""
     return with_tolerance(measured, config.tolerances.get(measured.name, config.tolerance))
 
 
 def with_tolerance(measured: MetricDifference, tolerance: float) -> MetricDifference:
-    """The difference with a tolerance, and whether it is worse: below the tolerance and significantly below zero."""
+    """Add a tolerance to a difference, and decide whether it is worse: below the tolerance and significantly below
+    zero.
+    """
     worse = bool(measured.value < -tolerance and measured.high < 0)
     return replace(measured, tolerance=tolerance, worse=worse)
 

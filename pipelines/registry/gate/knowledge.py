@@ -1,4 +1,4 @@
-"""Is knowledge used? The counterfactual: facts are edited, and the answer must follow.
+"""Checks whether a model uses its facts: if facts are edited, the answers must follow.
 
 That a model with facts is better than one without does not show that it reads them: K-BERT is as good without its
 graph, and models that attend to the right fact write wrong values. So facts are edited such that the right answer is
@@ -56,7 +56,7 @@ class FactRow:
 
 @dataclass(frozen=True)
 class FactProbeResult:
-    """How a model answered rows with their facts, with edited ones, and with none.
+    """How a model answered rows with their own facts, with edited ones, and with none.
 
     Attributes:
         rows: that have facts.
@@ -78,8 +78,8 @@ class FactProbeResult:
 def draw_fact_rows(
     processor: VLProcessor, samples: Iterable[Sample], task: str, most: int = ROWS
 ) -> tuple[list[Sample], list[FactRow]]:
-    """Rows of samples that have facts, at most ``most``, first those with an edit after which the answer is known; and
-    the samples that they are about. Samples are read until there are enough of these.
+    """Draw at most ``most`` rows that have facts, first those with an edit after which the right answer is known; also
+    return their samples. Samples are read until there are enough.
 
     Args:
         processor: with the store that facts are found in.
@@ -99,7 +99,9 @@ def draw_fact_rows(
 def run_fact_probe(
     predictor: Predictor, samples: Sequence[Sample], rows: Sequence[FactRow], task: str
 ) -> FactProbeResult:
-    """Ask a model ``draw_fact_rows``: with their facts, with edited ones, with another row's, and with none."""
+    """Ask a model the rows of ``draw_fact_rows``: with their own facts, with edited ones, with another row's, and with
+    none.
+    """
     if not rows:
         return FactProbeResult(0)
     processor = predictor.processor
@@ -143,7 +145,7 @@ def run_fact_probe(
 def check_facts_are_used(
     candidate: FactProbeResult, champion: FactProbeResult | None, config: GateConfig, task: str = ""
 ) -> list[GateCheck]:
-    """One gate check for edited facts, and one for those of another row.
+    """Make one gate check for edited facts, and one for another row's facts.
 
     Args:
         champion: on its own rows; None without a champion, or for one that reads no facts.
@@ -185,7 +187,9 @@ def _rows_with_facts(processor: VLProcessor, sample: Sample, task: str, number: 
 
 
 def _with_facts_of_another(rows: Sequence[FactRow], processor: VLProcessor, task: str) -> list[FactRow]:
-    """The rows of a sample, those edited for which another one asks the same of another entity, with other answers."""
+    """Return the rows of a sample; a row is edited if another row asks the same of another entity and has another
+    answer.
+    """
     asked: dict[str, list[tuple[FactRow, tuple[int, int]]]] = {}
     for row in rows:
         for mention in dict.fromkeys(one.mention for one in row.facts if one.mention is not None):
@@ -202,8 +206,8 @@ def _with_facts_of_another(rows: Sequence[FactRow], processor: VLProcessor, task
 
 
 def _facts_of(row: FactRow, mention: tuple[int, int], other: FactRow, other_mention: tuple[int, int]) -> Facts:
-    """The row's facts, where those about the entity that it mentions are what the other row has about its own; () where
-    that cannot be said in their words.
+    """Return the row's facts, in which those about the entity that it mentions are replaced by the other row's facts
+    about its own entity; () if the facts' words do not allow it.
     """
     mine = [one for one in row.facts if one.mention == mention]
     theirs = [one for one in other.facts if one.mention == other_mention]
@@ -224,7 +228,9 @@ def _facts_of(row: FactRow, mention: tuple[int, int], other: FactRow, other_ment
 
 
 def _with_another_tail(rows: Sequence[FactRow], processor: VLProcessor, task: str) -> list[FactRow]:
-    """The rows, those edited whose answer is the tail of a fact: they get the tail of another one of its relation."""
+    """Return the rows; a row whose answer is the tail of a fact is edited: the fact gets the tail of another fact with
+    the same relation.
+    """
     tails: dict[str, dict[str, None]] = {}
     for row in rows:
         for one in row.facts:
@@ -259,13 +265,13 @@ def _with_tail(one: LinkedFact, tail: str) -> LinkedFact:
 
 
 def _can_answer(processor: VLProcessor, task: str, answer: str, but: str) -> bool:
-    """Whether a model can give this answer, and it is another than ``but``."""
+    """Whether a model can give this answer, and it differs from ``but``."""
     asked = processor.tasks[task]
     return asked.is_possible_answer(answer, processor) and not asked.is_same_answer(answer, but, processor)
 
 
 def _facts_of_other_rows(rows: Sequence[FactRow]) -> list[Facts] | None:
-    """For each row the facts of the next one that has others, as found for no word of its text; None if all have the
+    """Return for each row the facts of the next row that has different ones, without mentions; None if all have the
     same.
     """
     said = [tuple(one.fact.text for one in row.facts) for row in rows]
@@ -279,5 +285,5 @@ def _facts_of_other_rows(rows: Sequence[FactRow]) -> list[Facts] | None:
 
 
 def _without(text: str, mention: tuple[int, int]) -> str:
-    """A text without the words that name an entity, and without articles, which the next one may need otherwise."""
+    """Remove from a text the words that name an entity, and articles, which another name may need differently."""
     return _ARTICLES.sub("", f"{text[: mention[0]]}\0{text[mention[1] :]}").casefold()

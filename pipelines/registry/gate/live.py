@@ -1,4 +1,4 @@
-"""Checks of a candidate on real requests that a service asked both it and the champion.
+"""Checks a candidate on real requests that a service sent both to it and to the champion.
 
 The right answers to most requests are unknown, so these checks do not show that a candidate is better: they show that
 it works under load, is as fast as the champion, and gives similar answers. On requests whose answers people corrected,
@@ -48,7 +48,7 @@ class LiveTrafficStatistics:
 
     @property
     def request_count(self) -> int:
-        """Number of requests that both models were asked."""
+        """The number of requests that both models were asked."""
         return self.modes.total()
 
     def add(self, line: Comparison, right: CorrectAnswers) -> None:
@@ -69,7 +69,7 @@ class LiveTrafficStatistics:
 def collect_live_statistics(
     lines: Iterable[Comparison | InvalidLine], model: str, candidate: str, champion: str, right: CorrectAnswers
 ) -> LiveTrafficStatistics:
-    """Statistics of the requests that exactly these two versions of a model were asked.
+    """Compute statistics of the requests that exactly these two versions of a model were asked.
 
     Args:
         right: see ``most_common_corrections``.
@@ -84,7 +84,7 @@ def collect_live_statistics(
 
 
 def most_common_corrections(corrections: Iterable[Correction]) -> CorrectAnswers:
-    """The most common correction of each question's answer; only the last correction of each sender counts."""
+    """Return the most common correction of each question's answer; only the last correction of each sender counts."""
     answers: dict[tuple[str, str], dict[str, str]] = defaultdict(dict)
     for correction in sorted(corrections, key=lambda correction: correction.time_ns):
         answer = correction.answer if correction.caption is None else correction.caption
@@ -97,7 +97,7 @@ def most_common_corrections(corrections: Iterable[Correction]) -> CorrectAnswers
 def check_live_traffic(
     model: str, candidate: str, champion: str, config: GateConfig
 ) -> tuple[list[GateCheck], list[MetricDifference]]:
-    """The gate's checks on real requests; none if no folder of comparisons is configured.
+    """Make the gate's checks on real requests; none if no folder of comparisons is configured.
 
     Raises:
         DataError: the file system of a folder is unknown.
@@ -115,8 +115,8 @@ def check_live_traffic(
 def check_live_statistics(
     live: LiveTrafficStatistics, config: GateConfig
 ) -> tuple[list[GateCheck], list[MetricDifference]]:
-    """A check of the number of requests and, if there are enough, checks of errors, agreement, latencies and corrected
-    answers; with the difference on corrected answers.
+    """Check the number of requests and, if there are enough, errors, agreement, latencies and corrected answers; also
+    return the difference on corrected answers.
     """
     settings = config.live
     number = _check_request_count(live, settings)

@@ -1,4 +1,4 @@
-"""Whether the champion can be compared with a candidate: it must know the answers that the hold-out asks for."""
+"""Checks that the champion can be compared with a candidate: it must know the answers that the hold-out asks for."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A gate decision for people: as Markdown, HTML, a picture, and lines for a terminal."""
+"""Shows a gate decision to people: as Markdown, HTML, a picture, and lines for a terminal."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ _MAX_DRAWN = 24
 
 
 def decision_title(decision: GateDecision) -> str:
-    """A gate decision as a title of one line."""
+    """Write a gate decision as a title of one line."""
     verdict = "may be promoted" if decision.promote else "is not promoted"
     against = f"version {decision.champion}" if decision.champion is not None else "no champion"
     return f"{decision.model} version {decision.candidate} against {against}: {verdict}"
 
 
 def decision_markdown(decision: GateDecision) -> str:
-    """The gate's checks and metric differences as Markdown tables."""
+    """Write the gate's checks and metric differences as Markdown tables."""
     parts = [
         f"# {decision_title(decision)}",
         _markdown_cell(decision.reason),
@@ -45,7 +45,7 @@ def decision_markdown(decision: GateDecision) -> str:
 
 
 def decision_page(decision: GateDecision) -> str:
-    """The gate's checks and metric differences as an HTML page that needs no other file."""
+    """Render the gate's checks and metric differences as an HTML page that needs no other file."""
     return render_page(
         "gate.html",
         title=decision_title(decision),
@@ -61,7 +61,7 @@ def decision_page(decision: GateDecision) -> str:
 
 
 def format_checks_table(decision: GateDecision) -> str:
-    """The gate's checks as lines for a terminal."""
+    """Format the gate's checks as lines for a terminal."""
     width = max(len(check.name) for check in decision.checks)
     return "\n".join(
         f"  {_MARKS[check.passed][0]} {check.name:<{width}}  {check.measured or check.explanation}"

@@ -1,4 +1,4 @@
-"""Checks of a candidate's stored package: unchanged files, the champion's schema, an answer in a fresh process."""
+"""Checks a candidate's stored package: unchanged files, the champion's schema, an answer in a fresh process."""
 
 from __future__ import annotations
 
@@ -35,7 +35,9 @@ def check_not_rolled_back(version: ModelVersion) -> GateCheck:
 
 
 def check_same_schema(candidate: LocalModel, champion: LocalModel | None) -> GateCheck:
-    """Check that the candidate has the inputs, outputs and tasks of the champion or, without one, of this program."""
+    """Check that the candidate has the inputs, outputs and tasks of the champion or, without a champion, of this
+    program.
+    """
     name = "schema"
     reason = (
         "clients of the champion must be able to ask the candidate; register another kind of model under another name"

@@ -1,4 +1,6 @@
-"""Tasks that nobody awaits: they are kept alive, their failures are logged, and they end before the process does."""
+"""Runs asyncio tasks that nobody awaits: keeps them alive, logs their failures, and ends them before the
+process ends.
+"""
 
 from __future__ import annotations
 
@@ -11,20 +13,20 @@ log = logging.getLogger(__name__)
 
 
 class BackgroundTasks:
-    """Tasks that run beside the requests."""
+    """A set of asyncio tasks that run beside the requests."""
 
     def __init__(self) -> None:
         self._tasks = set[asyncio.Task[None]]()
 
     def spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-        """Run ``work`` as a task."""
+        """Run the coroutine ``work`` as a task."""
         task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._remove_finished_task)
         return task
 
     async def drain(self, timeout_s: float) -> None:
-        """Wait for all tasks; cancel those that take longer."""
+        """Wait for all tasks; cancel those that take longer than ``timeout_s``."""
         if self._tasks:
             _, late = await asyncio.wait(list(self._tasks), timeout=timeout_s)
             for task in late:

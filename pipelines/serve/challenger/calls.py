@@ -1,4 +1,6 @@
-"""Calls of the two models, with their outcome as a value; the challenger's are bounded in time and number."""
+"""Calls champion and challenger and returns the outcome as a value; calls of the challenger are limited in time and
+number.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,7 @@ _MAX_FAILURES, _PAUSE_S = 3, 5.0
 
 
 class ChallengerClient(Protocol):
-    """The challenger, wherever it runs.
+    """The interface for calling the challenger, wherever it runs.
 
     Attributes:
         version: in the registry, as it was deployed.
@@ -31,7 +33,7 @@ class ChallengerClient(Protocol):
     version: str
 
     async def run(self, request: ServiceRequest) -> ServiceResult:
-        """The challenger's result.
+        """Return the challenger's result.
 
         Raises:
             ApiError: it refuses the request.
@@ -41,7 +43,7 @@ class ChallengerClient(Protocol):
 
 @dataclass(frozen=True)
 class CallOutcome:
-    """What one model did with a request: a result, or the exception and its name."""
+    """The outcome of calling one model with a request: a result, or the exception and its name."""
 
     answer: ServiceResult | None = None
     error: str = ""
@@ -62,7 +64,7 @@ class CallOutcome:
 
 
 async def await_outcome(call: Awaitable[ServiceResult], timeout_s: float | None = None) -> CallOutcome:
-    """Await a call; one that takes longer than ``timeout_s`` is "late"."""
+    """Await a call and return its outcome; one that takes longer than ``timeout_s`` is "late"."""
     try:
         async with asyncio.timeout(timeout_s) as limit:
             return CallOutcome(await call)
@@ -73,8 +75,8 @@ async def await_outcome(call: Awaitable[ServiceResult], timeout_s: float | None 
 
 
 class ChallengerCaller:
-    """Calls the challenger: at most ``MAX_WAITING`` requests at once, each for at most ``timeout_s``, and none for a
-    while after repeated failures (a circuit breaker).
+    """Calls the challenger with at most ``MAX_WAITING`` requests at once, each for at most ``timeout_s``, and not at
+    all for a while after repeated failures (a circuit breaker).
 
     Args:
         clock: seconds, for the pauses.
@@ -92,13 +94,13 @@ class ChallengerCaller:
         self._failures, self._paused_until = 0, 0.0
 
     def skip_reason(self) -> str:
-        """Why the challenger must not be called now; "" if it may."""
+        """Return why the challenger must not be called now; "" if it may."""
         if self._waiting >= MAX_WAITING:
             return "busy"
         return "paused" if self._clock() < self._paused_until else ""
 
     def count_request_until_done(self, ended: asyncio.Future[Any]) -> None:
-        """Count one more waiting request until ``ended`` is done."""
+        """Count one more waiting request until the future ``ended`` is done."""
 
         def _decrement_waiting_requests(_: object) -> None:
             self._waiting -= 1
@@ -107,11 +109,11 @@ class ChallengerCaller:
         ended.add_done_callback(_decrement_waiting_requests)
 
     def version_of_outcome(self, outcome: CallOutcome) -> str:
-        """The version that gave the outcome; that of the deployment where there is no result."""
+        """Return the version that gave the outcome; that of the deployment if there is no result."""
         return outcome.answer.model.version if outcome.answer else self._client.version
 
     async def call(self, request: ServiceRequest) -> CallOutcome:
-        """The challenger's result, or why there is none."""
+        """Call the challenger; returns its result, or why there is none."""
         outcome = await await_outcome(self._client.run(request), self._config.timeout_s)
         self._metrics.count_challenger_call(request.task, outcome.error or "ok", self.version_of_outcome(outcome))
         if outcome.answer is not None or outcome.is_client_error:

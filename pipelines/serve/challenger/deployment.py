@@ -1,4 +1,4 @@
-"""The challenger's own deployment, and the client with which a champion's replica reaches it.
+"""The challenger's own Ray Serve deployment, and the client by which a champion's replica calls it.
 
 Its own process: its memory, computing time and crashes do not affect the champion. Its own application: Serve judges
 the health of an application as a whole, and the champion's must be healthy when the challenger is not. Requests between
@@ -57,7 +57,7 @@ class Challenger:
         await self._service.load(model["folder"], model["name"], model["version"], model["digest"], model["golden"])
 
     async def run(self, request: ServiceRequest) -> ServiceResult | ApiError:
-        """The result, or why the request is refused: as a value, since Serve logs every exception as a fault."""
+        """Return the result or, as a value, why the request is refused, since Serve logs every exception as a fault."""
         try:
             return await self._service.run(request)
         except ApiError as error:
@@ -68,7 +68,7 @@ class Challenger:
 
 
 class RayChallengerClient:
-    """A ``ChallengerClient`` for the deployment above, which may be missing.
+    """A ``ChallengerClient`` that calls the Ray Serve deployment of the challenger, which may be missing.
 
     Args:
         model: name and version, as it was deployed.

@@ -1,4 +1,4 @@
-"""Comparisons of the two models' outcomes: counted as metrics, and written to a folder."""
+"""Compares the outcomes of the two models, counts comparisons as metrics, and writes them to a folder."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class ComparisonRecorder:
         challenger_version: str,
         fallback: bool = False,
     ) -> None:
-        """Compare and record.
+        """Compare the outcomes of champion and challenger for a request and record the comparison.
 
         Args:
             model: the champion.
@@ -80,7 +80,9 @@ class ComparisonRecorder:
             self._flush_timer = asyncio.get_running_loop().call_later(FLUSH_S, self._start_flush)
 
     async def close(self) -> None:
-        """Write what was compared. Comparisons that still run get as long as an answer of the challenger."""
+        """Write the recorded comparisons. Comparisons that still run get as much time as an answer of the
+        challenger.
+        """
         await self._background.drain(self._config.timeout_s)
         if self._flush_timer is not None:
             self._flush_timer.cancel()

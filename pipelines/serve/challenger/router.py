@@ -1,4 +1,4 @@
-"""A service that answers with the champion and calls the challenger for a share of the requests.
+"""A service that answers with the champion and also calls the challenger for a share of the requests.
 
 Shadow: the champion answers; afterwards the challenger gets a copy of the request. Canary: both are called at once and
 the challenger's result is sent, or the champion's if the challenger fails or is late. The champion is called either
@@ -31,7 +31,7 @@ _HASHED_BYTES = 1 << 16
 
 
 class ChallengerRouter:
-    """A ``Service``. Results of two models that cannot be mixed, such as vectors, are always the champion's.
+    """A ``Service`` of two models. Results that cannot be mixed, such as vectors, are always the champion's.
 
     Args:
         config: ``config.challenger`` has the mode, the share and the limits.
@@ -77,7 +77,9 @@ class ChallengerRouter:
         return champion.result_or_raise()
 
     async def stream(self, request: ServiceRequest) -> AnswerStream:
-        """See ``Service``. It is the champion's: pieces that were sent cannot be taken back."""
+        """Stream the champion's answer, see ``Service``: pieces that were sent cannot be replaced by the
+        challenger's.
+        """
         pieces = await self._champion.stream(request)
         return self._stream_and_call_challenger(request, pieces) if self.is_sent_to_challenger(request) else pieces
 
@@ -86,8 +88,8 @@ class ChallengerRouter:
         return await self._champion.check_image(image)
 
     def is_sent_to_challenger(self, request: ServiceRequest) -> bool:
-        """Whether the challenger is called too: the same for all requests about the same inputs (about the same texts
-        without any), and for each challenger version another share of them.
+        """Whether the challenger is called for a request too: the same decision for all requests about the same inputs
+        (or texts, without inputs), and another share of them for each challenger version.
         """
         key = hashlib.sha256(self._challenger.version.encode() + b"\0")
         for _, data in sorted(request.inputs.items()):
@@ -131,7 +133,7 @@ class ChallengerRouter:
                 yield piece
 
     def _call_challenger_in_background(self, request: ServiceRequest, champion: CallOutcome) -> None:
-        """Call the challenger in the background, and compare."""
+        """Call the challenger in the background, and record the comparison with the champion."""
         if champion.is_client_error:
             return
         if reason := self._caller.skip_reason():

@@ -1,1 +1,1 @@
-"""Starting, updating and stopping the service on a Ray cluster."""
+"""Starts, updates and stops the service on a Ray cluster."""

@@ -1,4 +1,4 @@
-"""The service's address, and whether its port is free."""
+"""The service's address, and a check that its port is free."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from pipelines.serve.errors import ServeError
 
 
 def service_address_of(config: ServeConfig) -> str:
-    """The URL under which this machine reaches the service."""
+    """Return the URL under which this machine reaches the service."""
     host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(config.host, config.host)
     return f"{'https' if config.tls.active else 'http'}://{format_host_and_port(host, config.port)}"
 
 
 def format_host_and_port(host: str, port: int) -> str:
-    """``HOST:PORT``, with an IPv6 address in brackets."""
+    """Format ``HOST:PORT``, with an IPv6 address in brackets."""
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def check_port_free(host: str, port: int, setting: str = "serve.port") -> None:
-    """Refuse a port that something listens on. Serve's own proxy shares ports and would not notice.
+    """Raise ServeError if something listens on a port. Serve's own proxy shares ports and would not notice.
 
     Raises:
         ServeError: the port is in use, or this process may not listen there.
@@ -50,7 +50,7 @@ def check_port_free(host: str, port: int, setting: str = "serve.port") -> None:
 
 
 def _describe_listeners(port: int) -> str:
-    """The processes that listen at a port, as far as this user may see them."""
+    """Describe the processes that listen at a port, as far as this user may see them."""
     with contextlib.suppress(psutil.Error):
         pids = {
             connection.pid

@@ -1,4 +1,4 @@
-"""The Serve applications of champion and challenger, built from a ``ServiceSpec``."""
+"""Builds the Ray Serve applications of champion and challenger from a ``ServiceSpec``."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ _COMMON: dict[str, Any] = {
 def describe_model_for_replicas(
     folder: str | Path, name: str, version: str, digest: str = "", golden: str = ""
 ) -> dict[str, str]:
-    """A model as replicas get it.
+    """Describe a model as plain values, from which replicas load it.
 
     Args:
         folder: written by ``save_pretrained``, readable on every node that runs a replica.
@@ -61,7 +61,7 @@ def describe_model_for_replicas(
 def build_service_spec(
     config: ServeConfig, model: Mapping[str, str], challenger: Mapping[str, str] | None
 ) -> ServiceSpec:
-    """Settings, API keys (from the environment) and models.
+    """Build the specification of the service: settings, API keys (from the environment) and models.
 
     Raises:
         ServeError: the certificate cannot be used, the service is to be exposed and has no API keys, or a challenger is
@@ -85,7 +85,7 @@ def build_service_spec(
 
 
 def build_champion_application(spec: ServiceSpec, machine: str = "") -> serve.Application:
-    """The application that answers HTTP.
+    """Build the application that answers HTTP.
 
     Args:
         machine: address of the only machine that replicas may run on; "" for any.
@@ -112,7 +112,7 @@ def build_champion_application(spec: ServiceSpec, machine: str = "") -> serve.Ap
 
 
 def build_challenger_application(spec: ServiceSpec) -> serve.Application:
-    """The application that only the champion's replicas call."""
+    """Build the challenger's application, which only the champion's replicas call."""
     config = parse_config(ServeConfig, spec.config)
     settings = config.challenger
     deployment = serve.deployment(
@@ -132,6 +132,6 @@ def build_challenger_application(spec: ServiceSpec) -> serve.Application:
 
 
 def _make_runtime_env(variables: Mapping[str, str]) -> dict[str, Any]:
-    """This job's, with additional environment variables."""
+    """Return this job's runtime environment with additional environment variables."""
     environment = dict(ray.get_runtime_context().runtime_env) if ray.is_initialized() else {}
     return environment | {"env_vars": {**environment.get("env_vars", {}), **variables}}

@@ -1,4 +1,4 @@
-"""Start, update and stop the service on a Ray cluster."""
+"""Starts, updates and stops the service on a Ray cluster."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ _ingress = Ingress()
 
 
 def app(args: Mapping[str, Any]) -> serve.Application:
-    """Application builder for ``serve run pipelines.serve.deployment.deploy:app model_folder=...`` and for Serve
+    """Build the application for ``serve run pipelines.serve.deployment.deploy:app model_folder=...`` and for Serve
     config files.
 
     ``args`` holds ``model_folder``, optionally ``name``, ``version``, ``digest`` and ``golden`` (see
@@ -90,7 +90,7 @@ def start(
     golden: str = "",
     challenger: Mapping[str, str] | None = None,
 ) -> str:
-    """Deploy on the cluster that this process is connected to, and wait until it answers.
+    """Deploy the service on the cluster that this process is connected to, and wait until it answers.
 
     If Serve runs already, the application is updated without an interruption.
 
@@ -124,7 +124,7 @@ def is_running() -> bool:
 
 
 def stop() -> None:
-    """Let requests in flight end, then remove the service from the cluster. Does nothing where none runs."""
+    """Remove the service from the cluster after the requests in flight have ended. Does nothing if none runs."""
     global _ingress
     if ray.is_initialized():
         ray_private.shut_down(_SHUTDOWN_S)
@@ -133,7 +133,7 @@ def stop() -> None:
 
 
 def _start_service(config: ServeConfig, spec: ServiceSpec, report: Callable[[str], None]) -> str:
-    """Start Serve, then deploy; on failure stop both."""
+    """Start Ray Serve and deploy the service; on failure stop both."""
     global _ingress
     check_port_free(config.host, config.port)
     chosen, reason = ingress.choose_ingress(config, format_host_and_port(config.host, config.port))
@@ -172,7 +172,7 @@ def _start_service(config: ServeConfig, spec: ServiceSpec, report: Callable[[str
 
 
 def _update_service(config: ServeConfig, spec: ServiceSpec, report: Callable[[str], None]) -> str:
-    """Deploy where Serve runs; on failure deploy the previous specification again."""
+    """Deploy an update while Serve runs; on failure deploy the previous specification again."""
     address, ssl_context = service_address_of(config), tls.ssl_context_for_own_certificate(config.tls)
     previous = _running_spec() if is_running() else None
     if not is_reachable(address, ssl_context):
@@ -198,8 +198,8 @@ def _update_service(config: ServeConfig, spec: ServiceSpec, report: Callable[[st
 
 
 def _wait_for_failing_replicas(app_name: str) -> None:
-    """Wait for the replicas of a failed update: Serve counts one that fails after the next deployment as a failure of
-    that, and would not start any of its replicas.
+    """Wait until the failed replicas of an update have ended: Serve would count one that fails after the next
+    deployment as a failure of that, and start none of its replicas.
     """
     app = serve.status().applications.get(app_name)
     if app is not None and app.status == "DEPLOY_FAILED":
@@ -207,7 +207,7 @@ def _wait_for_failing_replicas(app_name: str) -> None:
 
 
 def _deploy_challenger(config: ServeConfig, spec: ServiceSpec, report: Callable[[str], None]) -> None:
-    """Before the champion, whose replicas call it."""
+    """Deploy the challenger, before the champion, whose replicas call it."""
     with _hide_serve_lines():
         _run_challenger(spec)
     if spec.challenger:
@@ -244,7 +244,7 @@ def _remove_unconfigured_challenger(challenger: Mapping[str, str]) -> None:
 
 
 def _remove_started_applications() -> None:
-    """Remove what was started here; Serve too, unless it has other applications."""
+    """Remove the applications that were started here, and Serve too, unless it has other applications."""
     for name in (APP_NAME, CHALLENGER_APP):
         if name in serve.status().applications:
             serve.delete(name)
@@ -253,7 +253,7 @@ def _remove_started_applications() -> None:
 
 
 def _running_spec() -> ServiceSpec | None:
-    """What the running replicas were deployed with; None if none answers."""
+    """Return the specification with which the running replicas were deployed; None if none answers."""
     try:
         with _hide_serve_lines():
             spec: ServiceSpec = serve.get_app_handle(APP_NAME).spec.remote().result(timeout_s=_SPEC_TIMEOUT_S)
@@ -264,7 +264,8 @@ def _running_spec() -> ServiceSpec | None:
 
 
 def _trust_certificate_of_running_service(config: ServeConfig, address: str) -> ssl.SSLContext:
-    """For a service that runs with another certificate, which it keeps; its model can be updated.
+    """Return an SSL context for a running service that has another certificate, which it keeps; its model can still be
+    updated.
 
     Raises:
         ServeError: the service is elsewhere, or encrypted where it should not be, or not where it should be.
@@ -285,7 +286,7 @@ def _trust_certificate_of_running_service(config: ServeConfig, address: str) -> 
 
 @contextlib.contextmanager
 def _hide_serve_lines() -> Iterator[None]:
-    """Hide Serve's repeated lines about its start and its routes."""
+    """Hide Serve's repeated log lines about its start and its routes."""
     logger = logging.getLogger("ray.serve")
     level = logger.level
     logger.setLevel(logging.WARNING)

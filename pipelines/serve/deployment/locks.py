@@ -1,4 +1,4 @@
-"""One deployment at a time: on a cluster, and at a port of a machine."""
+"""Allows one deployment at a time, on a cluster and at a port of a machine."""
 
 from __future__ import annotations
 
@@ -22,7 +22,9 @@ _POLL_S, _ASK_S = 0.5, 10.0
 
 
 class DeploymentLock:
-    """An actor whose name exists once in a cluster. It ends with the job that made it, however that ends."""
+    """An actor whose name exists once in a cluster and so serves as a lock. It ends with the job that made it, however
+    that ends.
+    """
 
     def __init__(self, holder: str) -> None:
         self._describe_holder = holder
@@ -33,7 +35,7 @@ class DeploymentLock:
 
 @contextmanager
 def cluster_lock(wait_s: float, report: Callable[[str], None]) -> Iterator[None]:
-    """Hold the lock of the only one that may deploy on this cluster while the block runs.
+    """Hold the only lock for deployments on this cluster while the block runs.
 
     Args:
         wait_s: for another deployment to end.
@@ -69,7 +71,7 @@ def cluster_lock(wait_s: float, report: Callable[[str], None]) -> Iterator[None]
 
 @contextmanager
 def port_lock(port: int, wait_s: float) -> Iterator[None]:
-    """Be the only one of this user that starts a service at this port of this machine while the block runs.
+    """Hold this user's lock for starting a service at this port of this machine while the block runs.
 
     Raises:
         ServeError: another start takes longer than ``wait_s``.

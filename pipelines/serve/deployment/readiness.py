@@ -1,4 +1,4 @@
-"""Waiting for an application of Serve, with a message that says why it is late or failed."""
+"""Waits for an application of Ray Serve, and explains why it is late or failed."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def wait_until_running(
     address: str = "",
     ssl_context: ssl.SSLContext | None = None,
 ) -> None:
-    """Wait for an application, and for its answer at ``address`` if it has one.
+    """Wait until an application runs and, if it has an ``address``, answers there.
 
     Args:
         report: gets each change of the application's status, and every few seconds how long it has taken.
@@ -62,7 +62,7 @@ def wait_until_running(
 
 
 def wait_until_settled(app_name: str, timeout_s: float) -> None:
-    """Wait until no replica starts or stops. HAProxy may still call one that stops, when Serve no longer would."""
+    """Wait until no replica starts or stops, as HAProxy may still call a stopping one that Serve no longer would."""
     deadline = time.monotonic() + timeout_s
     while time.monotonic() < deadline:
         deployments = serve.status().applications[app_name].deployments.values()
@@ -72,7 +72,7 @@ def wait_until_settled(app_name: str, timeout_s: float) -> None:
 
 
 def _extract_replica_error(app: Any) -> str:
-    """The line of a replica's traceback with the error, else Serve's message."""
+    """Extract the line with the error from a replica's traceback; without one, return Serve's message."""
     messages = [deployment.message for deployment in app.deployments.values() if deployment.message]
     lines = [line.strip() for line in ("\n".join(messages) or app.message).splitlines() if line.strip()]
     errors = [line for line in lines if "Error" in line.partition(":")[0] and not line.startswith("ray.")]
@@ -80,7 +80,9 @@ def _extract_replica_error(app: Any) -> str:
 
 
 def _explain_delay(app: Any, resources: Any, section: str) -> str:
-    """``resources`` has the settings ``replicas``, ``num_cpus`` and ``num_gpus``."""
+    """Explain which resources an application waits for; ``resources`` has the settings ``replicas``, ``num_cpus`` and
+    ``num_gpus``.
+    """
     messages = " ".join(deployment.message for deployment in app.deployments.values()) if app else ""
     if "resource" in messages.lower():
         free = ray.available_resources()

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ServiceSpec:
-    """All that it takes to deploy a service again.
+    """Everything that is needed to deploy a service again.
 
     Attributes:
         config: the dumped ``ServeConfig``.
@@ -45,7 +45,9 @@ class ServiceSpec:
 
 @serve.ingress()
 class Replica:
-    """An HTTP application over a model, which ``reconfigure`` loads and swaps. For arguments see ``ServiceSpec``."""
+    """An HTTP application over a model, which ``reconfigure`` loads and replaces. For its arguments see
+    ``ServiceSpec``.
+    """
 
     def __init__(
         self,
@@ -93,7 +95,7 @@ class Replica:
         self._model = model
 
     def spec(self) -> ServiceSpec:
-        """What this replica was deployed with, for an update that may have to be undone."""
+        """Return the specification with which this replica was deployed, for an update that may have to be undone."""
         return ServiceSpec(
             dump_config(self._config), self._key_hashes, self._model, self._challenger, self._fact_key_hashes
         )

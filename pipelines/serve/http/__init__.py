@@ -1,1 +1,1 @@
-"""The HTTP application: routes with their schemas, middleware, the page."""
+"""The HTTP application: routes with their schemas, middleware, the web page."""

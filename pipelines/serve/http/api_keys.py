@@ -1,4 +1,4 @@
-"""The accepted API keys, given as hashes in an environment variable."""
+"""Reads the accepted API keys, which are given as hashes in an environment variable."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ _HASHES_OF_NO_KEY = frozenset(hashlib.sha256((a + b).encode()).hexdigest() for a
 
 
 def read_key_hashes(environment: Mapping[str, str], variable: str = KEY_HASHES_VARIABLE) -> tuple[str, ...]:
-    """SHA-256 hashes (hex) of the accepted API keys, comma-separated in the environment; () without the variable.
+    """Read the SHA-256 hashes (hex) of the accepted API keys, comma-separated in the environment; () without the
+    variable.
 
     Raises:
         ServeError: the variable or an entry is empty, or an entry is not 64 hexadecimal digits, or is the hash of a

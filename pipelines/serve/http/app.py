@@ -1,4 +1,6 @@
-"""The HTTP application: routes, the layers around them, error responses. It knows a service, and no model."""
+"""Builds the HTTP application: routes, middleware, error responses. It knows only the interface ``Service``, and no
+model.
+"""
 
 from __future__ import annotations
 
@@ -51,7 +53,7 @@ def create_app(
     fact_key_hashes: Sequence[str] = (),
     search: UpdatableSearch | None = None,
 ) -> FastAPI:
-    """The ASGI application over ``service``.
+    """Create the ASGI application that answers by ``service``.
 
     All tasks have their routes whatever the model, as a model that is swapped in later may bring other tasks; a task
     that the model lacks answers 404 "no_such_task".

@@ -1,4 +1,4 @@
-"""The bodies of error responses: our own, and OpenAI's at the addresses of OpenAI's API.
+"""Builds the bodies of error responses: this service's own, and OpenAI's for the routes of OpenAI's API.
 
 https://platform.openai.com/docs/guides/error-codes
 """
@@ -17,7 +17,7 @@ _TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit
 
 
 def status_and_body(error: ApiError, path: str) -> tuple[int, bytes]:
-    """The status and the JSON of the response to a request that failed.
+    """Return the HTTP status and the JSON of the response to a request that failed.
 
     Args:
         path: of the request.
@@ -30,11 +30,11 @@ def status_and_body(error: ApiError, path: str) -> tuple[int, bytes]:
 
 
 def error_body(error: ApiError) -> bytes:
-    """The JSON of ``openapi.ErrorBody``."""
+    """Build the JSON of ``openapi.ErrorBody``."""
     return json.dumps({"error": {"code": error.code, "message": error.message}}).encode()
 
 
 def openai_error(error: ApiError) -> dict[str, Any]:
-    """The error as OpenAI's API describes one."""
+    """Describe the error in the format of OpenAI's API."""
     kind = _TYPES.get(error.status, "server_error" if error.status >= 500 else "invalid_request_error")
     return {"error": {"message": error.message, "type": kind, "param": error.param, "code": error.code}}

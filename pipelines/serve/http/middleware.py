@@ -1,4 +1,4 @@
-"""ASGI layers around the application, the outermost first: metrics, authentication, rate, concurrency, body size.
+"""ASGI middleware around the application, the outermost first: metrics, authentication, rate, concurrency, body size.
 
 They are plain ASGI, so that a refused request costs next to nothing and its body is not read.
 """
@@ -44,8 +44,8 @@ _SECURITY_HEADERS = {
 
 
 class RequestRefusedError(HTTPException):
-    """Raised out of ``receive``, for a request that is refused while its body arrives. Frameworks let exceptions of
-    this class through while they parse a body.
+    """Raised by ``receive`` for a request that is refused while its body arrives. Frameworks let exceptions of this
+    class through while they parse a body.
     """
 
     def __init__(self, error: ApiError) -> None:
@@ -54,7 +54,7 @@ class RequestRefusedError(HTTPException):
 
 
 def sender_of(scope: Scope) -> str:
-    """Who sent an authenticated request: the beginning of the key's hash, or "local" without keys."""
+    """Identify the sender of an authenticated request: the beginning of the key's hash, or "local" without keys."""
     return str(scope.get(SENDER, "local"))
 
 
@@ -69,7 +69,7 @@ async def _send_error(error: ApiError, scope: Scope, send: Send) -> None:
 
 
 def path_of(scope: Scope) -> str:
-    """The path of a request within the application."""
+    """Return the path of a request within the application."""
     path: str = scope["path"]
     return path.removeprefix(scope.get("root_path", ""))
 
@@ -79,12 +79,12 @@ def _is_api_path(scope: Scope) -> bool:
 
 
 def _is_model_request(scope: Scope) -> bool:
-    """Whether it is a POST under /v1, and not a page, a health check or a description."""
+    """Whether a request is a POST under /v1, and not for a page, a health check or a description."""
     return scope["type"] == "http" and scope["method"] == "POST" and _is_api_path(scope)
 
 
 class RequestMetrics:
-    """Counts every answer, and adds the headers that restrict browsers to this origin."""
+    """Counts every response, and adds the headers that restrict browsers to this origin."""
 
     def __init__(self, app: ASGIApp, metrics: ServiceMetrics, version: Callable[[], str]) -> None:
         self.app, self.metrics, self.version = app, metrics, version
@@ -114,8 +114,8 @@ class RequestMetrics:
 
 
 class Authentication:
-    """Without API keys only this machine is answered; with them, everything under /v1 needs one. If the service has a
-    certificate, ``config.tls``, plain HTTP is refused.
+    """Answers only this machine if there are no API keys; with keys, everything under /v1 requires one. If the service
+    has a certificate (``config.tls``), plain HTTP is refused.
 
     The proxy before the replicas, which others may have started, decides on which address it listens. So a replica
     checks itself where a request comes from and how. A browser on this machine may have been lured: by a foreign name
@@ -171,7 +171,9 @@ class Authentication:
         return ApiError(403, "remote_without_key", message)
 
     def _check_host(self, scope: Scope, headers: Mapping[bytes, str]) -> ApiError | None:
-        """Refuse foreign host names. Browsers always send exactly one; a client that sends none is no browser."""
+        """Refuse requests with foreign host names. Browsers always send exactly one; a client that sends none is no
+        browser.
+        """
         hosts = [value for name, value in scope["headers"] if name.lower() == b"host"]
         if not hosts or self.takes_any_host:
             return None
@@ -188,7 +190,9 @@ class Authentication:
         )
 
     def _check_origin(self, scope: Scope, headers: Mapping[bytes, str]) -> ApiError | None:
-        """Refuse what a page of another site has a browser send. Clients that are no browsers send neither header."""
+        """Refuse requests that a page of another site makes a browser send. Clients that are no browsers send neither
+        header.
+        """
         if scope["method"] in ("GET", "HEAD", "OPTIONS"):
             return None
         origin, site = headers.get(b"origin"), headers.get(b"sec-fetch-site")
@@ -207,7 +211,7 @@ class Authentication:
 
 
 def _host_name(host: str) -> str:
-    """The lower-case name in a Host header, without port and brackets; "" if the header is malformed."""
+    """Return the lower-case name in a Host header, without port and brackets; "" if the header is malformed."""
     match = re.fullmatch(r"(?:\[([0-9a-f:.]+)\]|([^\s:@/\\\[\]]+))(?::[0-9]*)?", host.lower())
     return (match[1] or match[2]) if match else ""
 
@@ -221,7 +225,7 @@ def _is_ip_address(name: str) -> bool:
 
 
 def _is_origin_of(origin: str | None, host: str) -> bool:
-    """Whether pages of this origin come from the host, over HTTP or, as with a proxy before the service, HTTPS."""
+    """Whether pages of this origin come from the host, over HTTP or (behind a proxy) HTTPS."""
     if origin is None:
         return True
     scheme, _, origin_host = origin.lower().partition("://")
@@ -232,7 +236,8 @@ def _is_origin_of(origin: str | None, host: str) -> bool:
 
 
 class RateLimit:
-    """Takes as many requests under /v1 of each sender as ``limit`` grants; others are refused with their body unread.
+    """Accepts as many requests under /v1 from each sender as ``limit`` grants; others are refused with their body
+    unread.
 
     It is outside ``ConcurrencyLimit``, whose average request time must not count the requests refused here.
     """
@@ -249,7 +254,8 @@ class RateLimit:
 
 
 class ConcurrencyLimit:
-    """Holds at most ``max_in_flight`` requests under /v1 whose bodies are complete; others are refused.
+    """Processes at most ``max_in_flight`` requests under /v1 at a time, counted once their bodies are complete; others
+    are refused.
 
     A request counts from when its body is complete, so slow senders keep nobody out. At the limit new requests are
     refused at once, their bodies unread. Retry-After is the time that the present requests are expected to take, from a
@@ -314,7 +320,7 @@ class _RequestBody:
         self._gzip = zlib.decompressobj(wbits=31) if is_compressed else None
 
     def decompress(self, data: bytes, is_last: bool, limit: int) -> bytes:
-        """The data, decompressed if necessary; at most one byte more than ``limit``."""
+        """Return the data, decompressed if necessary; at most one byte more than ``limit``."""
         if self._gzip is None:
             return data
         try:
@@ -334,7 +340,7 @@ class _RequestBody:
 
 
 class BodyLimit:
-    """Takes bodies, plain or in gzip, of at most ``max_bytes`` (decompressed) each and ``max_held_bytes`` in all.
+    """Accepts bodies, plain or gzip, of at most ``max_bytes`` (decompressed) each and ``max_held_bytes`` in total.
 
     A longer body is refused by its announced length before it is read, else while it arrives. If all bodies together
     exceed the limit, the one that has been arriving for the longest is given up.
@@ -385,7 +391,7 @@ class BodyLimit:
             self.held -= body.held
 
     async def _receive_unless_dropped(self, body: _RequestBody, receive: Receive) -> Message:
-        """The next message of a request, unless its body is dropped meanwhile."""
+        """Receive the next message of a request, unless its body is dropped meanwhile."""
         try:
             async with asyncio.timeout(0 if body.is_dropped else None) as body.timeout:
                 message = await receive()

@@ -29,14 +29,14 @@ _ERRORS = {
 
 
 class ErrorDetail(BaseModel):
-    """One error."""
+    """The details of one error."""
 
     code: str = Field(description="Stable name of the error.")
     message: str = Field(description="What is wrong, and what to do about it.")
 
 
 class ErrorBody(BaseModel):
-    """The body of every answer with a 4xx or 5xx status."""
+    """The body of every response with a 4xx or 5xx status."""
 
     model_config = schema_with_examples(
         {
@@ -53,7 +53,7 @@ class ErrorBody(BaseModel):
 def document_route(
     request_type: type[TaskRequest], response_type: type[TaskResponse], form: bool = True
 ) -> dict[str, Any]:
-    """Arguments of FastAPI's route decorators for a task's route.
+    """Build the arguments of FastAPI's route decorators for a task's route.
 
     Args:
         form: whether a request may be a multipart form too.
@@ -67,7 +67,7 @@ def document_route(
 
 
 def _request_body(request_type: type[TaskRequest], form: bool) -> dict[str, Any]:
-    """JSON and form; FastAPI itself can declare only one of them for a route."""
+    """Describe a request body as JSON and as a form; FastAPI itself can declare only one of them for a route."""
     schema = request_type.model_json_schema()
     examples = schema.pop("examples", [{}])
     as_json = {
@@ -98,7 +98,7 @@ def _request_body(request_type: type[TaskRequest], form: bool) -> dict[str, Any]
 def add_own_examples_to_openapi(
     spec: dict[str, Any], model: ModelInfo | None, examples: Sequence[OwnExample]
 ) -> dict[str, Any]:
-    """The OpenAPI description with requests about the model's own data in the place of those of the schemas.
+    """Replace the example requests of the OpenAPI description by requests about the model's own data.
 
     Args:
         spec: is not changed.
@@ -133,6 +133,6 @@ def _file_name(name: str, media_type: str) -> str:
 
 
 def _as_form(request: dict[str, Any]) -> dict[str, Any]:
-    """A request whose further inputs are fields of their own."""
+    """Convert a request to a form, in which additional inputs are fields of their own."""
     fields = {name: value for name, value in request.items() if name != "inputs"}
     return {**request.get("inputs", {}), **fields}

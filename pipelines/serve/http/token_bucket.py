@@ -1,4 +1,4 @@
-"""Rate limits by sender."""
+"""Limits the rate of requests for each sender."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ _ROUNDING_S = 1e-6
 
 
 class TokenBuckets:
-    """A token bucket for each sender, of ``burst`` tokens, refilled by ``per_minute``.
+    """A token bucket for each sender, which holds ``burst`` tokens and is refilled by ``per_minute``.
 
     A bucket is stored as the time at which it will be full again (the generic cell rate algorithm, ITU-T I.371), and
     never removed, so senders must be authenticated: callers must not be able to invent new ones.
@@ -21,7 +21,7 @@ class TokenBuckets:
         self._full_at: dict[str, float] = {}
 
     def take_token_or_wait_time(self, sender: str) -> float:
-        """Take a token and return 0, or, where there is none, return the seconds until there will be one."""
+        """Take a token of the sender and return 0; if none is left, return the seconds until there will be one."""
         now = self._clock()
         refill_s = max(0.0, self._full_at.get(sender, now) - now)
         wait_s = refill_s - (self._burst - 1) * self._seconds_each

@@ -1,1 +1,1 @@
-"""Requests on a loaded model: decoding images, batching, forward passes."""
+"""Runs requests on a loaded model: decoding images, batching, forward passes."""

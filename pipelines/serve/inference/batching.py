@@ -1,4 +1,4 @@
-"""Forward passes: which requests share one, and on how many threads it runs."""
+"""Batches requests into forward passes, and decides on how many threads each pass runs."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _FIRST_RETRY_S, _RETRY_GROWTH, _LAST_RETRY_S = 2.0, 4.0, 60.0
 
 
 class Batcher(Generic[Item, Result]):
-    """Joins single items to batches for ``run``, which handles ``at_once`` batches at a time.
+    """Collects single items into batches for ``run``, which handles ``at_once`` batches at a time.
 
     A batch is cut when the model becomes free, never before: what arrives during a pass forms the next batch, so a
     single request does not wait and many fill the batches. (``ray.serve.batch`` cuts by a timer while the model is
@@ -58,7 +58,7 @@ class Batcher(Generic[Item, Result]):
         self._workers: set[asyncio.Task[None]] = set()
 
     async def submit(self, item: Item) -> Result:
-        """The result for ``item``. The item of a cancelled caller is dropped if no pass has taken it yet.
+        """Return the result for ``item``. The item of a cancelled caller is dropped if no batch contains it yet.
 
         If a batch fails, each of its items is run once more alone, so that a bad item does not fail its neighbours.
 
@@ -124,7 +124,7 @@ class Batcher(Generic[Item, Result]):
 
 @dataclass(frozen=True)
 class TimedResult(Generic[T]):
-    """The result of a pass, and when it started and ended (``time.perf_counter``, in seconds)."""
+    """The result of a forward pass, and when it started and ended (``time.perf_counter``, in seconds)."""
 
     result: T
     started: float
@@ -158,7 +158,7 @@ class InferenceThreadPool:
         self._lock = threading.Lock()
 
     async def run(self, work: Callable[[], T], *, measured: bool = True, kind: str = "") -> TimedResult[T]:
-        """Do ``work`` when a thread is free. If cancelled before its turn, it is not done.
+        """Run ``work`` when a thread is free. If cancelled before that, it is not run.
 
         Args:
             measured: whether its time counts in ``busy_s`` and in the choice of threads.
@@ -167,13 +167,13 @@ class InferenceThreadPool:
         return await asyncio.get_running_loop().run_in_executor(self._executor, self._run_timed, work, measured, kind)
 
     def busy_s(self) -> float:
-        """How long the longest of the present passes has been running; 0 without one."""
+        """Return how long the longest of the current forward passes has been running; 0 without one."""
         now = time.perf_counter()
         with self._lock:
             return max([0.0, *(now - started for started in self._started.values())])
 
     def close(self) -> None:
-        """Cancel what waits, and end the threads after their present work."""
+        """Cancel waiting work, and end the threads after their current work."""
         self._executor.shutdown(cancel_futures=True)
 
     def _run_timed(self, work: Callable[[], T], measured: bool, kind: str) -> TimedResult[T]:
@@ -198,7 +198,7 @@ class InferenceThreadPool:
 
 
 class ThreadChoice:
-    """The number of threads for a pass of one kind that runs alone: the one that was fastest lately.
+    """Chooses the number of threads for forward passes of one kind that run alone: the number that was fastest lately.
 
     All threads, one less, and one are tried once each. The fastest stays until it takes longer than another did: where
     another process keeps one of the cores busy, a pass on all of them takes many times as long as on one (2 cores: 4
@@ -217,14 +217,14 @@ class ThreadChoice:
         self._best = threads
 
     def choose_threads(self, now: float) -> int:
-        """Threads for a pass that starts ``now`` (seconds on any clock)."""
+        """Choose the number of threads for a pass that starts ``now`` (seconds on any clock)."""
         for threads, seconds in self._seconds.items():
             if not seconds or (threads != self._best and now >= self._retry_at[threads]):
                 return threads
         return self._best
 
     def record(self, threads: int, seconds: float, now: float) -> None:
-        """A pass on so many threads, with none beside it, took ``seconds`` and ended ``now``."""
+        """Record that a pass on this many threads, with no other beside it, took ``seconds`` and ended ``now``."""
         if threads != self._best:
             # Old times of a number that is seldom used say nothing about the present.
             self._seconds[threads].clear()

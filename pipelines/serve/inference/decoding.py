@@ -1,4 +1,4 @@
-"""Image decoding in threads beside the event loop, bounded by pixels at one time.
+"""Decodes images in threads beside the event loop, limited by the number of pixels at a time.
 
 A file of a few kilobytes may hold an image of 100 million pixels; its header says how many. A large image waits for
 pixels of the budget; small ones need none.
@@ -37,19 +37,21 @@ _ERRORS: dict[str, _Error] = {
 
 
 def decoding_pixel_limit(config: ServeConfig, image_size: int) -> int:
-    """The setting, or 64 times the pixels of the model's input, and at least 16 million."""
+    """The limit of pixels that are decoded at a time: the setting, or 64 times the pixels of the model's input, and at
+    least 16 million.
+    """
     return config.max_image_pixels or max(_MIN_LIMIT, _TIMES_INPUT * image_size**2)
 
 
 class ImageDecoder:
-    """Decodes images in ``threads`` threads."""
+    """Decodes images in a pool of threads."""
 
     def __init__(self, threads: int) -> None:
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="decode")
         self._budget = PixelBudget()
 
     async def decode(self, processor: VLProcessor, image: bytes, limit: int) -> NDArray[np.uint8]:
-        """The image as the model takes it.
+        """Decode an image to the array that the model takes.
 
         Args:
             limit: most pixels of one image, and of all large ones that are decoded at one time.
@@ -76,7 +78,7 @@ class ImageDecoder:
         return decoded
 
     async def decode_input(self, processor: VLProcessor, name: str, data: bytes) -> Mapping[str, NDArray[Any]]:
-        """The arrays of a further input; its bytes bound the memory that it takes.
+        """Decode an additional input to its arrays; its number of bytes limits the memory that this takes.
 
         Raises:
             ApiError: it cannot be decoded.
@@ -88,19 +90,19 @@ class ImageDecoder:
         return decoded
 
     def close(self) -> None:
-        """Cancel what waits, and end the threads after their present work."""
+        """Cancel waiting work, and end the threads after their current work."""
         self._pool.shutdown(cancel_futures=True)
 
 
 class PixelBudget:
-    """A semaphore that counts pixels, first come first served. Used by one event loop."""
+    """A semaphore that counts pixels and grants them in the order of requests. Used by one event loop."""
 
     def __init__(self) -> None:
         self.used = 0
         self._turn, self._released = asyncio.Lock(), asyncio.Event()
 
     async def acquire(self, pixels: int, limit: int) -> None:
-        """Wait until these pixels fit below the limit. A single image always does."""
+        """Wait until these pixels fit below the limit. A single image always fits."""
         async with self._turn:
             while self.used and self.used + pixels > limit:
                 self._released.clear()
@@ -113,7 +115,7 @@ class PixelBudget:
 
 
 def _decode_if_few_pixels(processor: VLProcessor, image: bytes, limit: int) -> NDArray[np.uint8] | _Error | int:
-    """A small image, decoded; of a larger one, how many pixels decoding takes."""
+    """Decode a small image; for a larger one, return how many pixels decoding needs."""
     try:
         pixels = count_decoded_pixels(image, processor.config.square_resizing, WEB_FORMATS)
         if pixels > limit:
@@ -124,8 +126,9 @@ def _decode_if_few_pixels(processor: VLProcessor, image: bytes, limit: int) -> N
 
 
 def _decode_or_error(processor: VLProcessor, image: bytes) -> NDArray[np.uint8] | _Error:
-    """The image, or the error as a value: the traceback of an exception holds the decoder's buffers, and forms a cycle
-    with the future that brings it to the event loop, so that tens of megabytes stay until the garbage is collected.
+    """Decode an image and return errors as values: the traceback of an exception holds the decoder's buffers, and forms
+    a cycle with the future that brings it to the event loop, so that tens of megabytes would stay until the garbage is
+    collected.
     """
     try:
         return processor.decode_image(image, formats=WEB_FORMATS)

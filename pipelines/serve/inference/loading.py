@@ -1,4 +1,4 @@
-"""Loading a model into a replica: verify its files, warm it up, compare its golden answers."""
+"""Loads a model into a replica: verifies its files, warms it up, compares its golden answers."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from vlmodel.processor import Example
 
 
 def load_predictor(folder: Path, digest: str, device: str) -> Predictor:
-    """The model in ``folder``, with a processor for decoded inputs.
+    """Load the model in ``folder``, with a processor for decoded inputs.
 
     Raises:
         ManifestError: a link in the folder, which could point anywhere.
@@ -50,7 +50,7 @@ def warm_up(
     max_batch_size: int,
     answers: Sequence[golden.GoldenAnswer] = (),
 ) -> None:
-    """Run the first passes, which allocate memory and choose kernels, before any caller waits for them.
+    """Run the first forward passes, which allocate memory and choose kernels, before any caller waits for them.
 
     Args:
         operations: each with the name of the task that does it.
@@ -75,7 +75,7 @@ def _decoded(predictor: Predictor, example: Example) -> DecodedExample:
 
 
 def read_golden_answers(file: str, *, compared: bool) -> list[golden.GoldenAnswer]:
-    """Those of a model; none without a file.
+    """Read the golden answers of a model; none without a file.
 
     Args:
         compared: whether the model's answers will be compared with them; else the file may be missing.
@@ -87,7 +87,7 @@ def read_golden_answers(file: str, *, compared: bool) -> list[golden.GoldenAnswe
 
 
 def read_examples(golden_file: str, operations: Mapping[str, tuple[str, Operation]]) -> list[own_examples.OwnExample]:
-    """Examples of the model's own data, for each operation those of its task; [] for a model without.
+    """Read the examples of the model's own data, for each operation those of its task; [] for a model without examples.
 
     Args:
         golden_file: which they lie beside; "" for none.
@@ -105,7 +105,7 @@ def read_examples(golden_file: str, operations: Mapping[str, tuple[str, Operatio
 
 
 def check_golden_answers(predictor: Predictor, answers: Sequence[golden.GoldenAnswer], tolerance: float) -> None:
-    """Compare the model's answers here with those that it gave when it was registered.
+    """Compare the model's answers on this machine with those recorded when it was registered.
 
     Raises:
         ServeError: some differ by more than ``tolerance``.

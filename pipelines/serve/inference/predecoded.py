@@ -1,4 +1,4 @@
-"""Examples whose inputs were decoded before they joined a batch."""
+"""Examples whose inputs were decoded before they joined a batch, and a processor for them."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class DecodedExample(Example):
-    """An example whose inputs were decoded before, by their names."""
+    """An example with decoded inputs, by their names."""
 
     decoded: Decoded = field(default_factory=dict)
 
 
 class PredecodedProcessor(VLProcessor):
-    """A processor that takes decoded inputs, and that several threads may use."""
+    """A processor that takes decoded inputs, and that several threads may use at once."""
 
     # A tokenizer stores padding and truncation as state, which each call sets.
     _lock = threading.Lock()
@@ -42,5 +42,5 @@ class PredecodedProcessor(VLProcessor):
 
 
 def make_blank_example(processor: VLProcessor) -> DecodedExample:
-    """An image without anything on it, if images are read, and a text."""
+    """Make an example of a blank image (if the model reads images) and a text."""
     return DecodedExample({}, ("what is this?",), decoded=processor.blank_inputs())

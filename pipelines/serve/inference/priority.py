@@ -1,4 +1,5 @@
-"""Priorities on shared cores: processes that answer requests before trainings; a replica's start after both.
+"""Sets priorities on shared cores: processes that answer requests come before trainings, and a replica's start comes
+last.
 
 Ray starts its workers, replicas as well as training workers, with a niceness of 15.
 """
@@ -22,7 +23,8 @@ _NICENESS = 10
 
 
 def run_at_low_priority(work: Callable[[], T]) -> T:
-    """The result of ``work()``, run in a thread with a higher niceness, as are the threads that ``work`` starts.
+    """Run ``work()`` in a thread with a higher niceness, which the threads that ``work`` starts inherit, and return its
+    result.
 
     On Linux niceness belongs to a thread and cannot be lowered without privilege, so the thread ends with its work.
     """

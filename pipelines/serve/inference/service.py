@@ -1,4 +1,4 @@
-"""A ``Service`` on a loaded model: decode beside the event loop, predict in batches, swap models under load.
+"""A ``Service`` with a loaded model: decodes beside the event loop, predicts in batches, replaces the model under load.
 
 It uses the decoding, tokenization and collation of training, and knows neither HTTP nor Ray.
 """
@@ -47,7 +47,7 @@ _HANGING_TIMEOUTS = 6
 
 @dataclass(frozen=True)
 class _LoadedModel:
-    """A model with queues of its own: what was decoded for one model never reaches another.
+    """A model with queues of its own, so that inputs decoded for one model never reach another.
 
     Attributes:
         operations: by their names, each with the name of the task that does it.
@@ -64,7 +64,7 @@ class _LoadedModel:
 
 @dataclass(frozen=True)
 class _DecodedRequest:
-    """A request with its decoded image, when decoding started and ended, which texts are truncated, and their words
+    """A request with its decoded inputs, when decoding started and ended, which texts are truncated, and their words
     that the model does not know.
     """
 
@@ -76,7 +76,7 @@ class _DecodedRequest:
 
 
 class InferenceService:
-    """A ``Service`` that answers with the model it loaded last.
+    """A ``Service`` that answers with the model that was loaded last.
 
     Args:
         config: sizes of batches and thread pools.
@@ -103,7 +103,7 @@ class InferenceService:
         return self._loaded.examples if self._loaded else ()
 
     async def load(self, folder: str | Path, name: str, version: str, digest: str = "", golden_file: str = "") -> None:
-        """Load and warm up a model, then answer with it. Requests in flight end with the previous one.
+        """Load a model and warm it up, then answer with it. Requests in flight end with the previous one.
 
         Args:
             digest: of the folder (``manifest.folder_digest``) when it was deployed; changed files are refused.
@@ -187,7 +187,7 @@ class InferenceService:
         return ServiceResult(None, self._loaded.info, {"decode": decoded.ended - decoded.started})
 
     def check_health(self) -> None:
-        """Fail if a forward pass hangs.
+        """Raise an error if a forward pass hangs.
 
         Raises:
             ServeError: Serve then replaces this replica.
@@ -197,7 +197,7 @@ class InferenceService:
             raise ServeError(f"a forward pass has been running for more than {limit_s:g} s")
 
     def close(self) -> None:
-        """End the threads after their present work."""
+        """End the threads after their current work."""
         if self._facts is not None:
             self._facts.close()
         self._decoder.close()
@@ -228,7 +228,7 @@ class InferenceService:
         return self._facts
 
     async def _wait_for_facts(self, least_version: int) -> None:
-        """Wait until a version of the facts is in use here."""
+        """Wait until this replica uses at least this version of the facts."""
         if not least_version:
             return
         if self._facts is None:
@@ -307,12 +307,12 @@ def _service_result(loaded: _LoadedModel, decoded: _DecodedRequest, timed: Timed
 def _find_truncated_and_unknown_words(
     processor: VLProcessor, texts: Sequence[str]
 ) -> tuple[tuple[bool, ...], tuple[str, ...]]:
-    """For each text whether it is truncated, and the unknown words of all."""
+    """Find for each text whether it is truncated, and the unknown words of all texts."""
     return tuple(processor.are_texts_truncated(texts)), tuple(processor.unknown_words(texts))
 
 
 def _check_encodable(texts: Sequence[str]) -> None:
-    """Refuse a text that no tokenizer takes before it joins a batch."""
+    """Refuse a text that no tokenizer accepts, before it joins a batch."""
     for text in texts:
         try:
             text.encode()

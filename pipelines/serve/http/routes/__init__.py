@@ -1,1 +1,3 @@
-"""The routes of the HTTP application: one file a task, with its schemas. They know a service, and no model."""
+"""The routes of the HTTP application: one file for each task, with its schemas. They know only the interface
+``Service``, and no model.
+"""

@@ -1,4 +1,4 @@
-"""What the routes of OpenAI's API share."""
+"""Functions shared by the routes of OpenAI's API."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pipelines.serve.service import ModelInfo
 
 
 def check_model(asked: str, model: ModelInfo) -> None:
-    """Refuse the name of another model: that of the loaded one, or NAME:VERSION, is right.
+    """Raise ApiError if a request names another model than the loaded one; NAME and NAME:VERSION are accepted.
 
     Raises:
         ApiError: 404 "model_not_found".

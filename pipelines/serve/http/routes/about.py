@@ -1,4 +1,4 @@
-"""GET /healthz, /readyz and /v1/model: is the service alive, is it ready, which model is it?"""
+"""The routes GET /healthz, /readyz and /v1/model: is the service alive, is it ready, which model does it have?"""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from vlmodel.conversation import asked_text
 
 
 class RequestLimits(BaseModel):
-    """The limits on what one request may hold."""
+    """The limits of what one request may contain."""
 
     body_bytes: int
     questions: int
@@ -26,7 +26,7 @@ class RequestLimits(BaseModel):
 
 
 class ModelDescription(BaseModel):
-    """The model in use, what it can do, and what it takes."""
+    """The model in use, what it can do, and which inputs it takes."""
 
     name: str
     version: str
@@ -48,14 +48,14 @@ class ModelDescription(BaseModel):
 
 
 class InputForPage(BaseModel):
-    """One input of a sample."""
+    """One input of an example, as the web page shows it."""
 
     media_type: str = Field(description="Such as image/png, audio/flac, video/mp4 or text/csv.")
     data: str = Field(description="In base64.")
 
 
 class ExampleForPage(BaseModel):
-    """A sample of the data that the model was evaluated on, and texts that it can be asked about it."""
+    """A sample of the data on which the model was evaluated, with texts that can be asked about it."""
 
     task: str = Field(description="The route that answers, POST /v1/TASK.")
     inputs: dict[str, InputForPage] = Field(description="By their names: `image`, and those of further inputs.")
@@ -69,13 +69,13 @@ class ExamplesForPage(BaseModel):
 
 
 class Health(BaseModel):
-    """All is well."""
+    """The response that says that the service is healthy."""
 
     status: str = "ok"
 
 
 def router(service: Service, config: ServeConfig, search: UpdatableSearch | None = None) -> APIRouter:
-    """/healthz, /readyz and /v1/model.
+    """Create the routes /healthz, /readyz and /v1/model.
 
     Args:
         search: among vectors; None without any.

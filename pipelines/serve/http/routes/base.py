@@ -1,4 +1,4 @@
-"""What the routes share: a handler that reads a request and responds in time."""
+"""What the routes share: a handler that reads a request and responds within a time limit."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _MAX_FIELDS, _MAX_FILES = 32, 16
 
 
 class RequestHandler:
-    """Reads one request and sends its response, within ``config.request_timeout_s`` from here on.
+    """Reads one request and sends its response within ``config.request_timeout_s``, counted from its creation.
 
     Args:
         operation: what the model must be able to do; None for a request that needs no model.
@@ -50,7 +50,7 @@ class RequestHandler:
         self._deadline = asyncio.get_running_loop().time() + config.request_timeout_s
 
     async def read(self, request_type: type[RequestT]) -> RequestT:
-        """The request, from JSON or a form.
+        """Read the request, from JSON or a form.
 
         Raises:
             ApiError: it does not arrive in time, or is not valid.
@@ -64,7 +64,7 @@ class RequestHandler:
             raise ApiError(408, "slow_request", message, {"connection": "close"}) from None
 
     async def run_within_time_limit(self, work: Awaitable[T]) -> T:
-        """The result of ``work``.
+        """Await ``work`` within the time limit and return its result.
 
         Raises:
             ApiError: it takes longer than the remaining time.
@@ -78,14 +78,14 @@ class RequestHandler:
             raise ApiError(504, "timeout", message) from None
 
     def body(self, response_type: type[ResponseT], result: ServiceResult, **fields: Any) -> ResponseT:
-        """The response's body: ``response_fields``, the model and the latency."""
+        """Build the response's body: the operation's ``response_fields``, the model and the latency."""
         self._request.scope[VERSION] = result.model.version
         model = ModelVersion(name=result.model.name, version=result.model.version)
         latency_ms = round(self._elapsed_s() * 1000, 2)
         return response_type(**fields, model=model, latency_ms=latency_ms, unknown_words=list(result.unknown_words))
 
     def send_response(self, response_type: type[ResponseT], result: ServiceResult, **fields: Any) -> Response:
-        """The response, with the seconds of each stage (https://www.w3.org/TR/server-timing/) in a header."""
+        """Build the response, with the seconds of each stage (https://www.w3.org/TR/server-timing/) in a header."""
         stages_s = {**result.stages_s, "total": self._elapsed_s()}
         return Response(
             self.body(response_type, result, **fields).model_dump_json(),
@@ -103,7 +103,9 @@ class RequestHandler:
 
 
 def check_text_lengths(texts: Sequence[str], name: str, config: ServeConfig) -> None:
-    """Refuse texts longer than ``config.max_question_chars``; ``name`` is what they are called, in the singular."""
+    """Raise ApiError for texts longer than ``config.max_question_chars``; ``name`` is what they are called, in the
+    singular.
+    """
     longest = max(map(len, texts), default=0)
     if longest > config.max_question_chars:
         message = f"a {name} has {longest} characters; send at most {config.max_question_chars}"
@@ -111,7 +113,7 @@ def check_text_lengths(texts: Sequence[str], name: str, config: ServeConfig) -> 
 
 
 def which_texts_are_truncated(result: ServiceResult, texts: Sequence[str]) -> list[bool]:
-    """For each text, whether it was truncated."""
+    """Tell for each text whether it was truncated."""
     return list(result.truncated or [False] * len(texts))
 
 
@@ -137,7 +139,7 @@ async def _parse_request(request: Request, request_type: type[RequestT], config:
 
 
 def _check_json_size(body: bytes, config: ServeConfig) -> None:
-    """Refuse JSON with more separators than the longest allowed texts could contain: parsing the millions of empty
+    """Refuse JSON with more separators than the longest allowed texts could contain, as parsing the millions of empty
     lists that fit into a body takes seconds.
     """
     parts = sum(map(body.count, (b",", b"[", b"{")))
@@ -150,7 +152,7 @@ def _check_json_size(body: bytes, config: ServeConfig) -> None:
 async def _read_form(
     request: Request, request_type: type[TaskRequest], options: Mapping[bytes, bytes], config: ServeConfig
 ) -> dict[str, Any]:
-    """The fields of a form: texts, and the bytes of its files, of which those without a field of their own are inputs.
+    """Read the fields of a form: texts, and the bytes of its files; a file without a field of its own is an input.
 
     Raises:
         ApiError: it is no form, has too many fields, or is not in UTF-8.
@@ -202,7 +204,7 @@ def _utf_8(latin_1: str) -> str:
 
 
 def _validation_message(error: ValidationError, request_type: type[TaskRequest]) -> ApiError:
-    """The first few problems in one message; what the client sent is quoted only where it is short."""
+    """Describe the first few validation problems in one message; what the client sent is quoted only if it is short."""
     details = error.errors(include_url=False, include_context=False)
     code = details[0]["type"]
     if code == "json_invalid":

@@ -1,4 +1,4 @@
-"""POST /v1/chat/completions and GET /v1/models, as OpenAI's API has them, so that its clients work unchanged.
+"""The routes POST /v1/chat/completions and GET /v1/models, as in OpenAI's API, so that its clients work unchanged.
 
 https://platform.openai.com/docs/api-reference/chat
 """
@@ -32,7 +32,7 @@ _log = logging.getLogger(__name__)
 
 
 def router(service: Service, config: ServeConfig) -> APIRouter:
-    """/v1/chat/completions and /v1/models."""
+    """Create the routes /v1/chat/completions and /v1/models."""
     routes, operation = APIRouter(), ChatOperation()
 
     @routes.get("/v1/models", summary="The models that can be asked", tags=["service"])
@@ -102,7 +102,7 @@ async def _stream_chunks(
     identity: tuple[str, int],
     usage: bool,
 ) -> AsyncIterator[bytes]:
-    """The chunks of a stream. The status was sent before, so an error is an event too."""
+    """Yield the chunks of a stream. The HTTP status was sent before them, so an error is an event too."""
     stop, text, sent = query.settings.get("stop_strings", ()), "", 0
     model: ModelInfo | None = None
 
@@ -148,7 +148,7 @@ async def _stream_chunks(
 
 
 def _first_response_fields(identity: tuple[str, int], model: ModelInfo | None, kind: str) -> dict[str, Any]:
-    """The first fields of an answer. The fingerprint is the version that gave it."""
+    """Build the first fields of a chat completion. Its fingerprint is the version of the model."""
     named = {} if model is None else {"model": model.name, "system_fingerprint": f"version {model.version}"}
     return {"id": identity[0], "object": kind, "created": identity[1], "model": "", **named}
 
@@ -158,7 +158,7 @@ def _describe_model(model: ModelInfo) -> dict[str, Any]:
 
 
 def _knowledge_fields(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """The facts that the model got, which OpenAI's answers do not have; {} for a model without a store."""
+    """Return the facts that the model got, which OpenAI's responses do not have; {} for a model without a store."""
     if fields["knowledge_version"] is None:
         return {}
     return {

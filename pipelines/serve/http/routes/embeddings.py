@@ -1,4 +1,4 @@
-"""POST /v1/embeddings as OpenAI's API has it: the vectors of texts. Those of pictures are at /v1/embed.
+"""The route POST /v1/embeddings, as in OpenAI's API: the vectors of texts. Those of pictures are at /v1/embed.
 
 https://platform.openai.com/docs/api-reference/embeddings
 """
@@ -26,7 +26,7 @@ from vlmodel.operations.embed import Embeddings, EmbedOperation
 
 
 class EmbeddingsRequest(TaskRequest):
-    """Texts to be embedded."""
+    """A request with texts to be embedded."""
 
     model_config = schema_with_examples({"model": "vlmodel", "input": ["a red circle", "a blue square"]})
 
@@ -49,12 +49,12 @@ class EmbeddingsRequest(TaskRequest):
         return given
 
     def texts(self) -> tuple[str, ...]:
-        """At least one."""
+        """The texts to embed, at least one."""
         return (self.input,) if isinstance(self.input, str) else tuple(self.input)
 
 
 class Embedding(BaseModel):
-    """One vector."""
+    """The vector of one text."""
 
     object: Literal["embedding"] = "embedding"
     index: int
@@ -62,21 +62,21 @@ class Embedding(BaseModel):
 
 
 class EmbeddingsUsage(BaseModel):
-    """Tokens read."""
+    """The number of tokens that were read."""
 
     prompt_tokens: int
     total_tokens: int
 
 
 class EmbeddingsResponse(TaskResponse):
-    """The vectors, of length one, in the order of the texts."""
+    """The response with the vectors, of length one, in the order of the texts."""
 
     data: list[Embedding]
     usage: EmbeddingsUsage
 
 
 def router(service: Service, config: ServeConfig) -> APIRouter:
-    """/v1/embeddings."""
+    """Create the route /v1/embeddings."""
     routes = APIRouter()
 
     @routes.post(

@@ -1,4 +1,4 @@
-"""/v1/facts: what the model knows of an entity; facts are added, edited and removed while the service runs.
+"""The routes /v1/facts: show the facts about an entity, and add, edit and remove facts while the service runs.
 
 Reading needs what all requests need. Editing changes the answers that everybody gets, so it needs a key of its own, in
 the header X-Fact-Key; without such keys there is none.
@@ -35,7 +35,7 @@ _Part = Annotated[str, Field(max_length=MAX_LETTERS)]
 
 
 class FactRequest(BaseModel):
-    """A fact to be added, or to take the place of the one with its id."""
+    """A request to add a fact, or to replace the one with its id."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
@@ -48,7 +48,7 @@ class FactRequest(BaseModel):
 
 
 class StoredFact(BaseModel):
-    """One fact."""
+    """One fact, as it is stored."""
 
     id: str
     head: str
@@ -59,21 +59,21 @@ class StoredFact(BaseModel):
 
 
 class FactResponse(BaseModel):
-    """The fact as it is stored, and the version that has it."""
+    """The response with the fact as it is stored, and the first version that has it."""
 
     fact: StoredFact
     knowledge_version: int
 
 
 class DeletedResponse(BaseModel):
-    """The version from which on the fact is gone."""
+    """The response with the first version that no longer has the fact."""
 
     id: str
     knowledge_version: int
 
 
 class FactsResponse(BaseModel):
-    """The facts of an entity; contradicting ones are all there."""
+    """The response with the facts about an entity, including contradictory ones."""
 
     entity: str
     facts: list[StoredFact]
@@ -81,7 +81,7 @@ class FactsResponse(BaseModel):
 
 
 def router(facts: UpdatableFactStore | None, config: ServeConfig, key_hashes: Sequence[str]) -> APIRouter:
-    """Without a store the routes answer that there is none.
+    """Create the routes /v1/facts; without a store they answer that there is none.
 
     Args:
         key_hashes: SHA-256 hashes (hex) of the keys with which facts can be edited.
@@ -123,8 +123,8 @@ def router(facts: UpdatableFactStore | None, config: ServeConfig, key_hashes: Se
 
     @routes.post("/v1/facts", summary="Add or edit a fact")
     async def put(request: Annotated[FactRequest, Body()], x_fact_key: _Key = "") -> FactResponse:
-        """Every later answer of this replica uses it, those of the others within two seconds; a request can wait for
-        `knowledge_version`.
+        """Add or replace a fact. Every later answer of this replica uses it, those of other replicas within two
+        seconds; a request can wait for `knowledge_version`.
         """
         store = require_editable_fact_store(x_fact_key)
         if has_invisible_characters(request.source):
@@ -135,7 +135,7 @@ def router(facts: UpdatableFactStore | None, config: ServeConfig, key_hashes: Se
 
     @routes.delete("/v1/facts/{fact_id}", summary="Remove a fact")
     async def delete(fact_id: Annotated[str, Path(pattern=_ID)], x_fact_key: _Key = "") -> DeletedResponse:
-        """No later answer of this replica uses it, and none of the others after two seconds."""
+        """Remove a fact. No later answer of this replica uses it, and none of other replicas after two seconds."""
         version = await apply_change(asyncio.to_thread(require_editable_fact_store(x_fact_key).delete, fact_id))
         return DeletedResponse(id=fact_id, knowledge_version=version)
 
@@ -144,7 +144,7 @@ def router(facts: UpdatableFactStore | None, config: ServeConfig, key_hashes: Se
         entity: Annotated[str, Query(min_length=1, max_length=MAX_LETTERS, description="A head or a tail.")],
         limit: Annotated[int, Query(ge=1, le=1000)] = 100,
     ) -> FactsResponse:
-        """By its name, letter case aside; an empty list where nothing is known of it."""
+        """Find the facts about an entity by its name, ignoring case; an empty list if nothing is known about it."""
         version, found = await apply_change(asyncio.to_thread(require_fact_store().of_entity, entity, limit))
         return FactsResponse(entity=entity, facts=[_to_stored_fact(fact) for fact in found], knowledge_version=version)
 

@@ -1,4 +1,4 @@
-"""POST /v1/feedback: the right answer or caption, for the next training."""
+"""The route POST /v1/feedback: receives the right answer or caption, for the next training."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _log = logging.getLogger(__name__)
 
 
 class FeedbackRequest(schemas.TaskRequest):
-    """What is right of a picture: the answer to a question, or a caption."""
+    """A request with a correction for a picture: the right answer to a question, or the right caption."""
 
     model_config = schemas.schema_with_examples(
         {"image": schemas.EXAMPLE_IMAGE, "question": "What colour is the circle?", "answer": "red", "version": "3"},
@@ -46,7 +46,7 @@ class FeedbackRequest(schemas.TaskRequest):
 
 
 class FeedbackResponse(schemas.TaskResponse):
-    """The correction was stored."""
+    """The response that says that the correction was stored."""
 
     model_config = schemas.schema_with_examples(
         {"id": "01769817600000000000-5f0c1a2b", "model": schemas.EXAMPLE_MODEL, "latency_ms": 3.1}
@@ -56,7 +56,7 @@ class FeedbackResponse(schemas.TaskResponse):
 
 
 def router(service: Service, config: ServeConfig) -> APIRouter:
-    """Without ``config.feedback.folder`` the route answers that no corrections are taken."""
+    """Create the route /v1/feedback; without ``config.feedback.folder`` it answers that no corrections are accepted."""
     routes = APIRouter()
     if not config.feedback.folder:
 
@@ -73,7 +73,9 @@ def router(service: Service, config: ServeConfig) -> APIRouter:
 
     @routes.post("/v1/feedback", summary="Correct an answer", **document_route(FeedbackRequest, FeedbackResponse))
     async def receive_correction(request: Request) -> Response:
-        """Send a picture with what is right of it, as JSON with the image in base64 or as a multipart form."""
+        """Store a correction: a picture with the right answer or caption, as JSON with the image in base64 or as a
+        multipart form.
+        """
         sender = sender_of(request.scope)
         handler = base.RequestHandler(request, service, config)
         if wait_s := rate.take_token_or_wait_time(sender):

@@ -1,4 +1,4 @@
-"""POST /v1/NAME: a route for each operation that the installed tasks declare."""
+"""The routes POST /v1/NAME: one for each operation that the installed tasks declare."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ _log = logging.getLogger(__name__)
 
 
 class StreamedPiece(BaseModel):
-    """The data of an event `piece`: what was written since the last one."""
+    """The data of an event `piece`: the text that was generated since the last one."""
 
     text: str
 
 
 def router(service: Service, config: ServeConfig) -> APIRouter:
-    """A router with one POST route for each operation that the installed tasks offer, such as /v1/vqa.
+    """Create one POST route for each operation that the installed tasks offer, such as /v1/vqa.
 
     Raises:
         ConfigError: two installed tasks have operations of one name with different fields.
@@ -89,7 +89,7 @@ def _response_fields(operation: Operation, query: ModelQuery, result: ServiceRes
 async def _stream_events(
     handler: base.RequestHandler, request: Request, operation: Operation, query: ModelQuery, stream: AnswerStream
 ) -> AsyncIterator[bytes]:
-    """The events of a stream. The status was sent before, so an error is an event too."""
+    """Yield the events of a stream. The HTTP status was sent before them, so an error is an event too."""
     try:
         # Closed also if the client leaves, so that an answer that nobody awaits is not generated.
         async with aclosing(stream):

@@ -1,4 +1,4 @@
-"""The page, the documentation and their assets: the files of ``page/``."""
+"""The routes of the web page, the documentation and their assets: the files of ``page/``."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _MEDIA_TYPES = {
 
 
 def router() -> APIRouter:
-    """/, /docs and what they load."""
+    """Create the routes / and /docs, and those of the files that these pages load."""
     routes = APIRouter(include_in_schema=False)
     files = {path.name: path.read_bytes() for path in sorted(_PAGE.iterdir()) if path.suffix in _MEDIA_TYPES}
     etags = {name: f'"{hashlib.sha256(content).hexdigest()[:16]}"' for name, content in files.items()}

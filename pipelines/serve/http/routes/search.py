@@ -1,4 +1,4 @@
-"""POST /v1/search: which samples of a data set are nearest to a text, a picture or another input."""
+"""The route POST /v1/search: finds the samples of a data set that are nearest to a text, a picture or another input."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _log = logging.getLogger(__name__)
 
 
 class SearchRequest(schemas.InputsRequest):
-    """A text, a picture, or another input that the model embeds; one of them."""
+    """A search by exactly one of: a text, a picture, or another input that the model embeds."""
 
     model_config = schemas.schema_with_examples(
         {"text": "a red circle", "top_k": 3},
@@ -67,7 +67,7 @@ class Thumbnail(BaseModel):
 
 
 class SearchHit(BaseModel):
-    """One of the nearest."""
+    """One search result: a sample, or one of its texts, and its similarity to the query."""
 
     key: str = Field(description="Of the sample in its data set.")
     split: str
@@ -77,7 +77,7 @@ class SearchHit(BaseModel):
 
 
 class SearchResponse(schemas.TaskResponse):
-    """The nearest of the data set."""
+    """The response with the nearest samples of the data set."""
 
     model_config = schemas.schema_with_examples(
         {
@@ -96,7 +96,7 @@ class SearchResponse(schemas.TaskResponse):
 
 
 def router(service: Service, config: ServeConfig, search: UpdatableSearch | None) -> APIRouter:
-    """Without ``config.search.embeddings`` the route answers that there is nothing to search.
+    """Create the route /v1/search; without ``config.search.embeddings`` it answers that there is nothing to search.
 
     Args:
         search: among the vectors of that folder.
@@ -116,7 +116,7 @@ def router(service: Service, config: ServeConfig, search: UpdatableSearch | None
 
     @routes.post("/v1/search", summary="Search a data set", **documented)
     async def find_nearest(request: Request) -> Response:
-        """Send a text, a picture or another input, as JSON or as a multipart form, and get the nearest samples of the
+        """Find the samples that are nearest to a text, a picture or another input (JSON or a multipart form), in the
         data set that was embedded with this model.
         """
         handler = base.RequestHandler(request, service, config, "embed")
@@ -139,7 +139,7 @@ def router(service: Service, config: ServeConfig, search: UpdatableSearch | None
 def _find_in_vectors(
     search: UpdatableSearch, result: ServiceResult, body: SearchRequest
 ) -> tuple[str, int, list[SearchHit]]:
-    """What was searched, how many vectors it has, and the nearest.
+    """Search the stored vectors; returns what was searched, how many vectors it has, and the nearest.
 
     Raises:
         ApiError: the vectors are another model's, they cannot be read, or what is to be searched was not embedded.
