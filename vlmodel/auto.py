@@ -7,8 +7,8 @@ set of tests, and not a copy that a stranger may have changed.
 
 try:
     from vlmodel.model import VLModel
-    from vlmodel.model_config import VLConfig
     from vlmodel.processor import VLProcessor
+    from vlmodel.saved_config import VLConfig
 except ModuleNotFoundError as error:
     raise ImportError(
         f"this model needs the distribution raylm, which holds the package vlmodel ({error}); install the version that "

@@ -7,35 +7,14 @@ weights, and computes differently (nested tensors) in evaluation and in training
 from __future__ import annotations
 
 import math
-from typing import Any, Self
+from typing import Any
 
 import torch
-from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vlmodel.config import ConfigSection
-
 ACTIVATIONS: dict[str, type[nn.Module]] = {"none": nn.Identity, "gelu": nn.GELU, "relu": nn.ReLU, "tanh": nn.Tanh}
 """Activations that may follow an encoder's projection."""
-
-
-class AttentionSettings(ConfigSection):
-    """The settings of parts that consist of attention layers."""
-
-    width: int = Field(256, ge=1)
-    """Width of the layers, to which linear adapters bring each stream."""
-    heads: int = Field(4, ge=1)
-    """Attention heads; they share the width evenly."""
-    expansion: int = Field(4, ge=1)
-    """Width of the feed-forward layers, in multiples of ``width``."""
-    dropout: float = Field(0.1, ge=0, lt=1)
-    """Dropout after attention and within the feed-forward layers."""
-
-    @model_validator(mode="after")
-    def _check_heads_divide_width(self) -> Self:
-        check_heads_divide_width(self.width, self.heads)
-        return self
 
 
 class MultiHeadAttention(nn.Module):
@@ -118,18 +97,6 @@ def parameter_names_by_stage(module: nn.Module, path: str) -> list[list[str]]:
     names = [name for name, _ in module.named_parameters()]
     first = next((place for place, name in enumerate(names) if name in listed), len(names))
     return [names[:first], *stages, [name for name in names[first:] if name not in listed]]
-
-
-def check_heads_divide_width(width: int, heads: int) -> None:
-    """Raise ValueError if ``heads`` does not divide ``width``; for validators of settings."""
-    if width % heads:
-        raise ValueError(f"width={width} cannot be shared by heads={heads}; make it a multiple")
-
-
-def check_activation_has_projection(activation: str, has_projection: bool) -> None:
-    """Raise ValueError if there is an activation and no projection before it; for validators of settings."""
-    if activation != "none" and not has_projection:
-        raise ValueError(f"activation={activation!r} follows a projection, and there is none; set projection")
 
 
 def to_transformers_mask(model: Any, mask: Tensor) -> Tensor:

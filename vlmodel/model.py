@@ -19,8 +19,9 @@ from vlmodel.array_names import select_task_arrays
 from vlmodel.config import ConfigError, dump_config, parse_config
 from vlmodel.encoder_parts import TEXT
 from vlmodel.images.preprocessing import as_height_and_width
-from vlmodel.model_config import AUTO_FILE, AUTO_MAP, ModelConfig, VLConfig, vocabulary_of_processor
+from vlmodel.model_config import ModelConfig, vocabulary_of_processor
 from vlmodel.processor import VLProcessor
+from vlmodel.saved_config import AUTO_FILE, AUTO_MAP, VLConfig
 from vlmodel.task import Task
 from vlmodel.tokens import DecoderInput, FusedStream, Prompts, Streams, Tokens
 from vlmodel.weights import refuse_mismatched_weights

@@ -1,21 +1,16 @@
-"""The settings of a model: its parts, checks that they fit each other, and the configuration that transformers
-stores.
-"""
+"""The settings of a model: its parts, and whether they fit each other. Reading them imports no torch by itself."""
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from pydantic import Field, field_validator, model_validator
-from transformers import AutoConfig, PreTrainedConfig
 
-from vlmodel import parts
+from vlmodel import part_configs
 from vlmodel.config import ConfigError, ConfigSection, part_field
-from vlmodel.encoder_parts import IMAGE, TEXT, ModalityPart
+from vlmodel.encoder_parts import IMAGE, TEXT, EncoderPart, ModalityPart
 from vlmodel.images.preprocessing import as_height_and_width
 from vlmodel.media.registry import all_media
-from vlmodel.streams import StreamAdapters
 from vlmodel.tasks import DEFAULT
 
 if TYPE_CHECKING:
@@ -25,8 +20,6 @@ if TYPE_CHECKING:
 _MIN_TEXT = 4
 """Tokens that a text itself has at least, beside those of its facts."""
 
-FORMAT = 2
-"""Version of what a model's folder holds: since 2 the frozen weights lie apart (``vlmodel.bases``)."""
 RESERVED = (IMAGE, TEXT, "vision", "language", "knowledge", "joint")
 """Names of inputs and streams that no further input may have."""
 
@@ -35,7 +28,7 @@ class InputEncoding(NamedTuple):
     """Says which input an encoder encodes, and by which part."""
 
     input: str
-    part: parts.EncoderPart
+    part: EncoderPart
 
 
 class ModelConfig(ConfigSection):
@@ -66,6 +59,8 @@ class ModelConfig(ConfigSection):
                     f"{name!r} is no name for a further input: it has letters, digits and underscores only, and is "
                     f"none of {', '.join(others)}"
                 )
+            from vlmodel.streams import StreamAdapters
+
             if hasattr(StreamAdapters({}, 1), name):
                 raise ValueError(f"torch's modules have a {name!r} of their own; give the input another name")
         return dict(sorted(inputs.items()))
@@ -168,7 +163,7 @@ class ModelConfig(ConfigSection):
         needs_tokens = reads_tokens and self.language.outputs_tokens()
         return "pooled" if self.language.can_pool_features() and not needs_tokens else "tokens"
 
-    def resolve_settings(self, vocabulary: parts.Vocabulary, image_size: tuple[int, int]) -> ModelConfig:
+    def resolve_settings(self, vocabulary: part_configs.Vocabulary, image_size: tuple[int, int]) -> ModelConfig:
         """Return a copy that contains everything that is needed to build the model.
 
         Args:
@@ -248,80 +243,8 @@ class ModelConfig(ConfigSection):
         return longest, resolved.task.max_generated_tokens()
 
 
-def vocabulary_of_processor(processor: VLProcessor) -> parts.Vocabulary:
+def vocabulary_of_processor(processor: VLProcessor) -> part_configs.Vocabulary:
     """Collect what the model's parts need to know about a processor's tokens and labels."""
     begin, end = (-1 if token is None else token for token in (processor.begin_id, processor.end_id))
     tokenizer = processor.tokenizer
-    return parts.Vocabulary(len(tokenizer), tokenizer.pad_token_id, len(processor.labels), begin, end)
-
-
-AUTO_FILE = Path(__file__).with_name("auto.py")
-AUTO_MAP = {"AutoConfig": "auto.VLConfig", "AutoModel": "auto.VLModel", "AutoProcessor": "auto.VLProcessor"}
-"""What transformers' Auto classes find in a saved model: classes of a file beside the weights."""
-
-
-class VLConfig(PreTrainedConfig):
-    """The configuration of a ``VLModel`` in the form of transformers.
-
-    Attributes:
-        format: version of what a model's folder holds.
-        model: the resolved ``ModelConfig`` as a plain tree; the model is rebuilt from it alone.
-        vocab_size, pad_token_id: of the tokenizer.
-        begin_token_id, end_token_id: tokens that begin and end a generated text; -1 where there are none.
-        id2label, label2id: the answers that a classifier chooses among.
-    """
-
-    model_type = "vlmodel"
-
-    format: int = 0
-    model: dict[str, Any] | None = None
-    vocab_size: int = 30522
-    pad_token_id: int = 0
-    begin_token_id: int = -1
-    end_token_id: int = -1
-
-    def checked_model_settings(self, folder: str) -> dict[str, Any]:
-        """Read and check the settings of the parts of the model in a folder.
-
-        Raises:
-            ConfigError: there is none, or it is of another version of this program.
-        """
-        if self.model is None:
-            raise ConfigError(
-                f"the configuration {folder!r} has no tree of parts, so it is none of a VLModel; name a folder that "
-                "VLModel.save_pretrained wrote, or make a model with VLModel.create_from_config"
-            )
-        if self.format != FORMAT:
-            raise ConfigError(
-                f"the model in {folder!r} was saved by another version of this program (format {self.format}, and this "
-                f"version reads {FORMAT}); train it anew with this version"
-            )
-        return self.model
-
-    @classmethod
-    def register_for_auto_class(cls, auto_class: Any = "AutoConfig") -> None:
-        """Do nothing: see ``VLModel.register_for_auto_class``."""
-
-    @property
-    def vocabulary(self) -> parts.Vocabulary:
-        """What the model's parts need to know about tokens and labels."""
-        labels = len(self.id2label or {})
-        return parts.Vocabulary(self.vocab_size, self.pad_token_id, labels, self.begin_token_id, self.end_token_id)
-
-    @classmethod
-    def from_processor(cls, model: dict[str, Any], processor: VLProcessor) -> VLConfig:
-        """Create the configuration of a model for the tokenizer and labels of ``processor``."""
-        vocabulary = vocabulary_of_processor(processor)
-        return cls(
-            format=FORMAT,
-            model=model,
-            vocab_size=vocabulary.size,
-            pad_token_id=vocabulary.padding,
-            begin_token_id=vocabulary.begin,
-            end_token_id=vocabulary.end,
-            id2label=dict(enumerate(processor.labels)),
-            label2id={label: i for i, label in enumerate(processor.labels)},
-        )
-
-
-AutoConfig.register("vlmodel", VLConfig, exist_ok=True)
+    return part_configs.Vocabulary(len(tokenizer), tokenizer.pad_token_id, len(processor.labels), begin, end)

@@ -1,7 +1,8 @@
 """The base classes of the model's parts, which the files of ``vision/``, ``language/``, ``fusion/`` and so on subclass.
 
-A part is one file with a ``Config`` and a module. ``Config.build`` makes the module and draws its weights; it reads no
-files. Pretrained weights are read once, when a model is created (``load_pretrained``), and stored in its checkpoint.
+A part is a file with a ``Config``, whose ``build`` makes the module and draws its weights; it reads no files. The
+module is in a private file beside it, which ``build`` imports: so settings are read without torch (``part_configs``).
+Pretrained weights are read once, when a model is created (``load_pretrained``), and stored in its checkpoint.
 """
 
 from __future__ import annotations
@@ -9,39 +10,24 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from torch import Tensor, nn
 
 from vlmodel import lora
-from vlmodel.config import ConfigError, PartConfig
 from vlmodel.encoder_parts import EncoderPart as EncoderPart
 from vlmodel.encoder_parts import ModalityPart as ModalityPart
-from vlmodel.images.preprocessing import ImagePreprocessing
+from vlmodel.part_configs import FusionPart as FusionPart
+from vlmodel.part_configs import LanguagePart as LanguagePart
+from vlmodel.part_configs import TopologyPart as TopologyPart
+from vlmodel.part_configs import VisionPart as VisionPart
+from vlmodel.part_configs import Vocabulary as Vocabulary
 from vlmodel.streams import StreamAdapters
 from vlmodel.tokens import DecoderInput, FusedStream, Rows, Streams, Tokens
 
 if TYPE_CHECKING:
     from vlmodel.facts import LinkedFact
     from vlmodel.processor import VLProcessor
-
-
-@dataclass(frozen=True)
-class Vocabulary:
-    """What the parts of a model need to know about the tokenizer and the labels of the tasks.
-
-    Attributes:
-        size: number of token ids.
-        padding: token id of the padding.
-        labels: number of answers K that a classifier chooses among; 0 if there are none.
-        begin, end: token ids that begin and end a generated text; -1 if the tokenizer has none.
-    """
-
-    size: int
-    padding: int
-    labels: int
-    begin: int = -1
-    end: int = -1
 
 
 @dataclass(frozen=True)
@@ -223,92 +209,6 @@ class ModalityEncoder(Encoder):
         return None
 
 
-class VisionPart(EncoderPart):
-    """The base class of the settings of a vision encoder.
-
-    Attributes:
-        reads_images: False of the kind that stands for no vision encoder.
-    """
-
-    reads_images: ClassVar[bool] = True
-
-    def resolve_settings(self, image_size: tuple[int, int]) -> VisionPart:
-        """Return a copy that contains everything that ``build`` needs, so that a checkpoint depends on no other files.
-
-        Args:
-            image_size: height and width of the images.
-        """
-        return self
-
-    def preprocessing(self) -> ImagePreprocessing:
-        """The image preprocessing with which the weights were trained or, without pretrained weights, the usual one of
-        the encoder.
-
-        Raises:
-            WeightsError: the weights say it themselves, and cannot be read.
-        """
-        return ImagePreprocessing((224, 224))
-
-    def preprocessing_if_known(self) -> ImagePreprocessing | None:
-        """The image preprocessing, as ``preprocessing``; None if files would have to be read for it."""
-        return self.preprocessing()
-
-    def build(self) -> VisionEncoder:
-        raise NotImplementedError
-
-    def setting_without_effect(self) -> str | None:
-        """Describe a setting that has no effect in combination with the others, with its value and the remedy; None if
-        there is none.
-
-        Only whoever chooses settings refuses it, as a saved model may have one.
-        """
-        return None
-
-    def check_image_size(self, size: int) -> None:
-        """Raise an error if the encoder cannot take square images of ``size`` pixels a side (``processor.image_size``).
-
-        Raises:
-            ConfigError: naming both settings and the remedy.
-        """
-
-
-class LanguagePart(EncoderPart):
-    """The base class of the settings of a language encoder."""
-
-    def can_pool_features(self) -> bool:
-        """Whether the pooled vector of a text can be computed from a single feature vector."""
-        return False
-
-    def outputs_tokens(self) -> bool:
-        """Whether the encoder returns all tokens of a text, instead of only its pooled vector."""
-        return True
-
-    def accepts_token_layout(self) -> bool:
-        """Whether the encoder takes a ``TokenLayout``."""
-        return False
-
-    def resolve_settings(self, vocabulary: Vocabulary) -> LanguagePart:
-        """Return a copy that contains everything that ``build`` needs, so that a checkpoint depends on no other
-        files.
-        """
-        return self
-
-    def build(self, vocabulary: Vocabulary) -> LanguageEncoder:
-        raise NotImplementedError
-
-    def max_text_tokens(self) -> int | None:
-        """The greatest number of tokens of a text, if there is a limit that is known before the encoder is built."""
-        return None
-
-    def embeddings_only(self) -> LanguagePart:
-        """Return settings of the same encoder reduced to its table of embeddings.
-
-        Raises:
-            ConfigError: the encoder cannot be built so.
-        """
-        raise ConfigError(f"language.kind={self.kind!r} has no embeddings to be used alone; use topology.kind='dual'")
-
-
 class Fusion(nn.Module):
     """The base class of fusions. ``width`` is the width of the result; ``adapters`` project each stream to the fusion's
     width.
@@ -337,20 +237,6 @@ class Fusion(nn.Module):
         raise NotImplementedError
 
 
-class FusionPart(PartConfig):
-    """The base class of the settings of a fusion.
-
-    Attributes:
-        reads_tokens: the fusion reads the tokens of the streams; otherwise only their pooled vectors.
-    """
-
-    reads_tokens: ClassVar[bool] = True
-
-    def build(self, widths: Mapping[str, int]) -> Fusion:
-        """Args: widths: width of each stream, by its name."""
-        raise NotImplementedError
-
-
 class Topology(nn.Module):
     """The base class of topologies. ``width`` is the width of the result. Streams may be missing, as in a fusion."""
 
@@ -368,25 +254,6 @@ class Topology(nn.Module):
             rows: of streams that several texts share (images).
             pooled_only, output_attention: as for a fusion.
         """
-        raise NotImplementedError
-
-
-class TopologyPart(PartConfig):
-    """The base class of the settings of a topology.
-
-    Attributes:
-        encodes_text: the topology encodes the text itself, from the embeddings of the language encoder.
-        reads_tokens: the topology itself reads the tokens of the streams; otherwise only its fusion may.
-    """
-
-    encodes_text: ClassVar[bool] = False
-    reads_tokens: ClassVar[bool] = True
-
-    def fusion_widths(self, widths: Mapping[str, int]) -> Mapping[str, int]:
-        """The widths of the streams that the fusion gets, given the widths of the encoders."""
-        return widths
-
-    def build(self, fusion: Fusion, widths: Mapping[str, int]) -> Topology:
         raise NotImplementedError
 
 

@@ -28,7 +28,8 @@ if TYPE_CHECKING:
     from vlmodel.judging import AnsweredRows, ExampleAnswer, Judgement
     from vlmodel.metrics.scores import ExampleScores
     from vlmodel.operations.base import Operation
-    from vlmodel.parts import Answers, Decoder, Vocabulary
+    from vlmodel.part_configs import Vocabulary
+    from vlmodel.parts import Answers, Decoder
     from vlmodel.processor import Example, VLProcessor
     from vlmodel.sample import Sample, SampleTexts
     from vlmodel.tokens import DecoderInput

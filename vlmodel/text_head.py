@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from vlmodel.conversation import Conversation
-    from vlmodel.parts import Bridge, TextWriter, Vocabulary
+    from vlmodel.part_configs import Vocabulary
+    from vlmodel.parts import Bridge, TextWriter
     from vlmodel.processor import VLProcessor
 
 

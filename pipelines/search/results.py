@@ -14,7 +14,7 @@ from pipelines.storage.folder import Folder
 from pipelines.tracking.tracker import NullTracker
 from pipelines.train import checkpoint
 from vlmodel.model import VLModel
-from vlmodel.model_config import VLConfig
+from vlmodel.saved_config import VLConfig
 
 Status = Literal["finished", "stopped", "refused", "failed", "interrupted"]
 

@@ -18,8 +18,9 @@ from pipelines.tracking.provenance import flatten_settings
 from vlmodel.bases import FOLDER
 from vlmodel.config import ConfigError, dump_config, parse_config
 from vlmodel.images.preprocessing import as_height_and_width
-from vlmodel.model_config import ModelConfig, VLConfig, vocabulary_of_processor
+from vlmodel.model_config import ModelConfig, vocabulary_of_processor
 from vlmodel.processor import ProcessorConfig, VLProcessor
+from vlmodel.saved_config import VLConfig
 from vlmodel.weights import WeightsError
 
 INIT, TEACHER = "init", "teacher"

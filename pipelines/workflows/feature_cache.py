@@ -15,8 +15,9 @@ from pipelines.report.progress import Progress
 from pipelines.workflows.workspace import Workspace
 from vlmodel.config import parse_config
 from vlmodel.model import VLModel
-from vlmodel.model_config import ModelConfig, VLConfig
+from vlmodel.model_config import ModelConfig
 from vlmodel.processor import VLProcessor
+from vlmodel.saved_config import VLConfig
 
 
 def cache_features(

@@ -16,8 +16,9 @@ from transformers import BertConfig, BertModel
 
 from vlmodel.config import dump_config
 from vlmodel.model import VLModel
-from vlmodel.model_config import ModelConfig, VLConfig
-from vlmodel.parts import Vocabulary
+from vlmodel.model_config import ModelConfig
+from vlmodel.part_configs import Vocabulary
+from vlmodel.saved_config import VLConfig
 
 ROUNDS, STEPS, WORDS = 7, 2, 3000
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)

@@ -15,7 +15,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from vlmodel.config import ConfigError, parse_config
-from vlmodel.vision.cnn import CNNEncoder, Config
+from vlmodel.vision._cnn import CNNEncoder
+from vlmodel.vision.cnn import Config
 from vlmodel.vision.vit import Config as ViTConfig
 from vlmodel.weights import WeightsError
 

@@ -26,8 +26,8 @@ from tests.vlmodel.tiny import (
     tiny_tree,
 )
 from vlmodel.config import ConfigError, list_part_kinds
-from vlmodel.fusion.concat import ConcatFusion
-from vlmodel.fusion.gated import GatedFusion
+from vlmodel.fusion._concat import ConcatFusion
+from vlmodel.fusion._gated import GatedFusion
 from vlmodel.model import VLModel, VLOutput
 from vlmodel.processor import Example, VLProcessor
 from vlmodel.weights import WeightsError

@@ -15,10 +15,11 @@ from transformers import AutoModel, AutoTokenizer
 
 from vlmodel.config import ConfigError, parse_config
 from vlmodel.language._architectures import ARCHITECTURES
-from vlmodel.language.transformer import Config, TransformerEncoder
+from vlmodel.language._transformer import TransformerEncoder
+from vlmodel.language.transformer import Config
 from vlmodel.model import VLModel
 from vlmodel.model_config import ModelConfig
-from vlmodel.parts import Vocabulary
+from vlmodel.part_configs import Vocabulary
 from vlmodel.processor import ProcessorConfig, VLProcessor
 from vlmodel.tokens import Tokens
 from vlmodel.weights import WeightsError

@@ -26,7 +26,7 @@ from vlmodel.decoder._causal import ARCHITECTURES
 from vlmodel.inference import Predictor
 from vlmodel.model import VLModel
 from vlmodel.model_config import ModelConfig
-from vlmodel.parts import Vocabulary
+from vlmodel.part_configs import Vocabulary
 from vlmodel.processor import Example, ProcessorConfig, VLProcessor
 from vlmodel.tokens import DecoderInput, FusedStream, Tokens
 from vlmodel.weights import WeightsError

@@ -16,7 +16,7 @@ from vlmodel.model import VLModel
 from vlmodel.model_config import ModelConfig
 from vlmodel.parts import Encoder
 from vlmodel.processor import ProcessorConfig
-from vlmodel.vision import cnn, vit
+from vlmodel.vision import _backbones, _torchvision, cnn, vit
 from vlmodel.vision._positions import sine_positions
 
 VIT = {"kind": "vit", "image_size": 32, "patch_size": 8, "width": 16, "depth": 2, "heads": 2, "feed_forward": 24}
@@ -338,3 +338,24 @@ def test_scale_embeddings_are_drawn_apart() -> None:
     encoder = make(stages=2, output="multiscale", projection=64, position_scale=0.1)
     assert isinstance(encoder.scale_LD, nn.Parameter)
     assert 0.05 < encoder.scale_LD.std() < 0.2
+
+
+@pytest.mark.parametrize("stem", ["imagenet", "small"])
+@pytest.mark.parametrize("name", ["resnet18", "resnext50_32x4d", "wide_resnet50_2", "cifar_resnet20"])
+def test_the_stages_of_resnets_are_known_without_torchvision(name: str, stem: _torchvision.Stem) -> None:
+    if stem == "small" and name not in _torchvision.RESNETS:
+        with pytest.raises(ValueError, match="is made for ResNets of torchvision"):
+            _torchvision.backbone_stages(name, stem)
+        return
+    strides, image = _torchvision.backbone_stages(name, stem)
+    layout = _backbones.backbone_layout(name, stem)
+    assert (strides, image) == (layout.strides, layout.image)
+    assert _torchvision.accepts_image_size(name, stem, len(strides), strides[-1])
+    assert _backbones.accepts_image_size(name, stem, len(strides), strides[-1])
+
+
+def test_the_stages_of_other_backbones_are_torchvisions() -> None:
+    assert set(_backbones.list_backbone_names()) >= _torchvision.RESNETS
+    assert _torchvision.backbone_stages("maxvit_t", "imagenet").image == 224
+    with pytest.raises(ValueError, match="there is no backbone 'resnet19'; close names: resnet18"):
+        _torchvision.backbone_stages("resnet19", "imagenet")

@@ -21,7 +21,7 @@ from vlmodel.weights import (
 
 if TYPE_CHECKING:
     from vlmodel.heads.sequence import Config
-    from vlmodel.parts import Vocabulary
+    from vlmodel.part_configs import Vocabulary
 
 _SETTING = "task.head.pretrained"
 

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from vlmodel.heads.llm import Config
-    from vlmodel.parts import Vocabulary
+    from vlmodel.part_configs import Vocabulary
 
 SETTING = "task.head.pretrained"
 _NEEDED = ("inputs_embeds", "attention_mask", "logits_to_keep")

@@ -24,8 +24,9 @@ from vlmodel.formats._chat_template import IMAGE_TOKEN, chat_template_of
 from vlmodel.heads._prompts import get_prompt_template
 from vlmodel.images.resize import SquareResizing
 from vlmodel.model import TASK_INPUTS, VLModel
-from vlmodel.model_config import ModelConfig, VLConfig
+from vlmodel.model_config import ModelConfig
 from vlmodel.processor import Example, ProcessorConfig, VLProcessor
+from vlmodel.saved_config import VLConfig
 from vlmodel.vision.hf import Config as HFVision
 from vlmodel.weights import WeightsError, config_to_dict, error_in_one_line
 

@@ -7,8 +7,9 @@ from typing import Any
 from vlmodel import lora
 from vlmodel.config import dump_config, parse_config, parse_part_config
 from vlmodel.model import VLModel
-from vlmodel.model_config import ModelConfig, VLConfig
+from vlmodel.model_config import ModelConfig
 from vlmodel.processor import VLProcessor
+from vlmodel.saved_config import VLConfig
 
 
 def merge_adapters(model: VLModel, processor: VLProcessor) -> tuple[VLModel, VLProcessor]:

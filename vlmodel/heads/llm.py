@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from vlmodel.decoder.llm import LanguageModel
-    from vlmodel.parts import Vocabulary
+    from vlmodel.part_configs import Vocabulary
     from vlmodel.processor import VLProcessor
 
 

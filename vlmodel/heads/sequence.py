@@ -13,7 +13,7 @@ from vlmodel.text_head import TextHeadPart
 
 if TYPE_CHECKING:
     from vlmodel.decoder.sequence import SequenceDecoder
-    from vlmodel.parts import Vocabulary
+    from vlmodel.part_configs import Vocabulary
 
 
 class Config(TextHeadPart):

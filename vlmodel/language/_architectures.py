@@ -81,10 +81,10 @@ def unsupported_architecture_reason(name: str) -> str | None:
     """Explain why the transformers architecture ``name`` cannot be a text encoder, naming the ones that can; None if it
     can.
     """
-    from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_MASKED_LM_MAPPING
-
     if name in ARCHITECTURES:
         return None
+    from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_MASKED_LM_MAPPING
+
     if name not in CONFIG_MAPPING:
         close = difflib.get_close_matches(name, list(CONFIG_MAPPING.keys()), n=5, cutoff=0.5)
         return f"is unknown to transformers; close names: {', '.join(close) or 'bert, roberta'}"

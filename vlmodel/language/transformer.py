@@ -2,45 +2,33 @@
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Iterator
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-import torch
 from pydantic import Field, model_validator
-from torch import Tensor, nn
 
-from vlmodel import lora, parts
 from vlmodel.config import ConfigError
 from vlmodel.language import _architectures
 from vlmodel.language._architectures import ARCHITECTURES
-from vlmodel.layers import (
-    ACTIVATIONS,
-    check_activation_has_projection,
-    check_heads_divide_width,
-    masked_mean,
-    masked_softmax,
-    parameter_names_by_stage,
-    to_transformers_mask,
-)
+from vlmodel.layer_settings import check_activation_has_projection, check_heads_divide_width
 from vlmodel.lora import LoraSettings
-from vlmodel.tokens import Tokens
+from vlmodel.part_configs import LanguagePart, Vocabulary
 from vlmodel.weights import (
     config_from_dict,
     config_to_dict,
     open_transformers_config,
-    open_transformers_model,
-    refuse_missing_weights,
 )
 
-_SETTING = "language.pretrained"
+if TYPE_CHECKING:
+    from vlmodel.language._transformer import TransformerEncoder
+
+
+SETTING = "language.pretrained"
 _FEED_FORWARD = ("intermediate_size", "hidden_dim", "d_inner", "d_ff")
 _HIDDEN_DROPOUT = ("hidden_dropout_prob", "hidden_dropout", "dropout", "embedding_dropout", "mlp_dropout")
 _ATTENTION_DROPOUT = ("attention_probs_dropout_prob", "attention_dropout")
-_XLNET_CLS_SEGMENT = 2
 
 
-class Config(parts.LanguagePart):
+class Config(LanguagePart):
     """Settings of a text encoder of the transformers library."""
 
     non_backbone_settings: ClassVar[frozenset[str]] = frozenset(
@@ -95,11 +83,13 @@ class Config(parts.LanguagePart):
             if 0 in (self.depth, self.layers) and not ARCHITECTURES[self.architecture].works_without_layers:
                 raise ValueError(f"architecture={self.architecture!r} cannot be built without layers; keep one or more")
             check_heads_divide_width(self.width, self.heads)
-            # The layers do not depend on the tokenizer, which is not known yet.
-            self._drop_last_layers(self._new_transformers_config(parts.Vocabulary(size=100_000, padding=0, labels=0)))
+            if self.layers is not None or self.frozen_layers:
+                # The layers do not depend on the tokenizer, which is not known yet.
+                unknown = Vocabulary(size=100_000, padding=0, labels=0)
+                self._drop_last_layers(self._new_transformers_config(unknown))
         return self
 
-    def resolve_settings(self, vocabulary: parts.Vocabulary) -> Config:
+    def resolve_settings(self, vocabulary: Vocabulary) -> Config:
         """See ``LanguagePart``.
 
         Raises:
@@ -115,7 +105,9 @@ class Config(parts.LanguagePart):
         config.transformers_config()
         return config
 
-    def build(self, vocabulary: parts.Vocabulary) -> TransformerEncoder:
+    def build(self, vocabulary: Vocabulary) -> TransformerEncoder:
+        from vlmodel.language._transformer import TransformerEncoder
+
         return TransformerEncoder(self.resolve_settings(vocabulary))
 
     def is_frozen(self) -> bool:
@@ -171,7 +163,7 @@ class Config(parts.LanguagePart):
             )
         return config
 
-    def _new_transformers_config(self, vocabulary: parts.Vocabulary) -> Any:
+    def _new_transformers_config(self, vocabulary: Vocabulary) -> Any:
         from transformers import AutoConfig
 
         names = _architectures.list_setting_names(self.architecture)
@@ -194,183 +186,13 @@ class Config(parts.LanguagePart):
             **{name: value for name, value in optional.items() if name in names},
         )
 
-    def _open_pretrained_config(self, vocabulary: parts.Vocabulary) -> Any:
+    def _open_pretrained_config(self, vocabulary: Vocabulary) -> Any:
         config = open_transformers_config(
-            _SETTING, self.pretrained, vocabulary.size, _architectures.unsupported_architecture_reason
+            SETTING, self.pretrained, vocabulary.size, _architectures.unsupported_architecture_reason
         )
         if config.pad_token_id != vocabulary.padding:
             raise ConfigError(
-                f"{_SETTING}={self.pretrained!r} pads texts with token {config.pad_token_id} and the tokenizer with "
+                f"{SETTING}={self.pretrained!r} pads texts with token {config.pad_token_id} and the tokenizer with "
                 f"{vocabulary.padding}; use the tokenizer that belongs to it"
             )
         return config
-
-
-class TransformerEncoder(parts.LanguageEncoder):
-    """A text encoder of transformers without its pooler, and an optional projection.
-
-    In the result the classification token comes first, then the other tokens in their order, then the padding, wherever
-    the tokenizer puts them.
-    """
-
-    def __init__(self, config: Config) -> None:
-        super().__init__()
-        from transformers import AutoModel
-
-        self.config = config
-        inner = config.transformers_config()
-        self.encoder = AutoModel.from_config(inner, trust_remote_code=False)
-        _architectures.remove_or_freeze_unused_weights(self.encoder)
-        self.projection: nn.Module = nn.Identity()
-        if config.projection is not None:
-            self.projection = nn.Linear(inner.hidden_size, config.projection)
-        self.activation = ACTIVATIONS[config.activation]()
-        self.width = config.projection or inner.hidden_size
-        self.mix = nn.Linear(self.width, 1, bias=False) if config.pooling == "attention" else None
-        self._name = inner.model_type
-        self._architecture = ARCHITECTURES[inner.model_type]
-        if config.frozen:
-            self.freeze_submodules("encoder")
-        elif config.frozen_layers:
-            first = _architectures.first_layer_paths(self._name, self.encoder, config.frozen_layers)
-            self.freeze_submodules(*(f"encoder.{path}" for path in first))
-        elif config.lora is not None:
-            self.add_adapters("encoder", config.lora)
-
-    def forward(self, input_ids_NT: Tensor, mask_NT: Tensor, layout: parts.TokenLayout | None = None) -> Tokens:
-        if not len(input_ids_NT):
-            # transformers cannot reshape an empty batch. A row of padding is encoded in its place, so that every
-            # parameter still has a gradient.
-            one = self(input_ids_NT.new_zeros(1, input_ids_NT.shape[1]), mask_NT.new_zeros(1, mask_NT.shape[1]))
-            return Tokens(one.x_BTD[:0], one.mask_BT[:0], one.pooled_BD[:0])
-        return self._project_tokens(*self.compute_features(input_ids_NT, mask_NT, layout))
-
-    def compute_features(
-        self, input_ids_NT: Tensor, mask_NT: Tensor, layout: parts.TokenLayout | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """See ``LanguageEncoder``.
-
-        Raises:
-            ConfigError: the tokens have a layout, which this architecture cannot have.
-        """
-        order_NT = _cls_first_indices(mask_NT, self._architecture.cls)
-        ordered_NT = mask_NT.take_along_dim(order_NT, 1)
-        if layout is not None:
-            return self._encode_with_layout(input_ids_NT.take_along_dim(order_NT, 1), ordered_NT, layout, order_NT)
-        if self._architecture.cls == "first":
-            return self._encode_tokens(input_ids_NT.take_along_dim(order_NT, 1), ordered_NT), ordered_NT
-        return self._encode_tokens(input_ids_NT, mask_NT).take_along_dim(order_NT.unsqueeze(-1), 1), ordered_NT
-
-    def pool_features(self, features_NTF: Tensor, mask_NT: Tensor) -> tuple[Tensor, Tensor]:
-        assert self.config.can_pool_features()
-        if self.config.pooling == "cls":
-            return features_NTF[:, :1], mask_NT[:, :1]
-        return masked_mean(features_NTF, mask_NT).unsqueeze(1), mask_NT.any(1, keepdim=True)
-
-    def tokens_from_features(self, features_NTF: Tensor, mask_NT: Tensor) -> Tokens:
-        # Cached features may have less precision than the weights.
-        return self._project_tokens(features_NTF.to(self.encoder.dtype), mask_NT)
-
-    def _project_tokens(self, x_NTD: Tensor, mask_NT: Tensor) -> Tokens:
-        x_NTD = self.activation(self.projection(x_NTD))
-        pooled_ND = self._pool_tokens(x_NTD, mask_NT)
-        if self.config.output == "pooled":
-            return Tokens(pooled_ND.unsqueeze(1), mask_NT[:, :1], pooled_ND)
-        if self.mix is not None:
-            # Not every fusion reads the pooled vector, and data-parallel training waits for every gradient.
-            x_NTD = x_NTD + 0 * self.mix.weight
-        return Tokens(x_NTD, mask_NT, pooled_ND)
-
-    def _encode_tokens(self, input_ids_NT: Tensor, mask_NT: Tensor) -> Tensor:
-        options: dict[str, Any] = {}
-        if self._name == "xlnet":
-            segments_NT = _XLNET_CLS_SEGMENT * _last_token_mask(mask_NT).to(input_ids_NT.dtype)
-            options = {"token_type_ids": segments_NT, "use_mems": False}
-        # Attention over nothing is NaN: a text without tokens attends to its padding, and is masked afterwards.
-        attended_NT = mask_NT | ~mask_NT.any(1, keepdim=True)
-        x_NTD: Tensor = self.encoder(
-            input_ids=input_ids_NT, attention_mask=self._attention_mask(attended_NT), **options
-        ).last_hidden_state
-        return x_NTD
-
-    def _encode_with_layout(
-        self, input_ids_NT: Tensor, mask_NT: Tensor, layout: parts.TokenLayout, order_NT: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """Encode tokens with the positions and the attention mask of a ``TokenLayout``, in which they are in the
-        tokenizer's order.
-        """
-        if self._name not in _architectures.ARRANGING:
-            raise ConfigError(
-                f"model.knowledge.layout='tree' arranges tokens, and {self._name!r} knows their order only; use one "
-                f"of {', '.join(sorted(_architectures.ARRANGING))}, or layout='flat'"
-            )
-        positions_NT = layout.positions_NT.take_along_dim(order_NT, 1)
-        visible_NTT = layout.visible_NTT.take_along_dim(order_NT.unsqueeze(2), 1)
-        visible_NTT = visible_NTT.take_along_dim(order_NT.unsqueeze(1), 2) & mask_NT.unsqueeze(1)
-        # Padding attends to itself: attention over nothing is NaN.
-        visible_NTT = visible_NTT | torch.eye(mask_NT.shape[1], dtype=torch.bool, device=mask_NT.device)
-        first = _architectures.first_position_number(self._name, self.encoder.config.pad_token_id)
-        x_NTD: Tensor = self.encoder(
-            input_ids=input_ids_NT,
-            attention_mask=to_transformers_mask(self.encoder, visible_NTT.unsqueeze(1)),
-            position_ids=positions_NT + first,
-        ).last_hidden_state
-        return x_NTD, mask_NT
-
-    def _attention_mask(self, mask_NT: Tensor) -> Any:
-        if self._architecture.mask == "rows":
-            return mask_NT.long()
-        mask_N1QT = mask_NT[:, None, None, :]
-        if self._architecture.mask == "keys":
-            return to_transformers_mask(self.encoder, mask_N1QT)
-        place_T = torch.arange(mask_NT.shape[1], device=mask_NT.device)
-        near_QT = (place_T[:, None] - place_T).abs() <= self.encoder.config.sliding_window
-        return {
-            "full_attention": to_transformers_mask(self.encoder, mask_N1QT),
-            "sliding_attention": to_transformers_mask(self.encoder, mask_N1QT & near_QT),
-        }
-
-    def _pool_tokens(self, x_NTD: Tensor, mask_NT: Tensor) -> Tensor:
-        if self.config.pooling == "mean":
-            return masked_mean(x_NTD, mask_NT)
-        if self.mix is None:
-            return x_NTD[:, 0] * mask_NT[:, :1]  # zero for a text without any token
-        weights_NT1 = masked_softmax(self.mix(x_NTD), mask_NT.unsqueeze(-1), dim=1)
-        return (weights_NT1 * x_NTD).sum(1)
-
-    def load_pretrained(self) -> None:
-        source = self.config.pretrained
-        if not source:
-            return
-        from transformers import AutoModel
-
-        assert self.config.resolved is not None
-        whole, missing = open_transformers_model(AutoModel, _SETTING, source, config_from_dict(self.config.resolved))
-        names, state = lora.names_without_adapters(self.encoder), whole.state_dict()
-        refuse_missing_weights(_SETTING, source, missing & set(names.values()))
-        self.encoder.load_state_dict({name: state[plain] for name, plain in names.items()}, strict=False)
-
-    def pretrained_parameters(self) -> Iterator[nn.Parameter]:
-        yield from itertools.chain.from_iterable(self.pretrained_layers())
-
-    def pretrained_layers(self) -> list[list[nn.Parameter]]:
-        if not self.config.pretrained or self.config.lora is not None:
-            return []
-        own, path = dict(self.encoder.named_parameters()), self._architecture.layers
-        stages: list[list[str]] = parameter_names_by_stage(self.encoder, path) if path else [list(own)]
-        return [[own[name] for name in names if own[name].requires_grad] for names in stages]
-
-
-def _cls_first_indices(mask_NT: Tensor, cls: Literal["first", "last"]) -> Tensor:
-    """Return indices (N, T) that sort tokens: first the classification token, then the other real tokens, then
-    padding.
-    """
-    rank_NT = mask_NT.int()
-    if cls == "last":
-        rank_NT = rank_NT + _last_token_mask(mask_NT)
-    return rank_NT.argsort(dim=1, descending=True, stable=True)
-
-
-def _last_token_mask(mask_NT: Tensor) -> Tensor:
-    """Mask the last real token of each row (N, T)."""
-    return mask_NT & (mask_NT.flip(1).cumsum(1).flip(1) == 1)

@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from vlmodel.facts import LinkedFact
-    from vlmodel.parts import Answers, Decoder, TextWriter, Vocabulary
+    from vlmodel.part_configs import Vocabulary
+    from vlmodel.parts import Answers, Decoder, TextWriter
     from vlmodel.processor import VLProcessor
     from vlmodel.tokens import DecoderInput
 

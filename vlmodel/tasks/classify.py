@@ -22,7 +22,8 @@ from vlmodel.tasks._judging import BaselineComparisons, example_answers, rows_wi
 from vlmodel.tasks._right_answers import accuracy_by_answer, score_right_answers, top_k_accuracy
 
 if TYPE_CHECKING:
-    from vlmodel.parts import Decoder, Vocabulary
+    from vlmodel.part_configs import Vocabulary
+    from vlmodel.parts import Decoder
     from vlmodel.processor import VLProcessor
 
 

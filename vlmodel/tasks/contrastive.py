@@ -28,7 +28,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from vlmodel.inference import Prediction, Predictor
-    from vlmodel.parts import Answers, Decoder, Vocabulary
+    from vlmodel.part_configs import Vocabulary
+    from vlmodel.parts import Answers, Decoder
     from vlmodel.processor import VLProcessor
     from vlmodel.tokens import DecoderInput
 

@@ -21,7 +21,8 @@ from vlmodel.tasks._texts import captions_of, question_rows, questions_of
 
 if TYPE_CHECKING:
     from vlmodel.inference import Predictor
-    from vlmodel.parts import Decoder, Vocabulary
+    from vlmodel.part_configs import Vocabulary
+    from vlmodel.parts import Decoder
     from vlmodel.processor import VLProcessor
 
 MATCH, NO_MATCH = "match", "no match"

@@ -15,7 +15,8 @@ from vlmodel.tasks import DEFAULT
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from vlmodel.parts import Decoder, Vocabulary
+    from vlmodel.part_configs import Vocabulary
+    from vlmodel.parts import Decoder
 
 
 class Config(TaskPart):

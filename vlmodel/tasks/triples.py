@@ -25,7 +25,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from vlmodel.facts import LinkedFact
-    from vlmodel.parts import Answers, Decoder, Vocabulary
+    from vlmodel.part_configs import Vocabulary
+    from vlmodel.parts import Answers, Decoder
     from vlmodel.processor import Example, VLProcessor
     from vlmodel.tokens import DecoderInput
 

@@ -12,7 +12,8 @@ from vlmodel.tasks._classification import ClassificationTask
 from vlmodel.tasks._texts import answers_of
 
 if TYPE_CHECKING:
-    from vlmodel.parts import Decoder, Vocabulary
+    from vlmodel.part_configs import Vocabulary
+    from vlmodel.parts import Decoder
     from vlmodel.processor import VLProcessor
 
 

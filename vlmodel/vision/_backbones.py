@@ -10,15 +10,14 @@ import re
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from vlmodel.vision._cifar import DEPTHS, PREFIX, CIFARResNet
-
-Stem = Literal["imagenet", "small"]
+from vlmodel.vision._cifar import CIFARResNet
+from vlmodel.vision._torchvision import DEPTHS, PREFIX, Stem
 
 _VIT = "vit_"  # a kind of its own
 _INCEPTIONS = ("googlenet", "inception_")

@@ -5,9 +5,6 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.nn import functional
 
-PREFIX = "cifar_resnet"
-DEPTHS = (20, 32, 44, 56, 110)
-
 
 class CIFARResNet(nn.Module):
     """A ResNet for CIFAR: a 3x3 stem of 16 channels, then three stages of 16, 32 and 64 (He et al. 2016,

@@ -17,8 +17,9 @@ from torch import Tensor, nn
 from vlmodel.config import ConfigError
 from vlmodel.images.preprocessing import ImagePreprocessing, ImageSize
 from vlmodel.tokens import Tokens
-from vlmodel.vision._encoder import BackboneConfig, BackboneEncoder, average_pool_to_grid, tokens_without_padding
+from vlmodel.vision._encoder import BackboneEncoder, average_pool_to_grid, tokens_without_padding
 from vlmodel.vision._positions import sine_positions
+from vlmodel.vision._settings import BackboneConfig
 
 
 class TowerConfig(BackboneConfig):

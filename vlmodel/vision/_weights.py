@@ -11,9 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vlmodel.images.preprocessing import ImagePreprocessing
-from vlmodel.images.resize import Interpolation
-from vlmodel.vision._cifar import PREFIX
+from vlmodel.vision._torchvision import is_torchvision_name, weights_enumeration_member
 from vlmodel.weights import WeightsError
 
 # What torchvision has renamed since it published weights; its own loading renames them, too.
@@ -59,11 +57,6 @@ class WeightsReport:
             pairs = [f"{theirs} as {own}" for theirs, own in self.pairs]
             lines.append(f"{len(pairs)} matched by order: {_list_first_names(pairs)}")
         return "; ".join(lines)
-
-
-def is_torchvision_name(weights: str) -> bool:
-    """Whether ``weights`` is the name of torchvision weights, and not a file."""
-    return weights.lower() == "imagenet" or weights == "DEFAULT" or weights.startswith("IMAGENET1K_")
 
 
 def read_state_dict(name: str, weights: str) -> dict[str, Tensor]:
@@ -205,37 +198,8 @@ def _rename_old_weights(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return renamed
 
 
-def torchvision_preprocessing(name: str, weights: str) -> ImagePreprocessing:
-    """The image preprocessing with which torchvision's weights were trained, as torchvision records it.
-
-    Raises:
-        WeightsError: there are no such weights.
-    """
-    made = _torchvision_weights(name, weights).transforms()
-    side = made.crop_size[0]
-    interpolation: Interpolation = "bicubic" if made.interpolation.value == "bicubic" else "bilinear"
-    return ImagePreprocessing(
-        (side, side), tuple(made.mean), tuple(made.std), interpolation, "crop",
-        min(1.0, side / made.resize_size[0]), stated=True,
-    )  # fmt: skip
-
-
-def _torchvision_weights(name: str, weights: str) -> Any:
-    """Find the member of torchvision's enumeration of the weights of an architecture."""
-    from torchvision.models import get_model_weights
-
-    if name.startswith(PREFIX):
-        raise WeightsError(
-            f"vision.weights={weights!r}: torchvision has none for {name}; give the path of a state dict"
-        )
-    enum = get_model_weights(name)
-    if weights.lower() != "imagenet" and weights not in enum.__members__:
-        raise WeightsError(f"vision.weights={weights!r}: {name} has {', '.join(enum.__members__) or 'no weights'}")
-    return enum[weights] if weights in enum.__members__ else enum.DEFAULT
-
-
 def _download_torchvision_weights(name: str, weights: str) -> dict[str, Tensor]:
-    chosen = _torchvision_weights(name, weights)
+    chosen = weights_enumeration_member(name, weights)
     try:
         state: dict[str, Tensor] = chosen.get_state_dict(progress=False, check_hash=True, weights_only=True)
     except Exception as error:

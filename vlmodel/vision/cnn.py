@@ -4,20 +4,16 @@ MaxViT, Inception, ...) and CIFAR's ResNets.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-import torch
 from pydantic import Field, model_validator
-from torch import Tensor, nn
 
-from vlmodel import lora
 from vlmodel.config import ConfigError
-from vlmodel.layers import parameter_names_by_stage
-from vlmodel.tokens import Tokens
-from vlmodel.vision import _backbones, _weights
-from vlmodel.vision._encoder import BackboneConfig, BackboneEncoder, average_pool_to_grid, tokens_without_padding
-from vlmodel.vision._positions import sine_positions
+from vlmodel.vision._settings import BackboneConfig
+from vlmodel.vision._torchvision import accepts_image_size, backbone_stages, is_torchvision_name
+
+if TYPE_CHECKING:
+    from vlmodel.vision._cnn import CNNEncoder
 
 
 class Config(BackboneConfig):
@@ -44,8 +40,7 @@ class Config(BackboneConfig):
 
     @model_validator(mode="after")
     def _check_settings(self) -> Config:
-        _backbones.check_backbone(self.name, self.stem)
-        available = len(_backbones.backbone_layout(self.name, self.stem).stages)
+        available = len(backbone_stages(self.name, self.stem).strides)
         kept = self.stages or available
         if kept > available:
             raise ValueError(f"stages={kept}, and {self.name} has {available}; choose 1 to {available}")
@@ -53,7 +48,7 @@ class Config(BackboneConfig):
             raise ValueError(f"frozen_stages={self.frozen_stages} is more than the {kept} stages kept")
         if self.output == "multiscale" and self.scales > kept:
             raise ValueError(f"scales={self.scales} is more than the {kept} stages kept; choose 1 to {kept}")
-        if self.stem == "small" and _weights.is_torchvision_name(self.weights):
+        if self.stem == "small" and is_torchvision_name(self.weights):
             raise ValueError(
                 f"stem='small' has another first convolution than weights={self.weights!r}; use stem='imagenet', or a "
                 "state dict that was trained with the small stem"
@@ -64,142 +59,25 @@ class Config(BackboneConfig):
         return self.projection is not None or self.output == "multiscale"
 
     def build(self) -> CNNEncoder:
+        from vlmodel.vision._cnn import CNNEncoder
+
         return CNNEncoder(self)
 
     def check_image_size(self, size: int) -> None:
-        layout = _backbones.backbone_layout(self.name, self.stem)
-        smallest = max(layout.strides[: self.stages])
+        strides, only_size = backbone_stages(self.name, self.stem)
+        smallest = max(strides[: self.stages])
         if size < smallest:
             raise ConfigError(
                 f"processor.image_size={size} is smaller than one grid cell of model.vision, which stands for "
                 f"{smallest} x {smallest} pixels; make the image larger or keep fewer stages"
             )
-        if layout.image not in (None, size):
+        if only_size not in (None, size):
             raise ConfigError(
-                f"processor.image_size={size}: {self.name} takes images of {layout.image} x {layout.image} pixels; set "
-                f"image_size={layout.image}, or choose another backbone"
+                f"processor.image_size={size}: {self.name} takes images of {only_size} x {only_size} pixels; set "
+                f"image_size={only_size}, or choose another backbone"
             )
-        if not _backbones.accepts_image_size(self.name, self.stem, self.stages or len(layout.stages), size):
+        if not accepts_image_size(self.name, self.stem, self.stages or len(strides), size):
             raise ConfigError(
                 f"processor.image_size={size} is too small for {self.name}, which leaves nothing of it; make the image "
                 "larger or keep fewer stages"
             )
-
-
-class CNNEncoder(BackboneEncoder):
-    """A vision encoder from torchvision: backbone, projection and positions.
-
-    Several scales are concatenated, the finest first, with an embedding of the scale added to each cell; their pooled
-    vector is the mean of the scales' means, so that the finest does not outweigh the others.
-    """
-
-    architecture = "vision.name, vision.stem and vision.stages"
-    config: Config
-    backbone: nn.Sequential
-
-    def __init__(self, config: Config) -> None:
-        super().__init__(config)
-        layout = _backbones.backbone_layout(config.name, config.stem)
-        stages = config.stages or len(layout.stages)
-        kept = layout.stages[stages - 1]
-        first = stages - config.scales if config.output == "multiscale" else stages - 1
-        self._ends = layout.stages[first:stages]
-        self._channels_last = layout.channels_last
-        self._names = {_submodule_name(name): name for name in layout.blocks[:kept]}
-        self.backbone = nn.Sequential()
-        for name, block in list(_backbones.backbone_blocks(_backbones.create_backbone(config.name, config.stem)))[
-            :kept
-        ]:
-            self.backbone.add_module(_submodule_name(name), block)
-
-        self._channels = channels = layout.channels[first:stages]
-        self.width = config.projection or channels[-1]
-        self.projection: nn.Module
-        if config.output == "multiscale":
-            self.projection = nn.ModuleList(nn.Linear(width, self.width) for width in channels)
-            self.scale_LD = nn.Parameter(config.position_scale * torch.randn(len(channels), self.width))
-        else:
-            self.projection = nn.Linear(channels[-1], config.projection) if config.projection else nn.Identity()
-
-        frozen = kept if config.frozen else layout.stages[config.frozen_stages - 1] if config.frozen_stages else 0
-        self.freeze_submodules(*(f"backbone.{_submodule_name(name)}" for name in layout.blocks[:frozen]))
-        if config.lora is not None:
-            self.add_adapters("backbone", config.lora)
-        self.backbone.to(memory_format=torch.channels_last)
-
-    def feature_maps(self, pixels_BHWC: Tensor) -> list[Tensor]:
-        """Compute the feature maps (B, C, H, W) of uint8 images at the ends of the stages that become tokens, the
-        finest first.
-        """
-        x = self.normalise_pixels(pixels_BHWC)
-        maps = []
-        with self.backbone_gradient_mode():
-            for i, block in enumerate(self.backbone, start=1):
-                x = block(x)
-                if i in self._ends:
-                    maps.append(x.permute(0, 3, 1, 2) if self._channels_last else x)
-        return maps
-
-    def feature_grids(self, pixels_BHWC: Tensor) -> list[Tensor]:
-        return [average_pool_to_grid(map_BCHW, self._grid_side) for map_BCHW in self.feature_maps(pixels_BHWC)]
-
-    def tokens_from_grids(self, grids: Sequence[Tensor]) -> Tokens:
-        if self.config.output == "multiscale":
-            assert isinstance(self.projection, nn.ModuleList)
-            scales = zip(grids, self.projection, self.scale_LD, strict=True)
-            sequences, means = zip(*(self._token_sequence(*scale) for scale in scales), strict=True)
-            x_BTD, pooled_BD = torch.cat(sequences, 1), torch.stack(means).mean(0)
-        else:
-            x_BTD, pooled_BD = self._token_sequence(grids[0], self.projection)
-        return tokens_without_padding(x_BTD, pooled_BD)
-
-    def weights_to_grid(self, weights_NT: Tensor) -> Tensor | None:
-        if self.config.output != "multiscale":
-            return super().weights_to_grid(weights_NT)
-        # Maps of different sizes cannot be added.
-        side = self.config.grid
-        return None if side is None else weights_NT.unflatten(1, (-1, side, side)).sum(1)
-
-    def grid_shapes(self, numbers: int) -> Sequence[tuple[int, int, int]]:
-        channels = self._channels
-        if self._grid_side is not None:
-            return [(self._grid_side, self._grid_side, c) for c in channels]
-        sides = _backbones.feature_map_sides(self.config.name, self.config.stem, self._ends, channels, numbers)
-        return list(zip(sides, sides, channels, strict=True))
-
-    @property
-    def _grid_side(self) -> int | None:
-        """The side, in cells, of the grid to which feature maps are averaged; None if they keep their own size."""
-        return 1 if self.config.output == "pooled" else self.config.grid
-
-    def _token_sequence(
-        self, grid_BHWC: Tensor, projection: nn.Module, scale_D: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """Compute the tokens (B, T, D) of a grid, and their mean (B, D) before positions are added."""
-        x_BTD = self.project_grid(grid_BHWC, projection)
-        if scale_D is not None:
-            x_BTD = x_BTD + scale_D
-        pooled_BD = x_BTD.mean(1)
-        if self.config.position == "sine" and self.config.output != "pooled":
-            height, width = grid_BHWC.shape[1:3]
-            positions_TD = sine_positions(height, width, self.width, x_BTD.device)
-            x_BTD = x_BTD + (self.config.position_scale * positions_TD).to(x_BTD.dtype)
-        return x_BTD, pooled_BD
-
-    def parameter_names_by_stage(self) -> list[list[str]]:
-        return parameter_names_by_stage(self.backbone, "")
-
-    def load_pretrained(self) -> None:
-        if not self.config.weights:
-            return
-        state = _weights.read_state_dict(self.config.name, self.config.weights)
-        names = {}
-        for key in lora.names_without_adapters(self.backbone).values():
-            block, _, rest = key.partition(".")
-            names[key] = f"{self._names[block]}.{rest}"
-        self.load_backbone_weights(state, names, _backbones.backbone_layout(self.config.name, self.config.stem).keys)
-
-
-def _submodule_name(block: str) -> str:
-    """Return the name of a submodule for a block of torchvision: its name there, without dots."""
-    return block.replace(".", "_")

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
-from vlmodel import parts
 from vlmodel.config import ConfigError
+from vlmodel.part_configs import VisionPart
+
+if TYPE_CHECKING:
+    from vlmodel import parts
 
 
-class Config(parts.VisionPart):
+class Config(VisionPart):
     """Settings of a model that reads no images, only texts and additional inputs (``model.inputs``)."""
 
     reads_images: ClassVar[bool] = False

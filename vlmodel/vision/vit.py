@@ -19,7 +19,8 @@ from vlmodel.images.preprocessing import ImagePreprocessing
 from vlmodel.layers import parameter_names_by_stage
 from vlmodel.tokens import Tokens
 from vlmodel.vision import _weights
-from vlmodel.vision._encoder import BackboneConfig, BackboneEncoder, average_pool_to_grid, tokens_without_padding
+from vlmodel.vision._encoder import BackboneEncoder, average_pool_to_grid, tokens_without_padding
+from vlmodel.vision._settings import BackboneConfig
 
 log = logging.getLogger(__name__)
 
