@@ -1,6 +1,7 @@
 """What all jobs share: the command line, and printing expected errors as one message.
 
-What is slow to import (torch, Ray, MLflow) is imported after the command line is read, so that ``--help`` is quick.
+What is slow to import (torch, Ray, MLflow) is imported by what uses it, so that ``--help``, a wrong setting and the
+first line of work come at once. ``tests/jobs/test_start.py`` says who may import what until then.
 """
 
 from __future__ import annotations
@@ -79,7 +80,6 @@ def _run(
     os.environ.setdefault("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")
     from pipelines.errors import find_expected_cause, message_for_user
     from pipelines.workflows.config import JobConfig
-    from pipelines.workflows.workspace import Workspace
     from vlmodel.config import ConfigError, dump_config, load_config
 
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
@@ -94,6 +94,8 @@ def _run(
     if arguments.print:
         print(render_settings(dump_config(config)))
         return 0
+    from pipelines.workflows.workspace import Workspace
+
     try:
         (run or importlib.import_module(f"pipelines.workflows.{name}").run)(Workspace(config))
     except Exception as error:

@@ -49,6 +49,7 @@ ALLOWED_IMPORTS = {
         "pipelines/train/launch.py",
         "pipelines/train/progress.py",
         "pipelines/train/ray_private.py",
+        "pipelines/train/run_spec.py",
         "pipelines/train/worker.py",
     },
     "mlflow": {

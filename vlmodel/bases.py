@@ -17,16 +17,17 @@ import secrets
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-import torch
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
-from torch import Tensor, nn
 
-from vlmodel.parts import Pretrainable
 from vlmodel.weights import WeightsError
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
+
 
 FOLDER, FILE, ENVIRONMENT = "_bases", "bases.json", "VLMODEL_BASES"
 WEIGHTS = "model.safetensors"
@@ -71,6 +72,8 @@ def frozen_tensors_by_part(model: nn.Module) -> dict[str, dict[str, Tensor]]:
     """Collect the tensors of a model that training never changes, by the path of their part and their name within the
     part.
     """
+    from vlmodel.parts import Pretrainable
+
     found = {}
     for path, module in model.named_modules():
         if isinstance(module, Pretrainable) and (names := list(module.frozen_tensor_names())):
@@ -81,6 +84,8 @@ def frozen_tensors_by_part(model: nn.Module) -> dict[str, dict[str, Tensor]]:
 
 def frozen_tensor_names(model: nn.Module) -> frozenset[str]:
     """List the full names of the tensors of a model that training never changes."""
+    from vlmodel.parts import Pretrainable
+
     return frozenset(
         f"{path}.{name}"
         for path, module in model.named_modules()
@@ -209,6 +214,8 @@ def _drop_other_names_of_tied_tensors(tensors: Mapping[str, Tensor]) -> dict[str
 
 
 def _write_tensors_by_hash(tensors: Mapping[str, Tensor], folder: Path) -> BaseWeights:
+    from safetensors.torch import save_file
+
     folder.mkdir(parents=True, exist_ok=True)
     temporary = folder / f".{secrets.token_hex(8)}.partial"
     try:

@@ -11,7 +11,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -40,11 +40,14 @@ from pipelines.storage.folder import Folder
 from pipelines.storage.lock import hold_lock
 from vlmodel.config import ConfigError
 from vlmodel.encoder_parts import TEXT
-from vlmodel.inference import Predictor
 from vlmodel.media.base import MediumError
 from vlmodel.processor import Decoded, Example
 from vlmodel.sample import Sample
 from vlmodel.task import Task
+
+if TYPE_CHECKING:
+    pass
+
 
 LOCK = ".lock"
 _REQUESTS = 16
@@ -219,6 +222,8 @@ class PartWriter:
     """Computes and writes the vectors of one file after the other, in this process."""
 
     def __init__(self, job: EmbeddingJob, copies: ModelCopies) -> None:
+        from vlmodel.inference import Predictor
+
         self._job, self._batch = job, copies.batch
         self._threads = max(1, int(copies.cpus_per_worker))
         device = "cuda" if copies.gpus_per_worker else "cpu"

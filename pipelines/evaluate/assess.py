@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
 from pipelines.data.index.index import Index
 from pipelines.data.stream.config import StreamConfig
 from pipelines.data.stream.dataset import Source, connect_fact_lookup
-from pipelines.errors import DataError
 from pipelines.evaluate.baselines import Baselines, check_baselines_are_learnable
 from pipelines.evaluate.build_report import build_report, score_examples
 from pipelines.evaluate.config import PredictConfig
@@ -18,14 +18,16 @@ from pipelines.evaluate.examples import choose_examples, inputs_of_sample, make_
 from pipelines.evaluate.neighbours import Neighbours, captions_of_neighbours
 from pipelines.evaluate.predict import iterate_answer_tables, predict_dataset
 from pipelines.evaluate.report import TaskReport
-from pipelines.report import training_pictures
+from pipelines.evaluate.requirements import check_data_is_evaluable
+from pipelines.report.example_card import ExampleCard
 from pipelines.tracking.tracker import NullTracker
 from vlmodel.answers import Normalizer, normalize_for_comparison
 from vlmodel.encoder_parts import IMAGE, stream_of_input
-from vlmodel.inference import Predictor
 from vlmodel.processor import Example
-from vlmodel.sample import TEXTS
-from vlmodel.task import Task
+
+if TYPE_CHECKING:
+    from vlmodel.inference import Predictor
+
 
 EXAMPLES = 12
 """Cards on the page of right and wrong examples."""
@@ -46,33 +48,9 @@ class TaskAssessment:
     task: str
     report: TaskReport
     answers: pa.Table = field(repr=False)
-    cards: list[training_pictures.ExampleCard] = field(repr=False)
+    cards: list[ExampleCard] = field(repr=False)
     example: Example = field(repr=False)
     normalizer: Normalizer = "none"
-
-
-def check_data_is_evaluable(index: Index, tasks: Mapping[str, Task], split: str) -> None:
-    """Raise DataError for data on which models cannot be evaluated: samples need inputs, and the texts or class of each
-    task.
-
-    Args:
-        split: the evaluated split; "" for all samples.
-
-    Raises:
-        DataError: the samples have no inputs, or none of the split has the texts of a task.
-    """
-    if not index.count(lambda present: bool(present & TEXTS) and bool(present - TEXTS)):
-        raise DataError(
-            f"models are judged on inputs with texts or a class, and no sample of {index.tars} is such a pair (it was "
-            f"indexed as {index.scan['inputs']}); name pairs in data.tars, and this in data.mix to train on it too"
-        )
-    for name, task in tasks.items():
-        if not index.count(task.can_learn, split):
-            raise DataError(
-                f"no {split or 'indexed'} sample of {index.tars} has {task.learning_requirement}, by which "
-                f"{f'task {name!r}' if name else 'the model'} is judged; choose data or a split that has some"
-                f"{', or leave the task out' if name else ''}"
-            )
 
 
 def assess_model(
@@ -100,6 +78,8 @@ def assess_model(
     Raises:
         DataError: the split has no right answers, or a training split is needed and missing.
     """
+    from vlmodel.inference import Predictor
+
     predictor = Predictor.from_pretrained(model)
     processor = predictor.processor
     connect_fact_lookup(processor, source.facts, model)
@@ -156,6 +136,8 @@ def log_assessment(
     Args:
         history: of the training, for its curves.
     """
+    from pipelines.report import training_pictures
+
     report, task = assessment.report, assessment.task
     name = f"{report.split}-{task}" if task else report.split
     if history:

@@ -7,6 +7,7 @@ from __future__ import annotations
 import random
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
@@ -14,13 +15,16 @@ from pipelines.data.index.index import Index
 from pipelines.data.tars.reader import ShardReader
 from pipelines.errors import DataError
 from pipelines.evaluate.answered import parse_answered_rows
-from pipelines.report.training_pictures import ExampleCard
+from pipelines.report.example_card import ExampleCard
 from vlmodel.answers import Normalizer
 from vlmodel.encoder_parts import IMAGE
-from vlmodel.inference import Predictor
 from vlmodel.judging import ExampleAnswer
 from vlmodel.processor import Example
 from vlmodel.task import Task
+
+if TYPE_CHECKING:
+    from vlmodel.inference import Predictor
+
 
 _HELD_OUT_FIRST = ("val", "test", "train")
 

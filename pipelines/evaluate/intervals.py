@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import stats
 
 from vlmodel.metrics.scores import ExampleScores
+
+if TYPE_CHECKING:
+    pass
+
 
 CONFIDENCE = 0.95
 _RESAMPLES = 1000
@@ -21,6 +25,8 @@ def confidence_interval(scores: ExampleScores, confidence: float = CONFIDENCE) -
     """Compute the confidence interval of a metric: Wilson's (1927) for a share of right answers, the bootstrap's for
     any other metric.
     """
+    from scipy import stats
+
     if scores.binary and len(np.unique(scores.group_N)) == 1:
         right = int(scores.score_N.sum())
         low, high = stats.binomtest(right, len(scores)).proportion_ci(confidence, method="wilson")
@@ -36,6 +42,8 @@ def difference_interval(
     (percentiles) over images, whose rows are not independent of each other. With a single image the bounds are
     infinite.
     """
+    from scipy import stats
+
     image_N = np.unique(one.image_N, return_inverse=True)[1]
     group_N = np.unique(one.group_N, return_inverse=True)[1]
     images, groups = int(image_N.max()) + 1, int(group_N.max()) + 1

@@ -11,7 +11,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -33,9 +33,11 @@ from pipelines.knowledge.opened import FactSource
 from pipelines.report.progress import Progress
 from vlmodel.array_names import prefix_array_names, select_task_arrays
 from vlmodel.config import ConfigError
-from vlmodel.inference import Predictor
-from vlmodel.parts import Answers
 from vlmodel.processor import Example, VLProcessor, input_indices
+
+if TYPE_CHECKING:
+    from vlmodel.parts import Answers
+
 
 _BATCHES_PER_TASK = 16
 SHUFFLED_IMAGES = 512
@@ -46,6 +48,8 @@ class _PredictActor:
     def __init__(
         self, model: str, task: str, config: PredictConfig, shuffled_share: float, facts: FactSource | None
     ) -> None:
+        from vlmodel.inference import Predictor
+
         device = "cuda" if config.gpus_per_worker else "cpu"
         self._predictor = Predictor.from_pretrained(model, device, max(1, int(config.cpus_per_worker)))
         connect_fact_lookup(self._predictor.processor, facts)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
-
-from scipy import stats
+from typing import TYPE_CHECKING, Literal
 
 from pipelines.evaluate.intervals import CONFIDENCE, difference_interval
 from vlmodel.metrics.scores import ExampleScores
+
+if TYPE_CHECKING:
+    pass
+
 
 Relation = Literal["better", "unclear", "worse"]
 """Of a model to a baseline: significantly better or worse, or neither."""
@@ -45,6 +47,8 @@ def compare_with_baseline(
     """Compare a model with a baseline by the paired bootstrap over images and, for right and wrong answers, also by
     McNemar's exact test, as the bootstrap overestimates a handful of differing rows.
     """
+    from scipy import stats
+
     low, high = difference_interval(model, baseline)
     relation: Relation = "better" if low > 0 else "worse" if high < 0 else "unclear"
     if model.binary and relation != "unclear":

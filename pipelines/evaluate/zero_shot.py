@@ -6,6 +6,7 @@ import json
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
@@ -21,10 +22,13 @@ from pipelines.evaluate.config import ZeroShotConfig
 from pipelines.evaluate.report import TaskReport
 from pipelines.evaluate.schema import SCHEMA
 from pipelines.storage.folder import Folder
-from vlmodel.inference import Predictor
 from vlmodel.processor import Example
 from vlmodel.tasks.classify import Config as Classification
 from vlmodel.zero_shot import class_probabilities, class_vectors, make_prompts
+
+if TYPE_CHECKING:
+    pass
+
 
 _PROMPTS_AT_ONCE = 256
 
@@ -68,6 +72,8 @@ def classify_dataset(
     Raises:
         DataError: no sample has a class.
     """
+    from vlmodel.inference import Predictor
+
     opened, reader = Folder(folder), ShardReader(Index.open(embeddings.tars, embeddings.index))
     by_part = {part.name: _read_labels(opened, part.name, reader) for part in embeddings.parts}
     labels = [label for of_part in by_part.values() for label in of_part if label is not None]

@@ -12,6 +12,7 @@ import io
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from PIL import Image
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
@@ -20,8 +21,11 @@ from pipelines.registry.errors import ArtifactError
 from vlmodel.encoder_parts import IMAGE
 from vlmodel.facts import LinkedFact
 from vlmodel.images.pillow import open_image
-from vlmodel.inference import Predictor
 from vlmodel.processor import Example
+
+if TYPE_CHECKING:
+    from vlmodel.inference import Predictor
+
 
 GOLDEN = "golden.json"
 _TOP_K, _SIDE = 5, 256

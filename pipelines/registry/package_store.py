@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory, mkdtemp
+from typing import TYPE_CHECKING
 
 from mlflow import MlflowClient, artifacts
 from mlflow.models import Model
@@ -21,8 +22,11 @@ from pipelines.storage import bases
 from pipelines.storage.folder import Folder
 from pipelines.tracking.store import mlflow_errors
 from vlmodel.bases import FOLDER, BaseWeightsError, read_base_weights_list
-from vlmodel.inference import Predictor
 from vlmodel.processor import Example
+
+if TYPE_CHECKING:
+    pass
+
 
 log = logging.getLogger(__name__)
 
@@ -60,6 +64,8 @@ class PackageStore:
             BaseWeightsError: a base is missing or another.
             SmokeError: it does not load or answer in a fresh process; nothing is stored.
         """
+        from vlmodel.inference import Predictor
+
         bases.copy_bases_to_storage(checkpoint, self._storage)
         predictor = Predictor.from_pretrained(checkpoint)
         answers = golden.record_golden_answers(predictor, examples or {next(iter(predictor.processor.tasks)): example})

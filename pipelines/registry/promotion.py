@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 from pipelines.data.index.index import Index
 from pipelines.data.stream.config import StreamConfig
@@ -35,11 +36,14 @@ from pipelines.registry.gate.opponent import check_champion_is_comparable
 from pipelines.registry.registry import Registry
 from pipelines.registry.versions import LocalModel, ModelVersion
 from pipelines.tracking.tracker import NullTracker
-from vlmodel.inference import Predictor
 from vlmodel.metrics.scores import ExampleScores
 from vlmodel.processor import VLProcessor
 from vlmodel.sample import Sample
 from vlmodel.task import Task
+
+if TYPE_CHECKING:
+    from vlmodel.inference import Predictor
+
 
 _FACT_SAMPLES = 512
 """Most samples of the hold-out that are searched for rows with facts."""
@@ -295,6 +299,8 @@ def _run_behaviour_checks(
 
 
 def _load_with_facts(model: LocalModel, holdout: Holdout) -> Predictor:
+    from vlmodel.inference import Predictor
+
     predictor = Predictor.from_pretrained(model.folder)
     connect_fact_lookup(predictor.processor, holdout.facts, model.folder)
     return predictor

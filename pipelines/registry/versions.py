@@ -10,15 +10,17 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-
-from mlflow import MlflowClient
-from mlflow.entities.model_registry import ModelVersion as MlflowVersion
-from mlflow.exceptions import MlflowException
+from typing import TYPE_CHECKING
 
 from pipelines.registry import golden
 from pipelines.registry.errors import RegistryError
 from pipelines.registry.version_score import VersionScore
 from pipelines.tracking.store import mlflow_errors
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities.model_registry import ModelVersion as MlflowVersion
+
 
 CHAMPION, CHALLENGER, PREVIOUS = "champion", "challenger", "previous"
 MANIFEST_TAG, MODEL_TAG = "manifest_sha256", "model_sha256"
@@ -102,6 +104,8 @@ class Versions:
         Raises:
             RegistryError: there is none.
         """
+        from mlflow.exceptions import MlflowException
+
         try:
             return ModelVersion.from_mlflow(self.client.get_model_version(self.name, version))
         except MlflowException as error:
@@ -119,6 +123,8 @@ class Versions:
 
     def aliases(self) -> dict[str, str]:
         """Map each alias to its version number."""
+        from mlflow.exceptions import MlflowException
+
         try:
             aliases = self.client.get_registered_model(self.name).aliases
         except MlflowException as error:

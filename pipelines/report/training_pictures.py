@@ -9,7 +9,6 @@ from __future__ import annotations
 import textwrap
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
@@ -21,6 +20,8 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 from numpy.typing import NDArray
 from PIL import Image
+
+from pipelines.report.example_card import ExampleCard
 
 BLUE, ORANGE, GREEN, VERMILLION, PURPLE, GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#666666"
 RIGHT, WRONG = BLUE, VERMILLION
@@ -107,28 +108,6 @@ def draw_confusion_matrix(true: Sequence[str], predicted: Sequence[str], max_cla
     bar = figure.colorbar(image, ax=axes, shrink=0.7, format=PercentFormatter(1.0, decimals=0))
     bar.set_label("share of the row")
     return figure
-
-
-@dataclass(frozen=True)
-class ExampleCard:
-    """One example on a page.
-
-    Attributes:
-        image: (height, width, 3) uint8.
-        title: the question; "" for none.
-        answer: the right answer.
-        predicted, probability: the model's answer and its probability, 0 to 1.
-        right: whether it is right; None for captions.
-        attention_HW: attention weights over the image, at any resolution.
-    """
-
-    image: NDArray[np.uint8]
-    title: str
-    answer: str
-    predicted: str
-    probability: float
-    right: bool | None
-    attention_HW: NDArray[np.floating[Any]] | None = None
 
 
 def render_examples_page(cards: Sequence[ExampleCard]) -> Figure:

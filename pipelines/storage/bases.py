@@ -10,14 +10,16 @@ import os
 from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
-
-from torch import nn
+from typing import TYPE_CHECKING
 
 from pipelines.storage import stored
 from pipelines.storage.folder import Folder
 from pipelines.storage.manifest import FileSizeAndHash, ManifestError
 from vlmodel import bases
 from vlmodel.bases import Bases, BaseWeights, BaseWeightsError
+
+if TYPE_CHECKING:
+    from torch import nn
 
 
 def store_bases(model: nn.Module, storage: Folder) -> dict[str, BaseWeights]:

@@ -20,15 +20,16 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from pipelines.storage import bases, stored
 from pipelines.storage.folder import Folder
 from pipelines.storage.manifest import Manifest, ManifestError
 from vlmodel.bases import FILE, read_base_weights_list
 from vlmodel.errors import ExpectedError
+
+if TYPE_CHECKING:
+    import torch
 
 log = logging.getLogger(__name__)
 
@@ -97,6 +98,8 @@ def write_checkpoint_state(folder: Path, trainer: Mapping[str, Any], state: Mapp
     """Write the states of the trainer and the run beside ``model/`` in a folder; ``upload_checkpoint`` completes the
     checkpoint.
     """
+    import torch
+
     torch.save(dict(trainer), folder / TRAINER)
     (folder / _STATE).write_text(json.dumps({"format": _FORMAT, **state}, indent=1, sort_keys=True), encoding="utf-8")
 
@@ -220,6 +223,8 @@ def check_bases(run: str) -> None:
 
 def read_trainer_tensors(folder: Path, device: torch.device) -> dict[str, Any]:
     """Read the tensors of ``trainer.pt`` without unpickling code."""
+    import torch
+
     trainer: dict[str, Any] = torch.load(folder / TRAINER, map_location=device, weights_only=True)
     return trainer
 

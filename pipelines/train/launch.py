@@ -14,7 +14,7 @@ from pipelines.train.entry import train_loop_per_worker
 from pipelines.train.errors import LostWorkerError
 from pipelines.train.failure_lines import FailureLines
 from pipelines.train.progress import ProgressDisplay
-from pipelines.train.worker import RunSpec
+from pipelines.train.run_spec import RunSpec
 from vlmodel.errors import ExpectedError
 
 # Ray keeps the newest checkpoint and the two best ones: if the newest is the best, there is still an earlier one.

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pipelines.storage import bases, stored
 from pipelines.storage.folder import Folder
@@ -20,8 +20,11 @@ from vlmodel.config import ConfigError, dump_config, parse_config
 from vlmodel.images.preprocessing import as_height_and_width
 from vlmodel.model_config import ModelConfig, vocabulary_of_processor
 from vlmodel.processor import ProcessorConfig, VLProcessor
-from vlmodel.saved_config import VLConfig
 from vlmodel.weights import WeightsError
+
+if TYPE_CHECKING:
+    pass
+
 
 INIT, TEACHER = "init", "teacher"
 """Folders of a run: of the model that it begins with, and of the one that it learns from."""
@@ -74,6 +77,8 @@ def load_matching_processor(model: Path, config: ModelConfig, processor: Process
     Raises:
         ConfigError: naming each setting that differs, with both values; or the folder is of another version.
     """
+    from vlmodel.saved_config import VLConfig
+
     loaded = VLProcessor.from_pretrained(model)
     saved = VLConfig.from_pretrained(str(model)).checked_model_settings(str(model))
     resolved = config.resolve_settings(vocabulary_of_processor(loaded), as_height_and_width(loaded.config.image_size))

@@ -8,7 +8,6 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -18,25 +17,23 @@ import ray.train
 import ray.train.torch
 import torch
 import torch.distributed as dist
-from ray.actor import ActorHandle
 from ray.train import Checkpoint, CheckpointUploadMode
 from ray.train.collective import broadcast_from_rank_zero
 
-from pipelines.data.stream.config import StreamConfig
-from pipelines.data.stream.dataset import Arrays, Source, SourceMixture, enable_gpu_decoding, enable_pixel_cache
+from pipelines.data.stream.dataset import Arrays, enable_gpu_decoding, enable_pixel_cache
 from pipelines.data.stream.feature_build import check_features_match_backbones
 from pipelines.data.stream.loader import EvaluationBatches, MicroBatches
-from pipelines.data.stream.plan import StepSchedule, derive_seed
+from pipelines.data.stream.plan import derive_seed
 from pipelines.data.stream.stream import stream_batches
 from pipelines.storage import bases
 from pipelines.storage.folder import Folder
-from pipelines.tracking.tracker import NullTracker, RunHandle, Tracker
+from pipelines.tracking.tracker import NullTracker, Tracker
 from pipelines.tracking.unsent_metrics import UnsentMetrics
 from pipelines.train import checkpoint, warm_start
 from pipelines.train.checkpoint import StoredCheckpoint
-from pipelines.train.config import TrainConfig
 from pipelines.train.loop import SampleLog, TrainingProgress, patience_is_exhausted, restore_progress, train
 from pipelines.train.prefetcher import DevicePrefetcher
+from pipelines.train.run_spec import RunSpec
 from pipelines.train.step import NonFiniteLossError, TrainStep
 from pipelines.train.teacher import Teacher
 from pipelines.train.validation import ValidationResult, evaluate
@@ -47,41 +44,6 @@ from vlmodel.model_config import ModelConfig
 from vlmodel.processor import VLProcessor
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class RunSpec:
-    """Everything that a worker needs; Ray sends it to the workers.
-
-    Attributes:
-        folder: the run's folder in storage, which holds its checkpoints.
-        schedule: the order of samples and the number of steps.
-        train_source, val_source: of the samples; None without a validation split.
-        run: the tracked run.
-        progress_actor: receives the metrics that the job shows.
-        config, data: the resolved configuration tree and the hash of the data's index, stored in each checkpoint.
-        init: folder in storage of the initial model; "" for new weights.
-        teacher: folder in storage of the model that is learned from; "" for none.
-        beside_model: files that are stored beside the model in each checkpoint.
-        trial_controller: told the result of each epoch; answers whether training continues. None outside a search.
-    """
-
-    folder: str
-    seed: int
-    model: ModelConfig
-    train: TrainConfig
-    stream: StreamConfig
-    schedule: StepSchedule
-    train_source: Source | SourceMixture
-    val_source: Source | None
-    run: RunHandle | None
-    progress_actor: ActorHandle[Any]
-    config: dict[str, Any]
-    data: str
-    init: str = ""
-    trial_controller: ActorHandle[Any] | None = None
-    teacher: str = ""
-    beside_model: tuple[str, ...] = ()
 
 
 def train_worker(spec: RunSpec) -> None:

@@ -1,4 +1,7 @@
-"""Connects a job to a Ray cluster: the one to which it was submitted, one that is named, or a small one of its own."""
+"""Connects a job to a Ray cluster: the one to which it was submitted, one that is named, or a small one of its own.
+
+Ray is imported when a job connects: what a job refuses before that is told at once.
+"""
 
 from __future__ import annotations
 
@@ -13,14 +16,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import ray
-from ray._private import ray_constants
-from ray.data import DataContext
-from transformers.utils import logging as transformers_logging
+from pydantic import Field
 
 from pipelines.workflows import signals
-from pipelines.workflows.cluster_config import ClusterConfig
-from vlmodel.config import PARTS
+from vlmodel.config import PARTS, ConfigSection
 from vlmodel.errors import ExpectedError
 
 _REPOSITORY = Path(__file__).resolve().parents[2]
@@ -59,6 +58,18 @@ class ClusterError(ExpectedError, RuntimeError):
     """The job cannot get a Ray cluster; the message says why and what to do."""
 
 
+class ClusterConfig(ConfigSection):
+    """Settings of where the job runs."""
+
+    address: str = ""
+    """Address of a running cluster ("auto" finds one on this machine); "" uses RAY_ADDRESS, else starts one here."""
+    num_cpus: int = Field(0, ge=0)
+    """CPUs that a cluster started here declares; 0 is the machine's cores, and at least 8. Many parts only wait, and
+    Ray Data gives each of the streams that run at one time a whole number of CPUs, or none."""
+    object_store_mb: int = Field(512, ge=80)
+    """Object store of a cluster started here."""
+
+
 def starts_own_cluster(config: ClusterConfig) -> bool:
     """Whether a job with these settings starts a cluster of its own, if it is not connected to one already."""
     return _address_of(config) in ("", "local")
@@ -80,10 +91,14 @@ def connected_to_cluster(config: ClusterConfig) -> Iterator[bool]:
         ClusterError: the named cluster cannot be reached.
     """
     global _own
+    # Before the imports: libraries read their variables when they are imported.
+    _set_environment()
+    import ray
+    from ray.data import DataContext
+
     if ray.is_initialized():
         yield _own
         return
-    _set_environment()
     address = _address_of(config)
     _own = starts_own_cluster(config)
     with signals.restored_signal_handlers():
@@ -110,11 +125,14 @@ def _start_cluster(config: ClusterConfig) -> None:
     """Start a cluster that listens only on loopback, requires a token that only this process knows, and keeps its
     sockets, logs and spilled objects where no other user of the machine can reach them.
     """
+    import ray
+    from ray._private import ray_constants
+
     folder = _make_private_session_folder()
     # Ray would write a token into the home folder, readable by all, and keep the address of a network card.
     if "RAY_AUTH_TOKEN_PATH" not in os.environ:
         os.environ.setdefault("RAY_AUTH_TOKEN", _TOKEN)
-    # In this process Ray has read the variable already, at import.
+    # Ray may have been imported before, and then has read the variable already.
     os.environ.setdefault(ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR, "0")
     ray_constants.ENABLE_RAY_CLUSTER = os.environ[ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR] == "1"
     try:
@@ -163,6 +181,8 @@ def _make_private_session_folder() -> Path:
 
 
 def _join_cluster(address: str) -> None:
+    import ray
+
     _require_reachable_head(address)
     # A submitted job has its working directory already; a second one would hide it.
     submitted = "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
@@ -198,7 +218,8 @@ def _set_environment() -> None:
     """
     for variable, value in _ENVIRONMENT.items():
         os.environ.setdefault(variable, value)
-    # In this process the libraries have read their variables already, at import.
+    # Libraries that this process has imported already have read their variables.
     logging.getLogger("ray.data").setLevel(logging.CRITICAL)
     logging.getLogger("mlflow").setLevel(logging.WARNING)
-    transformers_logging.disable_progress_bar()
+    if (transformers := sys.modules.get("transformers")) is not None:
+        transformers.utils.logging.disable_progress_bar()

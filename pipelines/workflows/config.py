@@ -26,7 +26,7 @@ from pipelines.search.config import AblateConfig, TuneConfig
 from pipelines.serve.config import ServeConfig
 from pipelines.tracking.address import TrackingConfig
 from pipelines.train.config import TrainConfig
-from pipelines.workflows.cluster_config import ClusterConfig
+from pipelines.workflows.cluster import ClusterConfig
 from vlmodel.config import MAY_CHANGE, ConfigError, ConfigSection, part_field, settings_changeable_on_resume
 from vlmodel.encoder_parts import TEXT
 from vlmodel.locations import Location

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pipelines.data.index.index import Index
 from pipelines.data.stream.feature_build import SPLITS, EncoderResources, build_features, open_feature_cache
@@ -14,10 +14,12 @@ from pipelines.data.stream.feature_cache import FeatureCache
 from pipelines.report.progress import Progress
 from pipelines.workflows.workspace import Workspace
 from vlmodel.config import parse_config
-from vlmodel.model import VLModel
 from vlmodel.model_config import ModelConfig
 from vlmodel.processor import VLProcessor
-from vlmodel.saved_config import VLConfig
+
+if TYPE_CHECKING:
+    from vlmodel.model import VLModel
+    from vlmodel.saved_config import VLConfig
 
 
 def cache_features(
@@ -60,6 +62,9 @@ def cache_features_of_saved_model(
     Args:
         splits: whose samples are encoded; "" among them for all.
     """
+    from vlmodel.model import VLModel
+    from vlmodel.saved_config import VLConfig
+
     if work.config.train.feature_cache == "off":
         return ()
     saved: VLConfig = VLConfig.from_pretrained(str(folder), local_files_only=True)

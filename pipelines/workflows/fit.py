@@ -27,9 +27,8 @@ from pipelines.tracking.unsent_metrics import UnsentMetrics
 from pipelines.train import checkpoint, run_folder, warm_start
 from pipelines.train.launch import launch_training
 from pipelines.train.progress import create_progress_actor
-from pipelines.train.teacher import check_teacher
-from pipelines.train.worker import RunSpec, create_initial_model
-from pipelines.workflows import feature_cache, training_data
+from pipelines.train.run_spec import RunSpec
+from pipelines.workflows import training_data
 from pipelines.workflows.models import choose_model
 from pipelines.workflows.workspace import Workspace
 from vlmodel.config import ConfigError, dump_config
@@ -172,6 +171,8 @@ def _teacher(work: Workspace, processor: VLProcessor, *, has_cached_features: bo
         ConfigError: its answers say nothing to this model.
         KnowledgeError: it reads facts, and there is no store of them that it can be used with.
     """
+    from pipelines.train.teacher import check_teacher
+
     name = work.config.train.teacher.model
     if not name:
         return ""
@@ -223,6 +224,9 @@ def _compute_missing_features(
     """Compute the missing features of the frozen encoders and return their caches; none if ``train.feature_cache`` is
     off.
     """
+    from pipelines.train.worker import create_initial_model
+    from pipelines.workflows import feature_cache
+
     config = work.config
     if config.train.feature_cache == "off":
         return ()

@@ -11,6 +11,7 @@ import random
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
@@ -20,11 +21,14 @@ from pipelines.evaluate.answered import parse_answered_rows
 from pipelines.evaluate.assess import TaskAssessment
 from pipelines.evaluate.examples import inputs_of_sample
 from pipelines.registry.own_examples import AskedText, OwnExample, OwnInput
-from vlmodel.inference import Predictor
 from vlmodel.media.base import DisplayCopy
 from vlmodel.media.registry import all_media
 from vlmodel.processor import Example
 from vlmodel.task import Task
+
+if TYPE_CHECKING:
+    from vlmodel.inference import Predictor
+
 
 SAMPLES, TEXTS = 4, 4
 """Most samples of a task, and most texts of a sample."""
@@ -44,6 +48,8 @@ def choose(model: Path, assessments: Sequence[TaskAssessment], index: Index) -> 
             texts that it then answers otherwise are left out.
         index: of the data that were answered.
     """
+    from vlmodel.inference import Predictor
+
     predictor = Predictor.from_pretrained(model)
     examples: list[OwnExample] = []
     for assessment in assessments:

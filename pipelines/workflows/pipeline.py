@@ -14,13 +14,12 @@ from collections.abc import Collection, Iterator
 from pipelines.data.tars.reader import ShardReader
 from pipelines.registry.gate.check import GateDecision
 from pipelines.serve import tls
-from pipelines.serve.client import Client
 from pipelines.serve.deployment.address import check_port_free
 from pipelines.tracking.address import TrackingError, mlflow_server_command, tracking_uri
 from pipelines.tracking.page import experiment_page_address
 from pipelines.tracking.store import open_store
 from pipelines.train import run_folder
-from pipelines.workflows import evaluate, import_data, index, promote, serve, train, training_data
+from pipelines.workflows import training_data
 from pipelines.workflows.cluster import connected_to_cluster
 from pipelines.workflows.workspace import Workspace
 from vlmodel.encoder_parts import IMAGE
@@ -43,12 +42,23 @@ def run(work: Workspace) -> None:
     with run_folder.lock_run_folder(work.run_folder):
         pass  # Who else trains this run is told before the import, and not after it.
     begun = time.perf_counter()
+    # Each stage is imported when its turn comes: what only the later ones need would delay the first line.
+    from pipelines.workflows import import_data
+
     with connected_to_cluster(work.config.cluster), contextlib.ExitStack() as services:
         import_data.run(work)
+        from pipelines.workflows import index
+
         index.run(work)
         training_data.check_data_for_evaluation_and_gate(work, work.newest_index())
+        from pipelines.workflows import train
+
         train.run(work)
+        from pipelines.workflows import evaluate
+
         evaluate.run(work)
+        from pipelines.workflows import promote, serve
+
         decision = promote.run(work)
         address = services.enter_context(serve.run_service(_serve_champion_or_trained_version(work, decision)))
         _ask_example_question(work, address)
@@ -90,6 +100,8 @@ def _ask_example_question(work: Workspace, address: str) -> None:
     """Ask the service about the first sample of the evaluated split, and print its answers beside the right ones; for a
     model that neither answers questions nor has classes, only print where to send requests.
     """
+    from pipelines.serve.client import Client
+
     operations = operations_of_tasks(work.config.model.task.tasks_by_name())
     can_be_asked = (
         name for name in (VQAOperation.name, ClassifyOperation.name)

@@ -6,20 +6,21 @@ import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pipelines.embeddings.errors import EmbeddingsError
 from pipelines.embeddings.stored import Embeddings
 from pipelines.registry.errors import RegistryError
-from pipelines.registry.gate.stored import check_same_schema
-from pipelines.registry.registry import Registry
 from pipelines.registry.versions import CHAMPION, LocalModel
 from pipelines.serve.config import ServeConfig
-from pipelines.serve.deployment import application, deploy
 from pipelines.serve.deployment.address import check_port_free
 from pipelines.storage import manifest
 from pipelines.storage.folder import Folder
 from pipelines.workflows.cluster import connected_to_cluster, starts_own_cluster
 from pipelines.workflows.workspace import Workspace, absolute_path
+
+if TYPE_CHECKING:
+    from pipelines.registry.registry import Registry
 
 
 def run(work: Workspace) -> None:
@@ -49,6 +50,8 @@ def start(work: Workspace, model: LocalModel | None = None) -> str:
         RegistryError: there is no such version or no challenger, or the challenger is of another kind than the version.
         ServeError: the folder holds no model.
     """
+    from pipelines.serve.deployment import deploy
+
     config = _use_absolute_folder_of_vectors(_add_fact_store_to_settings(work))
     if config.model:
         folder = absolute_path(config.model)
@@ -128,6 +131,8 @@ def _print_line(line: str) -> None:
 
 def _find_compatible_challenger(registry: Registry, champion: LocalModel) -> Mapping[str, str]:
     """Find the challenger if it can be asked everything that the champion can."""
+    from pipelines.registry.gate.stored import check_same_schema
+
     model = registry.challenger()
     schema = check_same_schema(model, champion)
     if not schema.passed:
@@ -136,6 +141,8 @@ def _find_compatible_challenger(registry: Registry, champion: LocalModel) -> Map
             f"be asked the same: {schema.measured}; register another kind of model under another name, or set "
             "serve.challenger.mode=off"
         )
+    from pipelines.serve.deployment import application
+
     return application.describe_model_for_replicas(
         model.folder, model.name, model.version, model.digest, _golden_answers_file(model)
     )
@@ -148,6 +155,8 @@ def _golden_answers_file(model: LocalModel) -> str:
 @contextmanager
 def run_service(work: Workspace, model: LocalModel | None = None) -> Iterator[str]:
     """Serve while the block runs; ``model`` is as for ``start``."""
+    from pipelines.serve.deployment import deploy
+
     address = start(work, model)
     try:
         yield address

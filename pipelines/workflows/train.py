@@ -6,28 +6,28 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from pipelines.data.index.index import Index
-from pipelines.evaluate.assess import assess_model, check_data_is_evaluable, log_assessment
-from pipelines.evaluate.model_card import model_card
-from pipelines.knowledge.trained_facts import TrainedFacts
+from pipelines.evaluate.requirements import check_data_is_evaluable
 from pipelines.registry.versions import ModelVersion
 from pipelines.tracking.provenance import flatten_settings, has_dotted_prefix
-from pipelines.tracking.tracker import Tracker
-from pipelines.train import checkpoint, run_folder
-from pipelines.workflows import feature_cache, models, own_examples, training_data
+from pipelines.train import run_folder
+from pipelines.workflows import training_data
 from pipelines.workflows.cluster import connected_to_cluster
 from pipelines.workflows.config import JobConfig
-from pipelines.workflows.fit import add_remedy_to_tracking_errors, fit
 from pipelines.workflows.workspace import Workspace
 from vlmodel.config import ConfigError, dump_config, parse_config
-from vlmodel.processor import VLProcessor
 
 
 def run(work: Workspace) -> ModelVersion:
     """Train, evaluate on the validation split, register. Returns the registered version."""
     with locked_run(work) as index, connected_to_cluster(work.config.cluster), work.track() as tracker:
+        # What these import takes seconds: Ray's libraries, and after the training torch.
+        from pipelines.workflows.fit import add_remedy_to_tracking_errors, fit
+
         fit(work, index, tracker)
         with add_remedy_to_tracking_errors():
-            return _evaluate_and_register(work, index, tracker)
+            from pipelines.workflows.register import evaluate_and_register
+
+            return evaluate_and_register(work, index, tracker, evaluation_split(index))
 
 
 @contextmanager
@@ -58,7 +58,7 @@ def open_checked_index(work: Workspace) -> Index:
     training_data.check_inputs(work, indexes)
     training_data.check_knowledge(work)
     training_data.check_tasks_have_training_samples(work, indexes)
-    check_data_is_evaluable(index, work.config.model.task.tasks_by_name(), _evaluation_split(index))
+    check_data_is_evaluable(index, work.config.model.task.tasks_by_name(), evaluation_split(index))
     return index
 
 
@@ -108,38 +108,6 @@ def _check_same_settings(work: Workspace, index: Index) -> None:
         )
 
 
-def _evaluate_and_register(work: Workspace, index: Index, tracker: Tracker) -> ModelVersion:
-    """Evaluate the best checkpoint by its answers, record pictures of them, and register it."""
-    config = work.config
-    split = _evaluation_split(index)
-    splits = (split, "train") if config.evaluate.training else (split,)
-    with checkpoint.open_best_checkpoint(work.run_folder, checkpoint.MODEL) as (best, local):
-        model = local / checkpoint.MODEL
-        features = feature_cache.cache_features_of_saved_model(work, index, splits, model, "train")
-        assessments = assess_model(
-            str(model), work.source(index, split, model, features), index, config.predict, config.stream,
-            training=config.evaluate.training,
-        )  # fmt: skip
-        print(f"best checkpoint: step {best.step}", flush=True)
-        for assessment in assessments:
-            task = assessment.task
-            print(f"{task}{': ' if task else ''}{assessment.report}", flush=True)
-            tracker.log_metrics(assessment.report.tracked_metrics(task), best.step)
-            log_assessment(assessment, tracker, tracker.history())
-        # The first of several tasks is the one by which models are compared.
-        first = assessments[0]
-        score = models.version_score_of_report(first.report, index)
-        examples = {assessment.task: assessment.example for assessment in assessments}
-        print("registering: the model is packed, and loaded by a fresh process to try it", flush=True)
-        reports = {assessment.task: assessment.report for assessment in assessments}
-        processor, facts = VLProcessor.from_pretrained(model), TrainedFacts.load(model)
-        card = model_card(work.registry.name, reports, processor, index, best.step, facts)
-        shown = own_examples.choose(model, assessments, index)
-        version = work.registry.log_model(tracker.run_id, model, first.example, score, best.step, examples, card, shown)
-    print(f"registered {version.name} version {version.version}", flush=True)
-    return version
-
-
-def _evaluation_split(index: Index) -> str:
+def evaluation_split(index: Index) -> str:
     """Return the split on which checkpoints are chosen and evaluated."""
     return "val" if index.counts().get("val", 0) else "train"

@@ -16,7 +16,7 @@ from pipelines.data.stream.mixture import MixturePlan
 from pipelines.data.stream.plan import SampleOrder
 from pipelines.data.tars.inputs import input_requirements
 from pipelines.errors import DataError
-from pipelines.evaluate.assess import check_data_is_evaluable
+from pipelines.evaluate.requirements import check_data_is_evaluable
 from pipelines.knowledge.errors import KnowledgeError
 from pipelines.knowledge.opened import open_fact_linker
 from pipelines.knowledge.store import FactStore

@@ -7,17 +7,20 @@ import json
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pipelines.data.index.index import Index
 from pipelines.data.stream.dataset import Source
 from pipelines.data.stream.feature_cache import FeatureCache
 from pipelines.knowledge.opened import FactSource
-from pipelines.registry.registry import Registry
 from pipelines.storage.folder import Folder
 from pipelines.tracking.tracker import Tracker
 from pipelines.workflows.config import JobConfig
 from vlmodel.config import ConfigError
+
+if TYPE_CHECKING:
+    from pipelines.registry.registry import Registry
+
 
 _VERSIONS = "data.json"
 _STORE = "(knowledge)"
@@ -58,6 +61,8 @@ class Workspace:
     @cached_property
     def registry(self) -> Registry:
         """The model registry."""
+        from pipelines.registry.registry import Registry
+
         return Registry.open(self.config.tracking, self.storage, self.config.registry)
 
     @property

@@ -7,8 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
-
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from typing import TYPE_CHECKING
 
 from pipelines.data.index.index import Index
 from pipelines.data.texts.config import VocabularyConfig
@@ -27,6 +26,9 @@ from vlmodel.knowledge_parts import KnowledgePart
 from vlmodel.processor import ProcessorConfig, VLProcessor
 from vlmodel.task import Task
 from vlmodel.weights import from_pretrained_arguments
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 
 def build_processor(
@@ -140,6 +142,8 @@ def _describe_merged_answers(counted: Mapping[str, int], labels: Sequence[str], 
 def _make_tokenizer(
     indexes: Sequence[Index], config: VocabularyConfig, further: Iterable[str]
 ) -> PreTrainedTokenizerBase:
+    from transformers import AutoTokenizer
+
     if not config.tokenizer:
         texts = chain.from_iterable(iterate_texts_of_split(index, "train") for index in indexes)
         return train_tokenizer(chain(texts, further), config.size, config.lowercase)

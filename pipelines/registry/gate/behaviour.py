@@ -12,6 +12,7 @@ import math
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from PIL import Image
 
@@ -21,10 +22,13 @@ from pipelines.errors import DataError
 from pipelines.registry.config import GateConfig, Rewording
 from pipelines.registry.gate.check import GateCheck
 from vlmodel.encoder_parts import IMAGE
-from vlmodel.inference import Predictor
 from vlmodel.processor import Example
 from vlmodel.sample import Sample
 from vlmodel.task import answerable_rows
+
+if TYPE_CHECKING:
+    from vlmodel.inference import Predictor
+
 
 _SAMPLES_AT_ONCE = 16
 _SAMPLES = 64

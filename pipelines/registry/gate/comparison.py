@@ -9,17 +9,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
-from scipy import stats
 
 from pipelines.evaluate.intervals import difference_interval
 from pipelines.registry.config import QUESTION_TYPE, GateConfig
 from pipelines.registry.gate.check import GateCheck, MetricDifference
 from vlmodel.metrics.scores import ExampleScores
+
+if TYPE_CHECKING:
+    pass
+
 
 RESAMPLES = 2000
 """Of each bootstrap."""
@@ -62,6 +66,8 @@ def check_mcnemar(candidate: ExampleScores, champion: ExampleScores, config: Gat
     """Check by McNemar's exact test, one-sided, whether the candidate has more of the rows that only one model answers
     right.
     """
+    from scipy import stats
+
     name, required = "not by chance", f"p at most {config.alpha:g}"
     if not candidate.binary:
         return GateCheck(

@@ -16,15 +16,19 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
+from typing import TYPE_CHECKING
 
 from pipelines.registry.config import GateConfig
 from pipelines.registry.gate.behaviour import answers_differ, check_answer_share
 from pipelines.registry.gate.check import GateCheck
 from vlmodel.facts import LinkedFact
-from vlmodel.inference import Predictor
 from vlmodel.processor import Example, VLProcessor
 from vlmodel.sample import Sample
 from vlmodel.task import answerable_rows
+
+if TYPE_CHECKING:
+    from vlmodel.inference import Predictor
+
 
 ROWS = 200
 """Rows of the hold-out on which facts are edited."""

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from pipelines.registry import package
 from pipelines.registry.errors import ArtifactError, SmokeError
 from pipelines.registry.gate.check import GateCheck
 from pipelines.registry.registry import Registry
 from pipelines.registry.smoke import answer_in_fresh_process
 from pipelines.registry.versions import ROLLBACK_TAG, LocalModel, ModelVersion
-from vlmodel.inference import Predictor
 from vlmodel.processor import Example, VLProcessor
+
+if TYPE_CHECKING:
+    pass
 
 
 def check_stored_files(registry: Registry, version: ModelVersion) -> GateCheck:
@@ -67,6 +71,8 @@ def check_smoke_test(candidate: LocalModel, example: Example, *, enabled: bool =
         example: with one text.
         enabled: False leaves it out.
     """
+    from vlmodel.inference import Predictor
+
     name, required = "smoke test", "the same answer in a fresh process, from the stored files alone"
     reason = "what a server loads is what was evaluated"
     if not enabled:

@@ -7,8 +7,7 @@ import threading
 
 from pipelines.serve.config import ServeConfig
 from pipelines.serve.deployment import deploy
-from pipelines.workflows.cluster import connected_to_cluster
-from pipelines.workflows.cluster_config import ClusterConfig
+from pipelines.workflows.cluster import ClusterConfig, connected_to_cluster
 from tests.bench.servers.common import MAX_BATCH
 from vlmodel.config import parse_config
 

@@ -14,10 +14,10 @@ from matplotlib.lines import Line2D
 from PIL import Image
 
 from pipelines.report import training_pictures
+from pipelines.report.example_card import ExampleCard
 from pipelines.report.training_pictures import (
     RIGHT,
     WRONG,
-    ExampleCard,
     draw_confusion_matrix,
     draw_training_curves,
     moving_average,

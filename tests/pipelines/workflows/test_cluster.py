@@ -13,8 +13,7 @@ from pathlib import Path
 import pytest
 
 from pipelines.workflows import cluster
-from pipelines.workflows.cluster import ClusterError
-from pipelines.workflows.cluster_config import ClusterConfig
+from pipelines.workflows.cluster import ClusterConfig, ClusterError
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -24,8 +23,7 @@ LOOK = """
 import os, subprocess, sys
 from pathlib import Path
 import psutil, ray
-from pipelines.workflows.cluster import connected_to_cluster
-from pipelines.workflows.cluster_config import ClusterConfig
+from pipelines.workflows.cluster import ClusterConfig, connected_to_cluster
 from pipelines.errors import DataError
 with connected_to_cluster(ClusterConfig(num_cpus=2, object_store_mb=100)) as own:
     assert own
