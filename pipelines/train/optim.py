@@ -17,12 +17,15 @@ from vlmodel.model import VLModel
 def build_optimizer(model: VLModel, config: OptimizerConfig) -> torch.optim.AdamW:
     """Create a fused AdamW over the trainable parameters. Each parameter group has its ``peak_lr``."""
     groups = []
+    # A checkpoint numbers parameters in the order of the groups, and parts may name theirs in sets, whose order differs
+    # from process to process.
+    place = {id(parameter): n for n, parameter in enumerate(model.parameters())}
     by_rate: dict[float, list[nn.Parameter]] = defaultdict(list)
     for layers in model.backbone_layers():
         for behind, parameters in enumerate(reversed(layers)):
             by_rate[config.backbone_lr * config.layer_decay**behind] += parameters
     for peak_lr, parameters in (*by_rate.items(), (config.head_lr, list(model.head_parameters()))):
-        trained = [p for p in parameters if p.requires_grad]
+        trained = sorted((p for p in parameters if p.requires_grad), key=lambda p: place[id(p)])
         for decayed in (True, False):
             members = [p for p in trained if (p.ndim >= 2) == decayed]
             if members:

@@ -21,7 +21,7 @@ from transformers import LlavaForConditionalGeneration, LlavaProcessor
 
 from pipelines.data.importing.run import REJECTS
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(7200)]
 
 Job = Callable[..., subprocess.CompletedProcess[str]]
 COLOURS = {"red": (210, 40, 40), "green": (40, 180, 60), "blue": (50, 70, 220)}
@@ -68,7 +68,7 @@ def work(job: Job, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list
     assert "120 conversations" in imported
     assert "16 unanswered_turn" in imported
     for name in ("index", "train"):
-        job(name, *settings)
+        job(name, *settings, timeout=3600)
     return folder, settings
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
+import random
 import socket
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -325,6 +326,19 @@ def test_layers_near_the_input_learn_more_slowly(
     assert {rates[id(p)] for p in model.head_parameters()} == {0.2}
     assert optimizer.param_groups[-1]["peak_lr"] == 0.2  # the rate that is shown
     assert len(rates) == sum(p.requires_grad for p in model.parameters())
+
+
+def test_parameters_are_numbered_the_same_in_every_process(tiny_model: Callable[[], VLModel]) -> None:
+    """By these numbers a checkpoint stores the optimizer's state."""
+    model = tiny_model()
+    shuffled = list(model.parameters())
+    random.Random(0).shuffle(shuffled)
+    model.backbone_layers = lambda: iter([[shuffled]])  # type: ignore[method-assign]
+    model.head_parameters = lambda: iter([])  # type: ignore[method-assign]
+    place = {id(parameter): n for n, parameter in enumerate(model.parameters())}
+    for group in build_optimizer(model, OptimizerConfig()).param_groups:
+        places = [place[id(parameter)] for parameter in group["params"]]
+        assert places == sorted(places)
 
 
 def test_matrices_decay_and_vectors_do_not(tiny_model: Callable[[], VLModel]) -> None:
