@@ -89,7 +89,7 @@ def _run(
             raise ConfigError(_missing_file_message(file))
         config = load_config(JobConfig, file, [*arguments.flags, *arguments.override])
     except ConfigError as error:
-        print(f"{name}: {error}\n(settings: python -m jobs.{name} --help)", file=sys.stderr)
+        print(f"{name}: {error}\n(settings: {_program(name)} --help)", file=sys.stderr)
         return 2
     if arguments.print:
         print(render_settings(dump_config(config)))
@@ -155,7 +155,7 @@ def _print_help(arguments: argparse.Namespace, sections: Sequence[str]) -> None:
 
 def _argument_parser(name: str, doc: str, flags: Mapping[str, str]) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog=f"python -m jobs.{name}",
+        prog=_program(name),
         description=help.format_docstring_for_terminal(doc),
         formatter_class=argparse.RawDescriptionHelpFormatter,
         add_help=False,
@@ -175,6 +175,11 @@ def _argument_parser(name: str, doc: str, flags: Mapping[str, str]) -> argparse.
     parser.add_argument("override", nargs="*", metavar="a.b=value", help="settings that override those of the file")
     parser.set_defaults(usage_text=parser.format_help())
     return parser
+
+
+def _program(name: str) -> str:
+    """The command of a job as the user gave it: ``raylm NAME`` or ``python -m jobs.NAME``."""
+    return f"raylm {name}" if Path(sys.argv[0]).name == "raylm" else f"python -m jobs.{name}"
 
 
 def _quote_override(override: str, text: str) -> str:

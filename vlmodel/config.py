@@ -274,7 +274,8 @@ def _explain_validation_error(section: type[ConfigSection], tree: Mapping[str, A
         )
         similar = " or ".join(repr(".".join([*location[:-1], name])) for name in close)
         meant = f"did you mean {similar}? " if close else ""
-        return f"unknown key {key!r}; {meant}valid keys of {where}: {', '.join(names) or '?'}"
+        other_kinds = "" if close else _suggest_kinds(section, tree, location)
+        return f"unknown key {key!r}; {meant}valid keys of {where}: {', '.join(names) or '?'}{other_kinds}"
     if detail["type"] == "missing":
         return f"key {key!r} is required"
     reason = detail["msg"].removeprefix("Value error, ")
@@ -296,6 +297,20 @@ def _suggest_nested_keys(
             if below is not None and location[-1] in below.model_fields:
                 found.append(f"{name}.{location[-1]}")
     return found if len(found) <= _MOST_MEANT else []
+
+
+def _suggest_kinds(section: type[ConfigSection], tree: Mapping[str, Any], location: Sequence[str]) -> str:
+    """Say which other kinds of the part have the unknown key: somebody may have left its kind out. "" if none has."""
+    holder, node = _locate_setting(section, tree, location[:-1])
+    if not isinstance(holder, PartMarker):
+        return ""
+    having = []
+    for kind in list_part_kinds(holder.package):
+        with suppress(ConfigError, ImportError):  # what a kind needs may not be installed
+            if location[-1] in find_part_config_class(holder.package, kind).model_fields:
+                having.append(kind)
+    chosen = f"{'.'.join(location[:-1])}.kind={node.get('kind', holder.default)}"
+    return f". This is {chosen}; {', '.join(having)} {'have' if having[1:] else 'has'} that key" if having else ""
 
 
 def _locate_setting(

@@ -45,8 +45,8 @@ def run(work: Workspace) -> None:
     # Each stage is imported when its turn comes: what only the later ones need would delay the first line.
     from pipelines.workflows import import_data
 
+    import_data.run(work)  # A source that is none is told before a cluster is started.
     with connected_to_cluster(work.config.cluster), contextlib.ExitStack() as services:
-        import_data.run(work)
         from pipelines.workflows import index
 
         index.run(work)

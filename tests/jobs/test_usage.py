@@ -154,6 +154,7 @@ def test_the_command_raylm_runs_the_jobs(capsys: pytest.CaptureFixture[str]) -> 
             "train.epoch=3",
             "unknown key 'train.epoch'; did you mean 'train.epochs'? valid keys of train: accumulation",
         ),
+        ("source.file=my.csv", "This is source.kind=scenes; conversations, table have that key"),
         ("model.fusion.kind=transfomer", "did you mean 'transformer'? choose one of"),
         ("train.epochs=many", "train.epochs = 'many': Input should be a valid integer"),
         ("model.vision.name=resnet19", "resnet18"),
@@ -232,6 +233,15 @@ def test_features_of_texts_are_kept_while_images_change() -> None:
     assert parse_config(JobConfig, tree).streams_with_cacheable_features() == ("vision",)
 
 
+def test_help_names_the_command_that_was_given(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for program, command in (("/env/bin/raylm", "raylm train"), ("/code/jobs/train.py", "python -m jobs.train")):
+        monkeypatch.setattr(sys, "argv", [program])
+        assert main("train", ["nonsense=1"]) == 2
+        assert f"(settings: {command} --help)" in capsys.readouterr().err
+
+
 def test_a_missing_config_names_those_that_there_are(capsys: pytest.CaptureFixture[str]) -> None:
     assert main("train", ["--config", "demoo"]) == 2
     says = "configuration file 'demoo' does not exist; did you mean demo? packaged are "
@@ -247,7 +257,7 @@ def test_a_missing_config_names_those_that_there_are(capsys: pytest.CaptureFixtu
         (["kind=table", "file={}/no-text.csv"], "no-text.csv has neither a caption nor a q"),
         (["kind=folder", "folder={}/none"], "none' does not exist; set source.folder to the folder of the pictures"),
         (["kind=folder", "folder={}/empty"], "empty' is empty; set source.folder to the folder of the pictures"),
-        (["kind=folder", "folder={}/notes"], "gave no usable sample (it holds 1 .txt files); correct it"),
+        (["kind=folder", "folder={}/notes"], "(it holds 1 .txt files); set source.folder to where the data is"),
     ],
 )
 def test_a_source_that_is_none_is_told_in_one_line(

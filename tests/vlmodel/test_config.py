@@ -212,7 +212,9 @@ def test_parts_by_their_names_have_their_own_keys() -> None:
     with pytest.raises(ConfigError) as caught:
         parse_config(Named, {"tasks": {"first": {"rounds": 3}, "second": {"kind": "transformer", "round": 3}}})
     first, second = str(caught.value).splitlines()
-    assert first == "unknown key 'tasks.first.rounds'; valid keys of tasks.first: dropout, kind, width"
+    valid = "valid keys of tasks.first: dropout, kind, width"
+    other_kinds = "This is tasks.first.kind=concat; interactive, transformer have that key"
+    assert first == f"unknown key 'tasks.first.rounds'; {valid}. {other_kinds}"
     assert second.startswith(
         "unknown key 'tasks.second.round'; did you mean 'tasks.second.rounds'? valid keys of tasks.second: dropout, "
     )

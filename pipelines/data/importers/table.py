@@ -102,6 +102,11 @@ class Config(RowImporter):
             delimiter = self.delimiter
             if (named := re.fullmatch(r"sep=(.)[\r\n]*", first)) is not None:  # a spreadsheet's own line
                 delimiter, first, skipped = delimiter or named[1], lines.readline(), 1
+            if not first.strip() and not self.header:
+                raise DataError(
+                    f"{file} {'begins with an empty line' if first else 'is empty'}; its first line names the columns "
+                    "(or source.header does): image,question,answer"
+                )
             delimiter = delimiter or self._detect_delimiter(file, first)
             columns = self.header
             rows = read_csv_rows(
@@ -130,7 +135,7 @@ class Config(RowImporter):
 
     def _detect_delimiter(self, file: Path, first: str) -> str:
         """Detect the delimiter: the usual one of the file's type, or the one by which its first line has the
-        columns.
+        columns, or most cells.
         """
         usual = "," if file.suffix.lower() == ".csv" else "\t"
         by_delimiter = {mark: split_line_into_cells(first.rstrip("\r\n"), mark) for mark in (usual, *DELIMITERS)}
@@ -143,7 +148,8 @@ class Config(RowImporter):
             fitting = [mark for mark, cells in by_delimiter.items() if wanted & {cell.strip() for cell in cells}]
             # A header with the image column alone fits any delimiter.
             fitting.sort(key=lambda mark: len(by_delimiter[mark]) < 2)
-        return fitting[0] if fitting else usual
+        # Where none has the columns, an error will list them: as a person reads them.
+        return fitting[0] if fitting else max(by_delimiter, key=lambda mark: len(by_delimiter[mark]))
 
     def _is_image_row(self, cells: list[str], columns: list[str]) -> bool:
         if not self.wants_input("image") or self.image not in columns or len(cells) != len(columns):

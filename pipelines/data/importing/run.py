@@ -163,6 +163,9 @@ def _missing_split_remedy(config: Importer, rejected: Counter[str]) -> str:
         if is_required and len(config.inputs) > 1 and 2 * rejected[missing_input_reason(name)] > rejected.total():
             others = json.dumps([other for other in config.inputs if other != name])
             return f"correct it, or do without the input {name!r} by source.inputs={others}"
+    places = [f"source.{name}" for name in ("folder", "file") if name in type(config).model_fields]
+    if not rejected and places:
+        return f"set {' or '.join(places)} to where the data is"
     return "correct it"
 
 

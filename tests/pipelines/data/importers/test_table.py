@@ -493,6 +493,13 @@ def test_what_is_no_table_says_what_to_do(images: Path) -> None:
     with pytest.raises(DataError, match="is no file"):
         Config(file=str(images / "pipe.csv")).read()
     (images / "t.csv").write_text("picture;words\n0.png;a\n")
+    with pytest.raises(DataError, match=r"its columns are 'picture', 'words': set source\.image to one of them"):
+        Config(file=str(images / "t.csv")).read()
+    for nothing, says in (("", "is empty"), ("\n0.png,a\n", "begins with an empty line")):
+        (images / "t.csv").write_text(nothing)
+        with pytest.raises(DataError, match=rf"t\.csv {says}; its first line names the columns"):
+            Config(file=str(images / "t.csv")).read()
+    (images / "t.csv").write_text("picture words\n0.png a\n")
     with pytest.raises(DataError, match=r"separated by ',' \(source\.delimiter\)"):
         Config(file=str(images / "t.csv")).read()
     (images / "t.csv").write_text("image,caption,caption\n0.png,a,b\n")
