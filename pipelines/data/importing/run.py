@@ -117,7 +117,7 @@ def import_data(config: PartConfig, out_folder: str | Path, progress: bool = Tru
 def _write_tars(config: Importer, contents: SourceContents, folder: Path, progress: bool) -> ImportSummary:
     summary = ImportSummary()
     rejected: Counter[str] = Counter()
-    examples: list[RejectedSample] = []
+    examples: dict[str, RejectedSample] = {}
     sample_of_file: dict[str, str] = {}
     test_fraction = 0.0 if "test" in contents.splits else config.test_fraction
     with ExitStack() as stack:
@@ -135,10 +135,10 @@ def _write_tars(config: Importer, contents: SourceContents, folder: Path, progre
                 reject = _write_sample(sample, writers, summary, sample_of_file)
             if reject is not None:
                 rejected[reject.reason] += 1
-                examples = [*examples, reject][:3]
+                examples.setdefault(reject.reason, reject)
                 rejects.write(json.dumps(reject._asdict(), ensure_ascii=False) + "\n")
     if not summary.splits:
-        reasons = [f"{reject.key}: {reject.reason}, {reject.detail}" for reject in examples]
+        reasons = [f"{reject.key}: {reject.reason}, {reject.detail}" for reject in list(examples.values())[:3]]
         if others := describe_counts(contents.passed_over()):
             reasons.append(f"it holds {others}")
         shown = f" ({'; '.join(reasons)})" if reasons else ""
@@ -162,7 +162,9 @@ def _missing_split_remedy(config: Importer, rejected: Counter[str]) -> str:
     for name, is_required in input_requirements(config.inputs).items():
         if is_required and len(config.inputs) > 1 and 2 * rejected[missing_input_reason(name)] > rejected.total():
             others = json.dumps([other for other in config.inputs if other != name])
-            return f"correct it, or do without the input {name!r} by source.inputs={others}"
+            lie_elsewhere = name == "image" and "images" in type(config).model_fields
+            correct = "set source.images to the folder that holds them" if lie_elsewhere else "correct it"
+            return f"{correct}, or do without the input {name!r} by source.inputs={others}"
     places = [f"source.{name}" for name in ("folder", "file") if name in type(config).model_fields]
     if not rejected and places:
         return f"set {' or '.join(places)} to where the data is"
@@ -232,7 +234,7 @@ def _find_finished_import(out: Path, identity: dict[str, Any], defaults: dict[st
         stored = {name: tree[name] for name in identity}
         stored["config"] = defaults | stored["config"]
         summary = ImportSummary(
-            {split: SplitCounts(**counts) for split, counts in tree["splits"].items()},
+            {split: SplitCounts(**tree["splits"][split]) for split in SPLITS if split in tree["splits"]},
             tree["rejected"],
             tree.get("passed_over", {}),
             tree["shards"],
@@ -252,7 +254,8 @@ def _find_finished_import(out: Path, identity: dict[str, Any], defaults: dict[st
 
 
 def _describe_first_difference(stored: dict[str, Any], wanted: dict[str, Any]) -> str:
-    for name in stored["config"].keys() | wanted["config"].keys():
+    names = stored["config"].keys() | wanted["config"].keys()
+    for name in sorted(names, key=lambda name: (name != "kind", name)):  # Of another kind all differ.
         if (old := stored["config"].get(name)) != (new := wanted["config"].get(name)):
             return f"source.{name} is {old!r} there and {new!r} here"
     return "the source's files have changed since" if stored["format"] == wanted["format"] else "of an older format"
@@ -276,6 +279,9 @@ def _staging_folder(out: Path) -> Iterator[Path]:
                 is_folder = leftover.is_dir() and not leftover.is_symlink()
                 shutil.rmtree(leftover) if is_folder else leftover.unlink()
             yield staging
+        except OSError as error:
+            error.filename = error.filename or str(out.parent)  # a write does not say which disk is full
+            raise
         finally:
             shutil.rmtree(staging, ignore_errors=True)
     finally:

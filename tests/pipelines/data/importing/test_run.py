@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
 import io
 import json
 import os
+import re
 import stat
 import sys
 import tarfile
@@ -24,7 +26,7 @@ from pipelines.data.index.sample_check import hash_key
 from pipelines.data.tars.errors import FaultReason
 from pipelines.data.tars.reader import ShardReader
 from pipelines.data.tars.sample import GROUP, parse_texts
-from pipelines.data.tars.shards import shard_split
+from pipelines.data.tars.shards import ShardWriter, shard_split
 from pipelines.errors import DataError
 from tests.pipelines.data.tar_maker import photo
 from vlmodel.config import dump_config, find_part_config_class, list_part_kinds, parse_config
@@ -188,6 +190,32 @@ def test_what_samples_are_made_of_is_part_of_what_an_import_is(tmp_path: Path) -
         DataError, match=r"another import \(source\.inputs is \['image', 'text'\] there and \['text'\] here\)"
     ):
         import_data(config.model_copy(update={"inputs": ("text",)}), tmp_path / "out", progress=False)
+
+
+def test_another_kind_of_import_is_told_by_its_kind(tmp_path: Path) -> None:
+    import_data(Listed(entries=(_record("train", "a"),)), tmp_path / "out", progress=False)
+    (tmp_path / "0.jpg").write_bytes(photo(0))
+    config = table.Config(file=_table(tmp_path / "t.jsonl", '{"image": "0.jpg", "caption": "c"}'))
+    with pytest.raises(DataError, match=r"another import \(source\.kind is 'listed' there and 'table' here\)"):
+        import_data(config, tmp_path / "out", progress=False)
+
+
+def test_images_that_lie_elsewhere_are_told_once_with_the_setting(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text("image,caption\n0.jpg,a\n1.jpg,b\n")
+    with pytest.raises(DataError) as caught:
+        import_data(table.Config(file=str(tmp_path / "t.csv")), tmp_path / "out", progress=False)
+    assert str(caught.value).count("missing_image") == 1
+    assert "set source.images to the folder that holds them" in str(caught.value)
+
+
+def test_a_full_disk_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def add(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(ShardWriter, "add", add)
+    with pytest.raises(OSError, match=re.escape(f"No space left on device: {str(tmp_path)!r}")):
+        import_data(Listed(entries=(_record("train", "a"),)), tmp_path / "out", progress=False)
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(("row", "remedy"), [('{"caption": "c"}', "text"), ('{"image": "0.jpg"}', "image")])
