@@ -1,9 +1,10 @@
-"""The guide's example in Python runs as it stands, on a model that is registered as the jobs do it."""
+"""The examples in Python of the guide and README run as they stand, on a model that is registered as by the jobs."""
 
 from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -33,10 +34,15 @@ def test_the_example_asks_the_champion(
     model = save_model(tmp_path / "checkpoint", seed=0)
     version = registry.log_model(tracker.run_id, model, asked(), score, card="# scenes")
     registry.promote(version.version, "a test", over=None)
-    exec("\n".join(blocks), {"__name__": "notebook"})
+    notebook: dict[str, Any] = {"__name__": "notebook"}
+    exec("\n".join(blocks), notebook)
     first, *answers = capsys.readouterr().out.splitlines()
     assert first.startswith("scenes 1 ")
     assert (Path(first.split()[2]).parents[1] / "README.md").read_text() == "# scenes", "beside the model's folder"
     assert [re.fullmatch(r"(.*\?) \['(yes|no|red|blue) 0\.\d\d', .*\]", line)[1] for line in answers] == [
         "what shape is red?", "how many circles are there?",
     ]  # fmt: skip
+    [block] = re.findall(r"^```python\n(.*?)^```", (ROOT / "README.md").read_text(encoding="utf-8"), re.M | re.S)
+    (tmp_path / "picture.png").write_bytes(picture(0))
+    exec(block, {"folder": notebook["champion"].folder})
+    assert re.fullmatch(r"(\[|\()+'(yes|no|red|blue)', 0\.\d+\).*\n", capsys.readouterr().out)

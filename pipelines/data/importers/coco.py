@@ -1,7 +1,7 @@
 """Imports COCO captions (Chen et al. 2015, arXiv:1504.00325) and VQA v2 (Goyal et al. 2017, arXiv:1612.00837).
 
 Both annotate COCO's images, so an image's captions and questions become one sample. Files are found at any depth by
-the names they are published under (2014 and 2017), or named by the settings.
+the names they are published under (2014 and 2017; a year is not needed), or named by the settings.
 """
 
 from __future__ import annotations
@@ -91,22 +91,24 @@ class Config(Importer):
         by_split: dict[str, dict[str, Path | None]] = {}
         for split in SPLITS:
             subset: SplitFiles = getattr(self, split)
-            # The digits exclude test-dev2015, a part of test2015.
+            # The digits exclude test-dev2015, a part of test2015. Without a year: files of one's own.
+            years = (f"{split}20[0-9][0-9]", split)
             patterns = {
-                "captions": f"captions_{split}20[0-9][0-9].json",
-                "questions": f"*{split}20[0-9][0-9]_questions.json",
-                "annotations": f"*{split}20[0-9][0-9]_annotations.json",
+                "captions": [f"captions_{part}.json" for part in years] + ["captions.json"] * (split == "train"),
+                "questions": [f"*{part}_questions.json" for part in years],
+                "annotations": [f"*{part}_annotations.json" for part in years],
             }
             files = {
-                name: find_file(root, [pattern], getattr(subset, name), f"source.{split}.{name}")
-                for name, pattern in patterns.items()
+                name: find_file(root, usual, getattr(subset, name), f"source.{split}.{name}")
+                for name, usual in patterns.items()
             }
             if files["captions"] or files["questions"]:
                 by_split[split] = files
         if not by_split:
             raise DataError(
-                f"{root} holds neither captions_*.json nor *_questions.json; point source.folder at the COCO files or "
-                "name them by source.train.captions and source.train.questions"
+                f"{root} holds neither captions (as captions_train2017.json, captions_val.json or captions.json) nor "
+                "questions (as v2_OpenEnded_mscoco_train2014_questions.json); point source.folder at these "
+                "files, or name them by source.train.captions and source.train.questions"
             )
         return by_split
 

@@ -114,6 +114,18 @@ def test_texts_alone_need_no_images(coco: Path, read_all) -> None:
     assert (dogs.inputs, dogs.texts.captions, len(dogs.texts.questions)) == ({}, ("Two dogs run.", "Dogs."), 1)
 
 
+@pytest.mark.parametrize(
+    ("name", "split"), [("captions", "train"), ("captions_train", "train"), ("captions_val", "val")]
+)
+def test_captions_of_ones_own_need_no_year(tmp_path: Path, picture, read_all, name: str, split: str) -> None:
+    (tmp_path / "a.jpg").write_bytes(picture(0, "JPEG"))
+    tree = {"images": [{"id": 1, "file_name": "a.jpg"}], "annotations": [{"image_id": 1, "caption": "a dog"}]}
+    _put(tmp_path / f"{name}.json", tree)
+    records, rejects = read_all(Config(folder=str(tmp_path)))
+    assert rejects == []
+    assert [(record.split, record.texts.captions) for record in records.values()] == [(split, ("a dog",))]
+
+
 def test_2017_names_images_in_a_tar(tmp_path: Path, picture, read_all, write_tar) -> None:
     write_tar(tmp_path / "val2017.tar", {"val2017/000000000139.jpg": picture(139, "JPEG")})
     questions = {"questions": [_question(1, 139, "Who?"), _question(2, 139, "Why?")]}
@@ -195,7 +207,7 @@ def test_one_file_in_two_splits(coco: Path) -> None:
 
 
 def test_an_unusable_source_says_what_to_do(coco: Path, tmp_path_factory) -> None:
-    with pytest.raises(DataError, match=r"holds neither captions_\*\.json nor \*_questions\.json"):
+    with pytest.raises(DataError, match=r"holds neither captions \(as .*captions\.json\) nor questions \(as v2_"):
         Config(folder=str(tmp_path_factory.mktemp("empty"))).read()
     with pytest.raises(DataError, match=r"source\.train\.captions = 'x\.json'.*does not exist"):
         Config(folder=str(coco), train=SplitFiles(captions="x.json")).read()
