@@ -56,7 +56,8 @@ def run(work: Workspace) -> None:
         train.run(work)
         from pipelines.workflows import evaluate
 
-        evaluate.run(work)
+        # The training has just told the accuracy on a sample of its split.
+        evaluate.run(work.with_changed_settings(evaluate=work.config.evaluate.model_copy(update={"training": False})))
         from pipelines.workflows import promote, serve
 
         decision = promote.run(work)
