@@ -27,6 +27,9 @@ from vlmodel import bases
 from vlmodel.errors import ExpectedError
 from vlmodel.model import VLModel
 
+WEIGHT_ALIGNMENT = 64
+"""Bytes; torch's own allocator begins each tensor in CPU memory at a multiple of it."""
+
 
 class NonFiniteLossError(ExpectedError, RuntimeError):
     """The loss or the gradient is not finite. No rank made the update."""
@@ -72,6 +75,7 @@ class TrainStep:
         self.rank = dist.get_rank() if self.distributed else 0
         if config.sync_batchnorm and self.distributed:
             synchronize_batchnorm(model)
+        align_weights(model)
         self.model = model.train()
         self.device = next(model.parameters()).device
         self.steps, self.seed = steps, seed
@@ -189,6 +193,19 @@ class TrainStep:
         self.optimizer.load_state_dict(state["optimizer"])
         if self.average is not None:
             self.average.load_state(state["average"])
+
+
+@torch.no_grad()
+def align_weights(model: nn.Module) -> None:
+    """Move weights in CPU memory to addresses that torch chooses, in place.
+
+    A product with a single row has other last bits where its matrix does not begin at a multiple of 64 bytes, and
+    weights read from a safetensors file begin anywhere. With torch's own addresses a training that goes on from a
+    checkpoint makes the same updates as one that was never stopped.
+    """
+    for tensor in (*model.parameters(), *model.buffers()):
+        if tensor.device.type == "cpu" and tensor.data_ptr() % WEIGHT_ALIGNMENT:
+            tensor.data = tensor.data.clone()
 
 
 def _count_texts(micro_batch: Mapping[str, Any], device: torch.device) -> Tensor:
