@@ -25,6 +25,8 @@ class Fault(StrEnum):
 
     COLUMNS = "columns"
     """A line with fewer columns than the order of columns names."""
+    SYNTAX = "syntax"
+    """A statement that its format does not allow."""
     BAD_UTF8 = "bad_utf8"
     """A line that is not UTF-8."""
     EMPTY_PART = "empty_part"

@@ -24,7 +24,7 @@ def faults(rows: list[Triple | BadLine]) -> list[Fault]:
 
 
 def test_a_file_a_format() -> None:
-    assert list_part_kinds(PACKAGE) == ["conceptnet", "entities", "tsv"]
+    assert list_part_kinds(PACKAGE) == ["conceptnet", "entities", "rdf", "tsv"]
 
 
 def test_columns_in_any_order(tmp_path: Path) -> None:
