@@ -50,6 +50,7 @@ ALLOWED_IMPORTS = {
         "pipelines/train/progress.py",
         "pipelines/train/ray_private.py",
         "pipelines/train/run_spec.py",
+        "pipelines/train/torch_backend.py",
         "pipelines/train/worker.py",
     },
     "mlflow": {

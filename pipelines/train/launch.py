@@ -15,6 +15,7 @@ from pipelines.train.errors import LostWorkerError
 from pipelines.train.failure_lines import FailureLines
 from pipelines.train.progress import ProgressDisplay
 from pipelines.train.run_spec import RunSpec
+from pipelines.train.torch_backend import TorchBackendConfig
 from vlmodel.errors import ExpectedError
 
 # Ray keeps the newest checkpoint and the two best ones: if the newest is the best, there is still an earlier one.
@@ -39,6 +40,7 @@ def launch_training(spec: RunSpec, *, label: str = "train") -> None:
     ray_private.set_health_checks()
     trainer = ray_private.Trainer(
         train_loop_per_worker,
+        backend_config=TorchBackendConfig(),
         # By reference, so that the controller does not deserialize it.
         train_loop_config={"spec": ray.put(spec)},
         scaling_config=ScalingConfig(

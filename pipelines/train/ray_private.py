@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import logging
 import os
+from typing import Any
 
 from ray.train import CheckpointConfig
-from ray.train.torch import TorchTrainer
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 from ray.train.v2._internal.constants import HEALTH_CHECK_INTERVAL_S_ENV_VAR, WORKER_HEALTH_CHECK_TIMEOUT_S_ENV_VAR
 from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError, WorkerHealthCheckTimeoutError
 from ray.train.v2._internal.execution.checkpoint.checkpoint_manager import CheckpointManager
 from ray.train.v2._internal.execution.storage import StorageContext
+from ray.train.v2._internal.util import TrainingFramework
 from ray.train.v2.api.callback import RayTrainCallback
+from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
 _ANSWER_TIMEOUT_S = "45"
 
@@ -22,8 +24,11 @@ LOST_WORKER = (WorkerHealthCheckFailedError, WorkerHealthCheckTimeoutError)
 """Errors of a worker that died or hung."""
 
 
-class Trainer(TorchTrainer):
-    """A TorchTrainer without two features of Ray Train.
+TORCH = TrainingFramework.TORCH
+
+
+class Trainer(DataParallelTrainer):
+    """A trainer without two features of Ray Train; its backend brings torch (``torch_backend``).
 
     The actor that frees a dead controller's resources polls the State API every second. It logs errors if no dashboard
     runs, and raises if two clusters run on the machine. The resources are freed when this driver ends, which it does
@@ -33,11 +38,27 @@ class Trainer(TorchTrainer):
     """
 
     def _create_default_callbacks(self) -> list[RayTrainCallback]:
-        callbacks = super()._create_default_callbacks()  # type: ignore[misc]
+        callbacks = super()._create_default_callbacks()
         return [c for c in callbacks if not isinstance(c, PlacementGroupCleanerCallback)]
 
     def _register_sigint_handler(self, controller: object) -> None:
         """Keep the signal handler of the driver."""
+
+
+def set_up_process_group(worker_group: Any) -> None:
+    """Join the workers in a process group of torch, from the controller, as TorchTrainer does."""
+    from ray.train.torch.config import TorchConfig
+
+    config = TorchConfig()
+    config.backend_cls().on_start(worker_group, config)
+
+
+def shut_down_process_group(worker_group: Any) -> None:
+    """Undo ``set_up_process_group``."""
+    from ray.train.torch.config import TorchConfig
+
+    config = TorchConfig()
+    config.backend_cls().on_shutdown(worker_group, config)
 
 
 def set_health_checks() -> None:

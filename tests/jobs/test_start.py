@@ -97,9 +97,9 @@ def test_missing_data_are_told_before_anything_heavy_is_imported(tmp_path: Path)
     ("modules", "may_import"),
     [
         (["pipelines.workflows.pipeline", "pipelines.workflows.serve", "pipelines.workflows.models"], set()),
-        # The driver plans a training, builds its tokenizer and starts its workers, with Ray's TorchTrainer.
-        (["pipelines.workflows.fit"], {"ray", "pandas", "torch"}),
-        (["pipelines.train.entry"], {"ray"}),
+        # The job plans a training, builds its tokenizer and starts its workers; what the controller gets of it.
+        (["pipelines.workflows.fit"], {"ray", "pandas"}),
+        (["pipelines.train.entry", "pipelines.train.torch_backend"], {"ray", "pandas"}),
         # Tasks of the cluster that read tars.
         (["pipelines.data.index.shard_pass", "pipelines.data.texts.corpus"], {"ray"}),
         (["pipelines.data.stream.loader", "pipelines.data.stream.image_pool"], set()),
