@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 from pipelines.data.importing.run import ImportSummary, describe_counts, import_data
 from pipelines.data.index.files import TEXT_COUNTS
@@ -14,7 +15,10 @@ from vlmodel.config import PartConfig
 
 def run(work: Workspace) -> ImportSummary:
     """Import a source as tars; does nothing if they are already complete."""
-    summary = import_data(work.config.source, work.config.data.tars)
+    # Pictures of runs and of corrections lie there, and a source's folder may be the one in which all of this lies.
+    written = [work.config.storage, work.config.serve.feedback.folder]
+    left_out = [Path(folder).expanduser() for folder in written if folder and "://" not in folder]
+    summary = import_data(work.config.source, work.config.data.tars, left_out=left_out)
     for split, counts in summary.splits.items():
         numbers = [f"{counts.samples} samples", f"{counts.questions} questions", f"{counts.captions} captions"]
         numbers += [f"{counts.conversations} conversations"] if counts.conversations else []

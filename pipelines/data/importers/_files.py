@@ -11,6 +11,8 @@ import re
 import stat
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -22,6 +24,20 @@ from pipelines.errors import DataError
 HIDDEN = "hidden files and folders"
 LINKS_TO_READ = "links to folders that were read already"
 UNREADABLE = "folders that cannot be read"
+
+_not_walked: ContextVar[frozenset[str]] = ContextVar("_not_walked", default=frozenset())
+
+
+@contextmanager
+def leaving_out_folders(folders: Iterable[str | Path]) -> Iterator[None]:
+    """Let ``walk_files`` leave out these folders while the block runs: what a job writes may lie below what it reads,
+    and pictures of its results are no part of the source.
+    """
+    token = _not_walked.set(frozenset(map(os.path.realpath, folders)))
+    try:
+        yield
+    finally:
+        _not_walked.reset(token)
 
 
 def resolve_path(setting: str, parent: Path | None = None) -> Path:
@@ -47,7 +63,8 @@ def walk_files(root: Path, passed_over: Counter[str]) -> Iterator[tuple[str, os.
     """Yield for each file under a folder its path in the folder, its directory entry and its real path.
 
     Links to folders are followed, and each folder is read once, so loops end. Folders that are reached by a link come
-    last, so a file that also has a path without links is found by that.
+    last, so a file that also has a path without links is found by that. Folders below it that ``leaving_out_folders``
+    names are not read, nor counted.
 
     Args:
         passed_over: counts hidden files and folders, and folders that are not read.
@@ -62,6 +79,8 @@ def walk_files(root: Path, passed_over: Counter[str]) -> Iterator[tuple[str, os.
         folders = [(first, os.path.realpath(root / first))]
         while folders:
             folder, real_folder = folders.pop()
+            if folder and real_folder in _not_walked.get():
+                continue
             subfolders = []
             for entry in _list_folder(root, folder, folders_read, passed_over):
                 name, real = f"{folder}/{entry.name}".removeprefix("/"), os.path.join(real_folder, entry.name)

@@ -8,6 +8,7 @@ of their schemas which columns are images and what the numbers of a class column
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,12 +17,11 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipelines.data.importers._files import load_json, resolve_path
+from pipelines.data.importers._files import load_json, resolve_path, walk_files
 from pipelines.data.importers._rows import SPLIT_OF_FILE, RowImporter, SourceRow
 from pipelines.data.importing.importer import RejectedSample, SourceContents
 from pipelines.data.tars.errors import FaultReason, SampleError
 from pipelines.data.tars.inputs import input_requirements
-from pipelines.data.tars.member_names import is_hidden
 from pipelines.data.tars.shards import parse_split_name, split_in_tar_name
 from pipelines.errors import DataError
 from vlmodel.locations import Location
@@ -185,14 +185,12 @@ class Config(RowImporter):
         if (root / _STATE).is_file():
             name = str(load_json(root / _STATE).get("_split") or "train")
             return [_File(path, _split_of(f"{name}/", name)) for path in _saved_files(root)]
-        paths = [
+        found = (root / name for name, _, _ in walk_files(root, Counter()))
+        paths = sorted(
             path
-            for path in sorted(root.rglob("*"))
-            if path.suffix in (".parquet", ".arrow")
-            and path.is_file()
-            and not path.name.startswith(_CACHED)
-            and not any(map(is_hidden, path.relative_to(root).parts))
-        ]
+            for path in found
+            if path.suffix in (".parquet", ".arrow") and path.is_file() and not path.name.startswith(_CACHED)
+        )
         if not paths:
             raise DataError(
                 f"{str(root)!r} holds no data set: neither what save_to_disk writes ({_SPLITS}, {_STATE}) nor Parquet "

@@ -8,12 +8,13 @@ import os
 import shutil
 import stat
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
+from pipelines.data.importers._files import leaving_out_folders
 from pipelines.data.importing.importer import Importer, RejectedSample, SourceContents, SourceSample
 from pipelines.data.tars.errors import FaultReason, SampleError, missing_input_reason
 from pipelines.data.tars.inputs import PAIRS, TEXT, input_requirements
@@ -69,7 +70,9 @@ class ImportSummary:
     unchanged: bool = False
 
 
-def import_data(config: PartConfig, out_folder: str | Path, progress: bool = True) -> ImportSummary:
+def import_data(
+    config: PartConfig, out_folder: str | Path, progress: bool = True, left_out: Collection[str | Path] = ()
+) -> ImportSummary:
     """Write all samples of a source as tars into ``out_folder``.
 
     The tars are written beside it, into ``.NAME.importing``, which is renamed when it is complete: a crash leaves no
@@ -80,6 +83,7 @@ def import_data(config: PartConfig, out_folder: str | Path, progress: bool = Tru
         config: a part of ``pipelines.data.importers``.
         out_folder: a local folder that is empty, absent, or holds this import already.
         progress: show a bar (lines, where standard error is no terminal).
+        left_out: folders that are not read where they lie below the source's, as ``out_folder`` is not.
 
     Raises:
         DataError: the source is missing or unusable as a whole, none of its samples can be used, ``out_folder`` is a
@@ -92,6 +96,12 @@ def import_data(config: PartConfig, out_folder: str | Path, progress: bool = Tru
             f"{out_folder} is a URI, and an import writes to a local folder; name one, and copy it afterwards"
         )
     out = Path(out_folder).expanduser().resolve()
+    with leaving_out_folders([out, *left_out]):
+        return _import_once(config, out, progress)
+
+
+def _import_once(config: Importer, out: Path, progress: bool) -> ImportSummary:
+    """Do what ``import_data`` says, unless it was done before."""
     identity = {"format": _FORMAT, "config": dump_config(config), "fingerprint": config.fingerprint()}
     defaults = _optional_setting_defaults(config)
     if (done := _find_finished_import(out, identity, defaults)) is not None:

@@ -192,6 +192,19 @@ def test_what_samples_are_made_of_is_part_of_what_an_import_is(tmp_path: Path) -
         import_data(config.model_copy(update={"inputs": ("text",)}), tmp_path / "out", progress=False)
 
 
+def test_what_the_jobs_write_below_a_source_is_no_part_of_it(tmp_path: Path) -> None:
+    (tmp_path / "0.jpg").write_bytes(photo(0))
+    runs, out = tmp_path / "build" / "runs", tmp_path / "build" / "tars"
+    config = folder.Config(folder=str(tmp_path))
+    first = import_data(config, out, progress=False, left_out=[runs])
+    assert (first.splits["train"].samples, first.passed_over) == (1, {})
+    runs.mkdir()
+    (runs / "curves.png").write_bytes(photo(1))
+    assert import_data(config, out, progress=False, left_out=[runs]).unchanged
+    with pytest.raises(DataError, match="the source's files have changed since"):
+        import_data(config, out, progress=False)
+
+
 def test_another_kind_of_import_is_told_by_its_kind(tmp_path: Path) -> None:
     import_data(Listed(entries=(_record("train", "a"),)), tmp_path / "out", progress=False)
     (tmp_path / "0.jpg").write_bytes(photo(0))
