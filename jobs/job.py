@@ -51,6 +51,16 @@ def main(
     signals.raise_interrupt_on_signals(f"{name}: stopped by {{signal}}; {again}")
     try:
         status = _run(name, argv, flags or {}, sections, doc or "", run)
+    except ModuleNotFoundError as error:
+        missing = (error.name or "").partition(".")[0]
+        if missing in ("", "jobs", "pipelines", "vlmodel"):
+            raise
+        print(
+            f"{name}: the package {missing!r} is not installed; jobs need more than the model does: "
+            'pip install "raylm[cluster]"',
+            file=sys.stderr,
+        )
+        status = 1
     except BaseException:
         # Whatever the clean-up after a signal raises follows from the signal.
         if signals.last_received_signal() is None:

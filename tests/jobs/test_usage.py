@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import importlib
 import os
 import re
 import socket
@@ -304,6 +305,17 @@ def test_an_old_python_is_told_in_one_line() -> None:
     done = subprocess.run([sys.executable, "-c", OLD], env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 1
     assert re.fullmatch(r"raylm needs Python 3\.11 or newer, and \S+ is 3\.10\.13; run it with .*\n", done.stderr)
+
+
+def test_a_package_that_is_not_installed_is_told_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    def run(_: object) -> None:
+        importlib.import_module("raylm_of_which_only_the_model_was_installed.cluster")
+
+    assert main("train", [], run=run) == 1
+    says = "train: the package 'raylm_of_which_only_the_model_was_installed' is not installed; jobs need more than"
+    shown = capsys.readouterr().err
+    assert shown.startswith(says)
+    assert shown.endswith('pip install "raylm[cluster]"\n')
 
 
 def test_a_missing_file_is_named(capsys: pytest.CaptureFixture[str]) -> None:
