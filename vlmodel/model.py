@@ -137,7 +137,12 @@ class VLModel(PreTrainedModel):
         return model
 
     def save_pretrained(  # type: ignore[override]
-        self, save_directory: str | Path, *, stored: bases.Bases | None = None, **kwargs: Any
+        self,
+        save_directory: str | Path,
+        *,
+        stored: bases.Bases | None = None,
+        trained: Mapping[str, Tensor] | None = None,
+        **kwargs: Any,
     ) -> None:
         """Save the model as transformers does, in one file of weights; frozen weights are stored separately, see
         ``vlmodel.bases``.
@@ -145,6 +150,7 @@ class VLModel(PreTrainedModel):
         Args:
             stored: the model's bases, if they are stored (``bases.store_base_weights``); by default they are stored
                 within the folder, which then is complete.
+            trained: all tensors but the frozen ones, by name, where this model holds shards of them; needs ``stored``.
         """
         folder = Path(save_directory)
         named = bases.store_base_weights(self, folder / bases.FOLDER) if stored is None else stored
@@ -152,10 +158,11 @@ class VLModel(PreTrainedModel):
             raise ValueError(
                 f"stored={dict(named)} are not this model's bases: {', '.join(others)}; use bases.store_base_weights"
             )
-        frozen = bases.frozen_tensor_names(self)
-        trained = {name: tensor for name, tensor in self.state_dict().items() if name not in frozen}
+        if trained is None:
+            frozen = bases.frozen_tensor_names(self)
+            trained = {name: tensor for name, tensor in self.state_dict().items() if name not in frozen}
         self.config.auto_map = AUTO_MAP
-        super().save_pretrained(folder, state_dict=trained, max_shard_size=sys.maxsize, **kwargs)
+        super().save_pretrained(folder, state_dict=dict(trained), max_shard_size=sys.maxsize, **kwargs)
         shutil.copy(AUTO_FILE, folder)
         bases.write_base_weights_list(named, folder)
 

@@ -221,11 +221,17 @@ def check_bases(run: str) -> None:
             bases.check_bases(read_base_weights_list(found[1] / MODEL), Folder(run).parent)
 
 
-def read_trainer_tensors(folder: Path, device: torch.device) -> dict[str, Any]:
-    """Read the tensors of ``trainer.pt`` without unpickling code."""
+def read_trainer_tensors(folder: Path, device: torch.device | None) -> dict[str, Any]:
+    """Read the tensors of ``trainer.pt`` without unpickling code.
+
+    Args:
+        device: where they are put; None leaves them in the file, and reads each when it is used.
+    """
     import torch
 
-    trainer: dict[str, Any] = torch.load(folder / TRAINER, map_location=device, weights_only=True)
+    trainer: dict[str, Any] = torch.load(
+        folder / TRAINER, map_location=device or "cpu", weights_only=True, mmap=device is None
+    )
     return trainer
 
 

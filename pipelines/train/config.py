@@ -69,6 +69,10 @@ class TrainConfig(ConfigSection):
 
     workers: int = Field(1, ge=1, json_schema_extra=MAY_CHANGE)
     """Workers (DDP ranks)."""
+    sharding: Literal["off", "fsdp2"] = Field("off", json_schema_extra=MAY_CHANGE)
+    """Whether each worker holds the whole model ("off", DDP) or a part of its weights, gradients and moments ("fsdp2"),
+    so that workers train together what is larger than one GPU. Each still holds all weights in its host memory while it
+    starts. A training may continue with the other, on another number of workers."""
     gpus_per_worker: float = Field(0.0, ge=0)
     """GPUs that each worker reserves, one with nccl; 0 trains on CPU, with gloo. With less than one, several trainings
     of one worker (`ablate.concurrent`, `tune.concurrent`) share a GPU; a worker uses one, however many it reserves."""
@@ -124,5 +128,10 @@ class TrainConfig(ConfigSection):
             raise ValueError(
                 f"gpus_per_worker = {self.gpus_per_worker:g} with workers = {self.workers}: nccl joins no two workers "
                 "on one GPU; set gpus_per_worker to 1, or workers to 1"
+            )
+        if self.sharding == "fsdp2" and self.step.compile:
+            raise ValueError(
+                "step.compile compiles the model as one, and with sharding='fsdp2' its layers are gathered while it "
+                "runs; set step.compile to false, or sharding to 'off'"
             )
         return self

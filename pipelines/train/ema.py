@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pipelines.train.sharding import local_tensors
+
 
 class EMA(nn.Module):
     """The EMA of the trained parameters and of buffers; integer buffers are copied. Frozen weights are shared with the
@@ -43,7 +45,7 @@ class EMA(nn.Module):
                 current.append(values[name])
             else:
                 averages[name].copy_(values[name])
-        torch._foreach_lerp_(averaged, current, weight)
+        torch._foreach_lerp_(local_tensors(averaged), local_tensors(current), weight)
         self.updates += 1
 
     def state(self) -> dict[str, Any]:

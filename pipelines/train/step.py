@@ -15,9 +15,11 @@ from typing import Any, cast
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 from pipelines.data.stream.plan import derive_seed
+from pipelines.train import sharding
 from pipelines.train.batchnorm import synchronize_batchnorm
 from pipelines.train.config import OptimizerConfig, StepConfig
 from pipelines.train.ema import EMA
@@ -54,7 +56,10 @@ class TrainStep:
     """Holds the model, its optimizer and its EMA. Each call runs one global step. Independent of Ray.
 
     Args:
-        model: already on its device.
+        model: is moved to the device.
+        sharded: shard weights, gradients and moments over the workers (``pipelines.train.sharding``); of one worker it
+            changes nothing.
+        device: where it trains; where it is if not given.
         steps: global steps of the whole training, for the schedule.
         teacher: whose answers are learned, too; on the same device.
     """
@@ -68,6 +73,8 @@ class TrainStep:
         steps: int,
         seed: int,
         teacher: Teacher | None = None,
+        sharded: bool = False,
+        device: torch.device | None = None,
     ) -> None:
         self.teacher = teacher
         self.distributed = dist.is_initialized() and dist.get_world_size() > 1
@@ -75,20 +82,27 @@ class TrainStep:
         self.rank = dist.get_rank() if self.distributed else 0
         if config.sync_batchnorm and self.distributed:
             synchronize_batchnorm(model)
-        align_weights(model)
+        self.sharded = sharded and self.distributed
         self.model = model.train()
-        self.device = next(model.parameters()).device
+        self.device = device or next(model.parameters()).device
+        if not self.sharded:
+            model.to(self.device)  # type: ignore[arg-type]
+        align_weights(model)
         self.steps, self.seed = steps, seed
         self.config, self.schedule = config, optimizer
-        self.optimizer = build_optimizer(model, optimizer)
-        self.parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         self._frozen = bases.frozen_tensor_names(model)
         self.average = EMA(model, config.ema, self._frozen) if config.ema else None
+        if self.sharded:
+            # Copied before, as what is sharded cannot be.
+            for whole in dict.fromkeys((model, self.evaluated_model)):
+                sharding.shard_model(whole, self.device, config.precision)
+        self.optimizer = build_optimizer(model, optimizer)
+        self.parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         forward: nn.Module = torch.compile(model) if config.compile else model  # type: ignore[assignment]
         # Buffers are broadcast from rank 0 before they are read (broadcast_buffers), not in each forward pass.
         self.forward = (
             DistributedDataParallel(forward, gradient_as_bucket_view=True, forward_sync_buffers=False)
-            if self.distributed
+            if self.distributed and not self.sharded
             else forward
         )
         # Once set it stays set, so that no later update runs before the host reads it.
@@ -157,28 +171,39 @@ class TrainStep:
     @torch.no_grad()
     def _update_weights(self, totals: Tensor) -> Tensor:
         gradients = [p.grad for p in self.parameters if p.grad is not None]
-        # DDP averages the gradients of all ranks; this rescales them to the mean over the global batch's texts.
+        # They are averages over all ranks; this rescales them to the mean over the global batch's texts.
         # If nothing is counted the gradient is zero, and must not be multiplied by infinity.
         scale = torch.where(totals[1] > 0, self.world / totals[1], 0.0).float()
-        grad_norm = nn.utils.get_total_norm(gradients) * scale
+        norm = nn.utils.get_total_norm(gradients)
+        grad_norm = (norm.full_tensor() if isinstance(norm, DTensor) else norm) * scale
         finite = torch.isfinite(grad_norm) & torch.isfinite(totals[0])
         self._failed = torch.maximum(self._failed, (~finite).float())
-        torch._foreach_mul_(gradients, scale * (self.schedule.clip / (grad_norm + 1e-6)).clamp(max=1.0))
+        torch._foreach_mul_(
+            sharding.local_tensors(gradients), scale * (self.schedule.clip / (grad_norm + 1e-6)).clamp(max=1.0)
+        )
         # Fused AdamW skips the update on the device if found_inf is set, without waiting for the host (as GradScaler).
         self.optimizer.found_inf = self._failed  # type: ignore[attr-defined]
         self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=not self.distributed)
+        self.optimizer.zero_grad(set_to_none=not isinstance(self.forward, DistributedDataParallel))
         if self.average is not None:
             self.average.update_parameters(self.model)
         return grad_norm
 
     def state(self) -> dict[str, Any]:
         """Return the state from which training continues bit for bit: tensors and plain containers, without frozen
-        weights.
+        weights. Of a sharded model this is a collective, and rank 0 gets the state.
         """
-        trained = {name: value for name, value in self.model.state_dict().items() if name not in self._frozen}
+        named = self.model.state_dict(keep_vars=self.sharded)  # a tied tensor then has one identity
+        trained = {name: value for name, value in named.items() if name not in self._frozen}
         average = self.average.state() if self.average is not None else None
-        return {"model": trained, "optimizer": self.optimizer.state_dict(), "average": average}
+        state = {"model": trained, "optimizer": self.optimizer.state_dict(), "average": average}
+        return sharding.gather_whole(state, keep=self.rank == 0) if self.sharded else state
+
+    def evaluated_weights(self) -> dict[str, Tensor]:
+        """Return the trained tensors of ``evaluated_model`` by name; of a sharded model as ``state``."""
+        named = self.evaluated_model.state_dict(keep_vars=self.sharded)
+        trained: dict[str, Tensor] = {name: value for name, value in named.items() if name not in self._frozen}
+        return sharding.gather_whole(trained, keep=self.rank == 0) if self.sharded else trained
 
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Restore ``state``; the model must have the same configuration and the same frozen weights.
@@ -186,6 +211,8 @@ class TrainStep:
         Raises:
             ValueError: it has other weights to train.
         """
+        if self.sharded:
+            state = self._shard_state(state)
         missing, unexpected = self.model.load_state_dict(state["model"], strict=False)
         if others := sorted({*unexpected, *missing} - self._frozen):
             names = ", ".join(others[:3])
@@ -193,6 +220,26 @@ class TrainStep:
         self.optimizer.load_state_dict(state["optimizer"])
         if self.average is not None:
             self.average.load_state(state["average"])
+
+    def _shard_state(self, state: Mapping[str, Any]) -> dict[str, Any]:
+        """Replace the tensors of a whole state by this worker's shards of them."""
+
+        def shard_named(tensors: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
+            own = model.state_dict()
+            return {name: sharding.shard_like(value, own.get(name, value)) for name, value in tensors.items()}
+
+        moments = {
+            number: {name: sharding.shard_like(value, self.parameters[number]) for name, value in values.items()}
+            for number, values in state["optimizer"]["state"].items()
+        }
+        average = state["average"]
+        if average is not None and self.average is not None:
+            average = {**average, "weights": shard_named(average["weights"], self.average.module)}
+        return {
+            "model": shard_named(state["model"], self.model),
+            "optimizer": {**state["optimizer"], "state": moments},
+            "average": average,
+        }
 
 
 @torch.no_grad()

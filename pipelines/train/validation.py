@@ -55,8 +55,9 @@ def evaluate(model: VLModel, batches: Iterable[Arrays], autocast: AbstractContex
     with autocast:
         for arrays in batches:
             out = model(**arrays_to_tensors(arrays, device))
-            sums += torch.stack([_loss_sums(out), *(out.tasks or {}).values()])
-            images += len(arrays["row_B"])
+            if arrays["counts_B"].all():  # else another worker has evaluated it
+                sums += torch.stack([_loss_sums(out), *(out.tasks or {}).values()])
+                images += len(arrays["row_B"])
     model.train(training)
     if dist.is_initialized():
         dist.all_reduce(sums)

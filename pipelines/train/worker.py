@@ -19,6 +19,7 @@ import torch
 import torch.distributed as dist
 from ray.train import Checkpoint, CheckpointUploadMode
 from ray.train.collective import broadcast_from_rank_zero
+from torch import Tensor
 
 from pipelines.data.stream.dataset import Arrays, enable_gpu_decoding, enable_pixel_cache
 from pipelines.data.stream.feature_build import check_features_match_backbones
@@ -63,21 +64,22 @@ def train_worker(spec: RunSpec) -> None:
             if rank == 0:
                 _end_training(spec, model)
             return
-        model.to(device)  # type: ignore[arg-type]
-        trainer = TrainStep(
-            model, spec.train.optimizer, spec.train.step, steps=spec.schedule.step_count, seed=spec.seed,
-            teacher=_load_teacher(spec, device),
-        )  # fmt: skip
+        # These read whole weights, which a sharded model no longer has.
+        check_features_match_backbones(model, spec.train_source.features)
         stored: Bases = {}
         if found is not None:
-            trainer.load_state(checkpoint.read_trainer_tensors(found[1], device))
             stored = read_base_weights_list(found[1] / checkpoint.MODEL)
+        elif rank == 0:
+            stored = bases.store_bases(model, Folder(spec.folder).parent)
+        trainer = TrainStep(
+            model, spec.train.optimizer, spec.train.step, steps=spec.schedule.step_count, seed=spec.seed,
+            teacher=_load_teacher(spec, device), sharded=spec.train.sharding == "fsdp2", device=device,
+        )  # fmt: skip
+        if found is not None:
+            trainer.load_state(checkpoint.read_trainer_tensors(found[1], None if trainer.sharded else device))
     progress = restore_progress(found[0].state if found is not None else None)
     if rank == 0 and found is not None:
         _show_line(spec, f"continues from {found[0].path} (step {progress.step} of {spec.schedule.step_count})")
-    elif rank == 0:
-        stored = bases.store_bases(model, Folder(spec.folder).parent)
-    check_features_match_backbones(model, spec.train_source.features)
 
     source = spec.train_source
     if spec.stream.decoding == "gpu" and device.type == "cuda":
@@ -215,7 +217,7 @@ class _WorkerHooks:
         self._stored, self._rank = stored, rank
         self._validation: _CachedValidationBatches | None = None
         if spec.val_source is not None:
-            batches = EvaluationBatches(spec.val_source, spec.train.evaluation_batch, rank, world)
+            batches = EvaluationBatches(spec.val_source, spec.train.evaluation_batch, rank, world, even=trainer.sharded)
             self._validation = _CachedValidationBatches(batches, spec)
 
     def evaluate(self) -> ValidationResult | None:
@@ -233,6 +235,10 @@ class _WorkerHooks:
     def checkpoint(self, progress: TrainingProgress, selection: float) -> None:
         name = checkpoint.checkpoint_folder_name(progress.step)
         metrics = {"selection": selection, "step": progress.step, **(progress.history[-1] if selection >= 0 else {})}
+        # Of a sharded model these are collectives, and rank 0 gets what they return.
+        if self._rank == 0 or self._trainer.sharded:
+            state = self._trainer.state()
+            weights = state["model"] if self._trainer.average is None else self._trainer.evaluated_weights()
         if self._rank:
             ray.train.report(metrics, checkpoint_dir_name=name)
             return
@@ -240,7 +246,7 @@ class _WorkerHooks:
         self._tracker.persist()
         folder = Path(tempfile.mkdtemp(prefix="checkpoint-"))
         try:
-            self._write_checkpoint(folder, progress, selection)
+            self._write_checkpoint(folder, progress, selection, state, weights)
             ray.train.report(
                 metrics,
                 checkpoint=Checkpoint.from_directory(folder),
@@ -261,8 +267,15 @@ class _WorkerHooks:
         )
         return bool(broadcast_from_rank_zero(answer))
 
-    def _write_checkpoint(self, folder: Path, progress: TrainingProgress, selection: float) -> None:
-        self._trainer.evaluated_model.save_pretrained(folder / checkpoint.MODEL, stored=self._stored)
+    def _write_checkpoint(
+        self,
+        folder: Path,
+        progress: TrainingProgress,
+        selection: float,
+        trainer: Mapping[str, Any],
+        weights: Mapping[str, Tensor],
+    ) -> None:
+        self._trainer.evaluated_model.save_pretrained(folder / checkpoint.MODEL, stored=self._stored, trained=weights)
         self._processor.save_pretrained(folder / checkpoint.MODEL)
         for file in self._spec.beside_model:
             shutil.copy(file, folder / checkpoint.MODEL)
@@ -276,7 +289,7 @@ class _WorkerHooks:
             "config": self._spec.config,
             "data": self._spec.data,
         }
-        checkpoint.write_checkpoint_state(folder, self._trainer.state(), state)
+        checkpoint.write_checkpoint_state(folder, trainer, state)
 
 
 def _upload_checkpoint(run: Folder, local: Checkpoint, name: str) -> Checkpoint:

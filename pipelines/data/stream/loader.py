@@ -194,6 +194,8 @@ class EvaluationBatches(BatchLoader):
     world: int = 1
     sample: int = 0
     """Only so many samples, chosen by hash; 0 takes all."""
+    even: bool = False
+    """All workers make equally many batches: those that have fewer repeat one, none of whose samples counts."""
 
     @property
     def sample_count(self) -> int:
@@ -203,16 +205,20 @@ class EvaluationBatches(BatchLoader):
 
     def __len__(self) -> int:
         batches = len(split_into_batches(self.sample_count, self.batch))
-        return len(range(self.rank, batches, self.world))
+        return len(range(0 if self.even else self.rank, batches, self.world))
 
     def make_rows(self, number: int) -> Arrays:
         samples = open_samples(self.source)
-        batch = range(self.rank, len(split_into_batches(self.sample_count, self.batch)), self.world)[number]
+        batches = len(split_into_batches(self.sample_count, self.batch))
+        place = range(self.rank, self.rank + len(self) * self.world, self.world)[number]
+        batch, repeated = place % batches, place >= batches
         # With a window of all samples, the plan's order is a permutation by hash.
         plan = self.source.plan_order(window=samples.size, shuffle=self.sample > 0)
         indices = plan.samples_between(batch * self.batch, min((batch + 1) * self.batch, self.sample_count))
         records = samples.read_texts(indices)
-        provenance = samples.places_of_inputs_in_batch(records) | _sample_provenance(indices, batch, 1.0)
+        provenance = samples.places_of_inputs_in_batch(records) | _sample_provenance(
+            indices, batch, 0.0 if repeated else 1.0
+        )
         if (name := self.source.answering) is None:
             return samples.processor.collate_rows(_examples_by_task(samples, records)) | provenance
         task = samples.processor.tasks[name]

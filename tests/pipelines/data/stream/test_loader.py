@@ -159,9 +159,13 @@ def test_texts_change_with_their_mirrored_image(source: Source, monkeypatch: pyt
     assert 0 < mirrored < 2 * SAMPLES
 
 
-@pytest.mark.parametrize("world", [1, 2, 3])
-def test_evaluation_counts_each_sample_once(source: Source, world: int) -> None:
-    shares = [EvaluationBatches(replace(source, answering=""), 4, rank, world) for rank in range(world)]
+@pytest.mark.parametrize("even", [False, True])
+@pytest.mark.parametrize("world", [1, 2, 3, 7])
+def test_evaluation_counts_each_sample_once(source: Source, world: int, even: bool) -> None:
+    asked = replace(source, answering="")
+    shares = [EvaluationBatches(asked, 4, rank, world, even=even) for rank in range(world)]
+    assert len({len(share) for share in shares}) == 1 or not even
+    assert all(len(list(share)) == len(share) for share in shares)
     seen = [colour for share in shares for number in range(len(share)) for colour in colours(share[number])]
     assert sorted(seen) == [n for n in range(SAMPLES) if n % 4]
 
