@@ -35,13 +35,17 @@ class LoraSettings(ConfigSection):
     """"all-linear", or layers by their names or the ends of their paths: ["q_proj", "v_proj"]."""
 
 
-def inject_adapters(module: nn.Module, config: LoraSettings, exclude: Collection[str] = ()) -> None:
+def inject_adapters(
+    module: nn.Module, config: LoraSettings, exclude: Collection[str] = (), never_called: Collection[str] = ()
+) -> None:
     """Put adapters into a module in place, and freeze all of its other parameters.
 
     Linear layers within torch's ``MultiheadAttention`` get none: it reads their weights itself, without calling them.
 
     Args:
         exclude: paths of layers that "all-linear" leaves out, such as the output of a language model.
+        never_called: paths of layers whose weights the module reads itself, so that an adapter would do nothing;
+            "all-linear" leaves them out, too.
 
     Raises:
         ConfigError: the module has no such layer, or one that can have no adapter.
@@ -49,7 +53,13 @@ def inject_adapters(module: nn.Module, config: LoraSettings, exclude: Collection
     from peft import LoraConfig, inject_adapter_in_model
     from transformers.pytorch_utils import Conv1D
 
-    paths = _find_target_layers(module, config, exclude)
+    paths = _find_target_layers(module, config, {*exclude, *never_called})
+    if config.targets != "all-linear" and (useless := sorted(set(paths) & set(never_called))):
+        raise ConfigError(
+            f"lora.targets={config.targets!r}: {type(module).__name__} reads the weights of {useless[0]!r} without "
+            "calling it, so that an adapter in it would do nothing; name other layers, or all-linear, which leaves it "
+            "out"
+        )
     layers = [module.get_submodule(path) for path in paths]
     module.requires_grad_(False)
     peft_config = LoraConfig(

@@ -8,7 +8,7 @@ Pretrained weights are read once, when a model is created (``load_pretrained``),
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self
 
@@ -121,9 +121,11 @@ class Encoder(Pretrainable):
         for name in names:
             self.get_submodule(name).requires_grad_(False).eval()
 
-    def add_adapters(self, name: str, config: lora.LoraSettings) -> None:
-        """Put low-rank adapters into a submodule; everything else in it is frozen and in evaluation mode."""
-        lora.inject_adapters(self.get_submodule(name), config)
+    def add_adapters(self, name: str, config: lora.LoraSettings, never_called: Collection[str] = ()) -> None:
+        """Put low-rank adapters into a submodule (``lora.inject_adapters``); everything else in it is frozen and in
+        evaluation mode.
+        """
+        lora.inject_adapters(self.get_submodule(name), config, never_called=never_called)
         self._adapted.append(name)
 
     def train(self, mode: bool = True) -> Self:

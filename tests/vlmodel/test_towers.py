@@ -225,8 +225,12 @@ def test_partly_frozen(settings: dict[str, Any], still: list[str], moving: list[
     assert frozen == {name for name in norms if not requires[f"{name}.weight"]}
 
 
+BEIT: dict[str, Any] = {**VIT, "name": "beit_base_patch16_224"}
+"""A tower that reads the weights of its queries, keys and values itself, without calling their layer."""
+
 ADAPTED: list[dict[str, Any]] = [
     {**VIT, "kind": "timm"},
+    {**BEIT, "kind": "timm"},
     {"kind": "hf", "architecture": "clip_vision_model", "settings": WIDE},
     {"kind": "vit", "image_size": 32, "patch_size": 8, "width": 16, "depth": 2, "heads": 2, "feed_forward": 32},
     {"kind": "cnn", "name": "resnet18", "lora": {"rank": 2, "targets": ["conv2"]}},
@@ -234,7 +238,7 @@ ADAPTED: list[dict[str, Any]] = [
 ]
 
 
-@pytest.mark.parametrize("settings", ADAPTED, ids=lambda settings: settings.get("architecture", settings["kind"]))
+@pytest.mark.parametrize("settings", ADAPTED, ids=lambda s: s.get("architecture", s.get("name", s["kind"])))
 def test_adapters_in_a_tower(settings: dict[str, Any], make_model: Callable[..., Any], batch: Any) -> None:
     """They first change nothing, are all of the backbone that is trained, and all that rests is stored as a base."""
     bare = make_model(vision={name: value for name, value in settings.items() if name != "lora"}).eval()
@@ -254,6 +258,13 @@ def test_adapters_in_a_tower(settings: dict[str, Any], make_model: Callable[...,
         f"backbone.{name}" for name in model.vision.backbone.state_dict() if ".lora_" not in name
     }
     assert not any(m.training for n, m in model.vision.backbone.named_modules() if "lora_" not in n)
+
+
+def test_a_layer_that_is_never_called_gets_no_adapter() -> None:
+    adapted = {name.partition(".lora_")[0] for name, _ in make(**BEIT, lora={}).named_parameters() if "lora_" in name}
+    assert {name.rpartition(".")[2] for name in adapted} == {"proj", "fc1", "fc2"}
+    with pytest.raises(ConfigError, match=r"lora.targets=\['qkv'\].*without calling it.*name other layers"):
+        make(**BEIT, lora={"targets": ["qkv"]})
 
 
 def test_a_tower_with_adapters_has_the_weights_of_the_file(source: Any, tmp_path: Path) -> None:

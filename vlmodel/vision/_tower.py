@@ -136,6 +136,7 @@ class TowerConfig(BackboneConfig):
         """Compute the shapes of ``output_shapes`` without the cache."""
         with torch.device("meta"), torch.enable_grad():
             backbone = self.create_backbone().eval()
+            called = _record_called_layers(backbone)
             try:
                 outputs = self.run_backbone(backbone, torch.zeros(1, 3, *self.image_height_and_width()))
             except (RuntimeError, ValueError, AssertionError) as error:
@@ -161,6 +162,9 @@ class TowerConfig(BackboneConfig):
             pooled[0].shape[1] if pooled else 0,
             outputs.is_sequence,
             frozenset(name for name, p in backbone.named_parameters() if p.grad is None),
+            frozenset(
+                path for path, layer in backbone.named_modules() if isinstance(layer, nn.Linear) and path not in called
+            ),
             tuple(frozenset(names) for names in self.parameter_names_by_stage(backbone)),
         )
 
@@ -209,6 +213,8 @@ class OutputShapes(NamedTuple):
         pooled: width of the tower's own pooled vector; 0 if it is not used.
         is_sequence: as of ``BackboneOutputs``.
         unreached: names of the parameters on which no used output depends.
+        never_called: paths of the linear layers that are not called: no output depends on them, or the tower reads
+            their weights itself, as timm's BEiT, EVA and Swin V2 do.
         stages: names of the parameters by stage.
     """
 
@@ -216,7 +222,17 @@ class OutputShapes(NamedTuple):
     pooled: int
     is_sequence: bool
     unreached: frozenset[str]
+    never_called: frozenset[str]
     stages: tuple[frozenset[str], ...]
+
+
+def _record_called_layers(backbone: nn.Module) -> set[str]:
+    """Record the paths of the linear layers that are called from now on."""
+    called: set[str] = set()
+    for path, layer in backbone.named_modules():
+        if isinstance(layer, nn.Linear):
+            layer.register_forward_hook(lambda *_, path=path: called.add(path))
+    return called
 
 
 @functools.lru_cache(maxsize=64)
@@ -261,7 +277,7 @@ class VisionTower(BackboneEncoder):
         if config.frozen:
             self.freeze_submodules("backbone")
         elif config.lora is not None:
-            self.add_adapters("backbone", config.lora)
+            self.add_adapters("backbone", config.lora, self._shapes.never_called)
             layers = {name.rpartition(".")[0] for name in self._shapes.unreached}
             for name, parameter in self.backbone.named_parameters():
                 if name.partition(".lora_")[0] in layers:
