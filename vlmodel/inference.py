@@ -120,7 +120,8 @@ class Predictor:
     def generate_texts(
         self, examples: Sequence[Example], top_k: int = 1, task: str | None = None, **settings: Any
     ) -> list[list[WrittenText]]:
-        """Generate ``top_k`` texts by a language model for each row of all examples (``TextWriter.generate_texts``).
+        """Generate ``top_k`` texts by a language model for each row of all examples (``TextWriter.generate_texts``),
+        without the fact that a text may name before it answers.
 
         Raises:
             ConversationError: a conversation that cannot be answered, or is longer than the model's window.
@@ -137,9 +138,18 @@ class Predictor:
             written = cast(TextWriter, head).generate_texts(encoded, processor, top_k, **settings)
         found = [(of_text, e.knowledge_version) for e in examples for of_text in e.facts or ()]
         return [
-            [replace(one, facts=facts, knowledge_version=version) for one in of_row]
+            [self._with_facts(one, facts, version, name) for one in of_row]
             for of_row, (facts, version) in zip(written, found, strict=True)
         ]
+
+    def _with_facts(
+        self, written: WrittenText, facts: tuple[LinkedFact, ...], version: int | None, task: str
+    ) -> WrittenText:
+        text = written.text
+        if self._writes_evidence(task):
+            named, text = self.processor.knowledge.split_evidence(text)
+            facts = reweigh_by_evidence(facts, named)
+        return replace(written, text=text, facts=facts, knowledge_version=version)
 
     def predict_collated(
         self, batch: Mapping[str, NDArray[Any]], top_k: int = 5, task: str | None = None, **settings: Any

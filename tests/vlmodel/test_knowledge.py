@@ -308,9 +308,14 @@ def test_no_word_of_a_fact_is_a_special_token(
 EVIDENCE = {"kind": "injection", "where": "output", "max_fact_tokens": 12}
 
 
-def writing(processor: VLProcessor, longest: int = 24) -> tuple[ModelConfig, VLProcessor]:
+LLM = {"kind": "llm", "width": 16, "depth": 2, "heads": 2, "positions": 96}
+
+
+def writing(
+    processor: VLProcessor, longest: int = 24, head: dict[str, Any] | None = None
+) -> tuple[ModelConfig, VLProcessor]:
     """A model that names its evidence, with a tokenizer that knows the words for it."""
-    tree = tiny_tree(knowledge=EVIDENCE, task={"kind": "answer"}, language={"positions": 40})
+    tree = tiny_tree(knowledge=EVIDENCE, task={"kind": "answer", "head": head or {}}, language={"positions": 40})
     made = with_knowledge(processor, tree)
     made.tokenizer = train_tokenizer(["what is it? it is red therefore blue yes"] * 9, 200)
     made.config = made.config.model_copy(update={"max_target_tokens": longest})
@@ -357,9 +362,12 @@ def test_only_a_task_that_writes_names_evidence(processor: VLProcessor) -> None:
         tiny_tree(knowledge=EVIDENCE)
 
 
-def test_evidence_is_learned_cited_and_no_part_of_the_answer(processor: VLProcessor, png: bytes) -> None:
+@pytest.mark.parametrize("head", [{}, LLM], ids=["sequence", "llm"])
+def test_evidence_is_learned_cited_and_no_part_of_the_answer(
+    head: dict[str, Any], processor: VLProcessor, png: bytes
+) -> None:
     """Two rows with the same picture and question differ in their facts alone."""
-    tree, made = writing(processor)
+    tree, made = writing(processor, head=head)
     torch.manual_seed(0)
     model = VLModel.create_from_config(tree, made)
     facts = ((fact_of("red", "it is red"), fact_of("what", "what is it")), (fact_of("what", "what is it"),))
@@ -378,3 +386,10 @@ def test_evidence_is_learned_cited_and_no_part_of_the_answer(processor: VLProces
     assert [(one.fact.text, one.weight) for one in red.facts] == [("it is red", 1.0), ("what is it", 0.0)]
     assert [one.weight for one in other.facts] == [1.0]
     assert [answers[0][0] for answers in predictor.predict_collated(arrays, 1)] == ["red", "what"]
+    if not head:
+        return
+    # As a chat asks; "is" ends an answer, and not the fact before it.
+    for settings in ({}, {"stop_strings": ["is"]}):
+        (first,), (second,) = predictor.generate_texts([rows], **settings)
+        assert [first.text, second.text] == ["red", "what"]
+        assert [(one.fact.text, one.weight) for one in first.facts] == [("it is red", 1.0), ("what is it", 0.0)]

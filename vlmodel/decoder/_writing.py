@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from vlmodel import parts
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    from vlmodel.processor import VLProcessor
 
 
 def check_one_streamed_text(streamer: Any, rows: int, top_k: int, settings: Mapping[str, Any]) -> None:
@@ -73,14 +73,18 @@ def drop_repeated_texts(texts: Sequence[tuple[str, float]], by_probability: bool
 
 
 class StopTextCriterion:
-    """Stops the generation of a text once it contains one of the stop texts.
+    """Stops the generation of a text once it contains one of the stop texts, behind the fact that it may name first.
 
     transformers' own criterion fails if no token of the vocabulary is a part of a stop text.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, stop: Sequence[str]) -> None:
-        self._tokenizer, self._stop = tokenizer, stop
+    def __init__(self, processor: VLProcessor, stop: Sequence[str]) -> None:
+        self._processor, self._stop = processor, stop
 
     def __call__(self, ids_NT: Tensor, scores: Any, **_: Any) -> Tensor:
-        texts = self._tokenizer.batch_decode(ids_NT.tolist(), skip_special_tokens=True)
+        texts = self._processor.tokenizer.batch_decode(ids_NT.tolist(), skip_special_tokens=True)
+        knowledge = self._processor.knowledge
+        if knowledge.writes_evidence():
+            # Until a fact is named it may be what is being written.
+            texts = [answer if fact else "" for fact, answer in map(knowledge.split_evidence, texts)]
         return torch.tensor([any(one in text for one in self._stop) for text in texts], device=ids_NT.device)

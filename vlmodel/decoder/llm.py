@@ -265,7 +265,7 @@ class LanguageModel(parts.TextWriter):
             attention_mask=mask_NL.long(),
             generation_config=GenerationConfig(**chosen, eos_token_id=sorted(ends), pad_token_id=min(ends)),
             streamer=streamer,
-            stopping_criteria=[StopTextCriterion(processor.tokenizer, stop)] if stop else None,
+            stopping_criteria=[StopTextCriterion(processor, stop)] if stop else None,
         )
         return ids_NT.unflatten(0, (len(x_NLD), -1))
 

@@ -101,7 +101,7 @@ class SequenceDecoder(parts.TextWriter):
         if not count:
             return []
         stop = settings.pop("stop_strings", ())
-        criteria = [StopTextCriterion(processor.tokenizer, stop)] if stop else None
+        criteria = [StopTextCriterion(processor, stop)] if stop else None
         generation = self._generation_config(processor, top_k, settings)
         ids_NkT = self._generate_ids(memory, generation, streamer, criteria)
         # One of the k after the other, so that it takes no more memory than training.

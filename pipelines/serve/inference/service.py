@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -37,6 +37,7 @@ from pipelines.storage import manifest
 from vlmodel.encoder_parts import IMAGE
 from vlmodel.facts import FactLinkingConfig
 from vlmodel.inference import Predictor
+from vlmodel.knowledge_parts import KnowledgePart
 from vlmodel.operations.base import BatchedRequest, Operation, operations_of_tasks
 from vlmodel.operations.classify import ClassifyOperation
 from vlmodel.processor import VLProcessor
@@ -283,7 +284,7 @@ class InferenceService:
 
         running = asyncio.ensure_future(self._threads.run(generate, kind="stream"))
         try:
-            async for piece in streamer:
+            async for piece in answered_pieces(streamer, loaded.predictor.processor.knowledge):
                 if piece:
                     yield piece
             timed = await running
@@ -291,6 +292,30 @@ class InferenceService:
             running.cancel()
         self._metrics.batch(name, 1, timed.seconds, loaded.info.version)
         yield _service_result(loaded, decoded, timed)
+
+
+async def answered_pieces(pieces: AsyncIterator[str], knowledge: KnowledgePart) -> AsyncIterator[str]:
+    """Yield what a text answers that comes in pieces. Of a model that names a fact first the fact is left out, and a
+    text that names none comes when it has ended: until then it may be a fact.
+    """
+    if not knowledge.writes_evidence():
+        async for piece in pieces:
+            yield piece
+        return
+    written, answers = "", False
+    async for piece in pieces:
+        if answers:
+            yield piece
+            continue
+        written += piece
+        # The last word may be a part of one.
+        whole, _, rest = written.rpartition(" ")
+        fact, answer = knowledge.split_evidence(whole)
+        if fact:
+            answers = True
+            yield f"{answer} {rest}" if answer else rest
+    if not answers:
+        yield knowledge.split_evidence(written)[1]
 
 
 def _service_result(loaded: _LoadedModel, decoded: _DecodedRequest, timed: TimedResult[Any]) -> ServiceResult:

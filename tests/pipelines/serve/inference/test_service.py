@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +14,12 @@ import pytest
 from pipelines.registry import golden
 from pipelines.serve.config import ServeConfig
 from pipelines.serve.errors import ApiError, ServeError
-from pipelines.serve.inference.service import InferenceService
+from pipelines.serve.inference.service import InferenceService, answered_pieces
 from pipelines.serve.service import ServiceMetrics, ServiceResult
 from pipelines.storage import manifest
 from tests.pipelines.serve.conftest import LABELS, ask, picture
 from vlmodel.inference import Predictor
+from vlmodel.knowledge.injection import Config as Injection
 from vlmodel.processor import Example
 
 QUESTIONS = ("what colour is the circle ?", "is there a square ?")
@@ -256,3 +257,28 @@ def test_a_hanging_pass_makes_the_replica_unhealthy(
     monkeypatch.setattr(service._threads, "_started", {1: time.perf_counter() - 1, 2: time.perf_counter() - 61})
     with pytest.raises(ServeError, match="60 s"):
         service.check_health()
+
+
+@pytest.mark.parametrize(
+    ("pieces", "expected"),
+    [
+        (["it is ", "red there", "fore ye", "s it ", "is"], ["ye", "s it ", "is"]),
+        (["it is red therefore yes it ", "is"], ["yes it ", "is"]),
+        (["it is red ", "therefore ", "", "yes"], ["", "", "yes"]),
+        (["yes it ", "is thereforeover"], ["yes it is thereforeover"]),
+        (["it is red therefore", " "], [""]),
+        (["yes"], ["yes"]),
+        ([], [""]),
+    ],
+)
+def test_a_streamed_text_is_what_it_answers(pieces: list[str], expected: list[str]) -> None:
+    async def collect(where: str) -> list[str]:
+        async def written() -> AsyncIterator[str]:
+            for piece in pieces:
+                yield piece
+
+        knowledge = Injection.model_validate({"where": where})
+        return [piece async for piece in answered_pieces(written(), knowledge)]
+
+    assert asyncio.run(collect("output")) == expected
+    assert asyncio.run(collect("input")) == pieces
