@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import shutil
 from collections.abc import Callable, Coroutine, Sequence
 from functools import cache
 from pathlib import Path
@@ -86,6 +87,26 @@ def save_model(folder: Path, decoder: dict[str, Any]) -> Path:
 def folder_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     """``folder_of("caption")``: a model with that decoder, of ``DECODERS``."""
     return cache(lambda name: save_model(tmp_path_factory.mktemp(name), DECODERS[name]))
+
+
+@pytest.fixture(scope="session")
+def talking_folder(folder_of: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A language model whose texts are words alone, and differ."""
+    import torch
+
+    from vlmodel.model import VLModel
+
+    folder = tmp_path_factory.mktemp("talks") / "model"
+    shutil.copytree(folder_of("llm"), folder)
+    model = VLModel.from_pretrained(folder)
+    torch.manual_seed(5)
+    for parameter in model.decoder.parameters():
+        if parameter.ndim > 1:
+            torch.nn.init.normal_(parameter, std=0.5)
+    with torch.no_grad():
+        model.decoder.inner.lm_head.weight[:4] = 0
+    model.save_pretrained(folder)
+    return folder
 
 
 @pytest.fixture(scope="session")

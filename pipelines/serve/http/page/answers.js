@@ -96,7 +96,7 @@ function correction(placeholder, send) {
 }
 
 // The facts that the model got with a question; what they say is text, and never markup.
-function usedFacts(facts) {
+export function usedFacts(facts) {
   const list = element("ul", "facts");
   for (const { head, relation, tail, source, weight } of facts) {
     const entry = element("li", "meta", `${head} · ${relation} · ${tail} (${percent(weight)})`);

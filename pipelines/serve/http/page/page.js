@@ -1,12 +1,13 @@
 // The page: choose a picture or other inputs and a task, send, see the answer and where the model looked.
 
 import { beginTurn, showAnswers, showCaptions, showClasses, showHits, showMatches } from "./answers.js";
+import { beginConversation, hasConversation, say } from "./chat.js";
 import { $, element, notify } from "./dom.js";
 import { further, offerInputs } from "./inputs.js";
 import { offerExamples, picture } from "./picture.js";
 import { apiKey, fetchJSON, fetchStream } from "./service.js";
 
-const form = $("form"), question = $("question"), texts = $("texts"), sought = $("sought");
+const form = $("form"), question = $("question"), texts = $("texts"), sought = $("sought"), saying = $("saying");
 
 // On a phone the focus would open the keyboard over the picture and the answers.
 const hasKeyboard = matchMedia("(hover: hover)").matches;
@@ -32,6 +33,27 @@ const TASKS = {
       return result;
     },
     heading: () => question.value.trim(),
+  },
+  chat: {
+    title: "Chat",
+    empty: "Say something about the picture; the reply appears here, one word after the other.",
+    // A conversation needs no picture.
+    alone: () => true,
+    missing: () => (saying.value.trim() ? "" : "Type something to say."),
+    ownLog: true,
+    async ask(_body, _turn, clock) {
+      const text = saying.value.trim();
+      saying.value = "";
+      try {
+        return await say(text, clock);
+      } catch (error) {
+        saying.value ||= text;
+        throw error;
+      } finally {
+        $("empty").hidden = hasConversation();
+        if (hasKeyboard) saying.focus();
+      }
+    },
   },
   caption: {
     title: "Describe",
@@ -164,13 +186,27 @@ function choose(task) {
   for (const button of $("tasks").children) button.setAttribute("aria-pressed", button.dataset.task === task);
   for (const part of form.querySelectorAll("[data-for]")) part.hidden = !part.dataset.for.split(" ").includes(task);
   $("empty").textContent = TASKS[task].empty;
+  // A conversation is read from top to bottom, and has a place of its own.
+  $("log").hidden = Boolean(TASKS[task].ownLog);
+  showEmpty();
   notify("");
   const own = examples.filter((example) => example.task === task);
   offerExamples(own);
   const words = own[0]?.texts ?? [];
   if (task === "vqa") question.placeholder = words[0] ?? "What would you like to know?";
   if (task === "match") texts.placeholder = words.join("\n");
+  if (task === "chat") saying.placeholder = words[0] ?? "What would you like to talk about?";
   suggest();
+}
+
+function showEmpty() {
+  $("empty").hidden = TASKS[current]?.ownLog ? hasConversation() : $("log").children.length > 0;
+}
+
+function forget() {
+  $("log").replaceChildren();
+  beginConversation();
+  showEmpty();
 }
 
 function wanted() {
@@ -182,26 +218,28 @@ function wanted() {
 const exampleTexts = (task) => (picture.example?.task === task ? picture.example.texts : []);
 
 function suggest() {
-  const questions = current === "vqa" ? exampleTexts("vqa") : [];
-  $("suggestions").replaceChildren(...questions.map((text) => {
-    const button = element("button", "", text);
-    button.type = "button";
-    button.addEventListener("click", () => {
-      question.value = text;
-      form.requestSubmit();
-    });
-    return button;
-  }));
+  for (const [task, place, field] of [["vqa", "suggestions", question], ["chat", "openings", saying]]) {
+    $(place).replaceChildren(...(current === task ? exampleTexts(task) : []).map((text) => {
+      const button = element("button", "", text);
+      button.type = "button";
+      button.addEventListener("click", () => {
+        field.value = text;
+        form.requestSubmit();
+      });
+      return button;
+    }));
+  }
 }
 
-further.onChange = () => {
-  $("log").replaceChildren();
-  $("empty").hidden = false;
-};
+further.onChange = forget;
+
+$("begin").addEventListener("click", () => {
+  beginConversation();
+  showEmpty();
+});
 
 picture.onChange = () => {
-  $("log").replaceChildren();
-  $("empty").hidden = false;
+  forget();
   // What was typed stays, unless it belongs to another example.
   const typed = given().join("\n");
   if (!typed || typed === texts.dataset.example) {
@@ -209,7 +247,8 @@ picture.onChange = () => {
     texts.value = texts.dataset.example;
   }
   suggest();
-  if (current === "vqa" && hasKeyboard) question.focus({ preventScroll: true });
+  const field = { vqa: question, chat: saying }[current];
+  if (field && hasKeyboard) field.focus({ preventScroll: true });
 };
 
 form.addEventListener("submit", async (event) => {
@@ -222,12 +261,13 @@ form.addEventListener("submit", async (event) => {
   if (blob) body.append("image", blob, "picture");
   for (const [name, input] of inputs) body.append(name, input, name);
   for (const button of buttons) Object.assign(button, { disabled: true }).classList.add("busy");
-  const turn = beginTurn(task.heading());
+  if (task.ownLog) $("empty").hidden = true;
+  const turn = task.ownLog ? null : beginTurn(task.heading());
   try {
     const { model } = await task.ask(body, turn, () => performance.now() - started);
     if (model.version !== picture.model?.version) describeModel();
   } catch (error) {
-    turn.drop();
+    turn?.drop();
     notify(error.message);
     // A model that was swapped in may do other tasks.
     if (error.code === "no_such_task" || error.code === "vectors_of_another_model") describeModel();

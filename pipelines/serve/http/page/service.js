@@ -13,7 +13,7 @@ export function apiKey(value) {
 }
 
 async function send(path, options) {
-  const headers = key ? { authorization: `Bearer ${key}` } : {};
+  const headers = { ...options?.headers, ...(key ? { authorization: `Bearer ${key}` } : {}) };
   let response;
   try {
     response = await fetch(path, { ...options, headers });
@@ -38,8 +38,8 @@ export async function fetchJSON(path, options) {
   return (await send(path, options)).json();
 }
 
-// The answer at the end of a stream of server-sent events; each piece before it goes to `onPiece`.
-export async function fetchStream(path, options, onPiece) {
+// The server-sent events of an answer, each by the names of its lines.
+async function* events(path, options) {
   const reader = (await send(path, options)).body.pipeThrough(new TextDecoderStream()).getReader();
   let waiting = "";
   for (;;) {
@@ -48,11 +48,28 @@ export async function fetchStream(path, options, onPiece) {
     const frames = (waiting + value).split("\n\n");
     waiting = frames.pop();
     for (const frame of frames) {
-      const [name, data] = frame.split("\n").map((line) => line.slice(line.indexOf(":") + 2));
-      const body = JSON.parse(data);
-      if (name === "done") return body;
-      if (name === "error") throw refusal(body.error, 200);
-      onPiece(body.text);
+      yield Object.fromEntries(frame.split("\n").map((line) => [line.slice(0, line.indexOf(":")), line.slice(line.indexOf(":") + 2)]));
     }
+  }
+}
+
+// The answer at the end of a stream; each piece before it goes to `onPiece`.
+export async function fetchStream(path, options, onPiece) {
+  for await (const { event, data } of events(path, options)) {
+    const body = JSON.parse(data);
+    if (event === "done") return body;
+    if (event === "error") throw refusal(body.error, 200);
+    onPiece(body.text);
+  }
+}
+
+// A stream in OpenAI's form; each chunk goes to `onChunk`.
+export async function fetchChat(path, body, onChunk) {
+  const headers = { "content-type": "application/json" };
+  for await (const { data } of events(path, { method: "POST", headers, body: JSON.stringify(body) })) {
+    if (data === "[DONE]") return;
+    const chunk = JSON.parse(data);
+    if (chunk.error) throw refusal(chunk.error, 200);
+    onChunk(chunk);
   }
 }
