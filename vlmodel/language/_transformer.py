@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Iterator
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -13,7 +12,8 @@ from vlmodel import lora, parts
 from vlmodel.config import ConfigError
 from vlmodel.language import _architectures
 from vlmodel.language._architectures import ARCHITECTURES
-from vlmodel.language.transformer import SETTING
+from vlmodel.language._encoder import TextEncoder
+from vlmodel.language._settings import SETTING
 from vlmodel.layers import ACTIVATIONS, masked_mean, masked_softmax, parameter_names_by_stage, to_transformers_mask
 from vlmodel.tokens import Tokens
 from vlmodel.weights import (
@@ -29,12 +29,14 @@ if TYPE_CHECKING:
 _XLNET_CLS_SEGMENT = 2
 
 
-class TransformerEncoder(parts.LanguageEncoder):
+class TransformerEncoder(TextEncoder):
     """A text encoder of transformers without its pooler, and an optional projection.
 
     In the result the classification token comes first, then the other tokens in their order, then the padding, wherever
     the tokenizer puts them.
     """
+
+    config: Config
 
     def __init__(self, config: Config) -> None:
         super().__init__()
@@ -52,21 +54,10 @@ class TransformerEncoder(parts.LanguageEncoder):
         self.mix = nn.Linear(self.width, 1, bias=False) if config.pooling == "attention" else None
         self._name = inner.model_type
         self._architecture = ARCHITECTURES[inner.model_type]
-        if config.frozen:
-            self.freeze_submodules("encoder")
-        elif config.frozen_layers:
+        self.freeze_encoder_or_add_adapters()
+        if config.frozen_layers and not config.frozen:
             first = _architectures.first_layer_paths(self._name, self.encoder, config.frozen_layers)
             self.freeze_submodules(*(f"encoder.{path}" for path in first))
-        elif config.lora is not None:
-            self.add_adapters("encoder", config.lora)
-
-    def forward(self, input_ids_NT: Tensor, mask_NT: Tensor, layout: parts.TokenLayout | None = None) -> Tokens:
-        if not len(input_ids_NT):
-            # transformers cannot reshape an empty batch. A row of padding is encoded in its place, so that every
-            # parameter still has a gradient.
-            one = self(input_ids_NT.new_zeros(1, input_ids_NT.shape[1]), mask_NT.new_zeros(1, mask_NT.shape[1]))
-            return Tokens(one.x_BTD[:0], one.mask_BT[:0], one.pooled_BD[:0])
-        return self._project_tokens(*self.compute_features(input_ids_NT, mask_NT, layout))
 
     def compute_features(
         self, input_ids_NT: Tensor, mask_NT: Tensor, layout: parts.TokenLayout | None = None
@@ -90,12 +81,8 @@ class TransformerEncoder(parts.LanguageEncoder):
             return features_NTF[:, :1], mask_NT[:, :1]
         return masked_mean(features_NTF, mask_NT).unsqueeze(1), mask_NT.any(1, keepdim=True)
 
-    def tokens_from_features(self, features_NTF: Tensor, mask_NT: Tensor) -> Tokens:
-        # Cached features may have less precision than the weights.
-        return self._project_tokens(features_NTF.to(self.encoder.dtype), mask_NT)
-
-    def _project_tokens(self, x_NTD: Tensor, mask_NT: Tensor) -> Tokens:
-        x_NTD = self.activation(self.projection(x_NTD))
+    def project_tokens(self, features_NTF: Tensor, mask_NT: Tensor) -> Tokens:
+        x_NTD = self.activation(self.projection(features_NTF))
         pooled_ND = self._pool_tokens(x_NTD, mask_NT)
         if self.config.output == "pooled":
             return Tokens(pooled_ND.unsqueeze(1), mask_NT[:, :1], pooled_ND)
@@ -169,19 +156,14 @@ class TransformerEncoder(parts.LanguageEncoder):
 
         assert self.config.resolved is not None
         whole, missing = open_transformers_model(AutoModel, SETTING, source, config_from_dict(self.config.resolved))
-        names, state = lora.names_without_adapters(self.encoder), whole.state_dict()
-        refuse_missing_weights(SETTING, source, missing & set(names.values()))
-        self.encoder.load_state_dict({name: state[plain] for name, plain in names.items()}, strict=False)
+        refuse_missing_weights(SETTING, source, missing & set(lora.names_without_adapters(self.encoder).values()))
+        self.load_encoder_weights(whole.state_dict())
 
-    def pretrained_parameters(self) -> Iterator[nn.Parameter]:
-        yield from itertools.chain.from_iterable(self.pretrained_layers())
-
-    def pretrained_layers(self) -> list[list[nn.Parameter]]:
-        if not self.config.pretrained or self.config.lora is not None:
-            return []
-        own, path = dict(self.encoder.named_parameters()), self._architecture.layers
-        stages: list[list[str]] = parameter_names_by_stage(self.encoder, path) if path else [list(own)]
-        return [[own[name] for name in names if own[name].requires_grad] for names in stages]
+    def parameter_names_by_stage(self) -> Sequence[Sequence[str]]:
+        path = self._architecture.layers
+        if not path:
+            return [[name for name, _ in self.encoder.named_parameters()]]
+        return parameter_names_by_stage(self.encoder, path)
 
 
 def _cls_first_indices(mask_NT: Tensor, cls: Literal["first", "last"]) -> Tensor:

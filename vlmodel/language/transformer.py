@@ -9,9 +9,9 @@ from pydantic import Field, model_validator
 from vlmodel.config import ConfigError
 from vlmodel.language import _architectures
 from vlmodel.language._architectures import ARCHITECTURES
-from vlmodel.layer_settings import check_activation_has_projection, check_heads_divide_width
-from vlmodel.lora import LoraSettings
-from vlmodel.part_configs import LanguagePart, Vocabulary
+from vlmodel.language._settings import SETTING, EncoderConfig
+from vlmodel.layer_settings import check_activation_has_projection
+from vlmodel.part_configs import Vocabulary
 from vlmodel.weights import (
     config_from_dict,
     config_to_dict,
@@ -22,32 +22,21 @@ if TYPE_CHECKING:
     from vlmodel.language._transformer import TransformerEncoder
 
 
-SETTING = "language.pretrained"
 _FEED_FORWARD = ("intermediate_size", "hidden_dim", "d_inner", "d_ff")
 _HIDDEN_DROPOUT = ("hidden_dropout_prob", "hidden_dropout", "dropout", "embedding_dropout", "mlp_dropout")
 _ATTENTION_DROPOUT = ("attention_probs_dropout_prob", "attention_dropout")
 
 
-class Config(LanguagePart):
+class Config(EncoderConfig):
     """Settings of a text encoder of the transformers library."""
 
-    non_backbone_settings: ClassVar[frozenset[str]] = frozenset(
-        {"pretrained", "projection", "activation", "output", "frozen", "dropout", "lora"}
-    )
+    non_backbone_settings: ClassVar[frozenset[str]] = EncoderConfig.non_backbone_settings | {"activation", "dropout"}
 
     kind: Literal["transformer"] = "transformer"
-    pretrained: str = ""
-    """Folder or hub name of a pretrained encoder (safetensors); "" builds one from scratch by the settings below."""
     architecture: str = "bert"
     """From scratch: transformers' name of the architecture ("model_type"), such as bert, roberta or xlnet."""
-    width: int = Field(256, ge=1)
-    """From scratch: width of the tokens."""
     depth: int = Field(2, ge=0)
     """From scratch: number of layers; with 0 the tokens are the embeddings."""
-    heads: int = Field(4, ge=1)
-    """From scratch: attention heads."""
-    expansion: int = Field(4, ge=1)
-    """From scratch: width of the feed-forward layers, in multiples of ``width``."""
     positions: int = Field(128, ge=1)
     """From scratch: greatest number of tokens in a text; XLNet, which knows distances only, has no limit."""
     dropout: float = Field(0.1, ge=0, lt=1)
@@ -56,33 +45,19 @@ class Config(LanguagePart):
     """Keep only the first layers, 0 for the embeddings alone; null keeps all."""
     pooling: Literal["cls", "mean", "attention"] = "cls"
     """The pooled vector: the classification token, or the mean of the real tokens, even or with learned weights."""
-    output: Literal["tokens", "pooled"] = "tokens"
-    """All tokens of the text, or its pooled vector as the only token, which makes the fusion cheaper."""
-    projection: int | None = Field(None, ge=1)
-    """Width of a linear projection of the tokens; null for none."""
     activation: Literal["none", "gelu", "relu", "tanh"] = "none"
     """Activation after the projection."""
-    frozen: bool = False
-    """Do not train the encoder (its projection is always trained)."""
     frozen_layers: int = Field(0, ge=0)
     """Do not train the embeddings and this many of the first layers; 0 trains the embeddings too."""
-    lora: LoraSettings | None = None
-    """Low-rank adapters in the encoder, which is frozen but for them; null for none."""
-    resolved: dict[str, Any] | None = None
-    """transformers' configuration of the encoder; filled in when the model is created, and stored with it."""
 
     @model_validator(mode="after")
     def _check_settings(self) -> Config:
         check_activation_has_projection(self.activation, self.projection is not None)
-        if self.lora is not None and (self.frozen or self.frozen_layers):
-            partly = "frozen" if self.frozen else "frozen_layers"
-            raise ValueError(f"lora trains adapters in an encoder that is frozen but for them; leave {partly} out")
         if not self.pretrained and self.resolved is None:
             if reason := _architectures.unsupported_architecture_reason(self.architecture):
                 raise ValueError(f"architecture={self.architecture!r} {reason}")
             if 0 in (self.depth, self.layers) and not ARCHITECTURES[self.architecture].works_without_layers:
                 raise ValueError(f"architecture={self.architecture!r} cannot be built without layers; keep one or more")
-            check_heads_divide_width(self.width, self.heads)
             if self.layers is not None or self.frozen_layers:
                 # The layers do not depend on the tokenizer, which is not known yet.
                 unknown = Vocabulary(size=100_000, padding=0, labels=0)
@@ -116,9 +91,6 @@ class Config(LanguagePart):
     def can_pool_features(self) -> bool:
         # A linear projection of the mean is the mean of the projections; that is not true of an activation.
         return self.pooling == "cls" or (self.pooling == "mean" and self.activation == "none")
-
-    def outputs_tokens(self) -> bool:
-        return self.output == "tokens"
 
     def max_text_tokens(self) -> int | None:
         if self.resolved is not None:
