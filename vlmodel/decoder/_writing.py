@@ -10,9 +10,35 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from vlmodel import parts
+from vlmodel.weights import config_from_dict
 
 if TYPE_CHECKING:
     from vlmodel.processor import VLProcessor
+
+
+def build_causal_model(resolved: Mapping[str, Any]) -> Any:
+    """Build a causal language model of transformers with new weights, by its configuration as plain values."""
+    from transformers import AutoModelForCausalLM, GenerationConfig
+
+    inner = AutoModelForCausalLM.from_config(config_from_dict(resolved), trust_remote_code=False)
+    # Some architectures have defaults of their own, such as a token to end with.
+    inner.generation_config = GenerationConfig()
+    return inner
+
+
+def add_row_without_weight(
+    read: tuple[Tensor, Tensor], ids_NT: Tensor, weights_NT: Tensor
+) -> tuple[tuple[Tensor, Tensor], Tensor, Tensor]:
+    """Add a row of weight zero to a batch: transformers cannot reshape an empty one, and every parameter must have a
+    gradient.
+
+    Args:
+        read: the sequence that the model reads (N, S, D), and which of it is real (N, S).
+        ids_NT, weights_NT: the texts that are learned, and the weights of their tokens.
+    """
+    x_NSD, mask_NS = read
+    read = F.pad(x_NSD, (0, 0, 0, 0, 0, 1)), F.pad(mask_NS, (0, 0, 0, 1), value=True)
+    return read, F.pad(ids_NT, (0, 0, 0, 1)), F.pad(weights_NT, (0, 0, 0, 1))
 
 
 def check_one_streamed_text(streamer: Any, rows: int, top_k: int, settings: Mapping[str, Any]) -> None:

@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from vlmodel import lora, parts
 from vlmodel.conversation import ConversationError
 from vlmodel.decoder import _llm
 from vlmodel.decoder._writing import (
     StopTextCriterion,
+    add_row_without_weight,
+    build_causal_model,
     check_one_streamed_text,
     complete_generation_settings,
     drop_repeated_texts,
@@ -49,13 +50,9 @@ class LanguageModel(parts.TextWriter):
 
     def __init__(self, config: Config, widths: Mapping[str, int]) -> None:
         super().__init__()
-        from transformers import AutoModelForCausalLM, GenerationConfig
-
         assert config.resolved is not None
         self.config, self.reads_joint_stream = config, config.reads_joint_stream()
-        self.inner = AutoModelForCausalLM.from_config(config_from_dict(config.resolved), trust_remote_code=False)
-        # Some architectures have defaults of their own, such as a token to end with.
-        self.inner.generation_config = GenerationConfig()
+        self.inner = build_causal_model(config.resolved)
         width = self.inner.get_input_embeddings().embedding_dim
         self.bridges = nn.ModuleDict(
             {name: config.bridge_config().build(widths[name], width) for name in sorted(widths)}
@@ -92,11 +89,8 @@ class LanguageModel(parts.TextWriter):
         if weights_N is not None:
             weights_NT = weights_NT * weights_N[:, None]
         if not len(target_ids_NT):
-            # transformers cannot reshape an empty batch. A row of weight zero takes its place, so that every parameter
-            # still has a gradient.
-            embedded = F.pad(embedded[0], (0, 0, 0, 0, 0, 1)), F.pad(embedded[1], (0, 0, 0, 1), value=True)
-            target_ids_NT, weights_NT = (F.pad(t, (0, 0, 0, 1)) for t in (target_ids_NT, weights_NT))
-            target_mask_NT = F.pad(target_mask_NT, (0, 0, 0, 1), value=True)
+            embedded, target_ids_NT, weights_NT = add_row_without_weight(embedded, target_ids_NT, weights_NT)
+            target_mask_NT = torch.ones_like(target_ids_NT, dtype=torch.bool)
         logits_NTK = self._text_logits(embedded, target_ids_NT, target_mask_NT)
         return sum_token_losses(logits_NTK, target_ids_NT, weights_NT, self.config.label_smoothing)
 

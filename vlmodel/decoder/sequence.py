@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from vlmodel import parts
 from vlmodel.decoder import _causal
 from vlmodel.decoder._writing import (
     StopTextCriterion,
+    add_row_without_weight,
+    build_causal_model,
     check_one_streamed_text,
     complete_generation_settings,
     drop_repeated_texts,
@@ -24,7 +25,6 @@ from vlmodel.decoder._writing import (
 )
 from vlmodel.layers import to_transformers_mask
 from vlmodel.tokens import DecoderInput
-from vlmodel.weights import config_from_dict
 
 if TYPE_CHECKING:
     from vlmodel.heads.sequence import Config
@@ -46,18 +46,14 @@ class SequenceDecoder(parts.TextWriter):
 
     def __init__(self, config: Config, width: int) -> None:
         super().__init__()
-        from transformers import AutoModelForCausalLM, GenerationConfig
-
         assert config.resolved is not None
         self.config = config
-        self.inner = AutoModelForCausalLM.from_config(config_from_dict(config.resolved), trust_remote_code=False)
+        self.inner = build_causal_model(config.resolved)
         self.begin, self.end, self.padding = (
             int(config.resolved[f"{name}_token_id"]) for name in ("bos", "eos", "pad")
         )
         # Without a padding token transformers does not warn about the padding after a text's end.
         self.inner.config.pad_token_id = None
-        # Some architectures have defaults of their own, such as a token to end with.
-        self.inner.generation_config = GenerationConfig()
         hidden_size = self.inner.config.hidden_size
         self.adapter: nn.Module = nn.Identity() if width == hidden_size else nn.Linear(width, hidden_size)
 
@@ -82,10 +78,7 @@ class SequenceDecoder(parts.TextWriter):
         if weights_N is not None:
             weights_NT = weights_NT * weights_N[:, None]
         if not len(target_ids_NT):
-            # transformers cannot reshape an empty batch. A row of weight zero takes its place, so that every parameter
-            # still has a gradient.
-            memory = F.pad(memory[0], (0, 0, 0, 0, 0, 1)), F.pad(memory[1], (0, 0, 0, 1), value=True)
-            target_ids_NT, weights_NT = (F.pad(t, (0, 0, 0, 1)) for t in (target_ids_NT, weights_NT))
+            memory, target_ids_NT, weights_NT = add_row_without_weight(memory, target_ids_NT, weights_NT)
         logits_NTK = self._forward_texts(self.inner, target_ids_NT[:, :-1], memory).logits
         labels_NT = target_ids_NT[:, 1:]
         return sum_token_losses(logits_NTK, labels_NT, weights_NT, self.config.label_smoothing)
