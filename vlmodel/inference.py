@@ -257,16 +257,11 @@ class Predictor:
 
     def _attention(self, decoder: Decoder, encoded: DecoderInput, answers: list[Answers]) -> list[_Attention]:
         """Compute the attention to the inputs for the best answer to each row."""
-        none: list[_Attention] = [(None, {}) for _ in answers]
-        joint = encoded.joint
-        if joint is None:
-            return none
-        attention_NT = decoder.compute_attention(encoded, self.processor, answers)
-        if attention_NT is None:
-            attention_NT = _sum_text_attention(encoded, joint)
-        if attention_NT is None:
-            return none
-        weights = {name: attention_NT[:, slice(*span)].float() for name, span in joint.spans.items()}
+        weights = decoder.compute_stream_attention(encoded, self.processor, answers)
+        if weights is None:
+            weights = self._attention_to_joint_stream(decoder, encoded, answers)
+        if weights is None:
+            return [(None, {}) for _ in answers]
         maps_NHW = self._over_image(weights)
         in_time = {
             name: self._over_time(name, weights[name], encoded) for name in self.processor.inputs if name in weights
@@ -278,6 +273,20 @@ class Predictor:
             )
             for n in range(len(answers))
         ]
+
+    def _attention_to_joint_stream(
+        self, decoder: Decoder, encoded: DecoderInput, answers: list[Answers]
+    ) -> dict[str, Tensor] | None:
+        """Compute the attention to the joint stream by the streams in it, (N, T) each; None if the model has none."""
+        joint = encoded.joint
+        if joint is None:
+            return None
+        attention_NT = decoder.compute_attention(encoded, self.processor, answers)
+        if attention_NT is None:
+            attention_NT = _sum_text_attention(encoded, joint)
+        if attention_NT is None:
+            return None
+        return {name: attention_NT[:, slice(*span)].float() for name, span in joint.spans.items()}
 
     def _over_image(self, weights: Mapping[str, Tensor]) -> NDArray[np.float32] | None:
         """Convert attention weights to maps over the image, (N, H, W), each of sum 1; None if the model gives none."""

@@ -313,6 +313,14 @@ class Decoder(Pretrainable):
         """
         return None
 
+    def compute_stream_attention(
+        self, encoded: DecoderInput, processor: VLProcessor, answers: list[Answers]
+    ) -> dict[str, Tensor] | None:
+        """Compute for the best answers how much the head looks at each token of the streams that it reads, (N, T) for
+        each stream by its name; None for a head that reads the joint stream.
+        """
+        return None
+
 
 @dataclass(frozen=True)
 class WrittenText:

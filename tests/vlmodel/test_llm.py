@@ -420,3 +420,66 @@ def test_a_file_that_is_no_gguf(make_head: Callable[..., LanguageModel], tmp_pat
     (tmp_path / "model.gguf").write_bytes(b"GGUF" + bytes(60))
     with pytest.raises(WeightsError, match=r"model.gguf' cannot be opened"):
         make_head(kind="llm", pretrained=str(tmp_path / "model.gguf"), template="plain")
+
+
+@pytest.mark.parametrize("reads", ["streams", "joint"])
+@pytest.mark.parametrize("bridge", ["mlp", "resampler"])
+@pytest.mark.parametrize("family", ["llama", "mamba2"])
+def test_a_text_looks_at_what_changes_it(
+    family: str,
+    bridge: str,
+    reads: str,
+    make_model: Callable[..., Any],
+    processor: VLProcessor,
+    examples: list[Example],
+) -> None:
+    """Each row by itself, with weights that are frozen, too, and without a trace in the model."""
+    settings = head(family, reads=reads, bridge={"kind": bridge})
+    model = loud(make_model(vision={"grid": 2}, task={"kind": "answer", "head": settings}))
+    predictor = predictor_of(model, processor)
+    whole = predictor.predict(examples, 1, attention=True)
+    for of_example, example in zip(whole, examples, strict=True):
+        for n, one in enumerate(of_example):
+            assert one.attention_HW is not None
+            assert one.attention_HW.shape == (2, 2)
+            assert one.attention_HW.sum() == pytest.approx(1, abs=1e-4)
+            alone = Example(example.inputs, example.texts[n : n + 1])
+            [[again]] = predictor.predict([alone], 1, attention=True)
+            assert again.attention_HW == pytest.approx(one.attention_HW, abs=1e-3)
+    assert all(parameter.grad is None for parameter in model.parameters())
+    frozen = predictor_of(model.requires_grad_(False), processor).predict(examples, 1, attention=True)
+    assert frozen[0][0].attention_HW == pytest.approx(whole[0][0].attention_HW, abs=1e-5)
+
+
+def test_a_text_does_not_look_at_what_it_never_read(
+    make_model: Callable[..., Any], processor: VLProcessor, examples: list[Example]
+) -> None:
+    """Of two inputs each has its weights; what has no weight changes no loss, and the greatest changes it most."""
+    model = loud(make_model(vision={"grid": 2}, task={"kind": "answer", "head": SMALL}))
+    predictor = predictor_of(model, processor)
+    example = Example(examples[0].inputs, examples[0].texts[:1])
+    decoder: Any = model.decoder
+    made = for_tasks(processor, model.tasks)
+    batch = made.collate_tasks([made.decode_inputs(example)], {next(iter(made.tasks)): [example]})
+    with torch.inference_mode():
+        _, encoded = predictor._encode_batch(batch, next(iter(made.tasks)), attention=False)
+        relevance = decoder.compute_stream_attention(encoded, made, [[("a red circle", 1.0)]])["vision"]
+    targets = {
+        key: torch.from_numpy(value) for key, value in decoder.config.collate_targets(["a red circle"], made).items()
+    }
+    tokens = encoded.streams["vision"]
+    step, changes = 1e-3, []
+    for n in range(tokens.x_BTD.shape[1]):
+        losses = []
+        for sign in (1, -1):
+            x_BTD = tokens.x_BTD.clone()
+            x_BTD[:, n] *= 1 + sign * step
+            moved = Tokens(x_BTD, tokens.mask_BT.clone(), tokens.pooled_BD.clone())
+            with torch.no_grad():
+                losses.append(
+                    decoder(
+                        DecoderInput({"vision": moved}, encoded.rows, None, prompts=encoded.prompts), **targets
+                    ).loss_sum
+                )
+        changes.append(float(losses[0] - losses[1]) / (2 * step))
+    assert relevance[0].tolist() == pytest.approx([abs(change) for change in changes], rel=0.05, abs=2e-3)

@@ -5,7 +5,7 @@ a text.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -26,7 +26,7 @@ from vlmodel.decoder._writing import (
     token_cross_entropy,
 )
 from vlmodel.heads._prompts import ALL_STREAMS, get_prompt_template
-from vlmodel.tokens import DecoderInput
+from vlmodel.tokens import DecoderInput, FusedStream, Prompts, Tokens
 from vlmodel.weights import config_from_dict
 
 if TYPE_CHECKING:
@@ -162,6 +162,26 @@ class LanguageModel(parts.TextWriter):
             )
         return [list(row) for row in zip(*ranked, strict=True)]
 
+    def compute_attention(
+        self, encoded: DecoderInput, processor: VLProcessor, answers: list[parts.Answers]
+    ) -> Tensor | None:
+        """See ``Decoder``; as ``compute_stream_attention``."""
+        fused = encoded.joint
+        if fused is None or any(stop > fused.tokens.mask_BT.shape[1] for _, stop in fused.spans.values()):
+            # The spans are those of a topology before a fusion that keeps no sequence.
+            return None
+        return self._compute_relevance(encoded, processor, [row[0][0] for row in answers])["joint"]
+
+    def compute_stream_attention(
+        self, encoded: DecoderInput, processor: VLProcessor, answers: list[parts.Answers]
+    ) -> dict[str, Tensor] | None:
+        """See ``Decoder``: how much the tokens of the inputs say for the text, by gradient times input (Shrikumar et
+        al. 2016, arXiv:1605.01713), in size. Not every architecture has attention, and a bridge may mix tokens.
+        """
+        if self.reads_joint_stream:
+            return None
+        return self._compute_relevance(encoded, processor, [row[0][0] for row in answers])
+
     def load_pretrained(self) -> None:
         if self.config.pretrained:
             _llm.load_llm_weights(self.inner, config_from_dict(self.config.resolved or {}), self.config.pretrained)
@@ -175,6 +195,33 @@ class LanguageModel(parts.TextWriter):
             return
         trained = {f"inner.{name}" for name, p in self.inner.named_parameters() if p.requires_grad}
         yield from (name for name in self.state_dict() if name.startswith("inner.") and name not in trained)
+
+    def _compute_relevance(
+        self, encoded: DecoderInput, processor: VLProcessor, texts: Sequence[str]
+    ) -> dict[str, Tensor]:
+        """Compute gradient times input of the texts' log-probabilities for each token that the bridges read, (N, T)."""
+        assert encoded.prompts is not None
+        targets = self.config.collate_targets(texts, processor)
+        # What was computed without gradients cannot be a part of a graph; copies can.
+        with torch.inference_mode(False), torch.enable_grad():
+            prompts = Prompts(encoded.prompts.ids_NT.clone(), encoded.prompts.mask_NT.clone())
+            ids_NT, mask_NT = (
+                torch.from_numpy(targets[key]).to(prompts.ids_NT.device) for key in ("target_ids_NT", "target_mask_NT")
+            )
+            read, rows = {}, torch.arange(len(ids_NT), device=ids_NT.device)
+            for name in self.bridges:
+                tokens = encoded.fused_stream.tokens if name == "joint" else encoded.streams[name]
+                row_N = rows if name == "joint" else encoded.rows[name].clone()
+                x_NTD = tokens.x_BTD.detach().clone().index_select(0, row_N).requires_grad_()
+                read[name] = Tokens(x_NTD, tokens.mask_BT.clone().index_select(0, row_N), x_NTD.mean(1))
+            joint = FusedStream(read["joint"], {}) if self.reads_joint_stream else None
+            embedded = self._embed_prompts(DecoderInput(read, dict.fromkeys(read, rows), joint, prompts=prompts))
+            loss = (token_cross_entropy(self._text_logits(embedded, ids_NT, mask_NT), ids_NT) * mask_NT).sum()
+            gradients = torch.autograd.grad(loss, [tokens.x_BTD for tokens in read.values()])
+        return {
+            name: (gradient_NTD * tokens.x_BTD).detach().sum(-1).abs() * tokens.mask_BT
+            for (name, tokens), gradient_NTD in zip(read.items(), gradients, strict=True)
+        }
 
     def _embed_prompts(self, encoded: DecoderInput) -> Embedded:
         """Embed the tokens of the prompts, and insert the bridged tokens of the streams at their placeholders.
