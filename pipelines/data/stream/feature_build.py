@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
-import ray
 import torch
 from filelock import FileLock
 from numpy.typing import NDArray
@@ -192,23 +191,23 @@ def _map_shards(
     if not shards:
         return
     ray_private.pass_arguments_by_value()
-    shared = ray.put((index, encoder, processor))
-    for row in map_shards(
-        [{"shard": shard.name} for shard in shards],
-        _ShardFeatureBuilder,
-        fn_constructor_args=(shared, features, pooled, resources),
-        compute=ActorPoolStrategy(size=min(resources.workers, len(shards))),
-        num_cpus=resources.cpus_per_worker,
-        num_gpus=resources.gpus_per_worker or None,
-    ):
-        yield row["shard"]
+    with ray_private.stored_in_object_store((index, encoder, processor)) as shared:
+        for row in map_shards(
+            [{"shard": shard.name} for shard in shards],
+            _ShardFeatureBuilder,
+            fn_constructor_args=(shared, features, pooled, resources),
+            compute=ActorPoolStrategy(size=min(resources.workers, len(shards))),
+            num_cpus=resources.cpus_per_worker,
+            num_gpus=resources.gpus_per_worker or None,
+        ):
+            yield row["shard"]
 
 
 class _ShardFeatureBuilder:
     """An actor that holds an encoder and writes the features of shards."""
 
-    def __init__(self, shared: Any, features: FeatureCache, pooled: bool, resources: EncoderResources) -> None:
-        index, encoder, processor = ray.get(shared)
+    def __init__(self, shared: bytes, features: FeatureCache, pooled: bool, resources: EncoderResources) -> None:
+        index, encoder, processor = ray_private.load_stored(shared)
         self._features = features
         device = torch.device("cuda" if resources.gpus_per_worker else "cpu")
         threads = resources.threads or max(1, (os.cpu_count() or 1) // resources.workers)

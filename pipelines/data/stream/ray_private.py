@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
+import ray
 from ray.data._internal.execution.operators.actor_pool_map_operator import ActorPoolMapOperator
 
 
@@ -16,3 +19,23 @@ def pass_arguments_by_value() -> None:
     operator: Any = ActorPoolMapOperator
     operator._map_transformer_ref = property(lambda self: self._map_transformer)
     operator._data_context_ref = property(lambda self: self.data_context)
+
+
+@contextmanager
+def stored_in_object_store(value: object) -> Iterator[bytes]:
+    """Store a large value for the actors of a pool while the block runs, and yield what they open by ``load_stored``.
+
+    A reference among the arguments of their constructors would make Ray print the same error about each pool. As bytes
+    it is none that Ray sees; Ray then keeps the value until it is told that nobody needs it.
+    """
+    reference = ray.put(value)
+    try:
+        yield ray.cloudpickle.dumps(reference)
+    finally:
+        worker: Any = ray._private.worker.global_worker
+        worker.core_worker.remove_object_ref_reference(reference)
+
+
+def load_stored(reference: bytes) -> Any:
+    """Load in an actor the value of ``stored_in_object_store``."""
+    return ray.get(ray.cloudpickle.loads(reference))

@@ -123,7 +123,9 @@ def build(index: Index, processor: VLProcessor, tmp_path: Path, monkeypatch: pyt
 
     def here(shards: list[IndexedShard], *shared: Any) -> Iterator[str]:
         *sent, features, pooled, resources = shared
-        actor = feature_build._ShardFeatureBuilder(ray.put(tuple(sent)), features, pooled, resources)
+        actor = feature_build._ShardFeatureBuilder(
+            ray.cloudpickle.dumps(ray.put(tuple(sent))), features, pooled, resources
+        )
         for shard in shards:
             actor.write(shard.name)
             yield shard.name
