@@ -186,7 +186,7 @@ class ModelConfig(ConfigSection):
             ConfigError: naming both settings.
         """
         if self.reads_images() and (size := processor.image_size or self._known_image_size()):
-            self.vision.check_image_size(size)
+            self.vision.check_image_size(as_height_and_width(size))
         longest, extra = self._longest_encoded_text(), self.knowledge.max_added_tokens()
         if longest is not None and extra and max(processor.max_tokens, _MIN_TEXT) + extra > longest:
             raise ConfigError(
@@ -206,10 +206,12 @@ class ModelConfig(ConfigSection):
                 "model.task can write; lower the one or raise the other (task.head.positions)"
             )
 
-    def _known_image_size(self) -> int:
-        """The side of the images that the vision encoder takes by default; 0 if only files of the weights say it."""
+    def _known_image_size(self) -> tuple[int, int] | None:
+        """The height and width of the images that the vision encoder takes by default; None if only files of the
+        weights say it.
+        """
         trained = self.vision.preprocessing_if_known()
-        return 0 if trained is None else int(trained.size[0])
+        return None if trained is None else trained.size
 
     def fill_in_preprocessing(self, processor: ProcessorConfig) -> ProcessorConfig:
         """Fill in the image settings of a processor that follow the weights of the vision encoder.

@@ -73,8 +73,8 @@ class VisionPart(EncoderPart):
         """
         return None
 
-    def check_image_size(self, size: int) -> None:
-        """Raise an error if the encoder cannot take square images of ``size`` pixels a side (``processor.image_size``).
+    def check_image_size(self, size: tuple[int, int]) -> None:
+        """Raise an error if the encoder cannot take images of this height and width (``processor.image_size``).
 
         Raises:
             ConfigError: naming both settings and the remedy.

@@ -156,11 +156,11 @@ class VisionEncoder(Encoder):
         """
         raise NotImplementedError
 
-    def grid_shapes(self, numbers: int) -> Sequence[tuple[int, int, int]]:
-        """Return the shapes (height, width, channels) of the grids into which a feature vector of ``numbers`` values is
-        divided; by default it is one vector.
+    def grid_shapes(self) -> Sequence[tuple[int, int, int]]:
+        """Return the shapes (height, width, channels) of the grids that the features of an image consist of, one after
+        the other; none if they are one vector.
         """
-        return [(1, 1, numbers)]
+        return ()
 
 
 class LanguageEncoder(Encoder):

@@ -24,8 +24,14 @@ from vlmodel.encoder_parts import IMAGE, ModalityPart
 from vlmodel.facts import FactFinder, LinkedFact
 from vlmodel.images.decoders.cpu import decode_image
 from vlmodel.images.pillow import FORMATS
-from vlmodel.images.preprocessing import ImagePreprocessing
-from vlmodel.images.resize import Interpolation, Resize, SquareResizing
+from vlmodel.images.preprocessing import (
+    ImagePreprocessing,
+    SideOrSize,
+    as_height_and_width,
+    as_side_or_size,
+    describe_size,
+)
+from vlmodel.images.resize import ImageResizing, Interpolation, Resize
 from vlmodel.knowledge.none import Config as NoKnowledge
 from vlmodel.knowledge_parts import KnowledgePart
 from vlmodel.lengths import group_texts_by_length
@@ -48,15 +54,15 @@ _USUAL_SIZE = 224
 class ProcessorConfig(ConfigSection):
     """Settings of how the bytes of images and texts become a batch."""
 
-    image_size: int = Field(0, ge=0)
-    """Side of the square image, in pixels. 0 takes what the weights of model.vision were trained with, and without any
-    what its architecture takes, or 224."""
+    image_size: SideOrSize = 0
+    """Side of the square that each image becomes, in pixels, or [height, width]. 0 takes what the weights of
+    model.vision were trained with, and without any what its architecture takes, or 224."""
     resize: Resize | None = None
-    """"squash" distorts the whole image to a square; "crop" cuts out the square in its center; "pad" shrinks the whole
-    image into the square, and fills the bars beside it with grey. null takes what the weights of model.vision were
-    trained with, and without any squash."""
+    """"squash" distorts the whole image to this size; "crop" cuts out the largest region of its shape in the center;
+    "pad" shrinks the whole image into it, and fills the bars beside it with grey. null takes what the weights of
+    model.vision were trained with, and without any squash."""
     crop: float | None = Field(None, gt=0, le=1)
-    """Share of height and width around the center that is kept (of the square, with "crop"). null takes what the
+    """Share of height and width around the center that is kept (of the region, with "crop"). null takes what the
     weights of model.vision were trained with if resize is theirs too, else 1."""
     interpolation: Interpolation | None = None
     """Filter by which images are resized; null takes that of the weights of model.vision, and without any bilinear."""
@@ -89,7 +95,7 @@ class ProcessorConfig(ConfigSection):
         return self
 
     @property
-    def square_resizing(self) -> SquareResizing:
+    def image_resizing(self) -> ImageResizing:
         """Return how images become squares; settings that were to follow the weights, but are not filled in, take the
         usual values.
         """
@@ -97,30 +103,24 @@ class ProcessorConfig(ConfigSection):
         assert usual.resize is not None
         assert usual.crop is not None
         assert usual.interpolation is not None
-        return SquareResizing(usual.image_size, usual.resize, usual.crop, usual.interpolation)
+        return ImageResizing(as_height_and_width(usual.image_size), usual.resize, usual.crop, usual.interpolation)
 
     def fill_in_preprocessing(self, trained: ImagePreprocessing) -> ProcessorConfig:
         """Return the settings with those that follow the weights replaced by the preprocessing with which the vision
         encoder was trained.
 
         Raises:
-            ConfigError: the interpolation is not that of the weights, which say it; or their images are not square.
+            ConfigError: the interpolation is not that of the weights, which say it.
         """
         if trained.stated and self.interpolation not in (None, trained.interpolation):
             raise ConfigError(
                 f"processor.interpolation={self.interpolation!r}, and the weights of model.vision were trained with "
                 f"{trained.interpolation!r}; leave it out"
             )
-        height, width = trained.size
-        if not self.image_size and height != width:
-            raise ConfigError(
-                f"the weights of model.vision were trained with images of {height} x {width} pixels, and images become "
-                "squares; set processor.image_size to the side of one that the encoder takes"
-            )
         resize = self.resize or trained.resize
         return self.model_copy(
             update={
-                "image_size": self.image_size or height,
+                "image_size": self.image_size or as_side_or_size(trained.size),
                 "resize": resize,
                 "crop": self.crop or (trained.crop if resize == trained.resize else 1.0),
                 "interpolation": self.interpolation or trained.interpolation,
@@ -131,8 +131,8 @@ class ProcessorConfig(ConfigSection):
         """Describe in which image settings the processor differs from the preprocessing with which the vision encoder
         was trained; "" if in none.
         """
-        mine = self.square_resizing
-        theirs = SquareResizing(trained.size[0], trained.resize, trained.crop, mine.interpolation)
+        mine = self.image_resizing
+        theirs = ImageResizing(trained.size, trained.resize, trained.crop, mine.interpolation)
         if not trained.stated or mine == theirs:
             return ""
         here, there = _describe_resizing(mine), _describe_resizing(theirs)
@@ -158,8 +158,10 @@ class ProcessorConfig(ConfigSection):
             for name, (length, limit) in follows.items()
             if not getattr(self, name)
         }
-        square = self.square_resizing
-        images = {"image_size": square.side} | {n: getattr(square, n) for n in ("resize", "crop", "interpolation")}
+        resizing = self.image_resizing
+        images = {"image_size": as_side_or_size(resizing.size)} | {
+            name: getattr(resizing, name) for name in ("resize", "crop", "interpolation")
+        }
         return self.model_copy(update=limits | images)
 
 
@@ -265,12 +267,12 @@ class VLProcessor:
     def decode_image(
         self, data: bytes, out: NDArray[np.uint8] | None = None, formats: Collection[str] = FORMATS
     ) -> NDArray[np.uint8]:
-        """Decode an image to (image_size, image_size, 3) uint8 RGB; see ``images.decoders.cpu``.
+        """Decode an image to (height, width, 3) uint8 RGB, of the size that is set; see ``images.decoders.cpu``.
 
         Raises:
             ImageError: the bytes are cut off, are no image of these formats, or are one of too many pixels.
         """
-        return decode_image(data, self.config.square_resizing, self.config.max_pixels, out, formats)
+        return decode_image(data, self.config.image_resizing, self.config.max_pixels, out, formats)
 
     def decode_input(self, name: str, data: bytes) -> Mapping[str, NDArray[Any]]:
         """Decode one input to its arrays.
@@ -288,8 +290,8 @@ class VLProcessor:
 
     def blank_inputs(self) -> Decoded:
         """Return a decoded blank image; {} if the model reads no images."""
-        size = self.config.image_size
-        return {IMAGE: {"pixels_HWC": np.zeros((size, size, 3), np.uint8)}} if self.reads_images else {}
+        blank_HWC = np.zeros((*self.config.image_resizing.size, 3), np.uint8)
+        return {IMAGE: {"pixels_HWC": blank_HWC}} if self.reads_images else {}
 
     def decode_on_gpu(self, gpu: str, files: Sequence[bytes], out: Sequence[NDArray[np.uint8]]) -> NDArray[np.bool_]:
         """Decode those files into ``out`` that a CUDA device can decode, and return which ones they are."""
@@ -297,7 +299,7 @@ class VLProcessor:
 
         from vlmodel.images.decoders.gpu import decode_jpegs_on_gpu
 
-        return decode_jpegs_on_gpu(files, self.config.square_resizing, self.config.max_pixels, torch.device(gpu), out)
+        return decode_jpegs_on_gpu(files, self.config.image_resizing, self.config.max_pixels, torch.device(gpu), out)
 
     def collate_tasks(
         self, decoded: Sequence[Decoded], examples: Mapping[str, Sequence[Example]]
@@ -323,9 +325,10 @@ class VLProcessor:
     def _collate_input(self, name: str, decoded: Sequence[Mapping[str, NDArray[Any]]]) -> dict[str, NDArray[Any]]:
         if name != IMAGE:
             return self.inputs[name].collate(decoded)
-        size = self.config.image_size
         images = [image["pixels_HWC"] for image in decoded]
-        return {"pixels_BHWC": np.stack(images) if images else np.zeros((0, size, size, 3), np.uint8)}
+        if not images:
+            return {"pixels_BHWC": np.zeros((0, *self.config.image_resizing.size, 3), np.uint8)}
+        return {"pixels_BHWC": np.stack(images)}
 
     def collate_rows(self, examples: Mapping[str, Sequence[Example]]) -> dict[str, NDArray[np.generic]]:
         """Collate the rows of each task about the examples, without inputs: ``Task.collate``. Arrays are named by
@@ -518,9 +521,9 @@ class VLProcessor:
         }
 
 
-def _describe_resizing(square: SquareResizing) -> str:
-    of_sides = "" if square.crop == 1 else f" (crop={square.crop:g})"
-    return f"image_size={square.side}, resize={square.resize!r}{of_sides}"
+def _describe_resizing(resizing: ImageResizing) -> str:
+    of_sides = "" if resizing.crop == 1 else f" (crop={resizing.crop:g})"
+    return f"image_size={describe_size(resizing.size)}, resize={resizing.resize!r}{of_sides}"
 
 
 def input_indices(has_input: Iterable[bool]) -> NDArray[np.int64]:

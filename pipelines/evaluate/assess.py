@@ -125,7 +125,7 @@ def _neighbours(predictor: Predictor, source: Source, index: Index) -> Neighbour
         return None
     encoder = predictor.model.vision
     assert encoder is not None
-    return captions_of_neighbours(index, cache, encoder.grid_shapes(cache.width), source.split)
+    return captions_of_neighbours(index, cache, encoder.grid_shapes() or [(1, 1, cache.width)], source.split)
 
 
 def log_assessment(

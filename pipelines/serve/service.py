@@ -29,7 +29,7 @@ class ModelInfo:
     version: str
     tasks: tuple[str, ...]
     labels: int
-    image_size: int
+    image_size: tuple[int, int]
     resize: str
     crop: float = 1.0
     inputs: tuple[str, ...] = ("image",)

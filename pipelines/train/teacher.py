@@ -79,12 +79,12 @@ def check_teacher(teacher: VLProcessor, student: VLProcessor, *, has_cached_feat
             "both on the same data with the same settings of vocabulary"
         )
     same = ("inputs", "reads_images")
-    if teacher.config.square_resizing != student.config.square_resizing or any(
+    if teacher.config.image_resizing != student.config.image_resizing or any(
         getattr(teacher, n) != getattr(student, n) for n in same
     ):
         raise ConfigError(
-            f"train.teacher reads {', '.join(teacher.input_names)} ({teacher.config.square_resizing}), and this model "
-            f"{', '.join(student.input_names)} ({student.config.square_resizing}); give both "
+            f"train.teacher reads {', '.join(teacher.input_names)} ({teacher.config.image_resizing}), and this model "
+            f"{', '.join(student.input_names)} ({student.config.image_resizing}); give both "
             "the same inputs and settings of processor"
         )
     if has_cached_features:

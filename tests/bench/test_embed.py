@@ -150,7 +150,7 @@ class _Embedder(FakeService):
 
     def __init__(self, vectors_ND: np.ndarray) -> None:
         super().__init__()
-        self.model = ModelInfo("bench", "1", ("embed",), 0, 224, "squash", digest="bench")
+        self.model = ModelInfo("bench", "1", ("embed",), 0, (224, 224), "squash", digest="bench")
         self.vectors_ND, self.asked = vectors_ND, 0
 
     async def run(self, request: ServiceRequest) -> ServiceResult:

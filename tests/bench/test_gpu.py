@@ -33,7 +33,7 @@ from tests.bench.test_stream import by_ours, dataloader
 from vlmodel.config import parse_config
 from vlmodel.images.decoders.cpu import decode_image
 from vlmodel.images.decoders.gpu import decode_jpegs_on_gpu
-from vlmodel.images.resize import SquareResizing
+from vlmodel.images.resize import ImageResizing
 from vlmodel.model import VLModel
 from vlmodel.model_config import ModelConfig
 
@@ -239,7 +239,7 @@ def test_jpeg_decoding(figure: Figure) -> None:
         for begin in range(0, JPEGS, IMAGES):
             batch = np.empty((IMAGES, SIZE, SIZE, 3), np.uint8)
             done = decode_jpegs_on_gpu(
-                files[begin : begin + IMAGES], SquareResizing(SIZE), 10**8, torch.device("cuda"), list(batch)
+                files[begin : begin + IMAGES], ImageResizing((SIZE, SIZE)), 10**8, torch.device("cuda"), list(batch)
             )
             assert done.all()
             out = torch.from_numpy(batch).pin_memory().cuda(non_blocking=True)
@@ -248,7 +248,7 @@ def test_jpeg_decoding(figure: Figure) -> None:
     def on_cpu(threads: int) -> Callable[[], torch.Tensor]:
         workers = ThreadPoolExecutor(threads)
 
-        square = SquareResizing(SIZE)
+        square = ImageResizing((SIZE, SIZE))
 
         def run() -> torch.Tensor:
             for begin in range(0, JPEGS, IMAGES):

@@ -267,6 +267,10 @@ def test_vit_positions_of_another_resolution(tmp_path: Path) -> None:
     slope = grid[..., 0].detach()
     torch.testing.assert_close(slope, slope[:, :1].expand(4, 4))
     torch.testing.assert_close(slope[:, 0], torch.tensor([0.0, 0.5741, 1.4259, 2.0]), rtol=0, atol=1e-3)
+    wide = parse_config(ViTConfig, {**VIT, "image_size": [16, 32], "weights": str(tmp_path / "w.pth")}).build()
+    wide.load_pretrained()
+    of_patches = wide.backbone.encoder.pos_embedding[0, 1:].view(2, 4, 16)
+    torch.testing.assert_close(of_patches[:, [0, 3]], grid[[0, 3]][:, [0, 3]])
     others = {key for key in encoder.backbone.state_dict() if "pos_embedding" not in key}
     assert all(torch.equal(encoder.backbone.state_dict()[key], source.state_dict()[key].float()) for key in others)
 
@@ -363,7 +367,7 @@ def test_settings_that_cannot_be(settings: dict[str, object], message: str) -> N
 def test_small_stem_keeps_the_resolution() -> None:
     pixels = torch.zeros(1, 32, 32, 3, dtype=torch.uint8)
     small = parse_config(Config, {"stages": 1, "stem": "small"})
-    small.check_image_size(1)
+    small.check_image_size((1, 1))
     assert small.build()(pixels).x_BTD.shape == (1, 32 * 32, 64)
     assert parse_config(Config, {"stages": 1}).build()(pixels).x_BTD.shape == (1, 8 * 8, 64)
 

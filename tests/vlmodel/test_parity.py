@@ -83,9 +83,11 @@ def test_vision_tokens_are_torchvisions_feature_map(
     grid = expected.shape[-1]
     assert actual.width == expected.shape[1]
     cell = 64 // grid
-    config.check_image_size(cell)
-    with pytest.raises(ConfigError, match=f"image_size={cell - 1} is smaller than one grid cell.* {cell} x {cell}"):
-        config.check_image_size(cell - 1)
+    config.check_image_size((cell, cell))
+    with pytest.raises(
+        ConfigError, match=rf"image_size=\[{cell - 1}, {cell}\] is smaller than one grid cell.* {cell} x {cell}"
+    ):
+        config.check_image_size((cell - 1, cell))
     tolerance = {"rtol": 0, "atol": 1e-6 * expected.abs().max().item()}
     torch.testing.assert_close(tokens.x_BTD, expected.flatten(2).transpose(1, 2), **tolerance)
     torch.testing.assert_close(tokens.pooled_BD, expected.mean((2, 3)), **tolerance)

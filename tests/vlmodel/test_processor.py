@@ -18,7 +18,7 @@ from tests.vlmodel.tiny import collate
 from vlmodel.config import ConfigError, parse_config
 from vlmodel.images.errors import ImageError
 from vlmodel.images.preprocessing import ImagePreprocessing
-from vlmodel.images.resize import PADDING, SquareResizing
+from vlmodel.images.resize import PADDING, ImageResizing
 from vlmodel.processor import Example, ProcessorConfig, VLProcessor
 
 RNG = np.random.default_rng(0)
@@ -103,6 +103,34 @@ def test_extreme_shapes(size: tuple[int, int], resize: str, tokenizer: PreTraine
     assert shown.any(1).sum() * shown.any(0).sum() == (
         32 * 32 if resize != "pad" else max(1, round(32 * size[0] / longer)) * max(1, round(32 * size[1] / longer))
     )
+
+
+@pytest.mark.parametrize(
+    ("resize", "expected"),
+    [("squash", [RED, GREEN, RED]), ("crop", [RED, GREEN, RED]), ("pad", [(PADDING,) * 3, GREEN, (PADDING,) * 3])],
+)
+def test_images_that_are_not_square(
+    resize: str, expected: list[tuple[int, int, int]], tokenizer: PreTrainedTokenizerFast, tmp_path: Path
+) -> None:
+    """Of a square of three stripes: squashed, cut above and below, or with bars at its sides."""
+    settings = parse_config(ProcessorConfig, {"image_size": [20, 60], "resize": resize})
+    processor = VLProcessor(settings, tokenizer, LABELS)
+    processor.save_pretrained(tmp_path)
+    processor = VLProcessor.from_pretrained(tmp_path)
+    assert processor.config.image_size == (20, 60)
+    image = Image.new("RGB", (60, 60), RED)
+    image.paste(GREEN, (20, 0, 40, 60))
+    decoded = processor.decode_image(saved(image))
+    assert decoded.shape == processor.blank_inputs()["image"]["pixels_HWC"].shape == (20, 60, 3)
+    assert all(near(decoded[10, column], colour) for column, colour in zip((5, 30, 55), expected, strict=True))
+    assert processor.collate_inputs([{}])["image.pixels_BHWC"].shape == (0, 20, 60, 3)
+
+
+def test_a_square_has_one_number() -> None:
+    assert parse_config(ProcessorConfig, {"image_size": [96, 96]}) == ProcessorConfig(image_size=96)
+    for bad in (-1, [96], [0, 96], [96, 96, 3]):
+        with pytest.raises(ConfigError, match="image_size"):
+            parse_config(ProcessorConfig, {"image_size": bad})
 
 
 @pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP"])
@@ -302,16 +330,18 @@ def test_truncated_texts_are_reported(processor: VLProcessor) -> None:
 def test_images_follow_the_weights() -> None:
     weights = ImagePreprocessing((240, 240), interpolation="bicubic", resize="crop", crop=0.9, stated=True)
     followed = ProcessorConfig().fill_in_preprocessing(weights)
-    assert followed.square_resizing == SquareResizing(240, "crop", 0.9, "bicubic")
-    assert followed.resolve_settings().square_resizing == followed.square_resizing
+    assert followed.image_resizing == ImageResizing((240, 240), "crop", 0.9, "bicubic")
+    assert followed.resolve_settings().image_resizing == followed.image_resizing
     assert followed.preprocessing_differences(weights) == ""
     whole = parse_config(ProcessorConfig, {"image_size": 96, "resize": "squash"}).fill_in_preprocessing(weights)
-    assert whole.square_resizing == SquareResizing(96, "squash", 1.0, "bicubic")
+    assert whole.image_resizing == ImageResizing((96, 96), "squash", 1.0, "bicubic")
     assert whole.preprocessing_differences(weights) == (
         "images are prepared as image_size=96, resize='squash', and the weights were trained with image_size=240, "
         "resize='crop' (crop=0.9)"
     )
-    assert ProcessorConfig().resolve_settings().square_resizing == SquareResizing(224)
+    assert ProcessorConfig().resolve_settings().image_resizing == ImageResizing((224, 224))
+    wide = ProcessorConfig().fill_in_preprocessing(ImagePreprocessing((96, 384)))
+    assert wide.image_resizing.size == wide.resolve_settings().image_size == (96, 384)
 
 
 def test_images_that_contradict_the_weights() -> None:
@@ -319,9 +349,7 @@ def test_images_that_contradict_the_weights() -> None:
     with pytest.raises(ConfigError, match=r"interpolation='bilinear', and .* trained with 'bicubic'; leave it out"):
         bilinear.fill_in_preprocessing(ImagePreprocessing((240, 240), interpolation="bicubic", stated=True))
     assumed = ImagePreprocessing((240, 240), interpolation="bicubic")
-    assert bilinear.fill_in_preprocessing(assumed).square_resizing.interpolation == "bilinear"
-    with pytest.raises(ConfigError, match=r"trained with images of 96 x 384 pixels.*set processor\.image_size"):
-        ProcessorConfig().fill_in_preprocessing(ImagePreprocessing((96, 384)))
+    assert bilinear.fill_in_preprocessing(assumed).image_resizing.interpolation == "bilinear"
     with pytest.raises(ConfigError, match=r"crop=0\.5 cuts off the edges that resize='pad' keeps"):
         parse_config(ProcessorConfig, {"resize": "pad", "crop": 0.5})
 

@@ -21,7 +21,7 @@ from vlmodel import bases, lora
 from vlmodel.config import ConfigError, parse_config
 from vlmodel.images.decoders.cpu import decode_image
 from vlmodel.images.preprocessing import ImagePreprocessing
-from vlmodel.images.resize import SquareResizing
+from vlmodel.images.resize import ImageResizing
 from vlmodel.model import VLModel
 from vlmodel.model_config import ModelConfig
 from vlmodel.processor import ProcessorConfig
@@ -382,7 +382,9 @@ def test_a_folder_in_the_format_of_timm(source: Any, tmp_path: Path) -> None:
     encoder.load_pretrained()
     assert torch.equal(encoder.backbone.conv1.weight, source.conv1.weight)
     tree = parse_config(ModelConfig, {"vision": {"kind": "timm", "name": "resnet18", "weights": str(tmp_path)}})
-    assert tree.fill_in_preprocessing(ProcessorConfig()).square_resizing == SquareResizing(64, "crop", 0.9, "bicubic")
+    assert tree.fill_in_preprocessing(ProcessorConfig()).image_resizing == ImageResizing(
+        (64, 64), "crop", 0.9, "bicubic"
+    )
     with pytest.raises(ConfigError, match=r"processor\.interpolation='bilinear', .* with 'bicubic'; leave it out"):
         tree.fill_in_preprocessing(ProcessorConfig(interpolation="bilinear"))
     with pytest.raises(WeightsError, match=r"are of resnet18, and vision\.name='resnet34'"):
@@ -425,7 +427,9 @@ def test_the_tower_of_a_dual_model(family: str, tmp_path: Path) -> None:
         )
     )
     tree = parse_config(ModelConfig, {"vision": {"kind": "hf", "name": str(tmp_path)}})
-    assert tree.fill_in_preprocessing(ProcessorConfig()).square_resizing == SquareResizing(32, "crop", 0.8, "bicubic")
+    assert tree.fill_in_preprocessing(ProcessorConfig()).image_resizing == ImageResizing(
+        (32, 32), "crop", 0.8, "bicubic"
+    )
     config = parse_config(hf_kind.Config, {"name": str(tmp_path), "position": "none"}).resolve_settings((32, 32))
     assert (config.mean, config.std) == ((0.5, 0.4, 0.3), (0.2, 0.2, 0.1))
     encoder = config.build()
@@ -550,7 +554,7 @@ def test_real_weights_know_dogs(shared_data: Callable[[str], Path]) -> None:
         members = {member.name.rpartition("/")[2]: member for member in tar.getmembers()}
         images = [tar.extractfile(members[name]) for name in (*dogs, *people)]
         files = [image.read() for image in images if image is not None]
-    x = torch.stack([torch.from_numpy(decode_image(data, SquareResizing(224), 10**8)) for data in files])
+    x = torch.stack([torch.from_numpy(decode_image(data, ImageResizing((224, 224)), 10**8)) for data in files])
     config: Any = parse_config(
         timm_kind.Config, {"name": "tf_efficientnet_lite0", "weights": str(file), "match": "order"}
     )

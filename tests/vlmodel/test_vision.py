@@ -98,7 +98,34 @@ def test_attention_as_a_grid() -> None:
     scales = make(stages=2, output="multiscale", grid=2)
     assert scales.weights_to_grid(weights).tolist() == [[[4.0, 6.0], [8.0, 10.0]]]
     assert make(stages=2, output="multiscale").weights_to_grid(torch.ones(1, 25)) is None
-    assert make(stages=1).weights_to_grid(weights[:, :4]).tolist() == [[[0.0, 1.0], [2.0, 3.0]]]
+    assert make(stages=1, image_size=8).weights_to_grid(weights[:, :4]).tolist() == [[[0.0, 1.0], [2.0, 3.0]]]
+    assert make(stages=1, image_size=[8, 16]).weights_to_grid(weights).shape == (1, 2, 4)
+    assert make(grid=[2, 4]).weights_to_grid(weights).tolist() == weights.view(1, 2, 4).tolist()
+    assert make(**{**VIT, "image_size": [16, 32]}).weights_to_grid(weights).shape == (1, 2, 4)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"stages": 2, "projection": 8},
+        {"stages": 3, "output": "multiscale"},
+        {"name": "swin_t", "stages": 2, "output": "multiscale"},
+        {**VIT, "projection": 8},
+        {**VIT, "pooling": "mean", "grid": [2, 3]},
+    ],
+    ids=str,
+)
+def test_images_that_are_not_square(settings: dict[str, object]) -> None:
+    """Features, tokens and the picture of the attention have the image's shape."""
+    encoder: Any = make(**{**settings, "image_size": [32, 96]}, frozen=True).eval()
+    given = torch.randint(0, 256, (2, 32, 96, 3), dtype=torch.uint8)
+    whole = encoder(given)
+    halves = encoder.tokens_from_features(encoder.compute_features(given))
+    torch.testing.assert_close((halves.x_BTD, halves.pooled_BD), (whole.x_BTD, whole.pooled_BD))
+    *_, (height, width, _) = encoder.grid_shapes()
+    assert (height, width) in {(2, 3), (4, 12), (2, 6)}
+    if settings.get("output") != "multiscale":
+        assert encoder.weights_to_grid(torch.ones(1, whole.x_BTD.shape[1])).shape == (1, height, width)
 
 
 @pytest.mark.parametrize(
@@ -180,8 +207,9 @@ def test_frozen_runs_without_gradient(settings: dict[str, object]) -> None:
     ids=str,
 )
 def test_forward_is_from_features_of_features(settings: dict[str, object], numbers: int) -> None:
-    encoder = make(**settings, frozen=True).train()
-    given = pixels(32 if settings.get("kind") == "vit" else 36)
+    side = 32 if settings.get("kind") == "vit" else 36
+    encoder = make(**{**settings, "image_size": side}, frozen=True).train()
+    given = pixels(side)
     whole, features_BF = encoder(given), encoder.compute_features(given)
     assert features_BF.shape == (2, numbers)
     assert not features_BF.requires_grad
@@ -260,6 +288,7 @@ def test_vit_outputs() -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
+        ({"image_size": [32, 36]}, r"does not divide image_size=\[32, 36\]; .*such as 32"),
         ({"patch_size": 12}, "patch_size=12 does not divide image_size=32; choose.*or an image size such as 36"),
         ({"patch_size": 64}, "patch_size=64 does not divide image_size=32; .* such as 64"),
         ({"width": 15}, "width=15 cannot be shared by heads=2; make it a multiple"),
@@ -350,8 +379,8 @@ def test_the_stages_of_resnets_are_known_without_torchvision(name: str, stem: _t
     strides, image = _torchvision.backbone_stages(name, stem)
     layout = _backbones.backbone_layout(name, stem)
     assert (strides, image) == (layout.strides, layout.image)
-    assert _torchvision.accepts_image_size(name, stem, len(strides), strides[-1])
-    assert _backbones.accepts_image_size(name, stem, len(strides), strides[-1])
+    assert _torchvision.accepts_image_size(name, stem, len(strides), (strides[-1], strides[-1]))
+    assert _backbones.accepts_image_size(name, stem, len(strides), (strides[-1], strides[-1]))
 
 
 def test_the_stages_of_other_backbones_are_torchvisions() -> None:

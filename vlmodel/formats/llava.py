@@ -22,7 +22,7 @@ from vlmodel.decoder import _llm
 from vlmodel.decoder.llm import LanguageModel
 from vlmodel.formats._chat_template import IMAGE_TOKEN, chat_template_of
 from vlmodel.heads._prompts import get_prompt_template
-from vlmodel.images.resize import SquareResizing
+from vlmodel.images.resize import ImageResizing
 from vlmodel.model import TASK_INPUTS, VLModel
 from vlmodel.model_config import ModelConfig
 from vlmodel.processor import Example, ProcessorConfig, VLProcessor
@@ -63,7 +63,7 @@ def explain_why_not(model: VLModel, processor: VLProcessor) -> str:
         return f"head.bridge={bridge.kind!r} is no MLP of two layers"
     if tree.knowledge.kind != "none":
         return f"it reads facts (knowledge.kind={tree.knowledge.kind!r})"
-    if processor.config.square_resizing.resize == "pad":
+    if processor.config.image_resizing.resize == "pad":
         return "processor.resize='pad' adds bars, which no setting of the tower's image processor does"
     children = dict(head.inner.named_children())
     output = head.inner.get_output_embeddings()
@@ -135,13 +135,13 @@ def load_llava(folder: str | Path) -> tuple[VLModel, VLProcessor]:
     tokenizer.chat_template = known.chat_template or tokenizer.chat_template
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
-    square = _square_of(pictures, config.vision_config.image_size, source)
+    resizing = _resizing_of(pictures, config.vision_config.image_size, source)
     tree = parse_config(
         ModelConfig,
         {
             "vision": {
                 "kind": "hf", "architecture": config.vision_config.model_type, "weights": "",
-                "layer": _layer_of(config), "image_size": [square.side] * 2,
+                "layer": _layer_of(config), "image_size": list(resizing.size),
                 "mean": list(pictures.image_mean), "std": list(pictures.image_std),
                 "resolved": config_to_dict(config.vision_config),
             },
@@ -154,11 +154,11 @@ def load_llava(folder: str | Path) -> tuple[VLModel, VLProcessor]:
             },
         },
     )  # fmt: skip
-    settings = {name: getattr(square, name) for name in ("resize", "crop", "interpolation")}
+    settings = {name: getattr(resizing, name) for name in ("resize", "crop", "interpolation")}
     window = tree.task.tasks_by_name()[""].max_generated_tokens()
     limits = {"max_tokens": min(1024, window or 1024), "max_target_tokens": min(512, window or 512)}
     processor = VLProcessor(
-        parse_config(ProcessorConfig, {"image_size": square.side, **settings, **limits}),
+        parse_config(ProcessorConfig, {"image_size": list(resizing.size), **settings, **limits}),
         tokenizer,
         (),
         tree.task.tasks_by_name(),
@@ -267,7 +267,7 @@ def _llava_processor(model: VLModel, processor: VLProcessor, tokenizer: Any) -> 
     extra = _CLASS_TOKENS[tower.model_type]
     template = chat_template_of(head.config, processor.tokenizer)
     return LlavaProcessor(
-        image_processor=_image_processor(model, processor.config.square_resizing),
+        image_processor=_image_processor(model, processor.config.image_resizing),
         tokenizer=tokenizer,
         patch_size=tower.patch_size,
         vision_feature_select_strategy="default" if extra else "full",
@@ -277,19 +277,19 @@ def _llava_processor(model: VLModel, processor: VLProcessor, tokenizer: Any) -> 
     )
 
 
-def _image_processor(model: VLModel, square: SquareResizing) -> Any:
+def _image_processor(model: VLModel, resizing: ImageResizing) -> Any:
     """Build transformers' CLIPImageProcessor that resizes and crops images as this model's processor does."""
     from transformers import CLIPImageProcessor
 
     assert model.vision is not None
-    resized, side = square.min_source_side, {"height": square.side, "width": square.side}
-    is_cropped = square.resize == "crop" or resized != square.side
+    (resized, _), (side, _) = resizing.min_source_size(), resizing.size
+    is_cropped = resizing.resize == "crop" or resized != side
     return CLIPImageProcessor(
         do_resize=True,
-        size={"shortest_edge": resized} if square.resize == "crop" else {"height": resized, "width": resized},
-        resample=_FILTERS[square.interpolation],
+        size={"shortest_edge": resized} if resizing.resize == "crop" else {"height": resized, "width": resized},
+        resample=_FILTERS[resizing.interpolation],
         do_center_crop=is_cropped,
-        crop_size=side,
+        crop_size={"height": side, "width": side},
         do_rescale=True,
         rescale_factor=1 / 255,
         do_normalize=True,
@@ -299,7 +299,7 @@ def _image_processor(model: VLModel, square: SquareResizing) -> Any:
     )
 
 
-def _square_of(pictures: Any, own_size: int, source: str) -> SquareResizing:
+def _resizing_of(pictures: Any, own_size: int, source: str) -> ImageResizing:
     """Translate the settings of a CLIP or SigLIP image processor: how it makes an image square."""
     size, crop = dict(pictures.size or {}), dict(pictures.crop_size or {})
     shortest = size.get("shortest_edge")
@@ -311,8 +311,9 @@ def _square_of(pictures: Any, own_size: int, source: str) -> SquareResizing:
             f"{source!r} prepares pictures of {side} pixels for a tower of {own_size}; correct preprocessor_config.json"
         )
     filters = {number: name for name, number in _FILTERS.items()}
-    interpolation = filters.get(int(pictures.resample), "bicubic")
-    return SquareResizing(side, "crop" if shortest else "squash", side / resized if is_cropped else 1.0, interpolation)  # type: ignore[arg-type]
+    interpolation: Any = filters.get(int(pictures.resample), "bicubic")
+    crop_share = side / resized if is_cropped else 1.0
+    return ImageResizing((side, side), "crop" if shortest else "squash", crop_share, interpolation)
 
 
 def _check_llava(config: Any, source: str) -> None:
@@ -380,7 +381,7 @@ def _compare(model: VLModel, processor: VLProcessor, folder: Path) -> None:
             f"trained: {read.tokenizer.convert_ids_to_tokens(ids_T)}; set export.format='merged'"
         )
     ids_T = [i for token in ids_T for i in [token] * (made.config.image_seq_length if token == image else 1)]
-    pixels_HWC = _test_picture(processor.config.square_resizing.side)
+    pixels_HWC = _test_picture(processor.config.image_resizing.size)
     assert model.vision is not None
     pixels_BCHW = model.vision.normalise_pixels(torch.from_numpy(pixels_HWC)[None]).contiguous()  # type: ignore[operator]
     theirs_K = made(input_ids=torch.tensor([ids_T]), pixel_values=pixels_BCHW).logits[0, -1]
@@ -408,6 +409,6 @@ def first_logits(model: VLModel, processor: VLProcessor, pixels_HWC: Any, turns:
     return head.first_logits(model.encode_task(name, inputs, read))[0]
 
 
-def _test_picture(side: int) -> Any:
-    """Make a square picture of noise; it is the same at each call."""
-    return np.random.default_rng(0).integers(0, 256, (side, side, 3), np.uint8)
+def _test_picture(size: tuple[int, int]) -> Any:
+    """Make a picture of noise; it is the same at each call."""
+    return np.random.default_rng(0).integers(0, 256, (*size, 3), np.uint8)

@@ -75,10 +75,13 @@ class OpenedImage(NamedTuple):
         value = self.image.getexif().get(ORIENTATION, 1)  # Pillow's name for the container's own property
         return value if value in range(1, 9) else 1
 
-    def decode_at_reduced_size(self, side: int) -> None:
-        """Let a JPEG be decoded at 1/2, 1/4 or 1/8 of its size, if that is enough for a square of this side."""
+    def decode_at_reduced_size(self, size: tuple[int, int]) -> None:
+        """Let a JPEG be decoded at 1/2, 1/4 or 1/8 of its size, if that is enough for an image of this height and
+        width, as it is stored.
+        """
         if self.header.format == "jpeg":
-            self.image.draft(None, (DRAFT_FACTOR * side, DRAFT_FACTOR * side))
+            height, width = size
+            self.image.draft(None, (DRAFT_FACTOR * width, DRAFT_FACTOR * height))
 
     def decode_upright(self) -> Image.Image:
         """Decode the image to RGB: upright, with transparent pixels on white."""

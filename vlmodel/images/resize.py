@@ -1,5 +1,5 @@
-"""Turns decoded pixels into an upright square. torch is imported on first use, so processes that read only headers stay
-small.
+"""Turns decoded pixels into an upright image of the model's size. torch is imported on first use, so processes that read
+only headers stay small.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 Resize = Literal["squash", "crop", "pad"]
-"""How an image becomes square: "squash" distorts it, "crop" cuts out its center, "pad" adds bars of grey."""
+"""How an image gets another shape: "squash" distorts it, "crop" cuts out its center, "pad" adds bars of grey."""
 Interpolation = Literal["bilinear", "bicubic"]
 """The filter, antialiased."""
 
@@ -25,43 +25,59 @@ _INVERSE = {6: 8, 8: 6}
 
 
 @dataclass(frozen=True)
-class SquareResizing:
-    """Settings of how an image becomes a square: side length, crop or padding, and filter.
+class ImageResizing:
+    """Settings of how an image of any shape becomes one of the model's size: crop or padding, and filter.
 
     Attributes:
-        side: in pixels.
+        size: height and width, in pixels.
         resize: see ``Resize``.
-        crop: share of height and width (of the square's, with "crop") around the center that is kept.
+        crop: share of height and width (of the largest region of the size's shape, with "crop") around the center that
+            is kept.
         interpolation: see ``Interpolation``.
     """
 
-    side: int
+    size: tuple[int, int]
     resize: Resize = "squash"
     crop: float = 1.0
     interpolation: Interpolation = "bilinear"
 
     def region_to_keep(self, height: int, width: int) -> tuple[int, int, int, int]:
         """The region of an image that is kept: (first row, first column, height, width)."""
-        rows, columns = (min(height, width),) * 2 if self.resize == "crop" else (height, width)
+        rows, columns = self._largest_region(height, width) if self.resize == "crop" else (height, width)
         rows, columns = (max(1, round(length * self.crop)) for length in (rows, columns))
         return (height - rows) // 2, (width - columns) // 2, rows, columns
 
     def region_to_fill(self, height: int, width: int) -> tuple[int, int, int, int]:
-        """The region of the square that an image of this shape fills: (first row, first column, height, width)."""
+        """The region that an image of this shape fills: (first row, first column, height, width)."""
+        whole_rows, whole_columns = self.size
         if self.resize != "pad":
-            return 0, 0, self.side, self.side
-        longest = max(height, width)
-        rows, columns = (max(1, round(self.side * length / longest)) for length in (height, width))
-        return (self.side - rows) // 2, (self.side - columns) // 2, rows, columns
+            return 0, 0, whole_rows, whole_columns
+        # In whole numbers, as a quotient of shapes that are equal may not be 1 of floats.
+        if height * whole_columns >= width * whole_rows:
+            rows, columns = whole_rows, max(1, round(whole_rows * width / height))
+        else:
+            rows, columns = max(1, round(whole_columns * height / width)), whole_columns
+        return (whole_rows - rows) // 2, (whole_columns - columns) // 2, rows, columns
 
-    @property
-    def min_source_side(self) -> int:
-        """The smallest shorter side, in pixels, that an image may have without being enlarged."""
-        return math.ceil(self.side / self.crop)
+    def min_source_size(self, orientation: int = 1) -> tuple[int, int]:
+        """The height and width that an image must have, as it is stored, so that resizing does not enlarge it.
+
+        Args:
+            orientation: EXIF's, by which the stored image is turned.
+        """
+        height, width = (math.ceil(length / self.crop) for length in self.size)
+        return (width, height) if orientation >= 5 else (height, width)
+
+    def _largest_region(self, height: int, width: int) -> tuple[int, int]:
+        """The height and width of the largest region of an image that has the shape of ``size``."""
+        rows, columns = self.size
+        if height * columns >= width * rows:
+            return min(height, round(width * rows / columns)), width
+        return height, min(width, round(height * columns / rows))
 
 
 def rotate_upright(pixels_HWC: NDArray[np.uint8], orientation: int) -> NDArray[np.uint8]:
-    """Rotate and mirror an image according to its EXIF orientation (1 to 8); returns a view."""
+    """Rotate and mirror an image by its EXIF orientation, from 1 to 8; returns a view."""
     if orientation in (3, 4, 6, 7):
         pixels_HWC = pixels_HWC[::-1]
     if orientation in (2, 3, 7, 8):
@@ -69,13 +85,13 @@ def rotate_upright(pixels_HWC: NDArray[np.uint8], orientation: int) -> NDArray[n
     return pixels_HWC.transpose(1, 0, 2) if orientation >= 5 else pixels_HWC
 
 
-def resize_to_square(
+def resize_image(
     pixels_HWC: NDArray[np.uint8],
-    square: SquareResizing,
+    resizing: ImageResizing,
     out_HWC: NDArray[np.uint8] | None = None,
     orientation: int = 1,
 ) -> NDArray[np.uint8]:
-    """Rotate an image upright and resize it to (side, side, 3).
+    """Rotate an image upright and resize it to the size of ``resizing``.
 
     torch's antialiased filters give Pillow's pixels but for rounding, several times as fast.
 
@@ -84,28 +100,28 @@ def resize_to_square(
         orientation: EXIF's, of the given pixels.
     """
     if out_HWC is None:
-        out_HWC = np.empty((square.side, square.side, 3), np.uint8)
+        out_HWC = np.empty((*resizing.size, 3), np.uint8)
     upright_HWC = rotate_upright(pixels_HWC, orientation)
-    top, left, height, width = square.region_to_keep(*upright_HWC.shape[:2])
+    top, left, height, width = resizing.region_to_keep(*upright_HWC.shape[:2])
     upright_HWC = upright_HWC[top : top + height, left : left + width]
-    top, left, height, width = square.region_to_fill(height, width)
+    top, left, height, width = resizing.region_to_fill(height, width)
     shown_HWC = out_HWC[top : top + height, left : left + width]
     if shown_HWC.shape != out_HWC.shape:
         out_HWC[:] = PADDING
     if upright_HWC.shape == shown_HWC.shape:
         shown_HWC[:] = upright_HWC
     elif orientation == 1 and shown_HWC.shape == out_HWC.shape:
-        _resize_image(upright_HWC, out_HWC, square.interpolation)
+        _filter_image(upright_HWC, out_HWC, resizing.interpolation)
     else:
         # The small image is turned, as a filter is slow on pixels whose neighbours are far apart in memory.
         stored_HWC = rotate_upright(upright_HWC, _INVERSE.get(orientation, orientation))
         small_HWC = np.empty((width, height, 3) if orientation >= 5 else (height, width, 3), np.uint8)
-        _resize_image(stored_HWC, small_HWC, square.interpolation)
+        _filter_image(stored_HWC, small_HWC, resizing.interpolation)
         shown_HWC[:] = rotate_upright(small_HWC, orientation)
     return out_HWC
 
 
-def _resize_image(pixels_HWC: NDArray[np.uint8], out_HWC: NDArray[np.uint8], interpolation: Interpolation) -> None:
+def _filter_image(pixels_HWC: NDArray[np.uint8], out_HWC: NDArray[np.uint8], interpolation: Interpolation) -> None:
     """Resize a whole image into the contiguous array ``out_HWC``."""
     import torch
 

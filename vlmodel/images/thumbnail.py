@@ -17,7 +17,7 @@ def make_thumbnail(image: bytes, side: int) -> DisplayCopy:
         ImageError: the bytes cannot be decoded.
     """
     with open_image(image) as opened:
-        opened.decode_at_reduced_size(side)
+        opened.decode_at_reduced_size((side, side))
         picture = opened.decode_upright()
     picture.thumbnail((side, side), Image.Resampling.BICUBIC)
     file = io.BytesIO()

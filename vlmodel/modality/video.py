@@ -9,7 +9,7 @@ import numpy as np
 from pydantic import Field, model_validator
 
 from vlmodel.config import ConfigSection, part_field
-from vlmodel.images.resize import Resize, SquareResizing, resize_to_square
+from vlmodel.images.resize import ImageResizing, Resize, resize_image
 from vlmodel.media.base import CheckLimits, MediumError
 from vlmodel.media.video import decode_video
 from vlmodel.modality._settings import LayerSettings
@@ -60,7 +60,7 @@ class Config(LayerSettings):
     def _check_vision_takes_frames(self) -> Config:
         if not self.vision.reads_images:
             raise ValueError(f"vision.kind={self.vision.kind!r} encodes no images; name an encoder of frames")
-        self.vision.check_image_size(self.image_size)
+        self.vision.check_image_size((self.image_size, self.image_size))
         return self
 
     def is_frozen(self) -> bool:
@@ -78,13 +78,13 @@ class Config(LayerSettings):
         return self._decode_frames(data, rng.uniform(0.5 - jitter, 0.5 + jitter, self.frames).tolist())
 
     def _decode_frames(self, data: bytes, shift: float | Sequence[float]) -> dict[str, NDArray[Any]]:
-        square = SquareResizing(self.image_size, self.resize)
+        square = ImageResizing((self.image_size, self.image_size), self.resize)
         frames_THWC = np.empty((self.frames, self.image_size, self.image_size, 3), np.uint8)
         count = 0
         for _, rgb_HWC in decode_video(
             data, CheckLimits(), lambda timeline: timeline.evenly_spaced_frames(self.frames, shift)
         ):
-            resize_to_square(rgb_HWC, square, frames_THWC[count])
+            resize_image(rgb_HWC, square, frames_THWC[count])
             count += 1
         if not count:
             raise MediumError("empty", "a video without a frame")

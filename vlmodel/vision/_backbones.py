@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import bisect
 import difflib
 import functools
 import itertools
@@ -27,7 +26,6 @@ _CHAINS = ("features", "layers", "trunk_output", "blocks")
 _STAGE = re.compile(r"layer\d$|trunk_output\.")  # of a ResNet or RegNet
 _RGB = 3
 _PROBE = 256
-_LARGEST = 1 << 14  # side of an image, in pixels
 _ONE_SIZE = {"maxvit_t": 224}  # its attention divides the image into a fixed number of windows
 
 
@@ -124,7 +122,7 @@ def backbone_layout(name: str, stem: Stem) -> BackboneLayout:
     with torch.device("meta"), torch.no_grad():
         model = create_backbone(name, stem).eval()
         block_names = tuple(block_name for block_name, _ in backbone_blocks(model))
-        shapes = _block_output_shapes(model, probe, len(block_names))
+        shapes = _block_output_shapes(model, (probe, probe), len(block_names))
     channels_last = name.startswith("swin_")
     sizes = [shape[2] for shape in shapes]
     widths = [shape[-1 if channels_last else 1] for shape in shapes]
@@ -143,41 +141,19 @@ def backbone_layout(name: str, stem: Stem) -> BackboneLayout:
 
 
 @functools.lru_cache(maxsize=32)
-def feature_map_sides(
-    name: str, stem: Stem, ends: tuple[int, ...], channels: tuple[int, ...], numbers: int
-) -> tuple[int, ...]:
-    """Find the side lengths of the feature maps that together hold ``numbers`` values.
-
-    Larger images have larger maps, so the smallest image whose maps hold as many values is found by bisection.
-
-    Args:
-        ends: the maps are the outputs after this many blocks each.
-        channels: of each of these maps.
-    """
+def feature_map_sizes(
+    name: str, stem: Stem, ends: tuple[int, ...], image_size: tuple[int, int]
+) -> tuple[tuple[int, int], ...]:
+    """Compute height and width of the outputs after so many blocks each, for images of this height and width."""
     with torch.device("meta"), torch.no_grad():
-        model = create_backbone(name, stem).eval()
-
-        def map_sides_at(size: int) -> tuple[int, ...]:
-            shapes = _block_output_shapes(model, size, ends[-1])
-            return tuple(shapes[end - 1][2] for end in ends)
-
-        def count_values_at(size: int) -> int:
-            try:
-                return sum(side * side * c for side, c in zip(map_sides_at(size), channels, strict=True))
-            except RuntimeError:  # too small an image
-                return 0
-
-        known = backbone_layout(name, stem)
-        if known.image is not None:
-            return map_sides_at(known.image)
-        smallest = max(s for stage, s in zip(known.stages, known.strides, strict=True) if stage <= ends[-1])
-        sizes = range(smallest, _LARGEST)
-        return map_sides_at(sizes[bisect.bisect_left(sizes, numbers, hi=len(sizes) - 1, key=count_values_at)])
+        shapes = _block_output_shapes(create_backbone(name, stem).eval(), image_size, ends[-1])
+    rows = 1 if backbone_layout(name, stem).channels_last else 2
+    return tuple((shapes[end - 1][rows], shapes[end - 1][rows + 1]) for end in ends)
 
 
 @functools.lru_cache(maxsize=32)
-def accepts_image_size(name: str, stem: Stem, stages: int, size: int) -> bool:
-    """Whether the first ``stages`` of a backbone can process square images of ``size`` pixels a side."""
+def accepts_image_size(name: str, stem: Stem, stages: int, size: tuple[int, int]) -> bool:
+    """Whether the first ``stages`` of a backbone can process images of this height and width."""
     with torch.device("meta"), torch.no_grad():
         try:
             _block_output_shapes(
@@ -188,11 +164,11 @@ def accepts_image_size(name: str, stem: Stem, stages: int, size: int) -> bool:
     return True
 
 
-def _block_output_shapes(model: nn.Module, size: int, count: int) -> list[torch.Size]:
-    """Compute the output shapes of the first ``count`` blocks for a square image: (B, C, H, W), for Swin (B, H,
-    W, C).
+def _block_output_shapes(model: nn.Module, size: tuple[int, int], count: int) -> list[torch.Size]:
+    """Compute the output shapes of the first ``count`` blocks for an image of this height and width: (B, C, H, W), for
+    Swin (B, H, W, C).
     """
-    x, shapes = torch.zeros(1, 3, size, size), []
+    x, shapes = torch.zeros(1, 3, *size), []
     for _, block in itertools.islice(backbone_blocks(model), count):
         x = block(x)
         shapes.append(x.shape)

@@ -74,7 +74,8 @@ class CNNEncoder(BackboneEncoder):
         return maps
 
     def feature_grids(self, pixels_BHWC: Tensor) -> list[Tensor]:
-        return [average_pool_to_grid(map_BCHW, self._grid_side) for map_BCHW in self.feature_maps(pixels_BHWC)]
+        size = self.config.averaged_grid()
+        return [average_pool_to_grid(map_BCHW, size) for map_BCHW in self.feature_maps(pixels_BHWC)]
 
     def tokens_from_grids(self, grids: Sequence[Tensor]) -> Tokens:
         if self.config.output == "multiscale":
@@ -86,24 +87,12 @@ class CNNEncoder(BackboneEncoder):
             x_BTD, pooled_BD = self._token_sequence(grids[0], self.projection)
         return tokens_without_padding(x_BTD, pooled_BD)
 
-    def weights_to_grid(self, weights_NT: Tensor) -> Tensor | None:
-        if self.config.output != "multiscale":
-            return super().weights_to_grid(weights_NT)
-        # Maps of different sizes cannot be added.
-        side = self.config.grid
-        return None if side is None else weights_NT.unflatten(1, (-1, side, side)).sum(1)
-
-    def grid_shapes(self, numbers: int) -> Sequence[tuple[int, int, int]]:
-        channels = self._channels
-        if self._grid_side is not None:
-            return [(self._grid_side, self._grid_side, c) for c in channels]
-        sides = _backbones.feature_map_sides(self.config.name, self.config.stem, self._ends, channels, numbers)
-        return list(zip(sides, sides, channels, strict=True))
-
-    @property
-    def _grid_side(self) -> int | None:
-        """The side, in cells, of the grid to which feature maps are averaged; None if they keep their own size."""
-        return 1 if self.config.output == "pooled" else self.config.grid
+    def grid_shapes(self) -> Sequence[tuple[int, int, int]]:
+        config, channels = self.config, self._channels
+        if (averaged := config.averaged_grid()) is not None:
+            return [(*averaged, c) for c in channels]
+        sizes = _backbones.feature_map_sizes(config.name, config.stem, self._ends, config.preprocessing().size)
+        return [(*size, c) for size, c in zip(sizes, channels, strict=True)]
 
     def _token_sequence(
         self, grid_BHWC: Tensor, projection: nn.Module, scale_D: Tensor | None = None

@@ -68,11 +68,19 @@ class BackboneEncoder(parts.VisionEncoder):
         """Compute the tokens from the grids that ``feature_grids`` returns."""
         raise NotImplementedError
 
-    def grid_shapes(self, numbers: int) -> Sequence[tuple[int, int, int]]:
-        """Return the shape (height, width, channels) of each of the ``feature_grids``, which together hold ``numbers``
-        values.
+    def grid_shapes(self) -> Sequence[tuple[int, int, int]]:
+        """Return the shape (height, width, channels) of each of the ``feature_grids`` of images of the configured
+        size.
         """
         raise NotImplementedError
+
+    def weights_to_grid(self, weights_NT: Tensor) -> Tensor | None:
+        # Before the last grid, a pooled vector may be one of one cell; of several scales all are tokens.
+        shapes = self.grid_shapes() if getattr(self.config, "output", "") == "multiscale" else self.grid_shapes()[-1:]
+        height, width, _ = shapes[0]
+        if any(shape[:2] != (height, width) for shape in shapes):
+            return None  # maps of different sizes cannot be added
+        return weights_NT.unflatten(1, (-1, height, width)).sum(1)
 
     def forward(self, pixels_BHWC: Tensor) -> Tokens:
         return self.tokens_from_grids(self.feature_grids(pixels_BHWC))
@@ -82,10 +90,12 @@ class BackboneEncoder(parts.VisionEncoder):
 
     def tokens_from_features(self, features_BF: Tensor) -> Tokens:
         numbers = features_BF.shape[1]
-        layout = self.grid_shapes(numbers)
+        layout = self.grid_shapes()
         sizes = [math.prod(shape) for shape in layout]
         if sum(sizes) != numbers:
-            raise ValueError(f"features of {numbers} numbers an image are none of this encoder with this grid")
+            raise ValueError(
+                f"features of {numbers} numbers an image are none of this encoder with this grid and image size"
+            )
         # Cached features may have less precision than the weights.
         pieces = features_BF.to(self.mean_C.dtype).split(sizes, 1)
         return self.tokens_from_grids([piece.unflatten(1, shape) for piece, shape in zip(pieces, layout, strict=True)])
@@ -137,8 +147,8 @@ def tokens_without_padding(x_BTD: Tensor, pooled_BD: Tensor) -> Tokens:
     return Tokens(x_BTD, torch.ones(x_BTD.shape[:2], dtype=torch.bool, device=x_BTD.device), pooled_BD)
 
 
-def average_pool_to_grid(map_BCHW: Tensor, side: int | None) -> Tensor:
-    """Convert a feature map to a grid (B, H, W, C), averaged to ``side`` x ``side`` cells if ``side`` is given."""
-    if side is not None:
-        map_BCHW = functional.adaptive_avg_pool2d(map_BCHW, side)
+def average_pool_to_grid(map_BCHW: Tensor, size: tuple[int, int] | None) -> Tensor:
+    """Convert a feature map to a grid (B, H, W, C), averaged to these rows and columns if they are given."""
+    if size is not None:
+        map_BCHW = functional.adaptive_avg_pool2d(map_BCHW, size)
     return map_BCHW.permute(0, 2, 3, 1)

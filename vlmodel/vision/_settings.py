@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
-from typing import ClassVar, Literal
+from dataclasses import replace
+from typing import ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from vlmodel.images.preprocessing import ImagePreprocessing, Triple
+from vlmodel.config import ConfigError
+from vlmodel.images.preprocessing import ImagePreprocessing, ImageSize, Triple, describe_size
 from vlmodel.layer_settings import check_activation_has_projection
 from vlmodel.locations import Location
 from vlmodel.lora import LoraSettings
@@ -22,8 +24,11 @@ class BackboneConfig(VisionPart):
         {"projection", "activation", "weights", "strict", "frozen", "lora"}
     )
 
-    grid: int | None = Field(None, ge=1)
-    """Average a feature map to this many cells a side (adaptive pooling), for fewer tokens; null keeps its own."""
+    image_size: ImageSize | None = None
+    """Height and width of the images; null takes processor.image_size, and without one the encoder's own."""
+    grid: ImageSize | None = None
+    """Average a feature map to this many cells a side, or [rows, columns] (adaptive pooling), for fewer tokens; null
+    keeps its own."""
     projection: int | None = Field(None, ge=1)
     """Width of a linear projection of the features; null for none."""
     activation: Literal["none", "gelu", "relu", "tanh"] = "none"
@@ -55,17 +60,32 @@ class BackboneConfig(VisionPart):
         return self
 
     def preprocessing(self) -> ImagePreprocessing:
+        usual = super().preprocessing()
         if is_torchvision_name(self.weights):
-            return torchvision_preprocessing(getattr(self, "name", ""), self.weights)
-        return super().preprocessing()
+            usual = torchvision_preprocessing(getattr(self, "name", ""), self.weights)
+        return replace(usual, size=self.image_size) if self.image_size else usual
+
+    def resolve_settings(self, image_size: tuple[int, int]) -> Self:
+        return self.model_copy(update={"image_size": self.image_size or image_size})
 
     def is_frozen(self) -> bool:
         return self.frozen
 
+    def check_image_size(self, size: tuple[int, int]) -> None:
+        if self.image_size not in (None, size):
+            raise ConfigError(
+                f"processor.image_size={describe_size(size)}, and model.vision.image_size="
+                f"{describe_size(self.image_size)}; leave the second out"
+            )
+
+    def averaged_grid(self) -> tuple[int, int] | None:
+        """The rows and columns to which a feature map is averaged; None if it keeps its own."""
+        return (1, 1) if getattr(self, "output", "") == "pooled" else self.grid
+
     def setting_without_effect(self) -> str | None:
         if getattr(self, "output", "") != "pooled" or self.grid is None:
             return None
-        return f"grid={self.grid} is of no use with output='pooled', which is one token; leave grid out"
+        return f"grid={describe_size(self.grid)} is of no use with output='pooled', which is one token; leave grid out"
 
     def has_projection(self) -> bool:
         """Whether a linear projection follows the backbone."""

@@ -56,9 +56,9 @@ def backbone_stages(name: str, stem: Stem) -> BackboneStages:
     return BackboneStages(layout.strides, layout.image)
 
 
-def accepts_image_size(name: str, stem: Stem, stages: int, size: int) -> bool:
-    """Whether the first ``stages`` of a backbone can process square images of ``size`` pixels a side, which is at least
-    one grid cell.
+def accepts_image_size(name: str, stem: Stem, stages: int, size: tuple[int, int]) -> bool:
+    """Whether the first ``stages`` of a backbone can process images of this height and width, which are at least those
+    of one grid cell.
     """
     if name in RESNETS or name.startswith(PREFIX):
         return True  # Their convolutions are padded.

@@ -15,7 +15,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from vlmodel.config import ConfigError
-from vlmodel.images.preprocessing import ImagePreprocessing, ImageSize
+from vlmodel.images.preprocessing import ImagePreprocessing
 from vlmodel.tokens import Tokens
 from vlmodel.vision._encoder import BackboneEncoder, average_pool_to_grid, tokens_without_padding
 from vlmodel.vision._positions import sine_positions
@@ -36,8 +36,6 @@ class TowerConfig(BackboneConfig):
 
     settings: dict[str, Any] = {}
     """Further arguments of the architecture, by the library's own names."""
-    image_size: ImageSize | None = None
-    """Height and width of the images; null takes processor.image_size, and without one the tower's own."""
     output: Literal["grid", "multiscale", "pooled"] = "grid"
     """A token for each cell of the last map (or patch), or of those of the last ``scales`` stages; or one token."""
     scales: int = Field(2, ge=1)
@@ -175,14 +173,10 @@ class TowerConfig(BackboneConfig):
     def build(self) -> VisionTower:
         return VisionTower(self)
 
-    def check_image_size(self, size: int) -> None:
-        height, width = self.image_size or (size, size)
-        if (height, width) != (size, size):
-            raise ConfigError(
-                f"processor.image_size={size}, and model.vision.image_size={[height, width]}; leave the second out"
-            )
+    def check_image_size(self, size: tuple[int, int]) -> None:
+        super().check_image_size(size)
         if self.can_build_without_files():
-            self.model_copy(update={"image_size": (size, size)}).output_shapes()
+            self.model_copy(update={"image_size": size}).output_shapes()
 
     @model_validator(mode="after")
     def _check_output(self) -> TowerConfig:
@@ -308,8 +302,8 @@ class VisionTower(BackboneEncoder):
             assert outputs.pooled_BF is not None
             grids.append(outputs.pooled_BF[:, None, None])
         if self._shapes.grids:
-            side = 1 if self.config.output == "pooled" else self.config.grid
-            grids += [average_pool_to_grid(grid_BHWC.permute(0, 3, 1, 2), side) for grid_BHWC in outputs.grids]
+            size = self.config.averaged_grid()
+            grids += [average_pool_to_grid(grid_BHWC.permute(0, 3, 1, 2), size) for grid_BHWC in outputs.grids]
         return grids
 
     def tokens_from_grids(self, grids: Sequence[Tensor]) -> Tokens:
@@ -332,16 +326,10 @@ class VisionTower(BackboneEncoder):
         tokens = tokens_without_padding(self._add_positions(x_BTD, grids[1]), pooled_BD)
         return _tie_gradients(tokens) if self.training and torch.is_grad_enabled() else tokens
 
-    def weights_to_grid(self, weights_NT: Tensor) -> Tensor | None:
-        if self.config.output == "multiscale" and self.config.grid is None:
-            return None  # maps of different sizes cannot be added
-        *_, (height, width, _) = self.grid_shapes(0)
-        return weights_NT.unflatten(1, (-1, height, width)).sum(1)
-
-    def grid_shapes(self, numbers: int) -> Sequence[tuple[int, int, int]]:
+    def grid_shapes(self) -> Sequence[tuple[int, int, int]]:
         pooled = [(1, 1, self._shapes.pooled)] if self._shapes.pooled else []
-        side = 1 if self.config.output == "pooled" else self.config.grid
-        return pooled + [(side or h, side or w, channels) for h, w, channels in self._shapes.grids]
+        size = self.config.averaged_grid()
+        return pooled + [(*(size or (height, width)), channels) for height, width, channels in self._shapes.grids]
 
     def _add_positions(self, x_BTD: Tensor, grid_BHWC: Tensor) -> Tensor:
         position = self.config.position or ("none" if self._shapes.is_sequence else "sine")

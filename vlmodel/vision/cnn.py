@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import Field, model_validator
 
 from vlmodel.config import ConfigError
+from vlmodel.images.preprocessing import describe_size
 from vlmodel.vision._settings import BackboneConfig
 from vlmodel.vision._torchvision import accepts_image_size, backbone_stages, is_torchvision_name
 
@@ -63,21 +64,23 @@ class Config(BackboneConfig):
 
         return CNNEncoder(self)
 
-    def check_image_size(self, size: int) -> None:
+    def check_image_size(self, size: tuple[int, int]) -> None:
+        super().check_image_size(size)
+        shown = describe_size(size)
         strides, only_size = backbone_stages(self.name, self.stem)
         smallest = max(strides[: self.stages])
-        if size < smallest:
+        if min(size) < smallest:
             raise ConfigError(
-                f"processor.image_size={size} is smaller than one grid cell of model.vision, which stands for "
+                f"processor.image_size={shown} is smaller than one grid cell of model.vision, which stands for "
                 f"{smallest} x {smallest} pixels; make the image larger or keep fewer stages"
             )
-        if only_size not in (None, size):
+        if only_size is not None and size != (only_size, only_size):
             raise ConfigError(
-                f"processor.image_size={size}: {self.name} takes images of {only_size} x {only_size} pixels; set "
-                f"image_size={only_size}, or choose another backbone"
+                f"processor.image_size={shown}: {self.name} takes images of {only_size} x {only_size} pixels; "
+                f"set image_size={only_size}, or choose another backbone"
             )
         if not accepts_image_size(self.name, self.stem, self.stages or len(strides), size):
             raise ConfigError(
-                f"processor.image_size={size} is too small for {self.name}, which leaves nothing of it; make the image "
-                "larger or keep fewer stages"
+                f"processor.image_size={shown} is too small for {self.name}, which leaves nothing of it; make the "
+                "image larger or keep fewer stages"
             )

@@ -12,10 +12,11 @@ from typing import Any, Literal
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
+from torch.nn import functional
 
 from vlmodel import lora
 from vlmodel.config import ConfigError
-from vlmodel.images.preprocessing import ImagePreprocessing
+from vlmodel.images.preprocessing import ImagePreprocessing, ImageSize, describe_size
 from vlmodel.layers import parameter_names_by_stage
 from vlmodel.tokens import Tokens
 from vlmodel.vision import _weights
@@ -33,8 +34,9 @@ class Config(BackboneConfig):
     kind: Literal["vit"] = "vit"
     name: str = "vit_b_16"
     """A ViT of torchvision.models.list_models(); settings that are null are taken from it."""
-    image_size: int = Field(224, ge=1)
-    """Side of the images, in pixels: processor.image_size. Positions of weights for another size are resampled."""
+    image_size: ImageSize = (224, 224)
+    """Height and width of the images, in pixels, or the side of a square: processor.image_size. Positions of weights
+    for another size are resampled."""
     patch_size: int | None = Field(None, ge=1)
     """Side of a patch, in pixels, which must divide the image size; each patch is a token."""
     width: int | None = Field(None, ge=1)
@@ -58,10 +60,11 @@ class Config(BackboneConfig):
     def _check_settings(self) -> Config:
         _check_architecture(self.name)
         shape = self.architecture_sizes()
-        if self.image_size % shape.patch_size:
+        if any(length % shape.patch_size for length in self.image_size):
+            height, width = (max(1, round(length / shape.patch_size)) * shape.patch_size for length in self.image_size)
             raise ValueError(
-                f"patch_size={shape.patch_size} does not divide image_size={self.image_size}; choose a patch size that "
-                f"does, or an image size such as {max(1, round(self.image_size / shape.patch_size)) * shape.patch_size}"
+                f"patch_size={shape.patch_size} does not divide image_size={describe_size(self.image_size)}; choose a "
+                f"patch size that does, or an image size such as {describe_size((height, width))}"
             )
         if shape.width % shape.heads:
             raise ValueError(f"width={shape.width} cannot be shared by heads={shape.heads}; make it a multiple")
@@ -79,13 +82,13 @@ class Config(BackboneConfig):
         return ViTEncoder(self)
 
     def preprocessing(self) -> ImagePreprocessing:
-        return replace(super().preprocessing(), size=(self.image_size, self.image_size))
+        return replace(super().preprocessing(), size=self.image_size)
 
-    def check_image_size(self, size: int) -> None:
+    def check_image_size(self, size: tuple[int, int]) -> None:
         if size != self.image_size:
             raise ConfigError(
-                f"processor.image_size={size}, and model.vision has a position for each patch of images of "
-                f"image_size={self.image_size}; set both (model.vision.image_size) to one value"
+                f"processor.image_size={describe_size(size)}, and model.vision has a position for each patch of images "
+                f"of image_size={describe_size(self.image_size)}; set both (model.vision.image_size) to one value"
             )
 
 
@@ -112,9 +115,10 @@ class ViTEncoder(BackboneEncoder):
         from torchvision.models import VisionTransformer
 
         shape = config.architecture_sizes()
-        self._side = config.image_size // shape.patch_size
+        height, width = config.image_size
+        self._patches = height // shape.patch_size, width // shape.patch_size
         self.backbone = VisionTransformer(
-            config.image_size,
+            height,
             shape.patch_size,
             shape.depth,
             shape.heads,
@@ -123,6 +127,9 @@ class ViTEncoder(BackboneEncoder):
             config.dropout,
         )
         self.backbone.heads = nn.Identity()
+        if height != width:  # torchvision's own are those of a square
+            positions_1TD = torch.empty(1, 1 + math.prod(self._patches), shape.width).normal_(std=0.02)
+            self.backbone.encoder.pos_embedding = nn.Parameter(positions_1TD)
         self.width = config.projection or shape.width
         self.projection = nn.Linear(shape.width, config.projection) if config.projection else nn.Identity()
         self._freeze_first_layers(config.frozen_layers)
@@ -146,8 +153,8 @@ class ViTEncoder(BackboneEncoder):
         encoded_BTD = self.encode(pixels_BHWC)
         grids = [encoded_BTD[:, :1].unsqueeze(1)] if self.config.pooling == "cls" else []
         if self._needs_patch_tokens:
-            map_BCHW = encoded_BTD[:, 1:].transpose(1, 2).unflatten(2, (self._side, self._side))
-            grids.append(average_pool_to_grid(map_BCHW, 1 if self.config.output == "pooled" else self.config.grid))
+            map_BCHW = encoded_BTD[:, 1:].transpose(1, 2).unflatten(2, self._patches)
+            grids.append(average_pool_to_grid(map_BCHW, self.config.averaged_grid()))
         return grids
 
     def tokens_from_grids(self, grids: Sequence[Tensor]) -> Tokens:
@@ -160,11 +167,12 @@ class ViTEncoder(BackboneEncoder):
             pooled_BD = x_BTD.mean(1)
         return tokens_without_padding(x_BTD, pooled_BD)
 
-    def grid_shapes(self, numbers: int) -> Sequence[tuple[int, int, int]]:
-        side = 1 if self.config.output == "pooled" else self.config.grid or self._side
+    def grid_shapes(self) -> Sequence[tuple[int, int, int]]:
         channels = self.config.architecture_sizes().width
         layout = [(1, 1, channels)] if self.config.pooling == "cls" else []
-        return layout + ([(side, side, channels)] if self._needs_patch_tokens else [])
+        return layout + (
+            [(*(self.config.averaged_grid() or self._patches), channels)] if self._needs_patch_tokens else []
+        )
 
     @property
     def _needs_patch_tokens(self) -> bool:
@@ -190,16 +198,15 @@ class ViTEncoder(BackboneEncoder):
         """Resample the positions in ``state`` to this image size, if they form a square grid; ``load_backbone_weights``
         refuses others.
         """
-        from torchvision.models.vision_transformer import interpolate_embeddings
-
         side = math.isqrt(max(0, positions.shape[1] - 1)) if positions.ndim == 3 and len(positions) == 1 else 0
         if not side or side**2 + 1 != positions.shape[1]:
             return state
-        log.info("positions: resampled from %d x %d patches to %d x %d", side, side, self._side, self._side)
-        patch_size = self.config.architecture_sizes().patch_size
-        return dict(
-            interpolate_embeddings(self.config.image_size, patch_size, {**state, _POSITIONS: positions.float()})
-        )
+        log.info("positions: resampled from %d x %d patches to %d x %d", side, side, *self._patches)
+        of_class_11D, of_patches_1PD = positions.float().split([1, side**2], 1)
+        grid_1DHW = of_patches_1PD.transpose(1, 2).unflatten(2, (side, side))
+        # As torchvision's own ``interpolate_embeddings``, which makes squares only.
+        grid_1DHW = functional.interpolate(grid_1DHW, self._patches, mode="bicubic", align_corners=True)
+        return {**state, _POSITIONS: torch.cat([of_class_11D, grid_1DHW.flatten(2).transpose(1, 2)], 1)}
 
     def _freeze_first_layers(self, layers: int) -> None:
         """Freeze the embeddings and the first ``layers`` layers, if any."""

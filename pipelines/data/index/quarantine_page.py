@@ -100,7 +100,7 @@ def _make_thumbnail(data: bytes) -> bytes | None:
     try:
         with warnings.catch_warnings(), open_image(data) as opened:
             warnings.simplefilter("ignore")
-            opened.decode_at_reduced_size(_SIDE)
+            opened.decode_at_reduced_size((_SIDE, _SIDE))
             image = opened.image
             if image.width * image.height > _MAX_PIXELS:
                 return None

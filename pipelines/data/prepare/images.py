@@ -86,7 +86,7 @@ def encode_image(data: bytes, image: ImageFormatAndSize, config: PrepareConfig) 
             # The index has left out images that are too large.
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             with open_image(data) as opened:
-                opened.decode_at_reduced_size(side)
+                opened.decode_at_reduced_size((side, side))
                 rgb = opened.decode_upright()
     except ImageError as error:
         raise SampleError(medium_reason("undecodable", "image"), f"{image.format}: {error}") from None

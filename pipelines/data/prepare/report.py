@@ -80,7 +80,7 @@ def _read_shown_sample(reader: ShardReader, shard: str, row: int) -> _ShownSampl
 def _make_thumbnail(data: bytes) -> bytes | None:
     try:
         with open_image(data) as opened:
-            opened.decode_at_reduced_size(_THUMBNAIL)
+            opened.decode_at_reduced_size((_THUMBNAIL, _THUMBNAIL))
             rgb = opened.decode_upright()
     except ImageError:
         return None

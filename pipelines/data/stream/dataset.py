@@ -254,8 +254,7 @@ class OpenedSamples:
         return {"features_BTF": features_BTF, "features_mask_BT": mask_BT}
 
     def _load_images(self, indices: SampleIndices) -> NDArray[np.uint8]:
-        size = self.processor.config.image_size
-        pixels_BHWC = np.empty((len(indices), size, size, 3), np.uint8)
+        pixels_BHWC = np.empty((len(indices), *self.processor.config.image_resizing.size, 3), np.uint8)
         shards = [
             (opened, shard, rows, [pixels_BHWC[position] for position in positions])
             for opened, shard, rows, positions in self._group_indices_by_shard(indices)

@@ -388,13 +388,13 @@ class _StreamKind(NamedTuple):
 
 
 def _image_feature_settings(config: ModelConfig, processor: VLProcessor) -> Mapping[str, object]:
-    return {"image": asdict(processor.config.square_resizing)}
+    return {"image": asdict(processor.config.image_resizing)}
 
 
 def _image_feature_width(encoder: VisionEncoder, processor: VLProcessor) -> int:
-    size = processor.config.image_size
+    blank_BHWC = torch.zeros(1, *processor.config.image_resizing.size, 3, dtype=torch.uint8)
     with torch.inference_mode():
-        return encoder.compute_features(torch.zeros(1, size, size, 3, dtype=torch.uint8)).shape[1]
+        return encoder.compute_features(blank_BHWC).shape[1]
 
 
 def _text_feature_settings(config: ModelConfig, processor: VLProcessor) -> Mapping[str, object]:

@@ -133,11 +133,11 @@ class MicroBatches(BatchLoader):
         records = samples.read_texts(indices)
         if not self.augmentation.changes_texts:
             return records
-        side = samples.processor.config.image_size
+        size = samples.processor.config.image_resizing.size
         return [
             record._replace(texts=swap_left_and_right(record.texts, self.augmentation.swap))
             if IMAGE in record.present
-            and draw_change(self.augmentation, side, side, self._sample_generator(epoch, record.key)).flipped
+            and draw_change(self.augmentation, *size, self._sample_generator(epoch, record.key)).flipped
             else record
             for record, epoch in zip(records, indices.epoch.tolist(), strict=True)
         ]

@@ -16,6 +16,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import math
 import os
 import shutil
 import stat
@@ -58,17 +59,17 @@ class PixelCache:
 
     Attributes:
         folder: of the files.
-        size: side of the square images.
+        size: height and width of the images.
         last: name of the last shard that is cached, in the order of names.
     """
 
     folder: str
-    size: int
+    size: tuple[int, int]
     last: str
 
     @property
     def row_bytes(self) -> int:
-        return 3 * self.size * self.size
+        return 3 * math.prod(self.size)
 
     def read(self, shard: IndexedShard, rows: Sequence[int], out: Sequence[NDArray[np.uint8]]) -> NDArray[np.bool_]:
         """Read the images at these rows of ``Index.rows(shard)`` into ``out``; returns which of them were cached."""
@@ -116,10 +117,10 @@ def open_pixel_cache(index: Index, processor: ProcessorConfig, config: PixelCach
     Returns:
         None where no shard fits, or the folder cannot be written.
     """
-    square = processor.square_resizing
+    resizing = processor.image_resizing
     facts = {
         "format": FORMAT,
-        "image": asdict(square) | {"max_pixels": processor.max_pixels},
+        "image": asdict(resizing) | {"max_pixels": processor.max_pixels},
         "scan": index.scan,
     }
     key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:32]
@@ -129,7 +130,7 @@ def open_pixel_cache(index: Index, processor: ProcessorConfig, config: PixelCach
         _make_private_folder(folder)
         (folder / MARK).touch(mode=0o600)
         os.utime(folder)
-        row_bytes = 3 * square.side**2
+        row_bytes = 3 * math.prod(resizing.size)
         space = _free_space(
             folder, sum(map(_count_samples_of_shard, index.shards)) * row_bytes, int(config.max_gb * 1e9)
         )
@@ -142,7 +143,7 @@ def open_pixel_cache(index: Index, processor: ProcessorConfig, config: PixelCach
         if space < 0:
             break
         last = shard.name
-    return PixelCache(str(folder), square.side, last) if last else None
+    return PixelCache(str(folder), resizing.size, last) if last else None
 
 
 def is_cache_faster_than_decoding(

@@ -7,6 +7,7 @@ pixels of the budget; small ones need none.
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -36,11 +37,11 @@ _ERRORS: dict[str, _Error] = {
 }
 
 
-def decoding_pixel_limit(config: ServeConfig, image_size: int) -> int:
+def decoding_pixel_limit(config: ServeConfig, image_size: tuple[int, int]) -> int:
     """The limit of pixels that are decoded at a time: the setting, or 64 times the pixels of the model's input, and at
     least 16 million.
     """
-    return config.max_image_pixels or max(_MIN_LIMIT, _TIMES_INPUT * image_size**2)
+    return config.max_image_pixels or max(_MIN_LIMIT, _TIMES_INPUT * math.prod(image_size))
 
 
 class ImageDecoder:
@@ -117,7 +118,7 @@ class PixelBudget:
 def _decode_if_few_pixels(processor: VLProcessor, image: bytes, limit: int) -> NDArray[np.uint8] | _Error | int:
     """Decode a small image; for a larger one, return how many pixels decoding needs."""
     try:
-        pixels = count_decoded_pixels(image, processor.config.square_resizing, WEB_FORMATS)
+        pixels = count_decoded_pixels(image, processor.config.image_resizing, WEB_FORMATS)
         if pixels > limit:
             raise ImageError("too_large", f"{pixels} pixels; serve.max_image_pixels allows {limit}")
     except ImageError as error:

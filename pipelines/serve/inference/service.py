@@ -147,9 +147,9 @@ class InferenceService:
             version=version,
             tasks=tuple(operations),
             labels=len(processor.labels),
-            image_size=processor.config.image_size,
-            resize=processor.config.square_resizing.resize,
-            crop=processor.config.square_resizing.crop,
+            image_size=processor.config.image_resizing.size,
+            resize=processor.config.image_resizing.resize,
+            crop=processor.config.image_resizing.crop,
             inputs=processor.input_names,
             media=processor.media,
             needs_classes=ClassifyOperation.name in operations
@@ -259,7 +259,7 @@ class InferenceService:
         decoded: dict[str, Mapping[str, Any]] = {}
         for name, data in inputs.items():
             if name == IMAGE:
-                limit = decoding_pixel_limit(self._config, processor.config.image_size)
+                limit = decoding_pixel_limit(self._config, processor.config.image_resizing.size)
                 decoded[IMAGE] = {"pixels_HWC": await self._decoder.decode(processor, data, limit)}
             else:
                 decoded[name] = await self._decoder.decode_input(processor, name, data)

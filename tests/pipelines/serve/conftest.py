@@ -119,7 +119,7 @@ class FakeService:
 
     def __init__(self) -> None:
         self.model: ModelInfo | None = ModelInfo(
-            "fake", "7", ("vqa", "caption", "match", "embed"), labels=3, image_size=32, resize="squash"
+            "fake", "7", ("vqa", "caption", "match", "embed"), labels=3, image_size=(32, 32), resize="squash"
         )
         self.seen: list[tuple[Any, ...]] = []
         self.examples: list[OwnExample] = []

@@ -125,7 +125,7 @@ def test_transformers_gives_the_same_logits(
     # And back.
     again, made = llava.load_llava(tmp_path)
     torch.testing.assert_close(own_logits(again, made, TURNS, pixels_HWC)[: len(ours_K)], ours_K, rtol=1e-4, atol=1e-4)
-    assert made.config.square_resizing == processor.config.square_resizing
+    assert made.config.image_resizing == processor.config.image_resizing
     again.save_pretrained(tmp_path / "own")
     reloaded = VLModel.from_pretrained(tmp_path / "own")
     torch.testing.assert_close(

@@ -12,7 +12,7 @@ from PIL import Image
 from timm.data.transforms_factory import create_transform
 
 from vlmodel.images.decoders.cpu import decode_image
-from vlmodel.images.resize import SquareResizing
+from vlmodel.images.resize import ImageResizing
 
 LIMIT = 10_000_000
 
@@ -38,14 +38,14 @@ def by_pillow(data: bytes, size: int) -> np.ndarray:
 @pytest.mark.parametrize("size", [96, 224, 400])
 def test_a_photograph_is_what_pillow_makes_of_it(size: int, options: dict[str, object]) -> None:
     data = photograph(333, 250, **options)  # type: ignore[arg-type]
-    got = decode_image(data, SquareResizing(size), LIMIT).astype(int)
+    got = decode_image(data, ImageResizing((size, size)), LIMIT).astype(int)
     assert np.abs(got - by_pillow(data, size)).max() <= 2
 
 
 @pytest.mark.parametrize("width", [250, 333])
 def test_the_center_by_the_bicubic_filter(width: int) -> None:
     data = photograph(width, 250)
-    got = decode_image(data, SquareResizing(96, "crop", 0.8, "bicubic"), LIMIT).astype(int)
+    got = decode_image(data, ImageResizing((96, 96), "crop", 0.8, "bicubic"), LIMIT).astype(int)
     left = (width - 200) // 2
     part = Image.open(io.BytesIO(data)).convert("RGB").crop((left, 25, left + 200, 225))
     assert np.abs(got - np.asarray(part.resize((96, 96), Image.Resampling.BICUBIC))).max() <= 2
@@ -61,7 +61,7 @@ def test_prepared_as_timm_does(mode: str) -> None:
         smooth = coarse.resize(size, Image.Resampling.BICUBIC)
         file = io.BytesIO()
         smooth.save(file, "PNG")
-        got = decode_image(file.getvalue(), SquareResizing(112, mode, 0.875, "bicubic"), LIMIT).astype(int)  # type: ignore[arg-type]
+        got = decode_image(file.getvalue(), ImageResizing((112, 112), mode, 0.875, "bicubic"), LIMIT).astype(int)  # type: ignore[arg-type]
         theirs = transform(smooth).permute(1, 2, 0).numpy().astype(int)
         assert np.abs(got - theirs).mean() < 4
         assert np.corrcoef(got.ravel(), theirs.ravel())[0, 1] > 0.995
@@ -69,13 +69,13 @@ def test_prepared_as_timm_does(mode: str) -> None:
 
 def test_what_the_fast_decoder_refuses_is_pillows_to_judge(monkeypatch: pytest.MonkeyPatch) -> None:
     data = photograph(333, 250)
-    expected = decode_image(data, SquareResizing(96), LIMIT)
+    expected = decode_image(data, ImageResizing((96, 96)), LIMIT)
 
     def refuses(_: bytes) -> np.ndarray:
         raise ValueError("Corrupt JPEG data: 3 extraneous bytes before marker 0xd9")
 
     monkeypatch.setattr(simplejpeg, "decode_jpeg", refuses)
-    np.testing.assert_array_equal(decode_image(data, SquareResizing(96), LIMIT), expected)
+    np.testing.assert_array_equal(decode_image(data, ImageResizing((96, 96)), LIMIT), expected)
 
 
 @pytest.mark.parametrize(("width", "height", "scaled"), [(333, 250, False), (800, 600, True), (3000, 2000, True)])
@@ -90,7 +90,7 @@ def test_only_what_stays_twice_the_target_is_decoded_smaller(
         return np.zeros((height, width, 3), np.uint8)
 
     monkeypatch.setattr(simplejpeg, "decode_jpeg", decode_jpeg)
-    got = decode_image(data, SquareResizing(128), LIMIT)
+    got = decode_image(data, ImageResizing((128, 128)), LIMIT)
     assert bool(whole) is not scaled
     if scaled:
         error = (got.astype(float) - by_pillow(data, 128)) ** 2
@@ -106,5 +106,5 @@ def test_real_photographs() -> None:
     import webdataset
 
     for sample in itertools.islice(webdataset.WebDataset(str(tar), shardshuffle=False), 20):
-        got = decode_image(sample["jpg"], SquareResizing(96), LIMIT).astype(int)
+        got = decode_image(sample["jpg"], ImageResizing((96, 96)), LIMIT).astype(int)
         assert np.abs(got - by_pillow(sample["jpg"], 96)).max() <= 2

@@ -13,7 +13,7 @@ from tests.vlmodel.images.test_cpu import LIMIT, photograph
 from vlmodel.images.decoders import gpu
 from vlmodel.images.decoders.cpu import decode_image
 from vlmodel.images.decoders.gpu import decode_jpegs_on_gpu
-from vlmodel.images.resize import Resize, SquareResizing
+from vlmodel.images.resize import ImageResizing, Resize
 
 CUDA = pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU"))
 
@@ -45,9 +45,9 @@ def test_pixels(device: str, resize: Resize) -> None:
         photograph(333, 250, progressive=True),
     ]
     out = places(len(files), 96)
-    assert decode_jpegs_on_gpu(files, SquareResizing(96, resize), LIMIT, torch.device(device), out).all()
+    assert decode_jpegs_on_gpu(files, ImageResizing((96, 96), resize), LIMIT, torch.device(device), out).all()
     for file, got in zip(files, out, strict=True):
-        expected = decode_image(file, SquareResizing(96, resize), LIMIT).astype(float)
+        expected = decode_image(file, ImageResizing((96, 96), resize), LIMIT).astype(float)
         # nvJPEG interpolates colours between their samples in its own way.
         assert np.abs(got - expected).mean() < (0.5 if device == "cpu" else 1.5)
 
@@ -57,7 +57,7 @@ def test_what_is_left_to_the_cpu(device: str) -> None:
     plain, cut = photograph(333, 250), photograph(333, 250)[:-400]
     files = [turned(), plain, cut, png(), b"", b"<html>", photograph(64, 64, "CMYK"), photograph(2000, 1600)]
     out = places(len(files), 48)
-    done = decode_jpegs_on_gpu(files, SquareResizing(48), 1_000_000, torch.device(device), out)
+    done = decode_jpegs_on_gpu(files, ImageResizing((48, 48)), 1_000_000, torch.device(device), out)
     assert done.tolist() == [False, True] + 6 * [False]
     assert all((place == 7).all() for place, is_done in zip(out, done, strict=True) if not is_done)
 
@@ -70,6 +70,8 @@ def test_a_call_that_fails_leaves_all_to_the_cpu(
 
     monkeypatch.setattr(gpu, "decode_jpeg", fails)
     out = places(2, 48)
-    assert not decode_jpegs_on_gpu([photograph(99, 99)] * 2, SquareResizing(48), LIMIT, torch.device("cpu"), out).any()
+    assert not decode_jpegs_on_gpu(
+        [photograph(99, 99)] * 2, ImageResizing((48, 48)), LIMIT, torch.device("cpu"), out
+    ).any()
     assert all((place == 7).all() for place in out)
     assert "none of 2 images" in caplog.text

@@ -14,7 +14,7 @@ from vlmodel.images.decoders.gpu import decode_jpegs_on_gpu
 from vlmodel.images.errors import ImageError
 from vlmodel.images.header import WITHOUT_END, find_image_end, read_image_header, remove_image_metadata
 from vlmodel.images.pillow import image_extension
-from vlmodel.images.resize import Resize, SquareResizing
+from vlmodel.images.resize import ImageResizing, Resize
 from vlmodel.media.base import CheckLimits, Fact, MediumError, Verify
 from vlmodel.media.image import MEDIUM
 
@@ -48,7 +48,7 @@ def unlike(got: np.ndarray, orientation: int) -> float:
 
 def test_the_decoder(file: str) -> None:
     make, orientation, _ = FILES[file]
-    assert unlike(decode_image(make(), SquareResizing(SIDE), LIMIT), orientation) < (12 if file in COARSE else 3)
+    assert unlike(decode_image(make(), ImageResizing((SIDE, SIDE)), LIMIT), orientation) < (12 if file in COARSE else 3)
 
 
 @pytest.mark.parametrize("verify", ["decode", "header"])
@@ -62,9 +62,9 @@ def test_the_index(file: str, verify: Verify) -> None:
 def test_the_gpu_decoder(file: str) -> None:
     make, orientation, taken = FILES[file]
     out = np.full((1, SIDE, SIDE, 3), 7, np.uint8)
-    assert decode_jpegs_on_gpu([make()], SquareResizing(SIDE), LIMIT, torch.device("cpu"), list(out)).tolist() == [
-        taken
-    ]
+    assert decode_jpegs_on_gpu(
+        [make()], ImageResizing((SIDE, SIDE)), LIMIT, torch.device("cpu"), list(out)
+    ).tolist() == [taken]
     if taken:
         assert unlike(out[0], orientation) < 3
     else:
@@ -88,9 +88,9 @@ def test_what_is_cut_is_refused_by_all(file: str) -> None:
             check_image(cut, LIMIT, verify)  # type: ignore[arg-type]
         assert refused.value.reason in ("truncated", "undecodable")
     with pytest.raises(ImageError):
-        decode_image(cut, SquareResizing(SIDE), LIMIT)
+        decode_image(cut, ImageResizing((SIDE, SIDE)), LIMIT)
     out = list(np.full((1, SIDE, SIDE, 3), 7, np.uint8))
-    assert not decode_jpegs_on_gpu([cut], SquareResizing(SIDE), LIMIT, torch.device("cpu"), out).any()
+    assert not decode_jpegs_on_gpu([cut], ImageResizing((SIDE, SIDE)), LIMIT, torch.device("cpu"), out).any()
 
 
 def test_without_metadata_the_image_is_the_same(file: str) -> None:
@@ -120,7 +120,7 @@ def test_arithmetic_code_is_left_to_the_cpu() -> None:
     assert header is not None
     assert header.frame == 0xC9
     out = list(np.full((1, SIDE, SIDE, 3), 7, np.uint8))
-    assert not decode_jpegs_on_gpu([data], SquareResizing(SIDE), LIMIT, torch.device("cpu"), out).any()
+    assert not decode_jpegs_on_gpu([data], ImageResizing((SIDE, SIDE)), LIMIT, torch.device("cpu"), out).any()
 
 
 @pytest.mark.parametrize(
@@ -140,7 +140,7 @@ def test_arithmetic_code_is_left_to_the_cpu() -> None:
     ],
 )
 def test_what_is_transparent_becomes_white(name: str, make: object) -> None:
-    pixels = decode_image(make(), SquareResizing(16), LIMIT)  # type: ignore[operator]
+    pixels = decode_image(make(), ImageResizing((16, 16)), LIMIT)  # type: ignore[operator]
     assert pixels[0, 0].tolist() == [255, 255, 255], name
     assert name == "one bit" or pixels[15, 15].tolist() != [255, 255, 255], name
 
@@ -148,7 +148,7 @@ def test_what_is_transparent_becomes_white(name: str, make: object) -> None:
 def test_a_colour_beside_the_transparent_one_stays() -> None:
     image = Image.new("RGB", (16, 16), (254, 0, 0))
     data = image_files.saved("PNG", image, transparency=(255, 0, 0))
-    assert decode_image(data, SquareResizing(16), LIMIT)[0, 0].tolist() == [254, 0, 0]
+    assert decode_image(data, ImageResizing((16, 16)), LIMIT)[0, 0].tolist() == [254, 0, 0]
 
 
 def test_a_lost_block_counts_where_pixels_are() -> None:
@@ -171,7 +171,7 @@ def test_values_without_a_range_are_refused_by_all() -> None:
             check_image(data, LIMIT)
         assert refused.value.reason == "undecodable"
         with pytest.raises(ImageError, match="8 or 16 bits"):
-            decode_image(data, SquareResizing(SIDE), LIMIT)
+            decode_image(data, ImageResizing((SIDE, SIDE)), LIMIT)
 
 
 def test_bombs_of_other_kinds_are_refused_by_their_headers(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -186,7 +186,7 @@ def test_bombs_of_other_kinds_are_refused_by_their_headers(monkeypatch: pytest.M
     monkeypatch.setattr(Image.Image, "load", lambda *_: pytest.fail("was decoded"))
     for data in (lying, tiled, wide):
         with pytest.raises(ImageError, match="too many pixels"):
-            decode_image(data, SquareResizing(SIDE), LIMIT)
+            decode_image(data, ImageResizing((SIDE, SIDE)), LIMIT)
         with pytest.raises(MediumError) as refused:
             check_image(data, LIMIT)
         assert refused.value.reason == "too_large"
@@ -198,7 +198,7 @@ def test_heic_without_its_package_names_it(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setitem(sys.modules, "pillow_heif", None)
     data = (24).to_bytes(4, "big") + b"ftypheic\0\0\0\0mif1heic" + bytes(100)
     with pytest.raises(ImageError, match="pillow-heif"):
-        decode_image(data, SquareResizing(SIDE), LIMIT)
+        decode_image(data, ImageResizing((SIDE, SIDE)), LIMIT)
     with pytest.raises(MediumError, match="pillow-heif"):
         check_image(data, LIMIT)
     assert image_extension(data) == "heic"
@@ -208,7 +208,7 @@ def test_heic() -> None:
     pillow_heif = pytest.importorskip("pillow_heif", reason="needs the package pillow-heif")
     pillow_heif.register_heif_opener()
     data = image_files.saved("HEIF", quality=95)
-    assert unlike(decode_image(data, SquareResizing(SIDE), LIMIT), 1) < 5
+    assert unlike(decode_image(data, ImageResizing((SIDE, SIDE)), LIMIT), 1) < 5
     assert tuple(check_image(data, LIMIT).values()) == ("heif", WIDTH, HEIGHT)
     for verify in ("decode", "header"):
         with pytest.raises(MediumError):
@@ -297,16 +297,20 @@ def test_every_orientation(orientation: int, resize: Resize, width: int) -> None
     image = picture().resize((width, HEIGHT))
     data = image_files.segment(image_files.saved(image=image), 0xE1, b"Exif\0\0" + image_files.exif(orientation))
     upright = upright_of(image, orientation)
-    expected = decode_image(image_files.saved(image=upright), SquareResizing(SIDE, resize), LIMIT).astype(int)
+    expected = decode_image(image_files.saved(image=upright), ImageResizing((SIDE, SIDE), resize), LIMIT).astype(int)
     out = np.empty((SIDE, SIDE, 3), np.uint8)
-    assert decode_image(data, SquareResizing(SIDE, resize), LIMIT, out) is out
+    assert decode_image(data, ImageResizing((SIDE, SIDE), resize), LIMIT, out) is out
     assert np.abs(out - expected).max() <= 6
     png = image_files.saved("PNG", image, exif=image_files.exif(orientation))
-    assert np.abs(decode_image(png, SquareResizing(SIDE, resize), LIMIT) - expected).max() <= 6
+    assert np.abs(decode_image(png, ImageResizing((SIDE, SIDE), resize), LIMIT) - expected).max() <= 6
+    wide = ImageResizing((SIDE // 2, 2 * SIDE), resize)
+    shown = decode_image(image_files.saved(image=upright), wide, LIMIT).astype(int)
+    assert np.abs(decode_image(data, wide, LIMIT) - shown).max() <= 6
     if resize == "squash":
-        small = decode_image(data, SquareResizing(4, resize), LIMIT).astype(int)
+        small = decode_image(data, ImageResizing((4, 4), resize), LIMIT).astype(int)
         assert (
-            np.abs(small - decode_image(image_files.saved(image=upright), SquareResizing(4, resize), LIMIT)).max() <= 6
+            np.abs(small - decode_image(image_files.saved(image=upright), ImageResizing((4, 4), resize), LIMIT)).max()
+            <= 6
         )
     facts = check_image(data, LIMIT)
     assert (facts["width"], facts["height"]) == upright.size

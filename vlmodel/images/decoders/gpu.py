@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from torchvision.io import ImageReadMode, decode_jpeg
 
 from vlmodel.images.header import is_complete_image, is_plain_jpeg, read_image_header
-from vlmodel.images.resize import PADDING, SquareResizing
+from vlmodel.images.resize import PADDING, ImageResizing
 
 _FRAMES = (0xC0, 0xC1, 0xC2)
 """Frames of JPEG that nvJPEG decodes: those without arithmetic coding."""
@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 
 def decode_jpegs_on_gpu(
     files: Sequence[bytes],
-    square: SquareResizing,
+    resizing: ImageResizing,
     max_pixels: int,
     device: torch.device,
     out: Sequence[NDArray[np.uint8]],
@@ -37,7 +37,7 @@ def decode_jpegs_on_gpu(
 
     Args:
         device: a CUDA device; any other uses libjpeg, for tests.
-        out: memory of (side, side, 3) uint8 for each file.
+        out: memory of (height, width, 3) uint8 for each file.
     """
     done = np.array([_can_decode_on_gpu(data, max_pixels) for data in files], np.bool_)
     chosen = np.flatnonzero(done).tolist()
@@ -48,7 +48,7 @@ def decode_jpegs_on_gpu(
             encoded = [torch.frombuffer(bytearray(files[n]), dtype=torch.uint8) for n in chosen]
             # torchcodec will replace torchvision's decoder; until then it would be one more dependency.
             images = decode_jpeg(encoded, ImageReadMode.RGB, device)
-            small_BCHW = torch.stack([_resize_to_square(image, square) for image in images])
+            small_BCHW = torch.stack([_resize_image(image, resizing) for image in images])
             pixels_BHWC = small_BCHW.permute(0, 2, 3, 1).contiguous().cpu().numpy()
     except RuntimeError as error:  # one broken file fails the whole call
         log.warning("the GPU decoded none of %d images, the CPU does: %s", len(chosen), error)
@@ -85,12 +85,12 @@ def _can_decode_on_gpu(data: bytes, max_pixels: int) -> bool:
     return colours in ("YCbCr", "Gray") and is_complete_image(data, header)
 
 
-def _resize_to_square(image_CHW: Tensor, square: SquareResizing) -> Tensor:
-    top, left, height, width = square.region_to_keep(image_CHW.shape[1], image_CHW.shape[2])
+def _resize_image(image_CHW: Tensor, resizing: ImageResizing) -> Tensor:
+    top, left, height, width = resizing.region_to_keep(image_CHW.shape[1], image_CHW.shape[2])
     image_CHW = image_CHW[:, top : top + height, left : left + width]
-    top, left, height, width = square.region_to_fill(height, width)
+    top, left, height, width = resizing.region_to_fill(height, width)
     # CUDA's antialiased filter takes no uint8.
-    small_BCHW = F.interpolate(image_CHW[None].float(), (height, width), mode=square.interpolation, antialias=True)
-    out_CHW = torch.full((3, square.side, square.side), PADDING, dtype=torch.uint8, device=image_CHW.device)
+    small_BCHW = F.interpolate(image_CHW[None].float(), (height, width), mode=resizing.interpolation, antialias=True)
+    out_CHW = torch.full((3, *resizing.size), PADDING, dtype=torch.uint8, device=image_CHW.device)
     out_CHW[:, top : top + height, left : left + width] = small_BCHW[0].round().clamp(0, 255).to(torch.uint8)
     return out_CHW

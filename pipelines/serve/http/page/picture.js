@@ -6,7 +6,7 @@ import { ramp } from "./ramp.js";
 
 const stage = $("stage"), preview = $("preview"), heat = $("heat");
 
-// What is shown. `model` tells limits and how a picture becomes square.
+// What is shown. `model` tells limits and how a picture gets the model's shape.
 export const picture = { blob: null, example: null, model: null, onChange: () => {} };
 
 let heatFor = null, offered = [];
@@ -126,12 +126,13 @@ function drawHeat() {
   });
   pen.putImageData(pixels, 0, 0);
 
-  // The model saw a square: the whole picture squashed, its middle, or with bars beside it; each perhaps without its edge.
+  // The model saw the whole picture squashed, its middle, or with bars beside it; each perhaps without its edge.
   const width = preview.clientWidth, height = preview.clientHeight;
   const shown = contained(width, height);
-  const { resize, crop = 1 } = picture.model ?? {};
-  const side = { crop: Math.min, pad: Math.max }[resize]?.(shown.width, shown.height);
-  const box = { width: crop * (side ?? shown.width), height: crop * (side ?? shown.height) };
+  const { resize, crop = 1, image_size: [imageRows, imageColumns] = [1, 1] } = picture.model ?? {};
+  const shape = imageColumns / imageRows;
+  const seenWidth = { crop: Math.min, pad: Math.max }[resize]?.(shown.width, shown.height * shape);
+  const box = { width: crop * (seenWidth ?? shown.width), height: crop * (seenWidth ? seenWidth / shape : shown.height) };
   box.x = shown.x + (shown.width - box.width) / 2;
   box.y = shown.y + (shown.height - box.height) / 2;
   const scale = devicePixelRatio || 1;

@@ -34,9 +34,9 @@ class ModelDescription(BaseModel):
     labels: int = Field(description="Number of answers that it chooses among; 0 where it writes them, or gives none.")
     inputs: list[str] = Field(description="What it takes beside texts: `image`, and names of further inputs.")
     media: dict[str, str] = Field(description="What each of these is: image, audio, video, series or row.")
-    image_size: int = Field(description="Side of the square, in pixels, that a picture is resized to.")
-    resize: str = Field(description="How a picture becomes square: `squash`, `crop` to its middle, or `pad`.")
-    crop: float = Field(description="Share of height and width, of the square with `crop`, that the model sees.")
+    image_size: tuple[int, int] = Field(description="Height and width, in pixels, that a picture is brought to.")
+    resize: str = Field(description="How it gets this shape: `squash`, `crop` to its middle, or `pad`.")
+    crop: float = Field(description="Share of height and width, of the middle with `crop`, that the model sees.")
     needs_classes: bool = Field(
         description="Whether `/v1/classify` chooses among classes that are given with each request."
     )

@@ -23,7 +23,7 @@ from vlmodel.images.decoders import cpu
 from vlmodel.images.decoders.cpu import count_decoded_pixels
 from vlmodel.images.errors import ImageError
 from vlmodel.images.pillow import WEB_FORMATS
-from vlmodel.images.resize import SquareResizing
+from vlmodel.images.resize import ImageResizing
 from vlmodel.processor import ProcessorConfig, VLProcessor
 
 LIMIT = 16_000_000
@@ -48,9 +48,9 @@ def decoder() -> Iterator[ImageDecoder]:
 
 
 def test_the_limit_follows_the_models_input() -> None:
-    assert decoding_pixel_limit(ServeConfig(), 224) == 16_000_000
-    assert decoding_pixel_limit(ServeConfig(), 1024) == 64 * 1024**2
-    assert decoding_pixel_limit(ServeConfig(max_image_pixels=5), 1024) == 5
+    assert decoding_pixel_limit(ServeConfig(), (224, 224)) == 16_000_000
+    assert decoding_pixel_limit(ServeConfig(), (512, 2048)) == 64 * 1024**2
+    assert decoding_pixel_limit(ServeConfig(max_image_pixels=5), (1024, 1024)) == 5
 
 
 def test_a_bomb_is_refused_before_it_is_decoded(
@@ -69,29 +69,36 @@ def test_a_large_photograph_counts_the_part_of_its_size_that_is_decoded(
     decoder: ImageDecoder, processor: VLProcessor
 ) -> None:
     photograph = saved(5000, 4000, "JPEG")
-    assert count_decoded_pixels(photograph, SquareResizing(32)) == 625 * 500
-    assert count_decoded_pixels(photograph, SquareResizing(500)) == 1250 * 1000
-    assert count_decoded_pixels(photograph, SquareResizing(1000)) == 2500 * 2000
-    assert count_decoded_pixels(photograph, SquareResizing(1001)) == 5000 * 4000
+    assert count_decoded_pixels(photograph, ImageResizing((32, 32))) == 625 * 500
+    assert count_decoded_pixels(photograph, ImageResizing((500, 500))) == 1250 * 1000
+    assert count_decoded_pixels(photograph, ImageResizing((1000, 1000))) == 2500 * 2000
+    assert count_decoded_pixels(photograph, ImageResizing((32, 1250))) == 2500 * 2000
+    assert count_decoded_pixels(photograph, ImageResizing((32, 1251))) == 5000 * 4000
+    assert count_decoded_pixels(photograph, ImageResizing((1001, 1001))) == 5000 * 4000
     pixels = asyncio.run(decoder.decode(processor, photograph, LIMIT))
     np.testing.assert_array_equal(pixels, processor.decode_image(photograph))
 
 
 def test_what_is_counted_is_what_is_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
     decoded: list[int] = []
-    original = resize.resize_to_square
+    original = resize.resize_image
 
     def counting(pixels_HWC: np.ndarray, *rest: Any) -> np.ndarray:
         decoded.append(pixels_HWC.shape[0] * pixels_HWC.shape[1])
         return original(pixels_HWC, *rest)
 
-    monkeypatch.setattr(cpu, "resize_to_square", counting)
+    monkeypatch.setattr(cpu, "resize_image", counting)
     for width, height in ((100, 80), (517, 300), (1033, 777), (2000, 300)):
         for form in ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "JPEG2000", "AVIF"):
             for size in (16, 64, 129):
                 data = saved(width, height, form)
-                cpu.decode_image(data, SquareResizing(size), LIMIT)
-                assert count_decoded_pixels(data, SquareResizing(size)) == decoded[-1], (width, height, form, size)
+                cpu.decode_image(data, ImageResizing((size, size)), LIMIT)
+                assert count_decoded_pixels(data, ImageResizing((size, size))) == decoded[-1], (
+                    width,
+                    height,
+                    form,
+                    size,
+                )
 
 
 def test_only_formats_of_the_web_are_taken_of_callers(decoder: ImageDecoder, processor: VLProcessor) -> None:

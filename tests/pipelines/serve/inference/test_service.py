@@ -77,7 +77,7 @@ def test_answers_are_those_of_the_predictor(service: InferenceService, sizes: Si
             assert (actual.attention_HW is not None) == attention
             if actual.attention_HW is not None and expected_prediction.attention_HW is not None:
                 np.testing.assert_allclose(actual.attention_HW, expected_prediction.attention_HW, atol=1e-5)
-        assert (result.model.version, result.model.labels, result.model.image_size) == ("1", len(LABELS), 32)
+        assert (result.model.version, result.model.labels, result.model.image_size) == ("1", len(LABELS), (32, 32))
         assert result.stages_s.keys() == {"decode", "queue", "model"}
         assert min(result.stages_s.values()) >= 0
     assert sum(sizes.sizes) == 7

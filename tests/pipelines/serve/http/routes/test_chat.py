@@ -198,7 +198,7 @@ class Knowing(FakeService):
 
     def __init__(self) -> None:
         super().__init__()
-        self.model = ModelInfo("fake", "7", ("chat",), labels=0, image_size=32, resize="squash")
+        self.model = ModelInfo("fake", "7", ("chat",), labels=0, image_size=(32, 32), resize="squash")
 
     async def run(self, request: ServiceRequest) -> ServiceResult:
         assert request.least_version == 4
