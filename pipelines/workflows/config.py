@@ -223,7 +223,6 @@ class JobConfig(ConfigSection):
                 f"{kept}, and with {trained} training changes that; set one of them to true, or train.feature_cache=off"
             )
         return (
-            f"{kept} of each image and text, and train.augment (flip={augment.flip}, min_area={augment.min_area}, "
-            f"swap={augment.swap}) or the augment of model.inputs changes these in each epoch; set flip=0.0, "
-            "min_area=1.0 and no augment, or train.feature_cache=off"
+            f"{kept} of each image and text, and train.augment ({augment.describe()}) or the augment of model.inputs "
+            "changes these in each epoch; leave it out, or set train.feature_cache=off"
         )

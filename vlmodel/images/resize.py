@@ -1,5 +1,5 @@
-"""Turns decoded pixels into an upright image of the model's size. torch is imported on first use, so processes that read
-only headers stay small.
+"""Turns decoded pixels into an upright image of the model's size. torch is imported on first use, so processes that
+read only headers stay small.
 """
 
 from __future__ import annotations

@@ -12,8 +12,18 @@ from functools import lru_cache
 import numpy as np
 from pydantic import Field, field_validator
 
+from pipelines.data.stream.image_policies import (
+    LEVELS,
+    ColorJitterConfig,
+    Policy,
+    apply_operation,
+    draw_erased_region,
+    draw_operations,
+    jitter_colors,
+)
 from vlmodel.config import ConfigSection
 from vlmodel.conversation import ConversationTurn
+from vlmodel.images.resize import PADDING
 from vlmodel.sample import SampleTexts
 
 _SIDES = re.compile(r"\b(?:left|right)(?:s|most|wards?)?\b", re.IGNORECASE)
@@ -29,6 +39,19 @@ class AugmentConfig(ConfigSection):
     both directions, with their capitals."""
     min_area: float = Field(1.0, gt=0, le=1)
     """Smallest share of the image's area that a random crop keeps; 1 crops nothing."""
+    policy: Policy = "none"
+    """"randaugment": some operations of one strength on each image, such as shear, rotation, contrast;
+    "trivialaugment": one of them, of a random strength. Both change colours, and can make texts that name places
+    false."""
+    operations: int = Field(2, ge=1)
+    """Of RandAugment: operations on an image, one after the other."""
+    magnitude: int = Field(9, ge=0, lt=LEVELS)
+    """Of RandAugment: strength of the operations, from 0 to 30."""
+    color: ColorJitterConfig = ColorJitterConfig()
+    erase: float = Field(0.0, ge=0, le=1)
+    """Probability that a random rectangle of the image becomes grey (random erasing)."""
+    erase_area: float = Field(0.33, gt=0, lt=1)
+    """Largest share of the image's area that such a rectangle has."""
 
     @field_validator("swap")
     @classmethod
@@ -49,7 +72,13 @@ class AugmentConfig(ConfigSection):
     @property
     def active(self) -> bool:
         """Whether images are augmented at all."""
-        return self.flip > 0 or self.min_area < 1
+        return self.flip > 0 or self.min_area < 1 or self.policy != "none" or self.color.active or self.erase > 0
+
+    def describe(self) -> str:
+        """The settings that are not the defaults, as "flip=0.5, policy='randaugment'"."""
+        named = self.model_dump(exclude_defaults=True)
+        named |= {f"color.{name}": value for name, value in named.pop("color", {}).items()}
+        return ", ".join(f"{name}={value!r}" for name, value in named.items())
 
 
 @dataclass(frozen=True)
@@ -76,7 +105,7 @@ def draw_change(config: AugmentConfig, height: int, width: int, rng: np.random.G
 
 
 def augment_image(pixels_HWC: np.ndarray, config: AugmentConfig, rng: np.random.Generator) -> np.ndarray:
-    """Return a copy of the uint8 image, of the same size, changed by ``draw_change``."""
+    """Return a copy of the uint8 image, of the same size, changed at random: by ``draw_change`` first."""
     # Importing torch takes seconds, which tasks that augment nothing save.
     import torch
     from torchvision.transforms.v2 import functional as tv
@@ -88,6 +117,13 @@ def augment_image(pixels_HWC: np.ndarray, config: AugmentConfig, rng: np.random.
         image = tv.resized_crop(image, *change.crop, list(image.shape[-2:]), antialias=True)
     if change.flipped:
         image = tv.horizontal_flip(image)
+    if config.color.active:
+        image = jitter_colors(image, config.color, rng)
+    for operation in draw_operations(config.policy, config.operations, config.magnitude, height, width, rng):
+        image = apply_operation(image, operation)
+    if config.erase and rng.random() < config.erase:
+        region = draw_erased_region(height, width, config.erase_area, rng)
+        image = image if region is None else tv.erase(image, *region, torch.full((3, 1, 1), PADDING, dtype=torch.uint8))
     augmented: np.ndarray = image.permute(1, 2, 0).numpy()
     return augmented
 
