@@ -17,6 +17,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from pipelines.registry.errors import SmokeError
+from pipelines.report.progress import reported_wait
 from vlmodel.processor import Example
 
 PROGRAM = Path(__file__).with_name("_smoke_program.py")
@@ -34,9 +35,11 @@ def answer_in_fresh_process(package: Path, examples: Sequence[Example], timeout_
         # Isolated mode ignores Python's environment variables, PYTHONDONTWRITEBYTECODE among them.
         command = [sys.executable, "-I", "-B", str(PROGRAM), str(package.absolute())]
         try:
-            done = subprocess.run(
-                command, input=request, capture_output=True, text=True, cwd=nowhere, env=environment, timeout=timeout_s
-            )
+            with reported_wait("smoke test", timeout_s):
+                done = subprocess.run(
+                    command, input=request, capture_output=True, text=True, cwd=nowhere, env=environment,
+                    timeout=timeout_s,
+                )  # fmt: skip
         except subprocess.TimeoutExpired:
             raise SmokeError(f"model {str(package)!r} did not answer within {timeout_s:g} s") from None
     if done.returncode != 0:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import contextlib
 import shutil
 import sys
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from types import TracebackType
 from typing import Any, Self, TextIO, cast
 
@@ -101,6 +102,30 @@ class _AboveBar:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
+
+
+@contextlib.contextmanager
+def reported_wait(name: str, at_most_s: float, every_s: float = _LINE_EVERY_S) -> Iterator[None]:
+    """Print a line to standard error now and then while the block waits for what cannot say how far it is.
+
+    Args:
+        name: of what is waited for.
+        at_most_s: seconds after which the block gives up.
+    """
+    ended, begun = threading.Event(), time.monotonic()
+
+    def report() -> None:
+        while not ended.wait(every_s):
+            waited = format_duration(time.monotonic() - begun)
+            print(f"{name}  for {waited}, of at most {format_duration(at_most_s)}", file=sys.stderr, flush=True)
+
+    thread = threading.Thread(target=report, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
 
 
 def join_parts_that_fit(parts: Sequence[str], columns: int) -> str:

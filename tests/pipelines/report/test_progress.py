@@ -9,10 +9,11 @@ import struct
 import subprocess
 import sys
 import termios
+import time
 
 import pytest
 
-from pipelines.report.progress import Progress, format_duration, join_parts_that_fit
+from pipelines.report.progress import Progress, format_duration, join_parts_that_fit, reported_wait
 from tests.jobs.conftest import ROOT
 
 
@@ -44,6 +45,16 @@ def test_what_was_done_before_this_start_says_nothing_of_the_speed() -> None:
 
 def test_parts_that_do_not_fit_are_left_out() -> None:
     assert join_parts_that_fit(["ab", "cdefgh", "ij"], 8) == "ab  ij"
+
+
+def test_a_wait_tells_how_long_it_has_taken(capsys: pytest.CaptureFixture[str]) -> None:
+    with reported_wait("smoke test", 600, every_s=0.01):
+        deadline = time.monotonic() + 60
+        shown = ""
+        while not shown and time.monotonic() < deadline:
+            shown = capsys.readouterr().err
+    assert shown.splitlines()[0] == "smoke test  for 0:00, of at most 10:00"
+    assert capsys.readouterr().out == ""
 
 
 def test_clock() -> None:
