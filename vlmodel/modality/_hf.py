@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from vlmodel import parts
+from vlmodel import lora, parts
 from vlmodel.layers import masked_mean
 from vlmodel.modality.hf import AST, FBANK_HOP, FBANK_WINDOW, PRETRAINED, SETTING, WHISPER, tower_config
 from vlmodel.tokens import Tokens
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 # Learned for masks in pretraining, and used by nothing here.
 _UNUSED = "masked_spec_embed"
+# Linear layers by architecture whose weights are read without calling them: WavLM gives them to torch's attention.
+_NEVER_CALLED = {"wavlm": ("q_proj", "k_proj", "v_proj", "out_proj")}
 
 
 class AudioTower(parts.ModalityEncoder):
@@ -44,6 +46,10 @@ class AudioTower(parts.ModalityEncoder):
         self.projection = nn.Linear(self.feature_width, self.width) if config.projection else nn.Identity()
         if config.frozen:
             self.freeze_submodules("backbone")
+        elif config.lora is not None:
+            names = _NEVER_CALLED.get(settings.model_type, ())
+            paths = [path for path, _ in self.backbone.named_modules() if path.rpartition(".")[2] in names]
+            self.add_adapters("backbone", config.lora, paths)
         for name, parameter in self.backbone.named_parameters():
             if name.rpartition(".")[2] == _UNUSED:
                 parameter.requires_grad_(False)
@@ -89,13 +95,14 @@ class AudioTower(parts.ModalityEncoder):
 
         whole, missing = open_transformers_model(AutoModel, SETTING, config.name, config_from_dict(config.tower))
         state = _encoder_of_model(whole).state_dict()
-        own = self.backbone.state_dict()
-        lacking = {name for name in own if name not in state or {name, f"encoder.{name}"} & missing}
+        names = lora.names_without_adapters(self.backbone)
+        lacking = {plain for plain in names.values() if plain not in state or {plain, f"encoder.{plain}"} & missing}
         refuse_missing_weights(SETTING, config.name, (name for name in lacking if name.rpartition(".")[2] != _UNUSED))
-        self.backbone.load_state_dict({**own, **{name: state[name] for name in own if name in state}})
+        known = {name: state[plain] for name, plain in names.items() if plain in state}
+        self.backbone.load_state_dict(known, strict=False)
 
     def pretrained_parameters(self) -> Iterator[nn.Parameter]:
-        if self.config.name and self.config.weights:
+        if self.config.name and self.config.weights and self.config.lora is None:
             yield from (parameter for parameter in self.backbone.parameters() if parameter.requires_grad)
 
     def _encode_waveforms(self, x_BT: Tensor, length_B: Tensor) -> tuple[Tensor, Tensor]:

@@ -16,6 +16,7 @@ from pydantic import Field, model_validator
 from vlmodel.config import ConfigError
 from vlmodel.encoder_parts import ModalityPart
 from vlmodel.locations import Location
+from vlmodel.lora import LoraSettings
 from vlmodel.media.audio import decode_audio, to_mono
 from vlmodel.media.base import CheckLimits
 from vlmodel.weights import (
@@ -46,7 +47,7 @@ class Config(ModalityPart):
     """Settings of an audio tower of transformers, which reads sounds by the feature extractor of its checkpoint."""
 
     medium: ClassVar[str] = "audio"
-    non_backbone_settings: ClassVar[frozenset[str]] = frozenset({"name", "projection", "weights", "frozen"})
+    non_backbone_settings: ClassVar[frozenset[str]] = frozenset({"name", "projection", "weights", "frozen", "lora"})
 
     kind: Literal["hf"] = "hf"
     name: str = ""
@@ -64,6 +65,8 @@ class Config(ModalityPart):
     """Width of a linear projection of the tokens; null for none."""
     frozen: bool = False
     """Do not train the tower (the projection is always trained); it then runs without gradient."""
+    lora: LoraSettings | None = None
+    """Low-rank adapters in the tower, which is frozen but for them; null for none."""
     resolved: dict[str, Any] | None = None
     """transformers' configuration of the tower; filled in when the model is created, and stored with it."""
     extractor: dict[str, Any] | None = None
@@ -80,6 +83,8 @@ class Config(ModalityPart):
             raise ValueError(f"architecture={self.architecture!r} is none of {', '.join(ARCHITECTURES)}")
         if self.settings and self.name:
             raise ValueError(f"settings={self.settings} make a tower from scratch; name={self.name!r} has its own")
+        if self.lora is not None and self.frozen:
+            raise ValueError("lora trains adapters in a tower that is frozen but for them; leave frozen out")
         if self.weights not in ("", PRETRAINED):
             raise ValueError(f'weights={self.weights!r}: give "pretrained", those of name, or "" for none')
         return self

@@ -163,6 +163,30 @@ def test_frozen_or_trained(checkpoint: Path) -> None:
     assert {id(p) for p in trained.pretrained_parameters()} == {id(p) for p in trained.parameters() if p.requires_grad}
 
 
+def test_adapters_are_all_that_is_trained_and_all_of_them_learn(checkpoint: Path) -> None:
+    part = part_of(checkpoint, lora={"rank": 2}, projection=8)
+    plain, adapted = encoder_of(part_of(checkpoint, frozen=True)), encoder_of(part)
+    arrays = arrays_of(part, SOUNDS)
+    torch.testing.assert_close(adapted.compute_features(**arrays)[0], plain.compute_features(**arrays)[0])
+    trained = {name: p for name, p in adapted.named_parameters() if p.requires_grad}
+    assert {name for name in trained if ".lora_" not in name} == {"projection.weight", "projection.bias"}
+    assert len(trained) > 2
+    for name, parameter in trained.items():
+        if ".lora_B." in name:
+            torch.nn.init.normal_(parameter)
+    adapted.train()(**arrays).pooled_BD.square().sum().backward()
+    assert [name for name, p in trained.items() if p.grad is None or not p.grad.any()] == []
+    assert list(adapted.pretrained_parameters()) == []
+
+
+def test_adapters_that_cannot_be(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="leave frozen out"):
+        part_of(tmp_path, lora={}, frozen=True)
+    part = part_of("", architecture="wavlm", settings=WAVES, lora={"targets": ["q_proj"]})
+    with pytest.raises(ConfigError, match="without calling it, so that an adapter in it would do nothing"):
+        part.build()
+
+
 def test_no_file_is_needed_once_it_is_resolved(checkpoint: Path, tmp_path: Path) -> None:
     part = part_of(checkpoint)
     stored = parse_part_config("vlmodel.modality", {**part.model_dump(mode="json"), "name": str(tmp_path / "gone")})
