@@ -28,6 +28,7 @@ from pipelines.data.importers._images import (
     require_image_extension,
 )
 from pipelines.data.importers._inputs import read_input
+from pipelines.data.importers._row_values import ROW_EXTENSION, row_to_json
 from pipelines.data.importing.importer import Importer, RejectedSample, SourceContents, SourceSample
 from pipelines.data.tars.errors import FaultReason, SampleError
 from pipelines.data.tars.inputs import TEXT, input_requirements
@@ -81,6 +82,9 @@ class RowImporter(Importer):
     columns: dict[str, str] = {}
     """Columns of further inputs that source.inputs names, as {imu = "imu_file"}: a cell is the path of a file, relative
     to source.images (or to the table, where that is a tar). All rows of a sample have the same, or none."""
+    rows: dict[str, list[str]] = {}
+    """Further inputs that are rows of values, with the columns of their values, as {row = ["age", "sex"]}. A text
+    that is written as a number, or as true or false, is one; a sample without any of the values has no such input."""
     group: str = ""
     """Column of the group, such as the scene or the photographer: samples of one group are in the same split where a
     hash decides. It is stored with the sample."""
@@ -88,11 +92,14 @@ class RowImporter(Importer):
     @model_validator(mode="after")
     def _require_column_for_each_input(self) -> Self:
         further = input_requirements(self.inputs).keys() - _COLUMNS_OF.keys()
-        if further != self.columns.keys():
+        if further != self.columns.keys() | self.rows.keys():
             raise ValueError(
-                f"columns = {self.columns} and inputs = {list(self.inputs)}: each input but image and text needs a "
-                "column, and each of these columns an input; name both"
+                f"columns = {self.columns}, rows = {self.rows} and inputs = {list(self.inputs)}: each input but image "
+                "and text needs a column (or columns, in rows), and each of these columns an input; name both"
             )
+        for name, columns in self.rows.items():
+            if name in self.columns or not columns or len(set(columns)) < len(columns):
+                raise ValueError(f"rows.{name} = {columns}: name its columns, each once, and not in columns too")
         return self
 
     @abstractmethod
@@ -179,11 +186,13 @@ class RowImporter(Importer):
                     )
                 if present.count(column) > 1:
                     raise DataError(f"{title} has several columns {column!r} (source.{name}); rename all but one")
-        for name, column in self.columns.items():
+        further = [(f"columns.{name}", column) for name, column in self.columns.items()]
+        further += [(f"rows.{name}", column) for name, columns in self.rows.items() for column in columns]
+        for setting, column in further:
             if present.count(column) != 1:
                 raise DataError(
-                    f"{title} has {present.count(column)} columns {column!r} (source.columns.{name}); its columns "
-                    f"are {listed}{note}"
+                    f"{title} has {present.count(column)} columns {column!r} (source.{setting}); its columns are "
+                    f"{listed}{note}"
                 )
         if needed.get(TEXT) and not {self.question, self.label, *self.captions} & set(present):
             raise DataError(
@@ -191,7 +200,7 @@ class RowImporter(Importer):
                 f"source.captions, source.question or source.label, or take images alone by source.inputs=image{note}"
             )
         read = [column for columns in wanted.values() for column in columns if column in present]
-        return list(dict.fromkeys([*read, *self.columns.values()]))
+        return list(dict.fromkeys([*read, *(column for _, column in further)]))
 
     def _group_by_sample(self, images: _LazyImages) -> tuple[dict[str, _GroupedSample], list[RejectedSample]]:
         """Group the rows' texts by sample, in the order of first appearance; images are not kept in memory."""
@@ -207,11 +216,14 @@ class RowImporter(Importer):
                 split = self._parse_split_cell(row.cells)
                 group = self._text_of_cell(row.cells, self.group)
                 texts, files = self._texts_of_row(row.cells), self._parse_file_cells(row.cells)
+                rows = self._rows_of_values(row.cells)
                 if image and split_of_image.setdefault(image, split) != split:
                     detail = f"its image is in split {split_of_image[image]!r} by another row, {split!r} by this one"
                     raise SampleError(FaultReason.BAD_SCHEMA, detail)
-                sample = samples.setdefault(identity, _GroupedSample(split, image, key, group, files, texts.label))
-                sample.require_same_as_first_row(split, image, group, files, texts.label)
+                sample = samples.setdefault(
+                    identity, _GroupedSample(split, image, key, group, files, rows, texts.label)
+                )
+                sample.require_same_as_first_row(split, image, group, files | rows, texts.label)
             except SampleError as error:
                 rejects.append(RejectedSample(row.place, error.reason, error.detail))
             else:
@@ -257,7 +269,8 @@ class RowImporter(Importer):
 
     def _read_further_inputs(self, sample: _GroupedSample) -> dict[str, tuple[bytes, str]]:
         """Read the additional inputs of a sample."""
-        return {name: read_input(self._folder_of_further_inputs(), name, path) for name, path in sample.files.items()}
+        files = {name: read_input(self._folder_of_further_inputs(), name, path) for name, path in sample.files.items()}
+        return files | {name: (row.encode(), ROW_EXTENSION) for name, row in sample.rows.items()}
 
     def _sample_identity(self, row: SourceRow, images: _LazyImages) -> tuple[str, str, str]:
         """Return the value that rows of one sample share, the identity of the image ("" if there is none), and the
@@ -294,6 +307,14 @@ class RowImporter(Importer):
         """Return the paths of a row's additional inputs, without missing ones."""
         paths = {name: self._text_of_cell(cells, column) for name, column in self.columns.items()}
         return {name: path for name, path in paths.items() if path is not None}
+
+    def _rows_of_values(self, cells: Mapping[str, Any]) -> dict[str, str]:
+        """Return the JSON of each input that is a row of values, without those whose values are all missing."""
+        values = {
+            name: {column: None if self._is_missing_cell(cells.get(column)) else cells[column] for column in columns}
+            for name, columns in self.rows.items()
+        }
+        return {name: row_to_json(row) for name, row in values.items() if any(v is not None for v in row.values())}
 
     def _parse_split_cell(self, cells: Mapping[str, Any]) -> str:
         cell = cells.get(self.split)
@@ -374,6 +395,8 @@ class _GroupedSample:
     group: str | None
     files: dict[str, str]
     """Paths of its further inputs."""
+    rows: dict[str, str]
+    """JSON of those that are rows of values."""
     label: str | None = None
     captions: list[str] = field(default_factory=list)
     questions: list[Question] = field(default_factory=list)
@@ -387,10 +410,11 @@ class _GroupedSample:
         return None if self.group is None else {GROUP: self.group}
 
     def require_same_as_first_row(
-        self, split: str, image: str, group: str | None, files: dict[str, str], label: str | None
+        self, split: str, image: str, group: str | None, inputs: dict[str, str], label: str | None
     ) -> None:
         """Raise SampleError if a row of the sample contradicts the sample's first row."""
-        of_files = [(name, self.files.get(name), files.get(name)) for name in sorted(self.files | files)]
+        own = self.files | self.rows
+        of_files = [(name, own.get(name), inputs.get(name)) for name in sorted(own | inputs)]
         same = (("split", self.split, split), ("group", self.group, group), ("class", self.label, label))
         for name, of_sample, of_row in (*same, *of_files):
             if of_sample != of_row:

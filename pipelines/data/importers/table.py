@@ -144,7 +144,8 @@ class Config(RowImporter):
             fitting.sort(key=lambda mark: not self._is_image_row(by_delimiter[mark], self.header))
         else:
             texts = {self.question, self.label, *self.captions}
-            wanted = {self.image} if self.wants_input("image") else {*texts, *self.columns.values()}
+            further = {*self.columns.values(), *chain.from_iterable(self.rows.values())}
+            wanted = {self.image} if self.wants_input("image") else texts | further
             fitting = [mark for mark, cells in by_delimiter.items() if wanted & {cell.strip() for cell in cells}]
             # A header with the image column alone fits any delimiter.
             fitting.sort(key=lambda mark: len(by_delimiter[mark]) < 2)

@@ -8,6 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pyarrow
+import pyarrow.parquet
 import pytest
 
 from pipelines.data.importers import folder, table
@@ -101,6 +103,57 @@ def test_a_file_that_cannot_be_read_costs_its_sample(source: Path, tmp_path: Pat
     details = " ".join(reject["detail"] for reject in rejects)
     assert "'../secret.npy' leads out of" in details
     assert "is in imu 'imu/0.npy' by another row, 'imu/1.npy' by this one" in details
+
+
+@pytest.mark.parametrize("form", ["csv", "jsonl", "parquet"])
+def test_columns_of_a_table_are_rows_of_values(
+    form: str, source: Path, tmp_path: Path, read_all: Callable[..., Any]
+) -> None:
+    columns = {
+        "image": ["0.jpg", "1.jpg", "2.jpg", "0l.png"],
+        "age": [41, 2.5, None, None],
+        "code": ["007", "B", "-1e3", ""],
+        "left": [True, None, False, None],
+    }
+    file = source / f"t.{form}"
+    rows = [dict(zip(columns, cells, strict=True)) for cells in zip(*columns.values(), strict=True)]
+    if form == "parquet":
+        pyarrow.parquet.write_table(pyarrow.table(columns), file)
+    elif form == "jsonl":
+        a_table(source, *rows)
+    else:
+        lines = [",".join("" if cell is None else str(cell) for cell in row.values()) for row in rows]
+        file.write_text("\n".join([",".join(columns), *lines]))
+    config = table.Config(file=str(file), inputs=["image", "row?"], rows={"row": ["age", "code", "left"]})
+    records, rejects = read_all(config)
+    assert rejects == []
+    assert {key: json.loads(r.inputs["row"][0]) for key, r in records.items() if "row" in r.inputs} == {
+        "0": {"age": 41, "code": "007", "left": True},
+        "1": {"age": 2.5, "code": "B", "left": None},
+        "2": {"age": None, "code": -1000.0, "left": False},
+    }
+    import_data(config, tmp_path / "out", progress=False)
+    assert "0.row.json" in members_of(tmp_path / "out" / "train-000000.tar")
+
+
+def test_values_that_a_row_cannot_have(source: Path, read_all: Callable[..., Any]) -> None:
+    file = a_table(
+        source,
+        {"image": "0.jpg", "age": [1, 2]},
+        {"image": "1.jpg", "age": 1e999},
+        {"image": "2.jpg", "age": 3},
+        {"image": "2.jpg", "age": 4},
+    )
+    records, rejects = read_all(table.Config(file=file, inputs=["image", "row"], rows={"row": ["age"]}))
+    assert list(records) == ["2"]
+    assert [reject.reason for reject in rejects] == ["bad_schema", "not_finite_row", "bad_schema"]
+    for columns in ([], ["age", "age"]):
+        with pytest.raises(ConfigError, match=r"name its columns, each once"):
+            parse_config(table.Config, {"file": file, "inputs": ["image", "row"], "rows": {"row": columns}})
+    (source / "t.csv").write_text("image,age\n0.jpg,1\n")
+    config = table.Config(file=str(source / "t.csv"), inputs=["image", "row"], rows={"row": ["size"]})
+    with pytest.raises(DataError, match=r"has 0 columns 'size' \(source\.rows\.row\); its columns are"):
+        config.read()
 
 
 def test_columns_and_inputs_name_the_same(source: Path) -> None:
