@@ -1,5 +1,5 @@
-"""Chooses examples for a page: some right and some wrong answers, each with its image and the model's attention
-to it.
+"""Chooses examples for a page: some right and some wrong answers, each with its image, or else a picture of its other
+inputs, and the model's attention to it.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from pipelines.data.tars.reader import ShardReader
 from pipelines.errors import DataError
 from pipelines.evaluate.answered import parse_answered_rows
 from pipelines.report.example_card import ExampleCard
+from pipelines.report.input_pictures import draw_inputs
 from vlmodel.answers import Normalizer
 from vlmodel.encoder_parts import IMAGE
 from vlmodel.judging import ExampleAnswer
@@ -64,19 +65,23 @@ def choose_examples(
 
 
 def make_example_cards(rows: list[ExampleRow], index: Index, predictor: Predictor, task: str = "") -> list[ExampleCard]:
-    """Make cards for the page of examples: the decoded image with the attention for the answer. Samples without an
-    image have none.
+    """Make cards for the page of examples: the decoded image, or of a sample without one a picture of its other inputs
+    (``draw_inputs``), with the attention for the answer. A sample without inputs has no card.
     """
-    inputs_of = _read_inputs({(row.split, row.key) for row in rows}, index, {IMAGE, *predictor.processor.input_names})
+    processor = predictor.processor
+    inputs_of = _read_inputs({(row.split, row.key) for row in rows}, index, {IMAGE, *processor.input_names})
     cards = []
     for row in rows:
-        inputs = inputs_of[row.split, row.key]
-        if IMAGE not in inputs:
+        if not (inputs := inputs_of[row.split, row.key]):
             continue
         ((prediction,),) = predictor.predict([Example(inputs, (row.text,))], 1, attention=True, task=task)
+        picture = (
+            processor.decode_image(inputs[IMAGE])
+            if IMAGE in inputs
+            else draw_inputs(inputs, processor.media, prediction.attention_T)
+        )
         shown = {name: getattr(row.answer, name) for name in ("title", "answer", "predicted", "probability", "right")}
-        image = predictor.processor.decode_image(inputs[IMAGE])
-        cards.append(ExampleCard(image, **shown, attention_HW=prediction.attention_HW))
+        cards.append(ExampleCard(picture, **shown, attention_HW=prediction.attention_HW))
     return cards
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -17,7 +19,9 @@ from pipelines.evaluate.answered import number_samples_of_rows
 from pipelines.evaluate.baselines import Baselines
 from pipelines.evaluate.build_report import build_report, score_examples
 from pipelines.evaluate.examples import choose_examples, inputs_of_sample, make_example_cards
+from pipelines.report.input_pictures import draw_inputs
 from tests.pipelines.evaluate.test_build_report import ASKED, COMPARED, table
+from tests.vlmodel.media_files import saved_sound
 from vlmodel.inference import Prediction
 from vlmodel.processor import Example
 from vlmodel.sample import Question, SampleTexts
@@ -81,6 +85,29 @@ def test_the_page_shows_the_picture_that_was_asked_about(index: Index) -> None:
     cards = make_example_cards(choose_examples(table(*rows), ASKED, 12), index, _Shows())  # type: ignore[arg-type]
     assert len(cards) == 6
     assert all(card.image == COLOURS[card.answer] for card in cards)
+
+
+class _Hears(_Shows):
+    """Stands for a model of sounds, which attends to the end of them."""
+
+    input_names = ("audio",)
+    media: ClassVar[dict[str, str]] = {"audio": "audio"}
+
+    def predict(self, examples: list[Example], *_: object, **__: object) -> list[list[Prediction]]:
+        return [[Prediction([("x", 1.0)], attention_T={"audio": np.array([0.1, 0.9], np.float32)})] for _ in examples]
+
+
+def test_the_page_shows_sounds_where_there_is_no_image(tmp_path: Path, ray_local: None) -> None:
+    sound = saved_sound(np.sin(np.arange(4000.0)))
+    with ShardWriter(tmp_path, "val", max_samples=5, inputs=("audio", "text")) as writer:
+        writer.add("a", {"audio": (sound, "wav")}, SampleTexts(label="x"))
+    index = build_index(str(tmp_path), IndexConfig(inputs=("audio", "text")))
+    rows = choose_examples(
+        table({"key": "a", "split": "val", "text": "", "target": "x", "predicted": "x", "probability": 0.5}), ASKED, 1
+    )
+    (card,) = make_example_cards(rows, index, _Hears())  # type: ignore[arg-type]
+    expected = draw_inputs({"audio": sound}, {"audio": "audio"}, {"audio": np.array([0.1, 0.9], np.float32)})
+    np.testing.assert_array_equal(card.image, expected)
 
 
 def test_one_key_in_two_splits_is_two_images() -> None:
