@@ -16,6 +16,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 SMALL = [
     "processor.image_size=32", "model.vision.stages=1", "model.vision.grid=2", "model.vision.projection=32",
+    "model.vision.position_scale=0.1", "model.language.output=pooled", "model.language.pooling=mean",
     "model.language.width=32", "model.language.depth=1", "model.language.heads=2", "model.fusion.width=32",
     "model.fusion.heads=2", "model.fusion.rounds=1", "train.epochs=2", "train.batch=16", "train.log_steps=2",
     "train.optimizer.head_lr=5e-3", "train.optimizer.backbone_lr=5e-3",
