@@ -20,8 +20,8 @@ class ExportConfig(ConfigSection):
     format: Format | None = None
     """"llava": LlavaForConditionalGeneration of transformers with its processor, where the parts are those of LLaVA;
     "adapter": peft's folder of a language model's low-rank adapters; "merged": a model of this program whose adapters
-    are added to its weights. null takes "llava" where it can be, else "adapter" where there is one, else "merged". A
-    folder of LLaVA's own in evaluate.model is read too, and becomes "merged"."""
+    are added to its weights. null takes "llava" where it can be, else "adapter" where there is one, else "merged".
+    Folders of LLaVA, CLIP, SigLIP and open_clip in evaluate.model are read too, and become "merged"."""
     out: Location = ""
     """Folder to write, which must not exist; "" puts it into the run's folder, by the name of its format."""
 
@@ -37,7 +37,7 @@ def export_model(model_folder: Path, config: ExportConfig, out: Path) -> Format:
         WeightsError: the model cannot be read.
     """
     from vlmodel.decoder.llm import LanguageModel
-    from vlmodel.formats import adapter, llava
+    from vlmodel.formats import adapter, clip, llava
     from vlmodel.formats.merged import merge_adapters
     from vlmodel.model import VLModel
     from vlmodel.processor import VLProcessor
@@ -45,6 +45,9 @@ def export_model(model_folder: Path, config: ExportConfig, out: Path) -> Format:
     if llava.is_llava(model_folder):
         model, processor = llava.load_llava(model_folder)
         chosen: Format = config.format or "merged"
+    elif clip.is_dual_model(model_folder):
+        model, processor = clip.load_dual_model(model_folder)
+        chosen = config.format or "merged"
     else:
         model = VLModel.from_pretrained(str(model_folder), local_files_only=True).eval()
         processor = VLProcessor.from_pretrained(model_folder)

@@ -38,7 +38,7 @@ def choose_model(work: Workspace) -> ChosenModel:
     """
     name = work.config.evaluate.model
     if name and Path(name).is_dir():
-        if not (Path(name) / "config.json").is_file():
+        if not any((Path(name) / file).is_file() for file in ("config.json", "open_clip_config.json")):
             raise CheckpointError(f"{name!r} holds no model; name the `model` folder of a checkpoint")
         return ChosenModel(Path(name).absolute(), work.config.tracking.model_name, "0", "")
     if name == CHAMPION:

@@ -74,6 +74,7 @@ def test_vision_tokens_are_torchvisions_feature_map(
             part.running_mean.normal_(0, 0.1)
             part.running_var.uniform_(0.5, 1.5)
     reference.double()
+    _backbones.backbone_layout(name, "imagenet")  # which is computed without weights, and kept
     with monkeypatch.context() as building:
         building.setattr(_backbones, "create_backbone", lambda *_: copy.deepcopy(reference))
         actual = config.build().eval().double()

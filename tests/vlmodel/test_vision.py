@@ -102,6 +102,8 @@ def test_attention_as_a_grid() -> None:
     assert make(stages=1, image_size=[8, 16]).weights_to_grid(weights).shape == (1, 2, 4)
     assert make(grid=[2, 4]).weights_to_grid(weights).tolist() == weights.view(1, 2, 4).tolist()
     assert make(**{**VIT, "image_size": [16, 32]}).weights_to_grid(weights).shape == (1, 2, 4)
+    named = make(stages=2, weights="imagenet", image_size=[32, 96])
+    assert named.grid_shapes() == [(4, 12, 128)]
 
 
 @pytest.mark.parametrize(
