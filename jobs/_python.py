@@ -1,4 +1,4 @@
-"""Checks which Python runs the jobs. This file and those that are imported before ``check`` run on older
+"""Checks which Python runs the jobs. This file and those that are imported before ``check_python_version`` run on older
 versions too.
 """
 
@@ -9,7 +9,7 @@ import sys
 OLDEST = (3, 11)
 
 
-def check() -> None:
+def check_python_version() -> None:
     """End the process with a one-line message if Python is too old."""
     if sys.version_info < OLDEST:
         here = ".".join(map(str, sys.version_info[:3]))

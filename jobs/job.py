@@ -66,7 +66,7 @@ def main(
         if signals.last_received_signal() is None:
             raise
     if signals.last_received_signal() is not None:
-        signals.end()
+        signals.end_by_signal()
     return status
 
 
@@ -78,8 +78,8 @@ def _run(
     doc: str,
     run: Callable[[Any], Any] | None,
 ) -> int:
-    _python.check()
-    _print_everything()
+    _python.check_python_version()
+    _escape_unencodable_output()
     arguments = _argument_parser(name, doc, flags).parse_args(argv)
     if arguments.help:
         _print_help(arguments, sections)
@@ -133,7 +133,7 @@ def _missing_file_message(named: str) -> str:
     return f"configuration file {named!r} does not exist; {meant}packaged are {', '.join(packaged)}"
 
 
-def _print_everything() -> None:
+def _escape_unencodable_output() -> None:
     """Escape a character that the terminal's encoding lacks, where Python would raise UnicodeEncodeError."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):

@@ -56,7 +56,7 @@ class BaseWeights(BaseModel):
 
     @property
     def name(self) -> str:
-        """The name of the file."""
+        """The name of the file with the base weights."""
         return f"{self.sha256}.safetensors"
 
 

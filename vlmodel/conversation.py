@@ -78,7 +78,7 @@ def conversation_from_question(question: str) -> Conversation:
     return (ConversationTurn("user", (None, question) if question else (None,)),)
 
 
-def asked_text(text: str) -> str:
+def extract_question(text: str) -> str:
     """Return the question in a row's text: the text itself, or the last turn if the text is a conversation."""
     if not is_conversation_text(text):
         return text
@@ -137,7 +137,7 @@ def check_conversation(turns: Sequence[ConversationTurn]) -> None:
         raise ConversationError("the conversation ends with the assistant; end with the user, whom it answers")
 
 
-def keep_last_turns(turns: Conversation, letters: int) -> Conversation:
+def drop_oldest_turns(turns: Conversation, letters: int) -> Conversation:
     """Drop the oldest turns of a prompt, as pairs of user and assistant, until its texts have at most ``letters``
     letters; a system turn stays. The inputs of dropped turns move to the first turn that stays. The last turn always
     stays; if it is too long, only its last letters do.

@@ -68,7 +68,7 @@ class ModalityPart(EncoderPart):
         """
         raise NotImplementedError
 
-    def augments(self) -> bool:
+    def has_augmentation(self) -> bool:
         """Whether inputs are randomly augmented in training (``decode_augmented``)."""
         return False
 

@@ -16,7 +16,7 @@ from vlmodel.config import ConfigSection
 
 @dataclass(frozen=True)
 class Fact:
-    """One fact of a fact store.
+    """One fact of a fact store: a triple with its text.
 
     Attributes:
         id: within its store; an edited fact keeps it.
@@ -47,18 +47,18 @@ class LinkedFact:
     mention: tuple[int, int] | None = None
 
 
-def reweigh_by_evidence(facts: Sequence[LinkedFact], named: str) -> tuple[LinkedFact, ...]:
+def reweight_by_named_fact(facts: Sequence[LinkedFact], named: str) -> tuple[LinkedFact, ...]:
     """Give the facts that the model named in its answers weight 1 and place them first; all others get weight 0.
 
     Args:
         named: the text of a fact as a model wrote it: its tokenizer may change case and blanks.
     """
-    letters = _letters(named)
-    weighed = [replace(one, weight=float(_letters(one.fact.text) == letters)) for one in facts]
+    letters = _letters_and_digits(named)
+    weighed = [replace(one, weight=float(_letters_and_digits(one.fact.text) == letters)) for one in facts]
     return tuple(sorted(weighed, key=lambda one: -one.weight))
 
 
-def _letters(text: str) -> str:
+def _letters_and_digits(text: str) -> str:
     return "".join(filter(str.isalnum, text.casefold()))
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from vlmodel.array_names import select_task_arrays, stays_on_host
-from vlmodel.facts import LinkedFact, reweigh_by_evidence
+from vlmodel.facts import LinkedFact, reweight_by_named_fact
 from vlmodel.model import TASK_INPUTS, VLModel
 from vlmodel.parts import Answers, Decoder, ModalityEncoder, TextWriter, WrittenText
 from vlmodel.processor import Decoded, Example, VLProcessor
@@ -105,7 +105,7 @@ class Predictor:
         if self._writes_evidence(task):
             named = [self.processor.knowledge.split_evidence(of_row[0][0])[0] for of_row in written]
             facts = [
-                (reweigh_by_evidence(of_text, one), version)
+                (reweight_by_named_fact(of_text, one), version)
                 for (of_text, version), one in zip(facts, named, strict=True)
             ]
         elif weights_NJ is not None:
@@ -148,7 +148,7 @@ class Predictor:
         text = written.text
         if self._writes_evidence(task):
             named, text = self.processor.knowledge.split_evidence(text)
-            facts = reweigh_by_evidence(facts, named)
+            facts = reweight_by_named_fact(facts, named)
         return replace(written, text=text, facts=facts, knowledge_version=version)
 
     def predict_collated(
@@ -252,19 +252,21 @@ class Predictor:
         answers = self.processor.tasks[name].predict_answers(decoder, encoded, self.processor, top_k, **settings)
         weights = encoded.fact_weights_NJ
         weights_NJ = None if weights is None else weights.float().cpu().numpy()
-        seen = self._attention(decoder, encoded, answers) if attention else [(None, {})] * len(answers)
+        seen = self._attention_to_inputs(decoder, encoded, answers) if attention else [(None, {})] * len(answers)
         return answers, seen, weights_NJ
 
-    def _attention(self, decoder: Decoder, encoded: DecoderInput, answers: list[Answers]) -> list[_Attention]:
+    def _attention_to_inputs(self, decoder: Decoder, encoded: DecoderInput, answers: list[Answers]) -> list[_Attention]:
         """Compute the attention to the inputs for the best answer to each row."""
         weights = decoder.compute_stream_attention(encoded, self.processor, answers)
         if weights is None:
             weights = self._attention_to_joint_stream(decoder, encoded, answers)
         if weights is None:
             return [(None, {}) for _ in answers]
-        maps_NHW = self._over_image(weights)
+        maps_NHW = self._attention_over_image(weights)
         in_time = {
-            name: self._over_time(name, weights[name], encoded) for name in self.processor.inputs if name in weights
+            name: self._attention_over_time(name, weights[name], encoded)
+            for name in self.processor.inputs
+            if name in weights
         }
         return [
             (
@@ -288,7 +290,7 @@ class Predictor:
             return None
         return {name: attention_NT[:, slice(*span)].float() for name, span in joint.spans.items()}
 
-    def _over_image(self, weights: Mapping[str, Tensor]) -> NDArray[np.float32] | None:
+    def _attention_over_image(self, weights: Mapping[str, Tensor]) -> NDArray[np.float32] | None:
         """Convert attention weights to maps over the image, (N, H, W), each of sum 1; None if the model gives none."""
         if "vision" not in weights or self.model.vision is None:
             return None
@@ -299,15 +301,15 @@ class Predictor:
         weights_NHW: NDArray[np.float32] = (map_NHW / sums_N11).cpu().numpy()
         return weights_NHW
 
-    def _over_time(self, name: str, weights_NT: Tensor, encoded: DecoderInput) -> list[NDArray[np.float32]]:
+    def _attention_over_time(self, name: str, weights_NT: Tensor, encoded: DecoderInput) -> list[NDArray[np.float32]]:
         """Convert the attention weights of an input to weights of its real time steps, of sum 1 for each row; empty if
         the row lacks the input or the input has no time dimension.
         """
         encoder = cast(ModalityEncoder, self.model.encoder_of_stream(name))
-        over_time_NT = encoder.to_time(weights_NT)
+        over_time_NT = encoder.weights_over_time(weights_NT)
         if over_time_NT is None:
             return [np.zeros(0, np.float32)] * len(weights_NT)
-        real_NT = encoder.to_time(_real_tokens(encoded, name).float())
+        real_NT = encoder.weights_over_time(_real_token_mask(encoded, name).float())
         assert real_NT is not None
         counts = (real_NT > 0).sum(1).tolist()
         rows = [row[:count] for row, count in zip(over_time_NT.cpu().numpy(), counts, strict=True)]
@@ -348,13 +350,13 @@ def _sum_text_attention(encoded: DecoderInput, joint: FusedStream) -> Tensor | N
     attention_NQS = joint.attention_LBQS[-1]
     asking = ["language"] if "language" in joint.spans else [name for name in joint.spans if name in encoded.streams]
     weights_NS = [
-        (attention_NQS[:, slice(*joint.spans[name])] * _real_tokens(encoded, name).unsqueeze(-1)).sum(1)
+        (attention_NQS[:, slice(*joint.spans[name])] * _real_token_mask(encoded, name).unsqueeze(-1)).sum(1)
         for name in asking
     ]
     return torch.stack(weights_NS).sum(0)
 
 
-def _real_tokens(encoded: DecoderInput, name: str) -> Tensor:
+def _real_token_mask(encoded: DecoderInput, name: str) -> Tensor:
     """Mask the real tokens (no padding) of a stream for each row, (N, T)."""
     mask_BT, row_N = encoded.streams[name].mask_BT, encoded.rows.get(name)
     return mask_BT if row_N is None else mask_BT[row_N]

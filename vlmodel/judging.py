@@ -18,7 +18,7 @@ from vlmodel.task import TaskRow
 Metrics = dict[str, float]
 
 
-class NothingToJudgeError(ExpectedError, ValueError):
+class NoScorableRowsError(ExpectedError, ValueError):
     """None of the rows has a right answer, so there is nothing to score.
 
     Attributes:
@@ -69,14 +69,14 @@ class AnsweredRows:
         return [row.target for row in self.rows]
 
     def select_rows(self, chosen: Sequence[int] | NDArray[np.int64]) -> AnsweredRows:
-        """Return a copy that holds only the chosen rows."""
+        """Return a copy with only the chosen rows."""
         at = [int(row) for row in chosen]
         columns = {name: getattr(self, name) for name in self.__dataclass_fields__ if name != "sample_N"}
         lists = {name: [values[row] for row in at] for name, values in columns.items() if values is not None}
         return AnsweredRows(self.sample_N[at], **lists)
 
     def replace_answers(self, predicted: Sequence[str], probability: Sequence[float] | None = None) -> AnsweredRows:
-        """Return a copy of the rows with other answers."""
+        """Return a copy of the rows with other answers of the model."""
         return replace(self, predicted=predicted, probability=self.probability if probability is None else probability)
 
 

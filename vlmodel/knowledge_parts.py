@@ -40,7 +40,7 @@ class KnowledgePart(PartConfig):
         """The greatest number of tokens that facts add to a text."""
         return 0
 
-    def makes_token_layout(self) -> bool:
+    def returns_token_layout(self) -> bool:
         """Whether ``tokenize`` also returns the positions of tokens and which tokens attend to which
         (``TokenLayout``).
         """

@@ -311,12 +311,12 @@ class VLModel(PreTrainedModel):
         """
         assert self.language is not None
         if groups is None or len(groups) < 2:
-            language: Tokens = self.language(input_ids_NT, text_mask_NT, **_layout_keyword(layout))
+            language: Tokens = self.language(input_ids_NT, text_mask_NT, **_layout_argument(layout))
             return language
         encoded, first = [], 0
         for count, start, end in groups.tolist() if isinstance(groups, Tensor) else groups:
             texts, columns = slice(first, first + count), slice(start, end)
-            of_group = _layout_keyword(layout and layout.slice_texts(texts, columns))
+            of_group = _layout_argument(layout and layout.slice_texts(texts, columns))
             encoded.append(self.language(input_ids_NT[texts, columns], text_mask_NT[texts, columns], **of_group))
             first += count
         return Tokens.concatenate(encoded)
@@ -403,7 +403,7 @@ class VLModel(PreTrainedModel):
         """
 
 
-def _layout_keyword(layout: parts.TokenLayout | None) -> dict[str, parts.TokenLayout]:
+def _layout_argument(layout: parts.TokenLayout | None) -> dict[str, parts.TokenLayout]:
     """Build the keyword argument ``layout``, which only encoders that can arrange tokens have."""
     return {} if layout is None else {"layout": layout}
 

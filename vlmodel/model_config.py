@@ -122,7 +122,9 @@ class ModelConfig(ConfigSection):
                 f"knowledge.kind={knowledge.kind!r} is a stream that meets the others, and task.kind="
                 f"{self.task.kind!r} reads them alone; use knowledge.kind='injection', or another task"
             )
-        if knowledge.makes_token_layout() and (self.topology.encodes_text or not self.language.accepts_token_layout()):
+        if knowledge.returns_token_layout() and (
+            self.topology.encodes_text or not self.language.accepts_token_layout()
+        ):
             raise ValueError(
                 "knowledge.layout='tree' arranges the tokens within the language encoder, and topology.kind="
                 f"{self.topology.kind!r} with language.kind={self.language.kind!r} cannot; use layout='flat', or a "

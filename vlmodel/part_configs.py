@@ -65,7 +65,7 @@ class VisionPart(EncoderPart):
     def build(self) -> VisionEncoder:
         raise NotImplementedError
 
-    def setting_without_effect(self) -> str | None:
+    def describe_unused_setting(self) -> str | None:
         """Describe a setting that has no effect in combination with the others, with its value and the remedy; None if
         there is none.
 
@@ -128,7 +128,7 @@ class FusionPart(PartConfig):
     reads_tokens: ClassVar[bool] = True
 
     def build(self, widths: Mapping[str, int]) -> Fusion:
-        """Args: widths: width of each stream, by its name."""
+        """Build the module of the fusion. || Args: widths: width of each stream, by its name."""
         raise NotImplementedError
 
 

@@ -204,7 +204,7 @@ class ModalityEncoder(Encoder):
         """Compute the tokens from the backbone's output: the part of the encoder after ``compute_features``."""
         raise NotImplementedError
 
-    def to_time(self, weights_NT: Tensor) -> Tensor | None:
+    def weights_over_time(self, weights_NT: Tensor) -> Tensor | None:
         """Convert weights of the tokens, such as attention, to weights of equal, consecutive parts of the input's time
         (N, parts); None if the tokens are not in the order of time.
         """

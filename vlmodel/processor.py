@@ -19,7 +19,7 @@ from pydantic import Field, ValidationInfo, field_validator, model_validator
 from vlmodel.answers import Normalizer, normalize_for_comparison
 from vlmodel.array_names import prefix_array_names
 from vlmodel.config import ConfigError, ConfigSection, dump_config, parse_config, parse_part_config
-from vlmodel.conversation import asked_text, is_conversation_text
+from vlmodel.conversation import extract_question, is_conversation_text
 from vlmodel.encoder_parts import IMAGE, ModalityPart
 from vlmodel.facts import FactFinder, LinkedFact
 from vlmodel.images.decoders.cpu import decode_image
@@ -250,7 +250,7 @@ class VLProcessor:
         return self._label_ids.get(normalize_for_comparison(answer, self.normalizer), -1)
 
     @property
-    def first_task(self) -> Task:
+    def default_task(self) -> Task:
         """The name of the task that answers if none is named."""
         return next(iter(self.tasks.values()))
 
@@ -275,7 +275,7 @@ class VLProcessor:
         return decode_image(data, self.config.image_resizing, self.config.max_pixels, out, formats)
 
     def decode_input(self, name: str, data: bytes) -> Mapping[str, NDArray[Any]]:
-        """Decode one input to its arrays.
+        """Decode the bytes of one input to the arrays that its encoder takes.
 
         Raises:
             MediumError: the bytes cannot be decoded.
@@ -349,7 +349,7 @@ class VLProcessor:
             for n in waiting:
                 done[n] = replace(done[n], facts=((),) * len(done[n].texts))
             return done
-        asked = [asked_text(text) for n in waiting for text in examples[n].texts]
+        asked = [extract_question(text) for n in waiting for text in examples[n].texts]
         found = self.finder.find_facts(asked, self.knowledge.link)
         of_texts = iter(found.by_text)
         for n in waiting:
@@ -390,14 +390,14 @@ class VLProcessor:
 
     def are_texts_truncated(self, texts: Sequence[str]) -> list[bool]:
         """Tell which of the texts are too long for the model and get truncated; conversations never are."""
-        lengths = zip(texts, self._full_lengths(texts), strict=True)
+        lengths = zip(texts, self._untruncated_token_counts(texts), strict=True)
         return [length > self.config.max_tokens and not is_conversation_text(text) for text, length in lengths]
 
     def token_counts(self, texts: Sequence[str]) -> list[int]:
         """Count how many tokens of each text ``tokenize`` keeps."""
-        return [min(length, self.config.max_tokens) for length in self._full_lengths(texts)]
+        return [min(length, self.config.max_tokens) for length in self._untruncated_token_counts(texts)]
 
-    def _full_lengths(self, texts: Sequence[str]) -> list[int]:
+    def _untruncated_token_counts(self, texts: Sequence[str]) -> list[int]:
         """Count the tokens of each text before truncation."""
         if not texts:
             return []

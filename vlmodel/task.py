@@ -285,11 +285,11 @@ class Task(TaskPart):
     # Answers to judgements.
 
     def is_possible_answer(self, answer: str, processor: VLProcessor) -> bool:
-        """Whether the model is able to give this answer."""
+        """Whether the model is able to give this answer: for example, it is one of the classes."""
         return True
 
     def is_same_answer(self, answer: str, other: str, processor: VLProcessor) -> bool:
-        """Whether two answers mean the same for this task."""
+        """Whether two answers count as equal for this task."""
         return normalize_for_comparison(answer, processor.normalizer) == normalize_for_comparison(
             other, processor.normalizer
         )
@@ -321,7 +321,7 @@ class Task(TaskPart):
             labels: the answers that a classifier chooses among.
 
         Raises:
-            NothingToJudgeError: no row has a right answer.
+            NoScorableRowsError: no row has a right answer.
         """
         raise NotImplementedError
 

@@ -87,8 +87,7 @@ class BridgePart(PartConfig):
     """
 
     def build(self, width: int, out_width: int) -> Bridge:
-        """Args:
-        width: of the stream.
-        out_width: of the language model's embeddings.
+        """Build the module of the bridge. || Args: width: of the stream. out_width: of the language model's
+        embeddings.
         """
         raise NotImplementedError

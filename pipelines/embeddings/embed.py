@@ -26,17 +26,17 @@ from pipelines.embeddings.errors import EmbeddingsError
 from pipelines.embeddings.stored import (
     PARTS,
     EmbeddedModel,
-    EmbeddedPart,
-    Embeddings,
-    PartRange,
+    EmbeddingsFile,
+    EmbeddingsFileRange,
+    EmbeddingsManifest,
     arrow_schema,
-    plan_parts,
-    read_written_part,
-    write_part,
+    describe_written_file,
+    plan_embeddings_files,
+    write_embeddings_file,
 )
 from pipelines.errors import DataError
 from pipelines.knowledge.opened import FactSource
-from pipelines.storage.folder import Folder
+from pipelines.storage.folder import StorageFolder
 from pipelines.storage.lock import hold_lock
 from vlmodel.config import ConfigError
 from vlmodel.encoder_parts import TEXT
@@ -58,7 +58,7 @@ R = TypeVar("R")
 
 
 @dataclass(frozen=True)
-class ModelCopies:
+class ModelActorResources:
     """The number and resources of the actors that hold the model.
 
     Attributes:
@@ -76,7 +76,7 @@ class ModelCopies:
 
 @dataclass(frozen=True)
 class EmbeddingJob:
-    """What is embedded, and with which model. Small and picklable.
+    """Which samples are embedded, and with which model. Small and picklable.
 
     Attributes:
         model: its folder, readable from every node.
@@ -140,8 +140,8 @@ def choose_inputs(task: Task, wanted: Sequence[str]) -> tuple[str, ...]:
 
 
 def embed_dataset(
-    job: EmbeddingJob, copies: ModelCopies, progress: Callable[[int, int], object] = lambda done, total: None
-) -> Embeddings:
+    job: EmbeddingJob, copies: ModelActorResources, progress: Callable[[int, int], object] = lambda done, total: None
+) -> EmbeddingsManifest:
     """Compute and store the vectors that are missing, then the manifest; files that it does not name are deleted.
 
     Args:
@@ -151,7 +151,7 @@ def embed_dataset(
         EmbeddingsError: the split has no sample with anything to embed, or another job writes to the folder.
         DataError: a shard cannot be read, or an input of it cannot be decoded.
     """
-    folder = Folder(job.out)
+    folder = StorageFolder(job.out)
     if not folder.is_local:
         return _embed_dataset(job, copies, folder, progress)
     refusal = lambda holder: EmbeddingsError(  # noqa: E731
@@ -162,13 +162,13 @@ def embed_dataset(
 
 
 def _embed_dataset(
-    job: EmbeddingJob, copies: ModelCopies, folder: Folder, progress: Callable[[int, int], object]
-) -> Embeddings:
+    job: EmbeddingJob, copies: ModelActorResources, folder: StorageFolder, progress: Callable[[int, int], object]
+) -> EmbeddingsManifest:
     index = Index.open(job.tars, job.index_hash)
-    planned = plan_parts(index, job.split, job.described, list(job.inputs), job.samples_per_file)
+    planned = plan_embeddings_files(index, job.split, job.described, list(job.inputs), job.samples_per_file)
     there = {stamp.name for stamp in folder.files(PARTS)}
     with ThreadPoolExecutor(_REQUESTS) as pool:
-        read = pool.map(lambda name: read_written_part(folder, name), [p.name for p in planned if p.name in there])
+        read = pool.map(lambda name: describe_written_file(folder, name), [p.name for p in planned if p.name in there])
         written = {part.name: part for part in read}
     missing = [part for part in planned if part.name not in written]
     total = sum(part.stop - part.start for part in planned)
@@ -179,7 +179,7 @@ def _embed_dataset(
         written[part.name] = part
         progress(done := done + sizes[part.name], total)
     parts = [written[part.name] for part in planned]
-    found = Embeddings(
+    found = EmbeddingsManifest(
         model=job.described, tars=job.tars, index=job.index_hash, split=job.split, inputs=list(job.inputs), parts=parts
     )
     if not any(found.count(name) for name in job.inputs):
@@ -193,7 +193,9 @@ def _embed_dataset(
     return found
 
 
-def _write_parts(parts: Sequence[PartRange], job: EmbeddingJob, copies: ModelCopies) -> Iterator[EmbeddedPart]:
+def _write_parts(
+    parts: Sequence[EmbeddingsFileRange], job: EmbeddingJob, copies: ModelActorResources
+) -> Iterator[EmbeddingsFile]:
     """Write files by actors, and yield them as they are done."""
     ray_private.pass_arguments_by_value()
     rows = map_shards(
@@ -205,23 +207,23 @@ def _write_parts(parts: Sequence[PartRange], job: EmbeddingJob, copies: ModelCop
         num_gpus=copies.gpus_per_worker or None,
     )
     for row in rows:
-        yield EmbeddedPart.model_validate_json(row["written"])
+        yield EmbeddingsFile.model_validate_json(row["written"])
 
 
 class _EmbedActor:
     """A Ray actor that holds the model and writes files of vectors."""
 
-    def __init__(self, job: EmbeddingJob, copies: ModelCopies, parts: Sequence[PartRange]) -> None:
-        self._parts, self._writer = parts, PartWriter(job, copies)
+    def __init__(self, job: EmbeddingJob, copies: ModelActorResources, parts: Sequence[EmbeddingsFileRange]) -> None:
+        self._parts, self._writer = parts, EmbeddingsFileWriter(job, copies)
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         return {"written": self._writer.write(self._parts[row["number"]]).model_dump_json()}
 
 
-class PartWriter:
+class EmbeddingsFileWriter:
     """Computes and writes the vectors of one file after the other, in this process."""
 
-    def __init__(self, job: EmbeddingJob, copies: ModelCopies) -> None:
+    def __init__(self, job: EmbeddingJob, copies: ModelActorResources) -> None:
         from vlmodel.inference import Predictor
 
         self._job, self._batch = job, copies.batch
@@ -231,12 +233,12 @@ class PartWriter:
         connect_fact_lookup(self._predictor.processor, job.facts)
         self._task = self._predictor.processor.tasks[job.described.task]
         index = Index.open(job.tars, job.index_hash)
-        self._reader, self._folder = ShardReader(index), Folder(job.out)
+        self._reader, self._folder = ShardReader(index), StorageFolder(job.out)
         [(_, text_ND)] = self._predictor.embed([Example({}, ("?",))], job.described.task)
         self._schema = arrow_schema(text_ND.shape[1])
 
-    def write(self, part: PartRange) -> EmbeddedPart:
-        """Compute and write one file.
+    def write(self, part: EmbeddingsFileRange) -> EmbeddingsFile:
+        """Compute the vectors of one file and write it.
 
         Raises:
             DataError: the shard cannot be read, or an input of it cannot be decoded.
@@ -247,14 +249,16 @@ class PartWriter:
         tables = [self._schema.empty_table()]
         with ThreadPoolExecutor(self._threads) as decoders:
             load = lambda chosen: self._load(part.shard, chosen, decoders)  # noqa: E731
-            for batch in _one_ahead(load, _batches(rows, self._batch)):
+            for batch in _prefetch_one(load, _batches(rows, self._batch)):
                 tables.append(self._embed(part.shard, *batch))
-        return write_part(self._folder, part, self._job.index_hash, pa.concat_tables(tables).combine_chunks())
+        return write_embeddings_file(
+            self._folder, part, self._job.index_hash, pa.concat_tables(tables).combine_chunks()
+        )
 
     def _load(
         self, shard: str, rows: Sequence[int], decoders: ThreadPoolExecutor
     ) -> tuple[Sequence[int], list[Sample], list[Decoded]]:
-        """Load samples with their inputs decoded."""
+        """Load samples and decode their inputs."""
         embeds, wanted = self._task.embedded_input, self._job.inputs
         inputs = (embeds,) if embeds in wanted else ()
         samples = self._reader.read(shard, rows, inputs=inputs, texts=TEXT in wanted)
@@ -304,7 +308,7 @@ def _batches(rows: Sequence[int], size: int) -> Iterator[list[int]]:
         yield batch
 
 
-def _one_ahead(load: Callable[[T], R], items: Iterator[T]) -> Iterator[R]:
+def _prefetch_one(load: Callable[[T], R], items: Iterator[T]) -> Iterator[R]:
     """Yield ``load(item)`` of each item; the next item is loaded while one is used."""
     with ThreadPoolExecutor(1) as loader:
         waiting: Future[R] | None = None

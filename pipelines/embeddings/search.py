@@ -12,8 +12,8 @@ import pyarrow as pa
 
 from pipelines.embeddings.errors import EmbeddingsError
 from pipelines.embeddings.search_files import map_vectors, open_search_files
-from pipelines.embeddings.stored import Embeddings
-from pipelines.storage.folder import Folder
+from pipelines.embeddings.stored import EmbeddingsManifest
+from pipelines.storage.folder import StorageFolder
 from pipelines.vectors.search import EXACT, ApproximateVectorSearch, ExactVectorSearch, VectorSearch, load_graphs
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Hit:
+class SearchResult:
     """One result of a search: a sample, or one of its texts, and its similarity to the query.
 
     Attributes:
@@ -51,8 +51,8 @@ class EmbeddingSearch:
     """
 
     def __init__(self, folder: str, exact: int = EXACT) -> None:
-        opened = Folder(folder)
-        self.folder, self.embeddings = opened.uri, Embeddings.read(opened)
+        opened = StorageFolder(folder)
+        self.folder, self.embeddings = opened.uri, EmbeddingsManifest.read(opened)
         files = open_search_files(opened, self.embeddings, exact)
         self._searches = {
             name: _OpenedInput(files, self.embeddings, name, exact)
@@ -65,7 +65,7 @@ class EmbeddingSearch:
         """What can be searched, with the number of vectors of each."""
         return {name: self.embeddings.count(name) for name in self._searches}
 
-    def nearest(self, query_D: NDArray[np.float32], name: str, top: int) -> list[Hit]:
+    def nearest(self, query_D: NDArray[np.float32], name: str, top: int) -> list[SearchResult]:
         """Return the ``top`` nearest vectors, the nearest first.
 
         Args:
@@ -89,7 +89,7 @@ class EmbeddingSearch:
 class _OpenedInput:
     """The opened vectors of one input."""
 
-    def __init__(self, files: Path, embeddings: Embeddings, name: str, exact: int) -> None:
+    def __init__(self, files: Path, embeddings: EmbeddingsManifest, name: str, exact: int) -> None:
         count = embeddings.count(name)
         vectors_MD = map_vectors(files, name, count, embeddings.width)
         self._search: VectorSearch = (
@@ -100,11 +100,14 @@ class _OpenedInput:
         self._rows = pa.ipc.open_file(pa.memory_map(str(files / f"{name}.rows")))
         self._starts = [0, *accumulate(n for part in embeddings.parts if (n := part.vectors.get(name, 0)))]
 
-    def nearest(self, query_D: NDArray[np.float32], top: int) -> list[Hit]:
+    def nearest(self, query_D: NDArray[np.float32], top: int) -> list[SearchResult]:
         rows_1J, cosines_1J = self._search.nearest(query_D[None], top)
-        return [self._hit(row, cosine) for row, cosine in zip(rows_1J[0].tolist(), cosines_1J[0].tolist(), strict=True)]
+        return [
+            self._to_search_result(row, cosine)
+            for row, cosine in zip(rows_1J[0].tolist(), cosines_1J[0].tolist(), strict=True)
+        ]
 
-    def _hit(self, row: int, cosine: float) -> Hit:
+    def _to_search_result(self, row: int, cosine: float) -> SearchResult:
         batch = bisect_right(self._starts, row) - 1
         [facts] = self._rows.get_batch(batch).slice(row - self._starts[batch], 1).to_pylist()
-        return Hit(**facts, similarity=min(1.0, max(-1.0, cosine)))
+        return SearchResult(**facts, similarity=min(1.0, max(-1.0, cosine)))

@@ -23,8 +23,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipelines.embeddings.errors import EmbeddingsError
-from pipelines.embeddings.stored import Embeddings, read_part
-from pipelines.storage.folder import Folder
+from pipelines.embeddings.stored import EmbeddingsManifest, read_embeddings_file
+from pipelines.storage.folder import StorageFolder
 from pipelines.storage.lock import hold_lock
 from pipelines.vectors.search import save_graphs
 
@@ -36,8 +36,8 @@ _WAIT_S = 3600.0
 
 
 def open_search_files(
-    folder: Folder,
-    embeddings: Embeddings,
+    folder: StorageFolder,
+    embeddings: EmbeddingsManifest,
     exact: int,
     progress: Callable[[int, int], object] = lambda done, total: None,
 ) -> Path:
@@ -51,7 +51,7 @@ def open_search_files(
         EmbeddingsError: a Parquet file cannot be read.
         OSError: the files cannot be written.
     """
-    root = _root(folder)
+    root = _cache_root(folder)
     target = root / f"{embeddings.hash[:32]}-{exact}"
     if target.is_dir():
         return target
@@ -77,7 +77,7 @@ def map_vectors(files: Path, name: str, count: int, width: int) -> np.memmap:
     return np.memmap(files / f"{name}.vectors", np.float32, "r", shape=(count, width))
 
 
-def _root(folder: Folder) -> Path:
+def _cache_root(folder: StorageFolder) -> Path:
     if folder.is_local:
         return Path(folder.path(SUBFOLDER))
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "raylm" / SUBFOLDER
@@ -85,7 +85,11 @@ def _root(folder: Folder) -> Path:
 
 
 def _write(
-    folder: Folder, embeddings: Embeddings, target: Path, exact: int, progress: Callable[[int, int], object]
+    folder: StorageFolder,
+    embeddings: EmbeddingsManifest,
+    target: Path,
+    exact: int,
+    progress: Callable[[int, int], object],
 ) -> None:
     counts = {name: embeddings.count(name) for name in embeddings.inputs}
     schema = pa.schema([(name, pa.int32() if name == "row" else pa.string()) for name in ROW_COLUMNS])
@@ -93,7 +97,7 @@ def _write(
         vectors = {name: stack.enter_context((target / f"{name}.vectors").open("wb")) for name in counts}
         rows = {name: stack.enter_context(pa.ipc.new_file(str(target / f"{name}.rows"), schema)) for name in counts}
         for number, part in enumerate(embeddings.parts, 1):
-            table = read_part(folder, part.name) if any(part.vectors.values()) else None
+            table = read_embeddings_file(folder, part.name) if any(part.vectors.values()) else None
             for name, count in part.vectors.items():
                 assert table is not None
                 of_input = table.filter(pc.equal(table["input"], name)).combine_chunks()

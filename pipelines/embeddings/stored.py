@@ -23,7 +23,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from pipelines.data.index.index import Index, IndexedShard
 from pipelines.embeddings.errors import EmbeddingsError
-from pipelines.storage.folder import Folder
+from pipelines.storage.folder import StorageFolder
 
 MANIFEST, PARTS = "embeddings.json", "parts"
 LINEAGE = b"lineage"
@@ -34,7 +34,7 @@ _COUNTS = b"vectors"
 
 
 class EmbeddedModel(BaseModel):
-    """Identifies the model that gave the vectors.
+    """Identifies the model that computed the vectors.
 
     Attributes:
         name, version: in the registry; version "0" for a folder that is not registered.
@@ -50,7 +50,7 @@ class EmbeddedModel(BaseModel):
     task: str
 
 
-class EmbeddedPart(BaseModel):
+class EmbeddingsFile(BaseModel):
     """Describes one Parquet file of vectors.
 
     Attributes:
@@ -66,7 +66,7 @@ class EmbeddedPart(BaseModel):
     vectors: dict[str, int]
 
 
-class Embeddings(BaseModel):
+class EmbeddingsManifest(BaseModel):
     """The manifest of stored vectors: the model, the data set and the files.
 
     Attributes:
@@ -85,11 +85,11 @@ class Embeddings(BaseModel):
     index: str
     split: str
     inputs: list[str]
-    parts: list[EmbeddedPart]
+    parts: list[EmbeddingsFile]
 
     @classmethod
-    def read(cls, folder: Folder) -> Embeddings:
-        """Read the manifest of a folder.
+    def read(cls, folder: StorageFolder) -> EmbeddingsManifest:
+        """Read the manifest of the stored vectors in a folder.
 
         Raises:
             EmbeddingsError: there is none, it is damaged, or another version of this program wrote it.
@@ -111,7 +111,7 @@ class Embeddings(BaseModel):
             )
         return read
 
-    def write(self, folder: Folder) -> None:
+    def write(self, folder: StorageFolder) -> None:
         """Write the manifest atomically."""
         folder.write(MANIFEST, self.model_dump_json(indent=1).encode())
 
@@ -149,7 +149,7 @@ class Embeddings(BaseModel):
 
 
 @dataclass(frozen=True)
-class PartRange:
+class EmbeddingsFileRange:
     """Says which samples a file of vectors covers.
 
     Attributes:
@@ -164,17 +164,17 @@ class PartRange:
 
     @property
     def name(self) -> str:
-        """The name of the file."""
+        """The name of the file for this range of samples."""
         key = hashlib.sha256(json.dumps(self.lineage, sort_keys=True).encode()).hexdigest()
         return f"{self.shard}.{self.start:07d}.{key[:24]}.parquet"
 
 
-def plan_parts(
+def plan_embeddings_files(
     index: Index, split: str, model: EmbeddedModel, inputs: list[str], samples_per_file: int
-) -> list[PartRange]:
+) -> list[EmbeddingsFileRange]:
     """List the files in which the vectors of a split will be stored, in order."""
     return [
-        PartRange(shard.name, start, min(start + samples_per_file, size), lineage)
+        EmbeddingsFileRange(shard.name, start, min(start + samples_per_file, size), lineage)
         for shard in index.shards
         if not split or split in shard.sample_counts
         for size in [sum(shard.sample_counts.values())]
@@ -194,7 +194,7 @@ def _lineage_of_part(
         "split": split,
         "shard": shard.name,
         "sha256": shard.sha256,
-        "scan": index.scan,
+        "scan": index.validity_settings,
         "validation_fraction": index.split_assignment.fraction,
         "repeated": list(shard.repeated),
         "samples": [start, samples],
@@ -220,7 +220,9 @@ def arrow_schema(width: int) -> pa.Schema:
     )
 
 
-def write_part(folder: Folder, part: PartRange, index_hash: str, table: pa.Table) -> EmbeddedPart:
+def write_embeddings_file(
+    folder: StorageFolder, part: EmbeddingsFileRange, index_hash: str, table: pa.Table
+) -> EmbeddingsFile:
     """Store a file of vectors, completely or not at all.
 
     Args:
@@ -238,10 +240,10 @@ def write_part(folder: Folder, part: PartRange, index_hash: str, table: pa.Table
             table, file, use_dictionary=[name for name in plain if name != "row"],
             compression={**dict.fromkeys(plain, "zstd"), "vector": "none"},
         )  # fmt: skip
-    return EmbeddedPart(name=part.name, width=_width_of(table.schema), vectors=vectors)
+    return EmbeddingsFile(name=part.name, width=_width_of(table.schema), vectors=vectors)
 
 
-def read_written_part(folder: Folder, name: str) -> EmbeddedPart:
+def describe_written_file(folder: StorageFolder, name: str) -> EmbeddingsFile:
     """Describe a file that was written before, from its footer.
 
     Raises:
@@ -250,7 +252,7 @@ def read_written_part(folder: Folder, name: str) -> EmbeddedPart:
     try:
         with folder.open_to_read(f"{PARTS}/{name}") as file:
             schema = pq.read_schema(file)
-        return EmbeddedPart(name=name, width=_width_of(schema), vectors=json.loads((schema.metadata or {})[_COUNTS]))
+        return EmbeddingsFile(name=name, width=_width_of(schema), vectors=json.loads((schema.metadata or {})[_COUNTS]))
     except (ValueError, KeyError, pa.ArrowException) as error:
         raise EmbeddingsError(
             f"{PARTS}/{name} of {folder.uri!r} cannot be read ({error}); delete it, and run the embed job again"
@@ -261,7 +263,7 @@ def _width_of(schema: pa.Schema) -> int:
     return int(schema.field("vector").type.list_size)
 
 
-def read_part(folder: Folder, name: str) -> pa.Table:
+def read_embeddings_file(folder: StorageFolder, name: str) -> pa.Table:
     """Read the rows of a file of vectors.
 
     Raises:

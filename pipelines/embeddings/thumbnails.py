@@ -7,8 +7,8 @@ from collections.abc import Sequence
 
 from pipelines.data.index.index import Index
 from pipelines.data.tars.reader import ShardReader
-from pipelines.embeddings.search import Hit
-from pipelines.embeddings.stored import Embeddings
+from pipelines.embeddings.search import SearchResult
+from pipelines.embeddings.stored import EmbeddingsManifest
 from pipelines.errors import DataError
 from vlmodel.encoder_parts import IMAGE
 from vlmodel.images.thumbnail import make_thumbnail
@@ -21,13 +21,13 @@ SIDE = 192
 
 
 class Thumbnails:
-    """Reads images of samples whose vectors are stored. Threads may share it."""
+    """Makes small copies of the images of samples whose vectors are stored. Threads may share it."""
 
-    def __init__(self, embeddings: Embeddings) -> None:
+    def __init__(self, embeddings: EmbeddingsManifest) -> None:
         self._tars, self._hash = embeddings.tars, embeddings.index
         self._reader: ShardReader | None = None
 
-    def of(self, hits: Sequence[Hit]) -> list[DisplayCopy | None]:
+    def make_thumbnails(self, hits: Sequence[SearchResult]) -> list[DisplayCopy | None]:
         """Return for each search result a small JPEG of its image; None if it has none, or if its tar can no longer be
         read as it was embedded.
         """
@@ -42,11 +42,11 @@ class Thumbnails:
                 _log.warning("no thumbnails of shard %s: %s", shard, error)
                 continue
             for row, sample in zip(rows, samples, strict=True):
-                copies[shard, row] = _copy(sample.inputs.get(IMAGE))
+                copies[shard, row] = _to_thumbnail(sample.inputs.get(IMAGE))
         return [copies.get((hit.shard, hit.row)) for hit in hits]
 
 
-def _copy(image: bytes | None) -> DisplayCopy | None:
+def _to_thumbnail(image: bytes | None) -> DisplayCopy | None:
     try:
         return None if image is None else make_thumbnail(image, SIDE)
     except MediumError:

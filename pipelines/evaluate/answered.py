@@ -37,11 +37,11 @@ def parse_answered_rows(answers: pa.Table, neighbours: Neighbours | None = None)
         shuffled_probability=answers["shuffled_probability"].to_pylist(),
         image_embedding=_vectors_of_column(answers["image_embedding"]),
         text_embedding=_vectors_of_column(answers["text_embedding"]),
-        neighbours=_of_rows(answers, neighbours),
+        neighbours=_parse_rows(answers, neighbours),
     )
 
 
-def _of_rows(answers: pa.Table, neighbours: Neighbours | None) -> list[Sequence[str]] | None:
+def _parse_rows(answers: pa.Table, neighbours: Neighbours | None) -> list[Sequence[str]] | None:
     names = zip(answers["split"].to_pylist(), answers["key"].to_pylist(), strict=True)
     found = [(neighbours or {}).get(name) for name in names]
     texts = [of_row for of_row in found if of_row]

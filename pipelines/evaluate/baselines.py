@@ -14,7 +14,7 @@ from typing import Any, Self
 from pipelines.data.index.index import Index
 from pipelines.data.texts.corpus import read_texts
 from pipelines.errors import DataError
-from pipelines.storage.folder import Folder
+from pipelines.storage.folder import StorageFolder
 from vlmodel.answers import Normalizer
 from vlmodel.sample import SampleTexts
 from vlmodel.task import Task
@@ -75,7 +75,7 @@ class Baselines:
     def save(self, folder: str | Path) -> Path:
         """Write the baselines into a model's folder. Returns the file."""
         tree = json.dumps(asdict(self), ensure_ascii=False, sort_keys=True, indent=1)
-        Folder(folder).write(FILE, tree.encode())
+        StorageFolder(folder).write(FILE, tree.encode())
         return Path(folder) / FILE
 
     @classmethod

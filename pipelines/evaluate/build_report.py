@@ -16,7 +16,7 @@ from pipelines.evaluate.neighbours import Neighbours
 from pipelines.evaluate.report import TaskReport
 from pipelines.evaluate.verdict import compare_with_baseline
 from vlmodel.answers import Normalizer
-from vlmodel.judging import NothingToJudgeError
+from vlmodel.judging import NoScorableRowsError
 from vlmodel.metrics.scores import ExampleScores
 from vlmodel.task import Task
 
@@ -45,7 +45,7 @@ def build_report(
     answered = parse_answered_rows(answers, neighbours)
     try:
         judged = task.judge_answers(answered, baselines.tasks.get(name), labels, normalizer)
-    except NothingToJudgeError as error:
+    except NoScorableRowsError as error:
         raise DataError(f"no {error.unit} of split {split!r} has {error.lacking}; choose another split") from None
     notes = list(judged.notes)
     if cut := pc.sum(answers["truncated"]).as_py():

@@ -31,7 +31,7 @@ Neighbours = Mapping[tuple[str, str], Sequence[str]]
 """By split and key of an image: captions of its neighbours, the nearest first."""
 
 
-class _Images(NamedTuple):
+class _ImageVectors(NamedTuple):
     """Images with their vectors of length one, (N, D)."""
 
     names: list[tuple[str, str]]
@@ -53,9 +53,9 @@ def captions_of_neighbours(
     Returns:
         None where they are not kept of both splits, or no training image has captions.
     """
-    if not _are_kept(index, cache, ("train", split)):
+    if not _are_features_cached(index, cache, ("train", split)):
         return None
-    training = _first_by_hash(_read_images(index, cache, layout, "train", captioned=True), MOST_TRAINING_IMAGES)
+    training = _drop_repeated_images(_read_images(index, cache, layout, "train", captioned=True), MOST_TRAINING_IMAGES)
     if not training.names:
         return None
     queries = _read_images(index, cache, layout, split)
@@ -78,7 +78,7 @@ def _shards_of(index: Index, split: str) -> list[IndexedShard]:
     return [shard for shard in index.shards if not split or split in shard.sample_counts]
 
 
-def _are_kept(index: Index, cache: FeatureCache, splits: Sequence[str]) -> bool:
+def _are_features_cached(index: Index, cache: FeatureCache, splits: Sequence[str]) -> bool:
     wanted = {cache.file_name_of_shard(index, shard) for split in splits for shard in _shards_of(index, split)}
     return cache.find_complete_files(wanted) == wanted
 
@@ -95,7 +95,9 @@ def _rows_with_images(index: Index, shard: IndexedShard, split: str) -> pa.Table
     return table.filter(chosen)
 
 
-def _read_images(index: Index, cache: FeatureCache, layout: Layout, split: str, captioned: bool = False) -> _Images:
+def _read_images(
+    index: Index, cache: FeatureCache, layout: Layout, split: str, captioned: bool = False
+) -> _ImageVectors:
     names, sha256s, vectors = [], [], [np.zeros((0, sum(channels for *_, channels in layout)), np.float32)]
     for shard in _shards_of(index, split):
         table = _rows_with_images(index, shard, split)
@@ -106,7 +108,7 @@ def _read_images(index: Index, cache: FeatureCache, layout: Layout, split: str, 
         sha256s += found
         rows = cache.read([cache.file_name_of_shard(index, shard)], [shorten_input_hash(sha256) for sha256 in found])
         vectors += [_mean_of_cells(row_1F[0], layout)[None] for row_1F in rows]
-    return _Images(names, sha256s, np.concatenate(vectors))
+    return _ImageVectors(names, sha256s, np.concatenate(vectors))
 
 
 def _mean_of_cells(row_F: NDArray[np.floating], layout: Layout) -> NDArray[np.float32]:
@@ -117,12 +119,12 @@ def _mean_of_cells(row_F: NDArray[np.floating], layout: Layout) -> NDArray[np.fl
     return (vector_D / max(float(np.linalg.norm(vector_D)), 1e-12)).astype(np.float32)
 
 
-def _first_by_hash(images: _Images, most: int) -> _Images:
+def _drop_repeated_images(images: _ImageVectors, most: int) -> _ImageVectors:
     if len(images.names) <= most:
         return images
     kept = np.sort(np.argsort(np.array(images.sha256s), kind="stable")[:most])
     names, sha256s = ([of_all[n] for n in kept.tolist()] for of_all in (images.names, images.sha256s))
-    return _Images(names, sha256s, images.vectors_ND[kept])
+    return _ImageVectors(names, sha256s, images.vectors_ND[kept])
 
 
 def _read_captions(index: Index, names: set[tuple[str, str]]) -> dict[tuple[str, str], tuple[str, ...]]:

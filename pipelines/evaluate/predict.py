@@ -176,8 +176,9 @@ def predict_dataset(
     index = Index.open(source.tars)
     if not index.count(tasks[task].can_answer):
         raise DataError(
-            f"{source.tars} was indexed as {index.scan['inputs']}, and the model's task{f' {task!r}' if task else ''} "
-            f"is about {tasks[task].learning_requirement}; name data that has some, or another task in evaluate.task"
+            f"{source.tars} was indexed as {index.validity_settings['inputs']}, and the model's task"
+            f"{f' {task!r}' if task else ''} is about {tasks[task].learning_requirement}; name data that has some, or "
+            "another task in evaluate.task"
         )
     batches = EvaluationBatches(replace(source, answering=task), config.batch, sample=sample)
     dataset = batch_dataset(batches.__getitem__, stream.tasks, _BATCHES_PER_TASK, 0, len(batches), row_is_block=False)

@@ -23,7 +23,8 @@ def check_data_is_evaluable(index: Index, tasks: Mapping[str, Task], split: str)
     if not index.count(lambda present: bool(present & TEXTS) and bool(present - TEXTS)):
         raise DataError(
             f"models are judged on inputs with texts or a class, and no sample of {index.tars} is such a pair (it was "
-            f"indexed as {index.scan['inputs']}); name pairs in data.tars, and this in data.mix to train on it too"
+            f"indexed as {index.validity_settings['inputs']}); name pairs in data.tars, and this in data.mix to train "
+            "on it too"
         )
     for name, task in tasks.items():
         if not index.count(task.can_learn, split):

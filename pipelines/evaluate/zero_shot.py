@@ -14,14 +14,14 @@ import pyarrow.compute as pc
 
 from pipelines.data.index.index import Index
 from pipelines.data.tars.reader import ShardReader
-from pipelines.embeddings.stored import Embeddings, read_part
+from pipelines.embeddings.stored import EmbeddingsManifest, read_embeddings_file
 from pipelines.errors import DataError
 from pipelines.evaluate.baselines import Baselines
 from pipelines.evaluate.build_report import build_report
 from pipelines.evaluate.config import ZeroShotConfig
 from pipelines.evaluate.report import TaskReport
 from pipelines.evaluate.schema import SCHEMA
-from pipelines.storage.folder import Folder
+from pipelines.storage.folder import StorageFolder
 from vlmodel.processor import Example
 from vlmodel.tasks.classify import Config as Classification
 from vlmodel.zero_shot import class_probabilities, class_vectors, make_prompts
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 _PROMPTS_AT_ONCE = 256
 
 
-def find_names(config: ZeroShotConfig, labels: Sequence[str]) -> dict[str, str]:
+def find_class_names(config: ZeroShotConfig, labels: Sequence[str]) -> dict[str, str]:
     """Return the name of each class among which the model chooses.
 
     Args:
@@ -57,7 +57,7 @@ def find_names(config: ZeroShotConfig, labels: Sequence[str]) -> dict[str, str]:
 
 
 def classify_dataset(
-    model: str, folder: str, embeddings: Embeddings, config: ZeroShotConfig
+    model: str, folder: str, embeddings: EmbeddingsManifest, config: ZeroShotConfig
 ) -> tuple[pa.Table, list[str]]:
     """Classify the samples whose vectors are stored; returns the chosen classes, and the classes that there are.
 
@@ -74,7 +74,7 @@ def classify_dataset(
     """
     from vlmodel.inference import Predictor
 
-    opened, reader = Folder(folder), ShardReader(Index.open(embeddings.tars, embeddings.index))
+    opened, reader = StorageFolder(folder), ShardReader(Index.open(embeddings.tars, embeddings.index))
     by_part = {part.name: _read_labels(opened, part.name, reader) for part in embeddings.parts}
     labels = [label for of_part in by_part.values() for label in of_part if label is not None]
     if not labels:
@@ -82,7 +82,7 @@ def classify_dataset(
             f"no {embeddings.split or 'indexed'} sample of {embeddings.tars!r} has a class to be judged by; import "
             "folders that are named by classes with source.kind=folder source.classes=folder"
         )
-    names = find_names(config, labels)
+    names = find_class_names(config, labels)
     classes = list(names)
     predictor = Predictor.from_pretrained(model)
     task = embeddings.model.task
@@ -98,7 +98,7 @@ def classify_dataset(
     tables = []
     for name, of_part in by_part.items():
         has_class = pa.array([label is not None for label in of_part], pa.bool_())
-        samples = read_part(opened, name).filter(has_class)
+        samples = read_embeddings_file(opened, name).filter(has_class)
         flat = samples["vector"].combine_chunks().flatten().to_numpy()
         probability_BC = class_probabilities(flat.reshape(samples.num_rows, -1), vectors_CD, temperature)
         known = [label for label in of_part if label is not None]
@@ -119,9 +119,9 @@ def report_zero_shot(answers: pa.Table, classes: Sequence[str], split: str) -> T
     return build_report(answers, split, Classification(), Baselines({"": {"majority": majority}}), classes, "none")
 
 
-def _read_labels(folder: Folder, part: str, reader: ShardReader) -> list[str | None]:
+def _read_labels(folder: StorageFolder, part: str, reader: ShardReader) -> list[str | None]:
     """Read the class of each row of a file of vectors, all of one shard; None if it is unknown."""
-    table = read_part(folder, part)
+    table = read_embeddings_file(folder, part)
     labels: list[str | None] = []
     for shard in pc.unique(table["shard"]).to_pylist():
         labels += [texts.label for texts in reader.read_texts(shard, table["row"].to_pylist())]

@@ -17,7 +17,7 @@ from pipelines.knowledge.encoder import open_encoder
 from pipelines.knowledge.errors import KnowledgeError
 from pipelines.knowledge.sources._source import SourcePart
 from pipelines.knowledge.store import FactStore
-from pipelines.knowledge.triples import BadLine, Fault, find_triple_fault, triple_to_fact
+from pipelines.knowledge.triples import BadLine, FactFault, find_triple_fault, triple_to_fact
 from vlmodel.facts import Fact
 
 
@@ -38,7 +38,7 @@ class FactStoreBuildResult:
         return f"version {self.version}: {self.written} facts written, {self.kept} were there{lines}"
 
 
-def build(
+def build_fact_store(
     config: KnowledgeConfig, progress: Callable[[int, int], object] = lambda done, total: None
 ) -> FactStoreBuildResult:
     """Add the facts of ``config.source`` to the store, or update them. Other facts of the store stay.
@@ -54,7 +54,7 @@ def build(
     encoder = open_encoder(config.encoder) if config.encoder else None
     identity, width = (encoder.identity, encoder.width) if encoder else ("", 0)
     store = FactStore.create(config.store, identity, width)
-    known = store.ids()
+    known = store.texts_by_id()
     source: SourcePart = config.source
     facts, splits, bad = _separate_facts_from_bad_lines(source)
     missing_facts = [fact for fact in facts.values() if known.get(fact.id) != fact.text]
@@ -80,7 +80,7 @@ def _separate_facts_from_bad_lines(source: SourcePart) -> tuple[dict[str, Fact],
             bad.append(triple)
             continue
         fact = triple_to_fact(triple, title, source.phrases)
-        fault = find_triple_fault(triple) or (Fault.DUPLICATE if fact.id in facts else None)
+        fault = find_triple_fault(triple) or (FactFault.DUPLICATE if fact.id in facts else None)
         if fault is not None:
             bad.append(BadLine(f"triple {number}", fault, "\t".join((triple.head, triple.relation, triple.tail))))
             continue

@@ -10,7 +10,7 @@ class KnowledgeError(DataError):
 
 
 class UnknownFactError(KnowledgeError):
-    """The store has no fact with this id."""
+    """The fact store contains no fact with this id."""
 
 
 class FactRefusedError(KnowledgeError):

@@ -32,7 +32,7 @@ class QueryVectorCache:
         self._encoder, self._lock = encoder, Lock()
         self._known: OrderedDict[str, NDArray[np.float32]] = OrderedDict()
 
-    def of(self, texts: Sequence[str]) -> NDArray[np.float32]:
+    def vectors_of(self, texts: Sequence[str]) -> NDArray[np.float32]:
         """Return the vectors of texts, (N, F)."""
         with self._lock:
             known = {text: self._known[text] for text in texts if text in self._known}
@@ -63,7 +63,7 @@ class FactLinker:
         Raises:
             KnowledgeError: facts are found by their vectors, and the store has none.
         """
-        self.check(link)
+        self.check_linking(link)
         named = [self._facts_named_in_text(text) if link.by != "dense" else {} for text in texts]
         found: list[tuple[LinkedFact, ...]] = [()] * len(texts)
         if link.by == "names":
@@ -72,7 +72,7 @@ class FactLinker:
         if not texts:
             return FoundFacts(self.snapshot.version, found)
         assert self._queries is not None
-        queries_NF = self._queries.of(texts)
+        queries_NF = self._queries.vectors_of(texts)
         unnamed = [n for n, rows in enumerate(named) if not rows]
         if unnamed:
             rows_NJ, cosines_NJ = self.snapshot.nearest(queries_NF[unnamed], link.top)
@@ -84,7 +84,7 @@ class FactLinker:
                 found[n] = self._nearest_facts_of_texts(queries_NF[n], rows, link.top)
         return FoundFacts(self.snapshot.version, found)
 
-    def check(self, link: FactLinkingConfig) -> None:
+    def check_linking(self, link: FactLinkingConfig) -> None:
         """Raise an error for a way of linking that the store does not support.
 
         Raises:
@@ -99,7 +99,7 @@ class FactLinker:
     def _facts_named_in_text(self, text: str) -> dict[int, Mention]:
         """Return the rows of the facts whose head the text names, each with the mention of the name."""
         found = find_mentions(text, self.snapshot, self.snapshot.longest_name)
-        return {row: mention for mention in found for row in self.snapshot.rows_of(mention.name)}
+        return {row: mention for mention in found for row in self.snapshot.rows_of_head(mention.name)}
 
     def _sort_by_name_length(self, text: str, rows: dict[int, Mention], top: int) -> tuple[LinkedFact, ...]:
         """Return the first ``top`` facts, those with the longest names first. Facts with the same name are sorted by

@@ -31,7 +31,7 @@ class FactSource:
 
     @classmethod
     def of(cls, config: KnowledgeConfig, version: int = 0) -> FactSource:
-        """Create the source from the settings of the store.
+        """Describe the fact store that the settings name.
 
         Args:
             version: 0 takes the one of the settings, or the newest.
@@ -57,7 +57,7 @@ def open_fact_linker(source: FactSource) -> FactLinker:
     """
     store = FactStore(source.store)
     return FactLinker(
-        snapshot.read(store, source.version, source.exact), open_query_vector_cache(store, source.encoder)
+        snapshot.read_snapshot(store, source.version, source.exact), open_query_vector_cache(store, source.encoder)
     )
 
 

@@ -26,7 +26,7 @@ _LEAST_CHANGED, _SHARE_CHANGED = 1000, 0.02
 
 
 @dataclass(frozen=True)
-class Rows:
+class FactTable:
     """A table of facts in the order of their ids, with the structures that are derived from it once.
 
     Attributes:
@@ -43,7 +43,7 @@ class Rows:
         return int(self.texts.num_rows)
 
     @cached_property
-    def by_head(self) -> dict[str, list[int]]:
+    def rows_by_head(self) -> dict[str, list[int]]:
         """Map the normalized name of each head to the rows of its facts."""
         found: dict[str, list[int]] = {}
         for row, head in enumerate(self.texts["head"].to_pylist()):
@@ -53,11 +53,11 @@ class Rows:
     @cached_property
     def longest_name(self) -> int:
         """The greatest number of words in the name of a head."""
-        return max((name.count(" ") + 1 for name in self.by_head), default=0)
+        return max((name.count(" ") + 1 for name in self.rows_by_head), default=0)
 
     @cached_property
     def search(self) -> VectorSearch:
-        """The search for the nearest vectors."""
+        """The search for the facts whose vectors are nearest to a query."""
         return build_vector_search(self.vectors_MF, self.exact)
 
 
@@ -74,30 +74,30 @@ class Snapshot:
     """
 
     version: int
-    base: Rows
+    base: FactTable
     base_version: int
     gone_M: NDArray[np.bool_]
-    added: Rows
+    added: FactTable
 
     def __len__(self) -> int:
         return len(self.base) - int(self.gone_M.sum()) + len(self.added)
 
     def __contains__(self, name: object) -> bool:
         """Whether a fact has a head with this normalized name."""
-        return isinstance(name, str) and bool(self.rows_of(name))
+        return isinstance(name, str) and bool(self.rows_of_head(name))
 
     @property
     def longest_name(self) -> int:
         """The greatest number of words in the name of a head."""
         return max(self.base.longest_name, self.added.longest_name)
 
-    def rows_of(self, name: str) -> list[int]:
+    def rows_of_head(self, name: str) -> list[int]:
         """Return the rows of the facts whose head has this normalized name."""
-        rows = [row for row in self.base.by_head.get(name, ()) if not self.gone_M[row]]
-        return rows + [len(self.base) + row for row in self.added.by_head.get(name, ())]
+        rows = [row for row in self.base.rows_by_head.get(name, ()) if not self.gone_M[row]]
+        return rows + [len(self.base) + row for row in self.added.rows_by_head.get(name, ())]
 
     def fact(self, row: int) -> Fact:
-        """Return the fact in a row, as ``rows_of`` and ``nearest`` number them."""
+        """Return the fact in a row, as ``rows_of_head`` and ``nearest`` number them."""
         of, row = (self.base, row) if row < len(self.base) else (self.added, row - len(self.base))
         return Fact(**of.texts.slice(row, 1).to_pylist()[0])
 
@@ -123,7 +123,7 @@ class Snapshot:
             rows_NJ, cosines_NJ = np.take_along_axis(rows_NJ, order_NJ, 1), np.take_along_axis(cosines_NJ, order_NJ, 1)
         return rows_NJ, cosines_NJ
 
-    def prepare(self) -> None:
+    def build_lazy_structures(self) -> None:
         """Build the lazily built structures now, so that the first question does not wait for them."""
         for rows in (self.base, self.added):
             _ = rows.longest_name
@@ -131,15 +131,15 @@ class Snapshot:
                 _ = rows.search
 
     @cached_property
-    def whole(self) -> Rows:
+    def all_facts(self) -> FactTable:
         """Return all facts as one table, in the order of their ids."""
         texts = pa.concat_tables([self.base.texts.filter(pa.array(~self.gone_M)), self.added.texts])
         order = pc.sort_indices(texts["id"])
         vectors_MF = np.concatenate([self.base.vectors_MF[~self.gone_M], self.added.vectors_MF])
-        return Rows(texts.take(order).combine_chunks(), vectors_MF[order.to_numpy()], self.base.exact)
+        return FactTable(texts.take(order).combine_chunks(), vectors_MF[order.to_numpy()], self.base.exact)
 
 
-def read(store: FactStore, version: int = 0, exact: int = EXACT) -> Snapshot:
+def read_snapshot(store: FactStore, version: int = 0, exact: int = EXACT) -> Snapshot:
     """Read a version of a store into memory, the newest by default.
 
     Args:
@@ -155,19 +155,19 @@ def read(store: FactStore, version: int = 0, exact: int = EXACT) -> Snapshot:
     return Snapshot(newest, base, newest, np.zeros(len(base), np.bool_), nothing)
 
 
-def refresh(store: FactStore, before: Snapshot) -> Snapshot:
+def refresh_snapshot(store: FactStore, before: Snapshot) -> Snapshot:
     """Read the newest version, loading only the rows that changed since the base version of ``before``."""
     table = store.table()
     if table.version == before.version:
         return before
     base, since = before.base, before.base_version
     if table.version < before.version:  # The store was built anew.
-        return read(store, exact=base.exact)
+        return read_snapshot(store, exact=base.exact)
     stays = table.to_table(columns=["id"], filter=f"valid and {CHANGED} <= {since}")["id"]
     gone_M = ~pc.is_in(base.texts["id"], value_set=stays.combine_chunks()).to_numpy()
     changed = table.count_rows(f"valid and {CHANGED} > {since}") + int(gone_M.sum())
     if changed > max(_LEAST_CHANGED, _SHARE_CHANGED * len(base)):
-        return read(store, exact=base.exact)
+        return read_snapshot(store, exact=base.exact)
     rows = table.to_table(columns=_columns(store), filter=f"valid and {CHANGED} > {since}")
     return Snapshot(int(table.version), base, since, gone_M, _rows(store, rows, base.exact))
 
@@ -176,7 +176,7 @@ def _columns(store: FactStore) -> list[str]:
     return [*TEXTS, *(("vector",) if store.encoder else ())]
 
 
-def _rows(store: FactStore, rows: pa.Table, exact: int) -> Rows:
+def _rows(store: FactStore, rows: pa.Table, exact: int) -> FactTable:
     # Two writers of an object store may both have added a fact: the later row counts.
     place = pa.array(np.arange(rows.num_rows))
     last = pa.table({"id": rows["id"], "place": place}).group_by("id").aggregate([("place", "max")]).sort_by("id")
@@ -187,4 +187,4 @@ def _rows(store: FactStore, rows: pa.Table, exact: int) -> Rows:
         flat = rows["vector"].combine_chunks()
         flat = flat.chunk(0) if isinstance(flat, pa.ChunkedArray) else flat
         vectors_MF = flat.flatten().to_numpy(zero_copy_only=False).reshape(-1, width)
-    return Rows(rows.select(list(TEXTS)).combine_chunks(), vectors_MF, exact)
+    return FactTable(rows.select(list(TEXTS)).combine_chunks(), vectors_MF, exact)

@@ -22,7 +22,7 @@ import pyarrow as pa
 
 from pipelines.knowledge.errors import KnowledgeError, UnknownFactError
 from pipelines.knowledge.triples import BadLine, derive_fact_id
-from pipelines.storage.folder import Folder
+from pipelines.storage.folder import StorageFolder
 from pipelines.storage.lock import hold_lock
 from vlmodel.facts import Fact
 
@@ -42,7 +42,7 @@ _CONFLICTS = 20
 
 
 def arrow_schema_of_facts(encoder: str, width: int) -> pa.Schema:
-    """The columns of the table of facts.
+    """The columns of the table in which facts are stored.
 
     Args:
         encoder: hash of the sentence encoder; "" for a store without vectors.
@@ -95,7 +95,7 @@ class FactStore:
 
     @staticmethod
     def exists(uri: str) -> bool:
-        return bool(Folder(f"{uri.rstrip('/')}/{TABLE}").subfolders())
+        return bool(StorageFolder(f"{uri.rstrip('/')}/{TABLE}").subfolders())
 
     def check_encoder(self, encoder: str) -> None:
         """Raise an error if an encoder is not the one that computed the store's vectors.
@@ -123,7 +123,7 @@ class FactStore:
         """
         return self._open(version)
 
-    def ids(self) -> dict[str, str]:
+    def texts_by_id(self) -> dict[str, str]:
         """Map the id of each valid fact to its text."""
         table = self._open().to_table(columns=["id", "text"], filter="valid")
         return dict(zip(table["id"].to_pylist(), table["text"].to_pylist(), strict=True))
@@ -184,7 +184,7 @@ class FactStore:
             table.delete(where, conflict_retries=_CONFLICTS)
             return int(table.version)
 
-    def of_entity(self, name: str, limit: int, version: int = 0) -> list[Fact]:
+    def find_facts_of_entity(self, name: str, limit: int, version: int = 0) -> list[Fact]:
         """Find the facts whose head or tail has a name (ignoring case), in the order of their ids."""
         quoted = _quote_sql_literal(name.strip().lower())
         where = f"valid and (lower(head) = {quoted} or lower(tail) = {quoted})"
@@ -244,7 +244,7 @@ def import_lance() -> Any:
 @contextmanager
 def _serialize_writers(uri: str) -> Iterator[None]:
     """Let the writers of a local store take turns; those of an object store are reconciled by Lance."""
-    folder = Folder(uri)
+    folder = StorageFolder(uri)
     if not folder.is_local:
         yield
         return
@@ -254,7 +254,7 @@ def _serialize_writers(uri: str) -> Iterator[None]:
 
 
 def _table_address(uri: str) -> str:
-    folder = Folder(uri.rstrip("/"))
+    folder = StorageFolder(uri.rstrip("/"))
     return f"{folder.uri.rstrip('/')}/{TABLE}"
 
 

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from pipelines.knowledge.errors import KnowledgeError
 from pipelines.knowledge.opened import FactSource
 from pipelines.knowledge.store import FactStore
-from pipelines.storage.folder import Folder
+from pipelines.storage.folder import StorageFolder
 
 FILE = "facts.json"
 
@@ -32,7 +32,7 @@ class TrainedFacts(BaseModel):
 
     @classmethod
     def of(cls, source: FactSource) -> Self:
-        """Describe one version of a store.
+        """Describe the version of a fact store with which a model is trained.
 
         Raises:
             KnowledgeError: it does not exist any more.
@@ -41,8 +41,8 @@ class TrainedFacts(BaseModel):
         return cls(version=source.version, hash=store.hash_of_facts(source.version), encoder=store.encoder)
 
     def save(self, folder: str | Path) -> Path:
-        """Write the file into a model's folder. Returns it."""
-        Folder(folder).write(FILE, self.model_dump_json(indent=1).encode())
+        """Write this description into a model's folder. Returns the file."""
+        StorageFolder(folder).write(FILE, self.model_dump_json(indent=1).encode())
         return Path(folder) / FILE
 
     @classmethod
@@ -79,5 +79,5 @@ class TrainedFacts(BaseModel):
             )
 
     def tags(self) -> dict[str, str]:
-        """Return tags for a registered version of the model."""
+        """Return the tags that describe the facts of a registered model version."""
         return {"knowledge_version": str(self.version), "knowledge_hash": self.hash, "knowledge_encoder": self.encoder}

@@ -20,7 +20,7 @@ _JOINERS = "\u200c\u200d"
 """Format characters that spell words, in Persian and in Indic scripts."""
 
 
-class Fault(StrEnum):
+class FactFault(StrEnum):
     """The reasons why a line or a triple is no valid fact."""
 
     COLUMNS = "columns"
@@ -45,7 +45,7 @@ class Fault(StrEnum):
 
 @dataclass(frozen=True)
 class Triple:
-    """A triple as a source gives it.
+    """A triple of head, relation and tail, as its source writes it.
 
     Attributes:
         split: "train", "val" or "test" where the source has parts; "" otherwise.
@@ -66,20 +66,20 @@ class BadLine:
     """A line of a source from which no triple could be parsed."""
 
     where: str
-    fault: Fault
+    fault: FactFault
     line: str
 
 
-def find_triple_fault(triple: Triple) -> Fault | None:
+def find_triple_fault(triple: Triple) -> FactFault | None:
     """Find the reason why a triple is no valid fact; None if it is one."""
     parts = (triple.head, triple.relation, triple.tail)
     if not all(part.strip() for part in parts):
-        return Fault.EMPTY_PART
+        return FactFault.EMPTY_PART
     if has_invisible_characters("".join((*parts, triple.text))):
-        return Fault.UNSEEN_CHARACTERS
+        return FactFault.UNSEEN_CHARACTERS
     if not triple.key and triple.head.strip().casefold() == triple.tail.strip().casefold():
-        return Fault.REPEATED_PART
-    return Fault.TOO_LONG if len(triple.text or " ".join(parts)) > MAX_LETTERS else None
+        return FactFault.REPEATED_PART
+    return FactFault.TOO_LONG if len(triple.text or " ".join(parts)) > MAX_LETTERS else None
 
 
 def has_invisible_characters(text: str) -> bool:
@@ -88,7 +88,7 @@ def has_invisible_characters(text: str) -> bool:
 
 
 def relation_to_phrase(relation: str, phrases: Mapping[str, str] | None = None) -> str:
-    """Convert a relation to words.
+    """Convert the name of a relation to words.
 
     >>> relation_to_phrase("HasProperty"), relation_to_phrase("_member_of_domain_usage")
     ('has property', 'member of domain usage')

@@ -20,7 +20,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
 from pipelines.records.corrections import SpoolFullError
-from pipelines.storage.folder import Folder
+from pipelines.storage.folder import StorageFolder
 
 _SUFFIX = ".jsonl"
 _MAX_BUFFERED = 10_000
@@ -112,7 +112,7 @@ class ComparisonWriter:
     """
 
     def __init__(self, folder: str, max_bytes: int, clock: Callable[[], float] = time.monotonic) -> None:
-        self._folder, self._max_bytes = Folder(folder), max_bytes
+        self._folder, self._max_bytes = StorageFolder(folder), max_bytes
         self._writer, self._files = secrets.token_hex(6), 0
         self._buffer: list[Comparison] = []
         self._buffer_lock, self._write_lock = threading.Lock(), threading.Lock()
@@ -162,7 +162,7 @@ def read_comparisons(uri: str) -> Iterator[Comparison | InvalidLine]:
         DataError: the folder's file system is unknown.
         OSError: a file could not be read after several attempts.
     """
-    folder = Folder(uri)
+    folder = StorageFolder(uri)
     for day in folder.subfolders():
         for file in folder.files(day):
             if not file.name.endswith(_SUFFIX) or file.name.startswith("."):

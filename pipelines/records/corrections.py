@@ -19,7 +19,7 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, StringConstraints, ValidationError, model_validator
 
-from pipelines.storage.folder import Folder
+from pipelines.storage.folder import StorageFolder
 from pipelines.storage.lock import hold_lock
 from vlmodel.images.pillow import image_extension
 
@@ -113,9 +113,11 @@ class CorrectionSpool:
             size = len(text) + (len(image) if is_new else 0)
             self._require_space(size, now)
             files = {f"{IMAGES}/{name}": image} if is_new else {}
-            self._write_correction(Folder(str(self.folder / day)), files | {f"{CORRECTIONS}/{identifier}.json": text})
+            self._write_correction(
+                StorageFolder(str(self.folder / day)), files | {f"{CORRECTIONS}/{identifier}.json": text}
+            )
             self._bytes += size
-            self._write_count()
+            self._write_spool_size()
         return identifier
 
     @contextmanager
@@ -128,7 +130,7 @@ class CorrectionSpool:
                 yield
 
     def _require_space(self, size: int, now: int) -> None:
-        counted = self._read_count()
+        counted = self._read_spool_size()
         if counted is None or abs(now - counted) > _COUNT_VALID_NS:
             self._recount_bytes(now)
         elif self._bytes + size > self.max_bytes and abs(now - counted) > _FULL_VALID_NS:
@@ -136,7 +138,7 @@ class CorrectionSpool:
         if self._bytes + size > self.max_bytes:
             raise SpoolFullError(f"{self.folder} holds {self._bytes} of {self.max_bytes} bytes")
 
-    def _read_count(self) -> int | None:
+    def _read_spool_size(self) -> int | None:
         """Read the shared count of stored corrections; returns when it was made, None if there is none."""
         try:
             size, counted = (self.folder / _COUNT).read_text().split()
@@ -158,9 +160,9 @@ class CorrectionSpool:
                 continue
             with suppress(FileNotFoundError):  # its day is being removed
                 self._bytes += file.stat().st_size
-        self._write_count()
+        self._write_spool_size()
 
-    def _write_count(self) -> None:
+    def _write_spool_size(self) -> None:
         """Write the number and size of the stored corrections to the file that other writers read. If the disk is full,
         the file is removed, and they count for themselves.
         """
@@ -171,7 +173,7 @@ class CorrectionSpool:
             with suppress(OSError):
                 count.unlink(missing_ok=True)
 
-    def _write_correction(self, day: Folder, files: Mapping[str, bytes]) -> None:
+    def _write_correction(self, day: StorageFolder, files: Mapping[str, bytes]) -> None:
         written: list[str] = []
         try:
             for name, data in files.items():
@@ -192,7 +194,7 @@ def read_corrections(folder: str | Path) -> Iterator[Correction]:
     Raises:
         OSError: a file could not be read after several attempts.
     """
-    spool = Folder(folder)
+    spool = StorageFolder(folder)
     for day in spool.subfolders():
         for file in spool.files(f"{day}/{CORRECTIONS}"):
             if file.name.endswith(".json") and not file.name.startswith("."):

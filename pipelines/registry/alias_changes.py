@@ -25,7 +25,7 @@ from pipelines.registry.versions import (
     ROLLBACK_TAG,
     LocalModel,
     ModelVersion,
-    Versions,
+    ModelVersions,
 )
 from pipelines.storage.lock import hold_lock
 from pipelines.tracking.store import mlflow_errors
@@ -42,7 +42,7 @@ class AliasManager:
         lock: a file that all processes which change aliases can lock.
     """
 
-    def __init__(self, versions: Versions, packages: PackageStore, lock: Path) -> None:
+    def __init__(self, versions: ModelVersions, packages: PackageStore, lock: Path) -> None:
         self._versions, self._packages, self._lock = versions, packages, lock
         self._client, self._name = versions.client, versions.name
 

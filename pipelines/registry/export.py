@@ -52,7 +52,7 @@ def export_model(model_folder: Path, config: ExportConfig, out: Path) -> Format:
         model = VLModel.from_pretrained(str(model_folder), local_files_only=True).eval()
         processor = VLProcessor.from_pretrained(model_folder)
         has_adapter = isinstance(model.decoder, LanguageModel) and model.decoder.config.training == "lora"
-        fits = not llava.explain_why_not(model, processor)
+        fits = not llava.explain_incompatibility(model, processor)
         chosen = config.format or ("llava" if fits else "adapter" if has_adapter else "merged")
     target = out if config.out else out / chosen
     if target.exists():

@@ -54,7 +54,7 @@ class GoldenAnswer(BaseModel):
     answers: Answers
 
     def example(self) -> Example:
-        """The request, as an example for the processor."""
+        """The golden request, as an example for the processor."""
         inputs = {name: base64.b64decode(data) for name, data in self.inputs.items()}
         return Example(inputs, (self.text,), facts=(self.facts,), knowledge_version=self.knowledge_version)
 

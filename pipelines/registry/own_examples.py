@@ -15,7 +15,7 @@ from pipelines.registry.errors import ArtifactError
 FILE = "examples.json"
 
 
-class AskedText(BaseModel):
+class AnsweredText(BaseModel):
     """A text about the inputs, and the model's best answer with its probability or score."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
@@ -25,7 +25,7 @@ class AskedText(BaseModel):
     probability: float
 
 
-class OwnInput(BaseModel):
+class ExampleInput(BaseModel):
     """One input of an example, without the metadata of the source's file.
 
     Attributes:
@@ -39,7 +39,7 @@ class OwnInput(BaseModel):
     data: str
 
 
-class OwnExample(BaseModel):
+class ModelExample(BaseModel):
     """The inputs of a sample, by their names, with texts about them.
 
     Attributes:
@@ -50,19 +50,19 @@ class OwnExample(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
     task: str
-    inputs: dict[str, OwnInput]
-    texts: tuple[AskedText, ...]
+    inputs: dict[str, ExampleInput]
+    texts: tuple[AnsweredText, ...]
 
 
-_EXAMPLES = TypeAdapter(list[OwnExample])
+_EXAMPLES = TypeAdapter(list[ModelExample])
 
 
-def write(examples: Sequence[OwnExample], folder: Path) -> None:
+def write_own_examples(examples: Sequence[ModelExample], folder: Path) -> None:
     """Store examples in a model's package."""
     (folder / FILE).write_bytes(_EXAMPLES.dump_json(list(examples), indent=1))
 
 
-def read(file: Path) -> list[OwnExample]:
+def read_own_examples(file: Path) -> list[ModelExample]:
     """Read the examples of a model's package; none if it has no such file.
 
     Raises:

@@ -38,13 +38,13 @@ _OUTPUTS = Schema(
 _QUESTION = "question"  # as in pyfunc.py, which only MLflow imports
 
 
-def signature_of(processor: VLProcessor) -> ModelSignature:
+def model_signature(processor: VLProcessor) -> ModelSignature:
     """Describe the columns of a table that the model answers: its inputs, which a row may lack if there are several,
     and ``question`` if its first task reads texts.
     """
     names = processor.input_names
     columns: list[ColSpec | TensorSpec] = [ColSpec(DataType.binary, name, required=len(names) == 1) for name in names]
-    if processor.first_task.reads_text():
+    if processor.default_task.reads_text():
         columns.append(ColSpec(DataType.string, _QUESTION))
     return ModelSignature(Schema(columns), _OUTPUTS, ParamSchema([ParamSpec("top_k", DataType.long, 5)]))
 
@@ -52,7 +52,7 @@ def signature_of(processor: VLProcessor) -> ModelSignature:
 def input_table(processor: VLProcessor, example: Example) -> pd.DataFrame:
     """Build a table with one row from an example with one text."""
     row: dict[str, Any] = {name: example.inputs.get(name) for name in processor.input_names}
-    if processor.first_task.reads_text():
+    if processor.default_task.reads_text():
         row[_QUESTION] = example.texts[0]
     return pd.DataFrame([row])
 
@@ -64,7 +64,7 @@ def build_package(
     origin: Model,
     answers: Sequence[golden.GoldenAnswer] = (),
     card: str = "",
-    shown: Sequence[own_examples.OwnExample] = (),
+    shown: Sequence[own_examples.ModelExample] = (),
 ) -> str:
     """Write an MLflow model into a folder that does not exist yet. Returns the sha256 of its manifest.
 
@@ -88,7 +88,7 @@ def build_package(
             python_model=str(Path(__file__).with_name("pyfunc.py")),
             artifacts={"model": str(checkpoint.absolute())},
             code_paths=[str(Path(vlmodel.config.__file__).parent), str(code.parent)],
-            signature=signature_of(processor),
+            signature=model_signature(processor),
             input_example=input_table(processor, example),
             pip_requirements=[f"{name}=={version(name)}" for name in _REQUIREMENTS if _is_package_installed(name)],
             mlflow_model=origin,
@@ -99,12 +99,12 @@ def build_package(
     if card:
         # Beside the model and not in it: a replica compares the model's folder with the one that was registered.
         (package / "README.md").write_text(card, encoding="utf-8")
-    own_examples.write(shown, package)
+    own_examples.write_own_examples(shown, package)
     return manifest.write_manifest(package)
 
 
 @contextmanager
-def model_folder_without_bases(checkpoint: Path) -> Iterator[Path]:
+def model_folder_without_base_weights(checkpoint: Path) -> Iterator[Path]:
     """Yield a folder of a model that does not contain its frozen base weights: the model's own folder if it contains
     none, else a temporary copy with these weights beside it.
 
@@ -117,11 +117,11 @@ def model_folder_without_bases(checkpoint: Path) -> Iterator[Path]:
     with TemporaryDirectory() as scratch:
         copy = Path(scratch) / "model"
         shutil.copytree(checkpoint, copy, ignore=lambda folder, _: [bases.FOLDER] if Path(folder) == checkpoint else [])
-        link_bases(checkpoint, Path(scratch))
+        link_base_weights(checkpoint, Path(scratch))
         yield copy
 
 
-def link_bases(checkpoint: Path, folder: Path) -> None:
+def link_base_weights(checkpoint: Path, folder: Path) -> None:
     """Link a model's frozen base weights into a folder, so that copies of the model in that folder find them.
 
     Raises:

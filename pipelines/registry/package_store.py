@@ -15,11 +15,11 @@ from mlflow.models import Model
 
 from pipelines.registry import golden, package
 from pipelines.registry.errors import ArtifactError
-from pipelines.registry.own_examples import OwnExample
+from pipelines.registry.own_examples import ModelExample
 from pipelines.registry.smoke import answer_in_fresh_process
 from pipelines.registry.versions import MANIFEST_TAG, LocalModel, ModelVersion
 from pipelines.storage import bases
-from pipelines.storage.folder import Folder
+from pipelines.storage.folder import StorageFolder
 from pipelines.tracking.store import mlflow_errors
 from vlmodel.bases import FOLDER, BaseWeightsError, read_base_weights_list
 from vlmodel.processor import Example
@@ -40,10 +40,10 @@ class PackageStore:
         smoke_test: whether each package must answer in a fresh process before it is stored.
     """
 
-    def __init__(self, client: MlflowClient, storage: Folder, cache: Path, *, smoke_test: bool = True) -> None:
+    def __init__(self, client: MlflowClient, storage: StorageFolder, cache: Path, *, smoke_test: bool = True) -> None:
         self._client, self._storage, self._cache, self._smoke_test = client, storage, cache, smoke_test
 
-    def store(
+    def store_package(
         self,
         model_id: str,
         run_id: str,
@@ -51,13 +51,13 @@ class PackageStore:
         example: Example,
         examples: Mapping[str, Example] | None,
         card: str = "",
-        shown: Sequence[OwnExample] = (),
+        shown: Sequence[ModelExample] = (),
     ) -> str:
         """Build and store the package of a checkpoint's inference part, and its base weights unless they are stored.
         Returns the sha256 of the package's manifest.
 
         Args:
-            checkpoint: as ``package.model_folder_without_bases`` gives it.
+            checkpoint: as ``package.model_folder_without_base_weights`` gives it.
             shown: examples of the model's own data.
 
         Raises:
@@ -66,7 +66,7 @@ class PackageStore:
         """
         from vlmodel.inference import Predictor
 
-        bases.copy_bases_to_storage(checkpoint, self._storage)
+        bases.copy_base_weights_to_storage(checkpoint, self._storage)
         predictor = Predictor.from_pretrained(checkpoint)
         answers = golden.record_golden_answers(predictor, examples or {next(iter(predictor.processor.tasks)): example})
         with TemporaryDirectory() as scratch:
@@ -74,7 +74,7 @@ class PackageStore:
             origin = Model(run_id=run_id, model_id=model_id, model_uuid=model_id)
             manifest_hash = package.build_package(checkpoint, built, example, origin, answers, card, shown)
             if self._smoke_test:
-                package.link_bases(checkpoint, Path(scratch))
+                package.link_base_weights(checkpoint, Path(scratch))
                 answer_in_fresh_process(built, [example])
             self._client.log_model_artifacts(model_id, str(built))
         return manifest_hash
@@ -98,7 +98,7 @@ class PackageStore:
             self._download_package(version, local, expected)
         folder = package.inference_folder(local)
         with _convert_base_errors(version):
-            bases.download_bases(read_base_weights_list(folder), self._storage, self._cache / FOLDER)
+            bases.download_base_weights(read_base_weights_list(folder), self._storage, self._cache / FOLDER)
         return LocalModel(version.name, version.version, version.run_id, version.tags, local, folder)
 
     def verify_stored(self, version: ModelVersion) -> None:
@@ -110,7 +110,7 @@ class PackageStore:
         with TemporaryDirectory() as scratch:
             fetched = self._fetch_and_verify(version, Path(scratch), _manifest_hash(version))
             with _convert_base_errors(version):
-                bases.check_bases(read_base_weights_list(package.inference_folder(fetched)), self._storage)
+                bases.verify_base_weights(read_base_weights_list(package.inference_folder(fetched)), self._storage)
 
     def _download_package(self, version: ModelVersion, local: Path, expected: str) -> None:
         local.parent.mkdir(parents=True, exist_ok=True)

@@ -119,16 +119,16 @@ def _remove_own_bytecode() -> None:
 
 
 def _read_cells(cells: Mapping[str, Any], processor: VLProcessor) -> tuple[_Inputs, str]:
-    """Read the inputs and the text of a row.
+    """Read the inputs and the text from a row of the table.
 
     Raises:
         ValueError: one is none, or all inputs are missing.
     """
     names = processor.input_names
-    given = tuple((name, _input_bytes(name, cells[name])) for name in names if not _is_missing(cells.get(name)))
+    given = tuple((name, _input_bytes(name, cells[name])) for name in names if not _is_missing_cell(cells.get(name)))
     if not given and names:
         raise ValueError(f"the {names[0]} is missing" if len(names) == 1 else f"{', '.join(names)} are all missing")
-    return given, _parse_question_cell(cells.get(QUESTION)) if processor.first_task.reads_text() else ""
+    return given, _parse_question_cell(cells.get(QUESTION)) if processor.default_task.reads_text() else ""
 
 
 def _input_bytes(name: str, cell: Any) -> bytes:
@@ -143,7 +143,7 @@ def _input_bytes(name: str, cell: Any) -> bytes:
 
 
 def _parse_question_cell(cell: Any) -> str:
-    if _is_missing(cell) or not str(cell).strip():
+    if _is_missing_cell(cell) or not str(cell).strip():
         raise ValueError("the question is missing")
     question = str(cell)
     try:
@@ -153,7 +153,7 @@ def _parse_question_cell(cell: Any) -> str:
     return question
 
 
-def _is_missing(cell: Any) -> bool:
+def _is_missing_cell(cell: Any) -> bool:
     return bool(pd.api.types.is_scalar(cell) and pd.isna(cell))
 
 

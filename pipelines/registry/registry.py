@@ -16,7 +16,7 @@ from pipelines.registry import package
 from pipelines.registry.alias_changes import AliasManager
 from pipelines.registry.config import RegistryConfig
 from pipelines.registry.errors import RegistryError
-from pipelines.registry.own_examples import OwnExample
+from pipelines.registry.own_examples import ModelExample
 from pipelines.registry.package_store import PackageStore
 from pipelines.registry.version_score import VersionScore
 from pipelines.registry.versions import (
@@ -26,10 +26,10 @@ from pipelines.registry.versions import (
     MODEL_TAG,
     LocalModel,
     ModelVersion,
-    Versions,
+    ModelVersions,
 )
 from pipelines.storage import manifest
-from pipelines.storage.folder import Folder
+from pipelines.storage.folder import StorageFolder
 from pipelines.tracking.address import TrackingConfig
 from pipelines.tracking.store import mlflow_errors, open_store
 from pipelines.tracking.tracker import RUN_TAG
@@ -44,13 +44,20 @@ _DESCRIPTION = (
 _MAX_DESCRIPTION = 5000
 
 
-class Registry(Versions):
-    """One registered model. It has the lookups of ``Versions``, ``download`` and ``verify_stored`` of ``PackageStore``,
-    and ``promote``, ``rollback`` and ``set_challenger`` of ``AliasManager``.
+class Registry(ModelVersions):
+    """One registered model. It has the lookups of ``ModelVersions``, ``download`` and ``verify_stored`` of
+    ``PackageStore``, and ``promote``, ``rollback`` and ``set_challenger`` of ``AliasManager``.
     """
 
     def __init__(
-        self, client: MlflowClient, name: str, storage: Folder, cache: Path, lock: Path, *, smoke_test: bool = True
+        self,
+        client: MlflowClient,
+        name: str,
+        storage: StorageFolder,
+        cache: Path,
+        lock: Path,
+        *,
+        smoke_test: bool = True,
     ) -> None:
         super().__init__(client, name)
         self._packages = PackageStore(client, storage, cache, smoke_test=smoke_test)
@@ -73,7 +80,7 @@ class Registry(Versions):
         client = open_store(tracking, storage)
         # In the storage folder, which all nodes share.
         lock = (cache if "://" in storage else Path(storage).absolute()) / f".{tracking.model_name}.lock"
-        return cls(client, tracking.model_name, Folder(storage), cache, lock, smoke_test=config.smoke_test)
+        return cls(client, tracking.model_name, StorageFolder(storage), cache, lock, smoke_test=config.smoke_test)
 
     def log_model(
         self,
@@ -84,7 +91,7 @@ class Registry(Versions):
         step: int = 0,
         examples: Mapping[str, Example] | None = None,
         card: str = "",
-        shown: Sequence[OwnExample] = (),
+        shown: Sequence[ModelExample] = (),
     ) -> ModelVersion:
         """Store the inference part of a checkpoint with its run and register it as a new version. Frozen weights are
         stored once for all versions that share them.
@@ -106,7 +113,10 @@ class Registry(Versions):
             SmokeError: it does not load or answer in a fresh process; nothing is registered.
             TrackingError: the server refused it.
         """
-        with package.model_folder_without_bases(checkpoint) as trained, mlflow_errors(f"register model {self.name!r}"):
+        with (
+            package.model_folder_without_base_weights(checkpoint) as trained,
+            mlflow_errors(f"register model {self.name!r}"),
+        ):
             fingerprint = manifest.folder_digest(trained)
             self._create_registered_model()
             for registered in self.client.search_model_versions(f"name = '{self.name}' and run_id = '{run_id}'"):
@@ -120,7 +130,7 @@ class Registry(Versions):
                 run.info.experiment_id, self.name, source_run_id=run_id, tags=tags, model_type="vlmodel"
             )
             try:
-                tags[MANIFEST_TAG] = self._packages.store(
+                tags[MANIFEST_TAG] = self._packages.store_package(
                     logged.model_id, run_id, trained, example, examples, card, shown
                 )
                 tags[MODEL_TAG] = fingerprint

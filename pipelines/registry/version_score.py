@@ -13,7 +13,7 @@ _LONGEST = 4000
 
 @dataclass(frozen=True)
 class VersionScore:
-    """The evaluation result of a version. The names of the fields are those of the tags.
+    """The evaluation result of a model version. The names of the fields are those of the tags.
 
     Attributes:
         metric: its name, such as "accuracy"; higher is better.

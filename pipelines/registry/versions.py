@@ -80,13 +80,13 @@ class LocalModel(ModelVersion):
         return self.tags[MODEL_TAG]
 
     @property
-    def golden(self) -> Path | None:
+    def golden_answers_file(self) -> Path | None:
         """The file with the version's golden answers; None if it was registered without any."""
         file = self.package / golden.GOLDEN
         return file if file.is_file() else None
 
 
-class Versions:
+class ModelVersions:
     """Looks up versions of one registered model."""
 
     def __init__(self, client: MlflowClient, name: str) -> None:
@@ -99,7 +99,7 @@ class Versions:
             return ModelVersion.from_mlflow(self.client.get_model_version(self.name, number)) if number else None
 
     def version(self, version: str) -> ModelVersion:
-        """Return the version with a number.
+        """Look up the model version with this number.
 
         Raises:
             RegistryError: there is none.

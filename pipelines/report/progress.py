@@ -19,7 +19,7 @@ _BAR_COLUMNS, _ROWS = 12, 20
 
 
 class Progress:
-    """Shows progress when called with (done, total). Use as a context manager.
+    """Shows the progress of a job when it is called with (done, total). Use as a context manager.
 
     Args:
         name: of the work.
@@ -36,7 +36,7 @@ class Progress:
         self._stack = contextlib.ExitStack()
 
     def __call__(self, done: int, total: int, facts: Sequence[str] = (), left_s: float | None = None) -> None:
-        """Show how far the work is.
+        """Show how much of the work is done.
 
         Args:
             facts: texts to show beside it, the most important first; those for which there is no room are left out.
@@ -68,7 +68,7 @@ class Progress:
                 (contextlib.redirect_stderr, sys.stderr),
             ):
                 if stream.isatty():
-                    self._stack.enter_context(redirect(cast(TextIO, _AboveBar(stream, self._bar))))
+                    self._stack.enter_context(redirect(cast(TextIO, _StreamAboveBar(stream, self._bar))))
         self._bar.ncols = columns
         self._bar.set_description_str(join_parts_that_fit(parts, columns - _BAR_COLUMNS), refresh=False)
         self._bar.n = done
@@ -85,7 +85,7 @@ class Progress:
             self._bar.close()
 
 
-class _AboveBar:
+class _StreamAboveBar:
     """A terminal's stream whose lines appear above the progress bar, and not at the bar's end."""
 
     def __init__(self, stream: TextIO, bar: tqdm[None]) -> None:

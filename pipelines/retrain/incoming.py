@@ -15,11 +15,14 @@ import pyarrow.compute as pc
 from pipelines.data.index.index import Index
 from pipelines.errors import DataError
 from pipelines.retrain.ledger import IncomingTar
-from pipelines.storage.folder import CHUNK, FileStamp, Folder
+from pipelines.storage.folder import CHUNK, FileStamp, StorageFolder
 
 
 def find_new_tars(
-    incoming: Folder, consumed: Mapping[IncomingTar, str], known: Mapping[str, str], report: Callable[[str], None]
+    incoming: StorageFolder,
+    consumed: Mapping[IncomingTar, str],
+    known: Mapping[str, str],
+    report: Callable[[str], None],
 ) -> list[IncomingTar]:
     """Find the tars in a folder whose content no cycle has consumed, by name; of several with the same content the
     first.
@@ -50,7 +53,7 @@ def find_new_tars(
     return tars
 
 
-def copy_tars(incoming: Folder, tars: Sequence[IncomingTar], taken: str) -> None:
+def copy_tars(incoming: StorageFolder, tars: Sequence[IncomingTar], taken: str) -> None:
     """Copy each tar into the subfolder ``taken``, which then holds nothing else. The copy may be repeated.
 
     Raises:
@@ -108,7 +111,7 @@ def _input_hashes(index: Index, shard: str, split: str, name: str) -> list[str]:
     return hashes
 
 
-def _file_sha256(folder: Folder, file: FileStamp) -> str:
+def _file_sha256(folder: StorageFolder, file: FileStamp) -> str:
     digest = hashlib.sha256()
     with folder.stream(file.name, file.size) as stream:
         while data := stream.read(CHUNK):

@@ -29,7 +29,7 @@ from typing import Any
 
 from pipelines.retrain.errors import RetrainError, RetrainingBusyError
 from pipelines.retrain.window import PATTERN
-from pipelines.storage.folder import Folder
+from pipelines.storage.folder import StorageFolder
 from pipelines.storage.lock import hold_lock
 
 STEPS = ("planned", "checked", "trained", "evaluated", "gated", "swapped", "committed")
@@ -72,12 +72,12 @@ class RetrainCycle:
 
     @property
     def last_step(self) -> str:
-        """The last finished step of the cycle."""
+        """The last finished step of a retraining cycle."""
         return STEPS[len(self.records) - 1]
 
     @property
     def next_step(self) -> str:
-        """The next step of an uncommitted cycle."""
+        """The next step of a retraining cycle that is not committed yet."""
         return STEPS[len(self.records)]
 
     @property
@@ -94,7 +94,7 @@ class RetrainLedger:
 
     def __init__(self, folder: str | Path) -> None:
         self.path = Path(folder).absolute()
-        self._folder = Folder(self.path)
+        self._folder = StorageFolder(self.path)
 
     @contextmanager
     def hold_lock(self) -> Iterator[None]:
@@ -161,7 +161,7 @@ class RetrainLedger:
         return RetrainCycle(cycle.id, {**cycle.records, step: json.loads(json.dumps(record))})
 
     def discard_planned_cycle(self, cycle: RetrainCycle) -> None:
-        """Delete a cycle that was only planned."""
+        """Delete a retraining cycle that was planned and has no further steps."""
         assert cycle.last_step == "planned"
         shutil.rmtree(self.path / cycle.id)
 

@@ -119,7 +119,7 @@ def override_sort_key(key: str) -> tuple[bool, int]:
 
 
 def short_setting_name(key: str) -> str:
-    """Return the name of a setting in tables.
+    """Return the short name of a setting for the columns of tables.
 
     >>> short("model.fusion.kind"), short("train.optimizer.head_lr"), short("seed")
     ('fusion', 'optimizer.head_lr', 'seed')

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import torch
 
-from pipelines.storage.folder import Folder
+from pipelines.storage.folder import StorageFolder
 from pipelines.tracking.tracker import NullTracker
 from pipelines.train import checkpoint
 from vlmodel.model import VLModel
@@ -68,7 +68,7 @@ class TrainingResults:
     """The results of one search, in its folder in storage."""
 
     def __init__(self, folder: str) -> None:
-        self._folder = Folder(f"{folder}/records")
+        self._folder = StorageFolder(f"{folder}/records")
 
     def read(self, name: str) -> TrainingResult | None:
         """Read the result of the training of this name; None if there is no complete one."""

@@ -210,7 +210,7 @@ class ServeConfig(ConfigSection):
         return self
 
     @model_validator(mode="after")
-    def _check_exposure(self) -> ServeConfig:
+    def _check_exposed_service_has_keys(self) -> ServeConfig:
         if not is_loopback(self.host) and not self.expose:
             raise ValueError(
                 f"host {self.host!r} is reachable from other machines; keep 127.0.0.1, or set expose = true and "

@@ -37,7 +37,7 @@ class UpdatableFactStore:
     def __init__(self, config: KnowledgeServingConfig) -> None:
         self._config, self._store = config, FactStore(config.store)
         self._queries = open_query_vector_cache(self._store, config.encoder)
-        self._linker = self._prepare_for_first_request(snapshot.read(self._store, exact=config.exact))
+        self._linker = self._prepare_for_first_request(snapshot.read_snapshot(self._store, exact=config.exact))
         self._refreshing, self._closed = threading.Lock(), threading.Event()
         threading.Thread(target=self._poll_for_newer_versions, name="facts", daemon=True).start()
 
@@ -55,18 +55,18 @@ class UpdatableFactStore:
         """Find the facts for each text, see ``FactFinder``."""
         return self._linker.find_facts(texts, link)
 
-    def check(self, link: FactLinkingConfig) -> None:
+    def check_linking(self, link: FactLinkingConfig) -> None:
         """Raise an error for a way of linking that the store does not support.
 
         Raises:
             KnowledgeError: facts are found by their vectors, and the store has none.
         """
-        self._linker.check(link)
+        self._linker.check_linking(link)
 
-    def of_entity(self, name: str, limit: int) -> tuple[int, list[Fact]]:
+    def find_facts_of_entity(self, name: str, limit: int) -> tuple[int, list[Fact]]:
         """Return the version in use, and its facts whose head or tail has a name."""
         version = self.version
-        return version, self._store.of_entity(name, limit, version)
+        return version, self._store.find_facts_of_entity(name, limit, version)
 
     def put(self, triple: Triple, fact_id: str, source: str) -> tuple[int, Fact]:
         """Add a fact, or replace the one with this id, and use the new version here at once.
@@ -80,7 +80,7 @@ class UpdatableFactStore:
         if self._store.encoder and self._queries is None:
             raise KnowledgeError("facts of this store have vectors; name its encoder in knowledge.encoder to add some")
         fact = triple_to_fact(triple, source, fact_id=fact_id)
-        vectors_MF = self._queries.of([fact.text]) if self._queries is not None else None
+        vectors_MF = self._queries.vectors_of([fact.text]) if self._queries is not None else None
         version = self._store.put([fact], vectors_MF)
         self.refresh()
         return version, fact
@@ -99,9 +99,11 @@ class UpdatableFactStore:
         """Use the newest version from now on; requests in flight keep theirs."""
         with self._refreshing:
             if self._store.version != self.version:
-                self._linker = self._prepare_for_first_request(snapshot.refresh(self._store, self._linker.snapshot))
+                self._linker = self._prepare_for_first_request(
+                    snapshot.refresh_snapshot(self._store, self._linker.snapshot)
+                )
 
-    def has_version(self, least: int, timeout_s: float) -> bool:
+    def wait_for_version(self, least: int, timeout_s: float) -> bool:
         """Whether this version, or a newer one, is in use; waits for it up to ``timeout_s``."""
         deadline = time.monotonic() + timeout_s
         while self.version < least and time.monotonic() < deadline:
@@ -115,7 +117,7 @@ class UpdatableFactStore:
 
     def _prepare_for_first_request(self, facts: snapshot.Snapshot) -> FactLinker:
         """Build lazily built structures now, so that the first request does not wait for them."""
-        facts.prepare()
+        facts.build_lazy_structures()
         return FactLinker(facts, self._queries)
 
     def _poll_for_newer_versions(self) -> None:

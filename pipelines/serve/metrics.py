@@ -38,12 +38,12 @@ class RayMetrics(ServiceMetrics):
         )
         self._batch_seconds = Histogram("vlmodel_batch_seconds", "Time of one forward pass.", _SECONDS, _BY_TASK)
 
-    def request(self, route: str, status: int, code: str, version: str, seconds: float) -> None:
+    def count_request(self, route: str, status: int, code: str, version: str, seconds: float) -> None:
         tags = {"http_route": route, "model_version": version}
         self._requests.inc(tags={**tags, "status": str(status), "code": code})
         self._latency.observe(seconds, tags=tags)
 
-    def batch(self, task: str, size: int, seconds: float, version: str) -> None:
+    def count_batch(self, task: str, size: int, seconds: float, version: str) -> None:
         tags = {"task": task, "model_version": version}
         self._batch_size.observe(size, tags=tags)
         self._batch_seconds.observe(seconds, tags=tags)

@@ -7,11 +7,11 @@ import threading
 import time
 
 from pipelines.embeddings.search import EmbeddingSearch
-from pipelines.embeddings.stored import Embeddings
+from pipelines.embeddings.stored import EmbeddingsManifest
 from pipelines.embeddings.thumbnails import Thumbnails
 from pipelines.errors import DataError
 from pipelines.serve.config import SearchServingConfig
-from pipelines.storage.folder import Folder
+from pipelines.storage.folder import StorageFolder
 
 _log = logging.getLogger(__name__)
 
@@ -22,7 +22,7 @@ class UpdatableSearch:
     """
 
     def __init__(self, config: SearchServingConfig) -> None:
-        self._config, self._folder = config, Folder(config.embeddings)
+        self._config, self._folder = config, StorageFolder(config.embeddings)
         self._opening = threading.Lock()
         self._opened: tuple[EmbeddingSearch, Thumbnails] | None = None
         self._looked = -float("inf")
@@ -32,12 +32,12 @@ class UpdatableSearch:
         """The folder of the vectors."""
         return self._folder.uri
 
-    def current(self) -> tuple[EmbeddingSearch, Thumbnails]:
+    def newest_search(self) -> tuple[EmbeddingSearch, Thumbnails]:
         """Return the search over the newest vectors. While newer ones are opened, other threads get the earlier ones.
 
         Raises:
             EmbeddingsError: there are none, or they cannot be read.
-            OSError: as ``Folder.read``.
+            OSError: as ``StorageFolder.read``.
         """
         opened = self._opened
         if opened is not None and time.monotonic() - self._looked < self._config.refresh_s:
@@ -50,12 +50,12 @@ class UpdatableSearch:
         finally:
             self._opening.release()
 
-    def inputs_of_model(self, digest: str) -> list[str]:
+    def searchable_inputs_of_model(self, digest: str) -> list[str]:
         """List what a model with this digest can search; nothing if the vectors are another model's, or cannot be
         opened.
         """
         try:
-            search, _ = self.current()
+            search, _ = self.newest_search()
         except (DataError, OSError) as error:
             _log.warning("no search: %s", error)
             return []
@@ -64,7 +64,7 @@ class UpdatableSearch:
     def _open_newest(self) -> tuple[EmbeddingSearch, Thumbnails]:
         opened = self._opened
         try:
-            if opened is None or Embeddings.read(self._folder) != opened[0].embeddings:
+            if opened is None or EmbeddingsManifest.read(self._folder) != opened[0].embeddings:
                 search = EmbeddingSearch(self._folder.uri, self._config.exact)
                 self._opened = opened = (search, Thumbnails(search.embeddings))
         except (DataError, OSError) as error:

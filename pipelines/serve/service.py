@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal, Protocol, TypeAlias
 
-from pipelines.registry.own_examples import OwnExample
+from pipelines.registry.own_examples import ModelExample
 
 
 @dataclass(frozen=True)
@@ -101,8 +101,10 @@ class Service(Protocol):
         """The model that a request arriving now would get; None while none is loaded."""
 
     @property
-    def examples(self) -> Sequence[OwnExample]:
-        """Examples of that model's own data, whose ``task`` is the operation that answers them."""
+    def examples(self) -> Sequence[ModelExample]:
+        """Examples of the data on which the loaded model was evaluated; ``task`` of each is the operation that answers
+        it.
+        """
 
     async def run(self, request: ServiceRequest) -> ServiceResult:
         """Return the result of one request."""
@@ -117,10 +119,10 @@ class Service(Protocol):
 class ServiceMetrics:
     """Counts what the service does. This base class counts nothing."""
 
-    def request(self, route: str, status: int, code: str, version: str, seconds: float) -> None:
+    def count_request(self, route: str, status: int, code: str, version: str, seconds: float) -> None:
         """Count one answered request; ``code`` is "ok" or the name of the error."""
 
-    def batch(self, task: str, size: int, seconds: float, version: str) -> None:
+    def count_batch(self, task: str, size: int, seconds: float, version: str) -> None:
         """Count one forward pass over ``size`` requests of a task."""
 
 

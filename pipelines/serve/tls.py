@@ -31,14 +31,14 @@ class TLSConfig(ConfigSection):
     """PEM file of the certificate's private key, without a passphrase, on each node."""
 
     @model_validator(mode="after")
-    def _check_pair(self) -> TLSConfig:
+    def _check_certificate_and_key(self) -> TLSConfig:
         if bool(self.certificate) != bool(self.key):
             missing = "key" if self.certificate else "certificate"
             raise ValueError(f"certificate and key belong together, and there is no {missing}; name both, or none")
         return self
 
     @property
-    def active(self) -> bool:
+    def is_active(self) -> bool:
         return bool(self.certificate)
 
     @property
@@ -53,7 +53,7 @@ def check_tls_files(config: TLSConfig) -> None:
     Raises:
         ServeError: naming the file and the remedy.
     """
-    if not config.active:
+    if not config.is_active:
         return
     certificate, key = config.files
     own = _load_own_certificate(certificate)
@@ -100,7 +100,7 @@ def ssl_context_for_own_certificate(config: TLSConfig) -> ssl.SSLContext | None:
     Raises:
         ServeError: the file cannot be read.
     """
-    if not config.active:
+    if not config.is_active:
         return None
     # Only the first of the file: its chain would also vouch for other certificates of the same authority.
     own = _load_own_certificate(config.files[0])

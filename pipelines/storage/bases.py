@@ -13,7 +13,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 from pipelines.storage import stored
-from pipelines.storage.folder import Folder
+from pipelines.storage.folder import StorageFolder
 from pipelines.storage.manifest import FileSizeAndHash, ManifestError
 from vlmodel import bases
 from vlmodel.bases import Bases, BaseWeights, BaseWeightsError
@@ -22,14 +22,14 @@ if TYPE_CHECKING:
     from torch import nn
 
 
-def store_bases(model: nn.Module, storage: Folder) -> dict[str, BaseWeights]:
+def store_base_weights_of_model(model: nn.Module, storage: StorageFolder) -> dict[str, BaseWeights]:
     """Write the base weights of a model's parts to storage, unless they are there. Each file appears completely or not
     at all, also if two jobs write it at once.
 
     Raises:
         OSError: after several attempts.
     """
-    folder = storage.child(bases.FOLDER)
+    folder = storage.subfolder(bases.FOLDER)
     if folder.is_local:
         return bases.store_base_weights(model, Path(folder.path("")))
     with TemporaryDirectory(prefix="bases-") as scratch:
@@ -39,7 +39,7 @@ def store_bases(model: nn.Module, storage: Folder) -> dict[str, BaseWeights]:
     return found
 
 
-def copy_bases_to_storage(model: Path, storage: Folder) -> None:
+def copy_base_weights_to_storage(model: Path, storage: StorageFolder) -> None:
     """Copy the base weights of the model in a local folder to storage, unless they are there.
 
     Raises:
@@ -48,10 +48,10 @@ def copy_bases_to_storage(model: Path, storage: Folder) -> None:
     """
     files, named = bases.find_base_weights_files(model), bases.read_base_weights_list(model)
     for part, file in files.items():
-        _upload_unless_present(file, named[part], storage.child(bases.FOLDER))
+        _upload_unless_present(file, named[part], storage.subfolder(bases.FOLDER))
 
 
-def download_bases(named: Bases, storage: Folder, cache: Path) -> None:
+def download_base_weights(named: Bases, storage: StorageFolder, cache: Path) -> None:
     """Put base weights from storage into a local folder, each once: as a hard link if possible, else as a copy.
 
     Raises:
@@ -61,17 +61,17 @@ def download_bases(named: Bases, storage: Folder, cache: Path) -> None:
     for base in named.values():
         file = cache / base.name
         if not _is_complete_copy(file, base):
-            _copy_verified(storage.child(bases.FOLDER), base, file)
+            _copy_verified(storage.subfolder(bases.FOLDER), base, file)
 
 
-def check_bases(named: Bases, storage: Folder) -> None:
+def verify_base_weights(named: Bases, storage: StorageFolder) -> None:
     """Verify the hashes of base weights in storage.
 
     Raises:
         BaseWeightsError: one is missing or another.
         OSError: after several attempts.
     """
-    folder = storage.child(bases.FOLDER)
+    folder = storage.subfolder(bases.FOLDER)
     for base in named.values():
         if folder.is_local:
             _verify_stored(Path(folder.path(base.name)), base)
@@ -80,15 +80,15 @@ def check_bases(named: Bases, storage: Folder) -> None:
             _copy_verified(folder, base, Path(scratch) / base.name)
 
 
-def link_downloaded_bases(model: Path, storage: Folder) -> None:
+def link_downloaded_base_weights(model: Path, storage: StorageFolder) -> None:
     """Link downloaded base weights into the temporary copy of a model from remote storage.
 
     Raises:
-        BaseWeightsError, OSError: as ``download_bases``.
+        BaseWeightsError, OSError: as ``download_base_weights``.
     """
     if named := bases.read_base_weights_list(model):
         cache = cache_folder()
-        download_bases(named, storage, cache)
+        download_base_weights(named, storage, cache)
         (model / bases.FOLDER).symlink_to(cache)
 
 
@@ -97,7 +97,7 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "raylm" / bases.FOLDER
 
 
-def _upload_unless_present(file: Path, base: BaseWeights, folder: Folder) -> None:
+def _upload_unless_present(file: Path, base: BaseWeights, folder: StorageFolder) -> None:
     if not folder.exists(base.name) or folder.stamp(base.name).size != base.bytes:
         folder.put(file, base.name)
 
@@ -116,7 +116,7 @@ def _verify_stored(file: Path, base: BaseWeights) -> None:
     bases.verify_base_weights_file(file, base)
 
 
-def _copy_verified(folder: Folder, base: BaseWeights, file: Path) -> None:
+def _copy_verified(folder: StorageFolder, base: BaseWeights, file: Path) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(prefix=".download-", dir=file.parent) as scratch:
         copy = Path(scratch) / base.name

@@ -54,7 +54,7 @@ class FileStamp:
     stamp: str
 
 
-class Folder:
+class StorageFolder:
     """One folder, local or remote. Picklable; a relative local path is made absolute, so it means the same in every
     process.
 
@@ -136,14 +136,14 @@ class Folder:
         names = (str(e["name"]).rstrip("/").rsplit("/", 1)[-1] for e in entries if e["type"] == "directory")
         return sorted(names)
 
-    def child(self, name: str) -> Folder:
+    def subfolder(self, name: str) -> StorageFolder:
         """Return the subfolder with this name."""
-        return Folder(f"{self.uri.rstrip('/')}/{name}")
+        return StorageFolder(f"{self.uri.rstrip('/')}/{name}")
 
     @property
-    def parent(self) -> Folder:
+    def parent(self) -> StorageFolder:
         """The folder that contains this one."""
-        return Folder(self.uri.rstrip("/").rpartition("/")[0])
+        return StorageFolder(self.uri.rstrip("/").rpartition("/")[0])
 
     def walk(self) -> list[str]:
         """List the paths of all files in the folder and its subfolders, sorted; [] if it does not exist."""

@@ -47,7 +47,7 @@ Manifest = Mapping[str, FileSizeAndHash]
 """The facts of each file of a folder by its path within it, without the manifest itself."""
 
 
-def measurements_file(file: Path) -> FileSizeAndHash:
+def size_and_hash_of_file(file: Path) -> FileSizeAndHash:
     """Compute the size and the hash of a local file, which is read once, piece by piece."""
     with file.open("rb") as opened:
         digest = hashlib.file_digest(opened, "sha256").hexdigest()
@@ -79,7 +79,7 @@ def manifest_of_folder(folder: Path) -> dict[str, FileSizeAndHash]:
     Raises:
         ManifestError: as ``list_files_of_folder``.
     """
-    return {name: measurements_file(folder / name) for name in list_files_of_folder(folder)}
+    return {name: size_and_hash_of_file(folder / name) for name in list_files_of_folder(folder)}
 
 
 def manifest_to_bytes(manifest: Manifest) -> bytes:

@@ -14,11 +14,11 @@ from tempfile import TemporaryDirectory
 from typing import IO
 
 from pipelines.storage import manifest
-from pipelines.storage.folder import CHUNK, Folder
+from pipelines.storage.folder import CHUNK, StorageFolder
 from pipelines.storage.manifest import MANIFEST, FileSizeAndHash, Manifest, ManifestError
 
 
-def store_folder(local: Path, folder: Folder, without: str = "") -> Manifest:
+def store_folder(local: Path, folder: StorageFolder, without: str = "") -> Manifest:
     """Copy all files of a local folder to storage, then write their manifest there. Files that an earlier copy left
     there are removed first.
 
@@ -35,13 +35,13 @@ def store_folder(local: Path, folder: Folder, without: str = "") -> Manifest:
         folder.remove(name)
     written = {}
     for name in names:
-        written[name] = manifest.measurements_file(local / name)
+        written[name] = manifest.size_and_hash_of_file(local / name)
         folder.put(local / name, name)
     folder.write(MANIFEST, manifest.manifest_to_bytes(written))
     return written
 
 
-def read_manifest(folder: Folder) -> Manifest:
+def read_manifest(folder: StorageFolder) -> Manifest:
     """Read the manifest of a folder in storage.
 
     Raises:
@@ -55,7 +55,7 @@ def read_manifest(folder: Folder) -> Manifest:
     return manifest.manifest_from_bytes(text, where)
 
 
-def read_verified_file(folder: Folder, listed: Manifest, name: str) -> bytes:
+def read_verified_file(folder: StorageFolder, listed: Manifest, name: str) -> bytes:
     """Read a small file and compare it with its hash in the manifest.
 
     Raises:
@@ -74,7 +74,7 @@ def read_verified_file(folder: Folder, listed: Manifest, name: str) -> bytes:
 
 
 @contextmanager
-def local_copy_of(folder: Folder, listed: Manifest, part: str = "") -> Iterator[Path]:
+def local_copy_of(folder: StorageFolder, listed: Manifest, part: str = "") -> Iterator[Path]:
     """Yield a local folder with the files of a folder in storage: the folder itself if storage is local, else a
     temporary copy. Each file is compared with the manifest, and there must be no others.
 
@@ -92,7 +92,7 @@ def local_copy_of(folder: Folder, listed: Manifest, part: str = "") -> Iterator[
         local = Path(folder.path(""))
         for name in wanted:
             try:
-                _require_equal_size_and_hash(folder, name, manifest.measurements_file(local / name), listed[name])
+                _require_equal_size_and_hash(folder, name, manifest.size_and_hash_of_file(local / name), listed[name])
             except FileNotFoundError:
                 raise _file_missing_error(folder, name) from None
         yield local
@@ -104,7 +104,7 @@ def local_copy_of(folder: Folder, listed: Manifest, part: str = "") -> Iterator[
         yield local
 
 
-def download_file(folder: Folder, name: str, facts: FileSizeAndHash, target: Path) -> None:
+def download_file(folder: StorageFolder, name: str, facts: FileSizeAndHash, target: Path) -> None:
     """Copy a file from storage to a local file, and verify its hash meanwhile.
 
     Raises:
@@ -119,7 +119,7 @@ def download_file(folder: Folder, name: str, facts: FileSizeAndHash, target: Pat
         raise _file_missing_error(folder, name) from None
 
 
-def _copy_and_hash(folder: Folder, name: str, size: int, copy: IO[bytes]) -> FileSizeAndHash:
+def _copy_and_hash(folder: StorageFolder, name: str, size: int, copy: IO[bytes]) -> FileSizeAndHash:
     hashed, count = hashlib.sha256(), 0
     with folder.stream(name, folder.stamp(name).size or size) as stream:
         while chunk := stream.read(CHUNK):
@@ -129,16 +129,18 @@ def _copy_and_hash(folder: Folder, name: str, size: int, copy: IO[bytes]) -> Fil
     return FileSizeAndHash(count, hashed.hexdigest())
 
 
-def _list_file_names(folder: Folder) -> list[str]:
+def _list_file_names(folder: StorageFolder) -> list[str]:
     if folder.is_local:
         return manifest.list_files_of_folder(Path(folder.path("")))
     return [name for name in folder.walk() if name != MANIFEST]
 
 
-def _require_equal_size_and_hash(folder: Folder, name: str, found: FileSizeAndHash, expected: FileSizeAndHash) -> None:
+def _require_equal_size_and_hash(
+    folder: StorageFolder, name: str, found: FileSizeAndHash, expected: FileSizeAndHash
+) -> None:
     if found != expected:
         raise ManifestError(f"{folder.uri}/{name} was altered after it was written")
 
 
-def _file_missing_error(folder: Folder, name: str) -> ManifestError:
+def _file_missing_error(folder: StorageFolder, name: str) -> ManifestError:
     return ManifestError(f"{folder.uri}/{name} is missing")

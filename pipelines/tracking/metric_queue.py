@@ -109,7 +109,7 @@ class MetricQueue:
                 raise QueueError(f"{len(self._points)} metric values are not written: {reason}")
 
     def close(self, timeout_s: float = 30.0) -> None:
-        """Write what is queued and end the thread; a second call does nothing.
+        """Write the queued metric values and end the writing thread; a second call does nothing.
 
         Raises:
             QueueError: some points could not be written within ``timeout_s`` seconds; ``unsent`` still has them.

@@ -78,7 +78,8 @@ class MetricWriter:
                 self._queue.flush()
 
     def close(self) -> None:
-        """Write what is queued and end the thread. What cannot be written is saved in the run's folder.
+        """Write the queued metric values and end the writing thread. What cannot be written is saved in the run's
+        folder.
 
         Raises:
             TrackingError: it cannot be stored, and there is no such folder.

@@ -97,7 +97,7 @@ def _create_database(database: Path) -> None:
     unfinished.replace(database)
 
 
-def wait_reachable(uri: str, limit_s: float = _WAIT_S) -> None:
+def wait_until_reachable(uri: str, limit_s: float = _WAIT_S) -> None:
     """Wait until the store at ``uri`` answers.
 
     Raises:

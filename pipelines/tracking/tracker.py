@@ -79,7 +79,7 @@ class NullTracker:
 
     def flush(self) -> None: ...
     def persist(self) -> None: ...
-    def log_unsent(self, unsent: UnsentMetrics) -> None: ...
+    def log_unsent_metrics(self, unsent: UnsentMetrics) -> None: ...
     def close(self, status: str = "FINISHED") -> None: ...
 
     def __enter__(self) -> Self:
@@ -181,7 +181,7 @@ class Tracker(NullTracker):
         return tracker
 
     @classmethod
-    def of_run(cls, config: TrackingConfig, storage: str, run_id: str) -> Tracker:
+    def reopen_run(cls, config: TrackingConfig, storage: str, run_id: str) -> Tracker:
         """Add to a run that has ended, as an evaluation does; closing does not change its status.
 
         Raises:
@@ -308,7 +308,7 @@ class Tracker(NullTracker):
         """
         self._writer.persist()
 
-    def log_unsent(self, unsent: UnsentMetrics) -> None:
+    def log_unsent_metrics(self, unsent: UnsentMetrics) -> None:
         """Store the metrics that training processes could not store.
 
         Raises:

@@ -12,7 +12,7 @@ import os
 import time
 from collections.abc import Iterable
 
-from pipelines.storage.folder import Folder
+from pipelines.storage.folder import StorageFolder
 from pipelines.tracking.metric_queue import MetricPoint
 
 
@@ -24,7 +24,7 @@ class UnsentMetrics:
     """
 
     def __init__(self, run: str) -> None:
-        self._folder = Folder(f"{run}/waiting")
+        self._folder = StorageFolder(f"{run}/waiting")
         self._own = f"{time.time_ns()}-{os.getpid()}.jsonl"
         self._replaced: set[str] = set()
 

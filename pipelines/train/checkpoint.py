@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipelines.storage import bases, stored
-from pipelines.storage.folder import Folder
+from pipelines.storage.folder import StorageFolder
 from pipelines.storage.manifest import Manifest, ManifestError
 from vlmodel.bases import FILE, read_base_weights_list
 from vlmodel.errors import ExpectedError
@@ -60,7 +60,7 @@ class StoredCheckpoint:
         state: the contents of state.json.
     """
 
-    folder: Folder
+    folder: StorageFolder
     manifest: Manifest
     step: int
     state: dict[str, Any]
@@ -85,7 +85,7 @@ class StoredCheckpoint:
             with _convert_to_checkpoint_errors():
                 local = stack.enter_context(stored.local_copy_of(self.folder, self.manifest, part))
             if not self.folder.is_local and part in ("", MODEL):
-                bases.link_downloaded_bases(local / MODEL, self.folder.parent.parent)
+                bases.link_downloaded_base_weights(local / MODEL, self.folder.parent.parent)
             yield local
 
 
@@ -104,7 +104,7 @@ def write_checkpoint_state(folder: Path, trainer: Mapping[str, Any], state: Mapp
     (folder / _STATE).write_text(json.dumps({"format": _FORMAT, **state}, indent=1, sort_keys=True), encoding="utf-8")
 
 
-def upload_checkpoint(folder: Path, target: Folder) -> None:
+def upload_checkpoint(folder: Path, target: StorageFolder) -> None:
     """Copy a local checkpoint to storage, and its manifest last, as an incomplete copy does not count.
 
     Raises:
@@ -135,7 +135,7 @@ def find_valid_checkpoints(run: str) -> Iterator[StoredCheckpoint]:
             _warn_skipped(error)
 
 
-def find_checkpoint(folder: Folder) -> StoredCheckpoint:
+def find_checkpoint(folder: StorageFolder) -> StoredCheckpoint:
     """Verify the checkpoint in a folder and return it.
 
     Raises:
@@ -210,7 +210,7 @@ def open_best_checkpoint(run: str, part: str = "") -> Iterator[tuple[StoredCheck
         yield found
 
 
-def check_bases(run: str) -> None:
+def check_base_weights_exist(run: str) -> None:
     """Check, before workers start, that the frozen weights with which a run continues exist.
 
     Raises:
@@ -218,7 +218,7 @@ def check_bases(run: str) -> None:
     """
     with open_newest_checkpoint(run, f"{MODEL}/{FILE}") as found:
         if found is not None:
-            bases.check_bases(read_base_weights_list(found[1] / MODEL), Folder(run).parent)
+            bases.verify_base_weights(read_base_weights_list(found[1] / MODEL), StorageFolder(run).parent)
 
 
 def read_trainer_tensors(folder: Path, device: torch.device | None) -> dict[str, Any]:
@@ -235,10 +235,10 @@ def read_trainer_tensors(folder: Path, device: torch.device | None) -> dict[str,
     return trainer
 
 
-def _checkpoint_folders(run: str) -> list[Folder]:
+def _checkpoint_folders(run: str) -> list[StorageFolder]:
     """List the folders of a run's checkpoints, valid or not, newest first."""
-    folder = Folder(run)
-    return [folder.child(name) for name in reversed(folder.subfolders()) if name.startswith(_PREFIX)]
+    folder = StorageFolder(run)
+    return [folder.subfolder(name) for name in reversed(folder.subfolders()) if name.startswith(_PREFIX)]
 
 
 def _warn_skipped(error: CheckpointError) -> None:

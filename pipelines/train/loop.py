@@ -101,7 +101,7 @@ def train(
         elif checkpoint_due:
             hooks.checkpoint(progress, -1.0)
         if epoch_ended or checkpoint_due:
-            meter.restart()
+            meter.restart_clock()
     return progress
 
 
@@ -178,9 +178,9 @@ class ThroughputMeter:
         self._results: list[StepResult] = []
         self._images = 0
         self._rate: float | None = None
-        self.restart()
+        self.restart_clock()
 
-    def restart(self) -> None:
+    def restart_clock(self) -> None:
         """Restart the clock, so that validation and checkpoints do not count as slow steps."""
         self._last, self._waited = time.perf_counter(), self._prefetcher.waited_s
 
@@ -208,13 +208,13 @@ class ThroughputMeter:
             "speed/texts_per_s": texts / seconds,
             "speed/step_s": seconds / steps,
             "speed/data_wait_share": waited / seconds,
-            "speed/left_s": self._remaining_seconds(step, seconds / steps),
+            "speed/left_s": self._estimate_remaining_seconds(step, seconds / steps),
             **self._schedule.plan.metrics(samples),
         }
         self._results, self._images, self._last = [], 0, now
         return metrics, [loss, count, correct]
 
-    def _remaining_seconds(self, step: int, step_s: float) -> float:
+    def _estimate_remaining_seconds(self, step: int, step_s: float) -> float:
         self._rate = step_s if self._rate is None else 0.8 * self._rate + 0.2 * step_s
         return self._rate * (self._schedule.step_count - step)
 

@@ -22,7 +22,7 @@ from typing import Any, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
-from pipelines.storage.folder import Folder
+from pipelines.storage.folder import StorageFolder
 from pipelines.storage.lock import describe_this_process, hold_lock
 from pipelines.tracking.provenance import flatten_settings, without_secrets
 from pipelines.train import checkpoint
@@ -89,7 +89,7 @@ def lock_run_folder(folder: str, times: LeaseTimes = LeaseTimes()) -> Iterator[N
     """
     with ExitStack() as stack:
         try:
-            run = Folder(folder)
+            run = StorageFolder(folder)
             if run.is_local:
                 stack.enter_context(hold_lock(Path(run.path(_LOCK)), lambda holder: _run_in_use_error(folder, holder)))
             else:
@@ -110,13 +110,13 @@ def read_run_start(folder: str) -> RunStart | None:
     state = checkpoint.state_of_newest_checkpoint(folder)
     if state is not None:
         return RunStart(state.get("config", {}), state.get("data", ""))
-    return _read_json(Folder(folder), _START, _RUN_START)
+    return _read_json(StorageFolder(folder), _START, _RUN_START)
 
 
 def write_run_start(folder: str, start: RunStart) -> None:
     """Record what a run is started with, before anything else is written."""
     tree = {"config": without_secrets(start.config), "data": start.data}
-    Folder(folder).write(_START, json.dumps(tree, indent=1, sort_keys=True).encode())
+    StorageFolder(folder).write(_START, json.dumps(tree, indent=1, sort_keys=True).encode())
 
 
 def describe_setting_differences(
@@ -136,7 +136,7 @@ def describe_setting_differences(
 
 
 @contextmanager
-def _hold_lease(run: Folder, times: LeaseTimes) -> Iterator[None]:
+def _hold_lease(run: StorageFolder, times: LeaseTimes) -> Iterator[None]:
     token, described = secrets.token_hex(16), describe_this_process()
 
     def renew_lease() -> None:
@@ -198,7 +198,7 @@ def _run_in_use_error(folder: str, described: str) -> RunInUseError:
     )
 
 
-def _read_json(run: Folder, name: str, form: TypeAdapter[T]) -> T | None:
+def _read_json(run: StorageFolder, name: str, form: TypeAdapter[T]) -> T | None:
     """Read a JSON file of the run's folder; None if it is missing or damaged."""
     try:
         return form.validate_json(run.read(name))

@@ -24,7 +24,7 @@ from pipelines.train.batchnorm import synchronize_batchnorm
 from pipelines.train.config import OptimizerConfig, StepConfig
 from pipelines.train.ema import EMA
 from pipelines.train.optim import build_optimizer, learning_rate_factor
-from pipelines.train.teacher import Teacher, student_arrays
+from pipelines.train.teacher import Teacher, select_student_arrays
 from vlmodel import bases
 from vlmodel.errors import ExpectedError
 from vlmodel.model import VLModel
@@ -124,7 +124,7 @@ class TrainStep:
         for number, micro_batch in enumerate(micro_batches, start=1):
             with self._gradient_sync(number == n_micro_batches):
                 with self.autocast():
-                    out = self.forward(**student_arrays(micro_batch))
+                    out = self.forward(**select_student_arrays(micro_batch))
                     loss_sum = out.loss_sum
                     if self.teacher is not None:
                         loss_sum = self.teacher.loss_sum(loss_sum, out.logits_NK, micro_batch)
@@ -133,7 +133,7 @@ class TrainStep:
                 loss_sum.detach().double(),
                 out.count.double(),
                 out.correct.double(),
-                _count_texts(student_arrays(micro_batch), self.device),
+                _count_texts(select_student_arrays(micro_batch), self.device),
             ]
             totals += torch.stack(sums)
         if self.distributed:

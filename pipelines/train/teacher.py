@@ -53,7 +53,7 @@ class Teacher:
         return inputs | select_task_arrays(micro_batch, TEACHER)
 
 
-def student_arrays(micro_batch: Mapping[str, Any]) -> dict[str, Any]:
+def select_student_arrays(micro_batch: Mapping[str, Any]) -> dict[str, Any]:
     """Select the arrays of a micro-batch that the student takes."""
     return {name: value for name, value in micro_batch.items() if not name.startswith(f"{TEACHER}.")}
 

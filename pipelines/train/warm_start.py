@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipelines.storage import bases, stored
-from pipelines.storage.folder import Folder
+from pipelines.storage.folder import StorageFolder
 from pipelines.storage.manifest import MANIFEST, ManifestError
 from pipelines.tracking.provenance import flatten_settings
 from vlmodel.bases import FOLDER
@@ -32,7 +32,7 @@ INIT, TEACHER = "init", "teacher"
 
 def find_initial_model(run: str, name: str = INIT) -> str:
     """Return the folder of a run's initial model in storage, or of its teacher; "" if there is none."""
-    folder = Folder(run).child(name)
+    folder = StorageFolder(run).subfolder(name)
     return folder.uri if folder.exists(MANIFEST) else ""
 
 
@@ -43,8 +43,8 @@ def store_initial_model(model: Path, run: str, name: str = INIT) -> str:
     Raises:
         BaseWeightsError: a base is missing or another.
     """
-    folder = Folder(run).child(name)
-    bases.copy_bases_to_storage(model, folder.parent.parent)
+    folder = StorageFolder(run).subfolder(name)
+    bases.copy_base_weights_to_storage(model, folder.parent.parent)
     stored.store_folder(model, folder, without=FOLDER)
     return folder.uri
 
@@ -57,7 +57,7 @@ def as_local(folder: str) -> Iterator[Path]:
     Raises:
         WeightsError: a file or a base is missing, or was altered since.
     """
-    source = Folder(folder)
+    source = StorageFolder(folder)
     with ExitStack() as stack:
         try:
             model = stack.enter_context(stored.local_copy_of(source, stored.read_manifest(source)))
@@ -66,7 +66,7 @@ def as_local(folder: str) -> Iterator[Path]:
                 f"{error}; delete {folder}, and it is copied again from train.init or train.teacher.model"
             ) from error
         if not source.is_local:
-            bases.link_downloaded_bases(model, source.parent.parent)
+            bases.link_downloaded_base_weights(model, source.parent.parent)
         yield model
 
 

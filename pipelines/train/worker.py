@@ -27,7 +27,7 @@ from pipelines.data.stream.loader import EvaluationBatches, MicroBatches
 from pipelines.data.stream.plan import derive_seed
 from pipelines.data.stream.stream import stream_batches
 from pipelines.storage import bases
-from pipelines.storage.folder import Folder
+from pipelines.storage.folder import StorageFolder
 from pipelines.tracking.tracker import NullTracker, Tracker
 from pipelines.tracking.unsent_metrics import UnsentMetrics
 from pipelines.train import checkpoint, warm_start
@@ -58,8 +58,8 @@ def train_worker(spec: RunSpec) -> None:
     torch.set_num_threads(spec.train.threads or max(1, (os.cpu_count() or 1) // context.get_local_world_size()))
 
     processor = VLProcessor.from_pretrained(spec.train_source.processor)
-    with _newest_checkpoint(spec, rank) as found:
-        model = _built_by_all(partial(_build_model, spec, processor, found))
+    with _open_same_checkpoint_on_all_ranks(spec, rank) as found:
+        model = _build_on_all_ranks(partial(_build_model, spec, processor, found))
         if isinstance(model, ExpectedError):
             if rank == 0:
                 _end_training(spec, model)
@@ -70,7 +70,7 @@ def train_worker(spec: RunSpec) -> None:
         if found is not None:
             stored = read_base_weights_list(found[1] / checkpoint.MODEL)
         elif rank == 0:
-            stored = bases.store_bases(model, Folder(spec.folder).parent)
+            stored = bases.store_base_weights_of_model(model, StorageFolder(spec.folder).parent)
         trainer = TrainStep(
             model, spec.train.optimizer, spec.train.step, steps=spec.schedule.step_count, seed=spec.seed,
             teacher=_load_teacher(spec, device), sharded=spec.train.sharding == "fsdp2", device=device,
@@ -137,7 +137,7 @@ def _load_teacher(spec: RunSpec, device: torch.device) -> Teacher | None:
     return Teacher(model.to(device), spec.train.teacher)  # type: ignore[arg-type]
 
 
-def _built_by_all(build: Callable[[], VLModel]) -> VLModel | ExpectedError:
+def _build_on_all_ranks(build: Callable[[], VLModel]) -> VLModel | ExpectedError:
     """Build the model on all ranks; returns it, or the reason why some rank cannot build it, the same for all. A
     collective.
     """
@@ -153,7 +153,7 @@ def _built_by_all(build: Callable[[], VLModel]) -> VLModel | ExpectedError:
 
 
 def _show_line(spec: RunSpec, line: str) -> None:
-    """Let the job show a line. What a worker prints itself, Ray shows with the name of its process."""
+    """Send a line to the job, which shows it. What a worker prints itself, Ray shows with the name of its process."""
     with suppress(ray.exceptions.RayError):  # A training does not fail because a line cannot be shown.
         ray.get(spec.progress_actor.post_line.remote(line), timeout=5)
 
@@ -187,7 +187,7 @@ def create_initial_model(config: ModelConfig, processor: VLProcessor, seed: int,
 
 
 @contextmanager
-def _newest_checkpoint(spec: RunSpec, rank: int) -> Iterator[tuple[StoredCheckpoint, Path] | None]:
+def _open_same_checkpoint_on_all_ranks(spec: RunSpec, rank: int) -> Iterator[tuple[StoredCheckpoint, Path] | None]:
     """Yield the newest valid checkpoint and its local folder; None if the run has none. Rank 0 chooses it, so that all
     ranks load the same.
     """
@@ -195,7 +195,7 @@ def _newest_checkpoint(spec: RunSpec, rank: int) -> Iterator[tuple[StoredCheckpo
         found = stack.enter_context(checkpoint.open_newest_checkpoint(spec.folder)) if rank == 0 else None
         path = broadcast_from_rank_zero(found[0].path if found is not None else None)
         if path is not None and found is None:
-            chosen = checkpoint.find_checkpoint(Folder(path))
+            chosen = checkpoint.find_checkpoint(StorageFolder(path))
             found = chosen, stack.enter_context(chosen.as_local())
         yield found
 
@@ -252,7 +252,7 @@ class _WorkerHooks:
                 checkpoint=Checkpoint.from_directory(folder),
                 checkpoint_dir_name=name,
                 checkpoint_upload_mode=CheckpointUploadMode.ASYNC,
-                checkpoint_upload_fn=partial(_upload_checkpoint, Folder(self._spec.folder)),
+                checkpoint_upload_fn=partial(_upload_checkpoint, StorageFolder(self._spec.folder)),
             )
         except BaseException:
             shutil.rmtree(folder, ignore_errors=True)
@@ -292,9 +292,9 @@ class _WorkerHooks:
         checkpoint.write_checkpoint_state(folder, trainer, state)
 
 
-def _upload_checkpoint(run: Folder, local: Checkpoint, name: str) -> Checkpoint:
+def _upload_checkpoint(run: StorageFolder, local: Checkpoint, name: str) -> Checkpoint:
     """Copy a checkpoint to storage in the background, with the manifest last (Ray's copy has no order)."""
-    checkpoint.upload_checkpoint(Path(local.path), run.child(name))
+    checkpoint.upload_checkpoint(Path(local.path), run.subfolder(name))
     # Ray deletes old checkpoints by itself, through its own file system.
     storage = ray.train.get_context().get_storage()
     return Checkpoint(storage.build_checkpoint_path_from_name(name), filesystem=storage.storage_filesystem)

@@ -40,7 +40,7 @@ class VectorSearch(Protocol):
 
 
 class ExactVectorSearch:
-    """Computes all cosines and keeps the greatest. Of equal cosines the first row counts."""
+    """A vector search that computes all cosines and keeps the greatest. Of equal cosines the first row counts."""
 
     def __init__(self, vectors_MF: NDArray[np.float32]) -> None:
         self._vectors_MF = vectors_MF
@@ -58,7 +58,7 @@ class ExactVectorSearch:
             first, last = np.searchsorted(missing, (start, stop))
             cosines_NC[:, missing[first:last] - start] = -np.inf
             best = [_keep_greatest(*pair, start, top) for pair in zip(best, cosines_NC, strict=True)]
-        return _stack(best, top)
+        return _stack_results(best, top)
 
 
 def _keep_greatest(
@@ -74,17 +74,17 @@ def _keep_greatest(
     if len(found) > top:
         is_among = cosines >= np.partition(cosines, len(found) - top)[len(found) - top]
         found, cosines = found[is_among], cosines[is_among]
-    return _sort(np.concatenate([rows, found + start]), np.concatenate([values, cosines]), top)
+    return _sort_by_cosine(np.concatenate([rows, found + start]), np.concatenate([values, cosines]), top)
 
 
-def _sort(
+def _sort_by_cosine(
     rows: NDArray[np.int64], cosines: NDArray[np.float32], top: int
 ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
     order = np.lexsort((rows, -cosines))[:top]
     return rows[order], cosines[order]
 
 
-def _stack(
+def _stack_results(
     best: Sequence[tuple[NDArray[np.int64], NDArray[np.float32]]], top: int
 ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
     shape = (len(best), top)
@@ -114,8 +114,8 @@ class ApproximateVectorSearch:
         missing = np.zeros(0, np.int64) if without is None else without
         top = min(top, len(self._vectors_MF) - len(missing))
         if not top:
-            return _stack([(np.zeros(0, np.int64), np.zeros(0, np.float32))] * len(queries_NF), 0)
-        return _stack([self._nearest_to_one(query_F, top, missing) for query_F in queries_NF], top)
+            return _stack_results([(np.zeros(0, np.int64), np.zeros(0, np.float32))] * len(queries_NF), 0)
+        return _stack_results([self._nearest_to_one(query_F, top, missing) for query_F in queries_NF], top)
 
     def _nearest_to_one(
         self, query_F: NDArray[np.float32], top: int, missing: NDArray[np.int64]
@@ -132,7 +132,7 @@ class ApproximateVectorSearch:
         if len(chosen) < top:  # not every vector of a graph need be reached
             rows_1J, cosines_1J = ExactVectorSearch(self._vectors_MF).nearest(query_F[None], top, missing)
             return rows_1J[0], cosines_1J[0]
-        return _sort(chosen, self._vectors_MF[chosen] @ query_F, top)
+        return _sort_by_cosine(chosen, self._vectors_MF[chosen] @ query_F, top)
 
 
 def save_graphs(vectors_MF: NDArray[np.float32], file: Path) -> None:

@@ -53,7 +53,7 @@ def run(work: Workspace) -> list[Row]:
         connected_to_cluster(work.config.cluster),
         work.track() as tracker,
     ):
-        tracker.log_params(dump_config(work.config), volatile=work.config.volatile())
+        tracker.log_params(dump_config(work.config), volatile=work.config.keys_changeable_on_resume())
         training_data.record_data(work, index, tracker)
         context = SearchContext(work.run_folder, tracker.run_id, work.index_versions())
         records |= _train_all_cells(work, cells, context)

@@ -160,8 +160,8 @@ def _start_cluster(config: ClusterConfig) -> None:
 
 
 def _make_private_session_folder() -> Path:
-    """Make the folder in which Ray keeps this user's sessions, which nobody else can enter: below it, each worker that
-    starts opens Ray's folders to all.
+    """Make a folder that only this user can enter, in which Ray keeps its sessions; the folders that Ray creates inside
+    it are readable by all users.
 
     Its path is short, as that of a socket has at most 107 characters.
     """

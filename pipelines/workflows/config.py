@@ -35,7 +35,7 @@ from vlmodel.processor import ProcessorConfig
 
 
 class DataConfig(ConfigSection):
-    """Settings of the tars that are read."""
+    """Settings of the tars from which samples are read."""
 
     tars: Location = Field("build/data", json_schema_extra=MAY_CHANGE)
     """Folder or URI (s3://...) of the tars; import_data writes there, all other jobs read."""
@@ -76,7 +76,7 @@ class DataConfig(ConfigSection):
                 )
         return self
 
-    def sets(self) -> dict[str, tuple[str, ...]]:
+    def inputs_by_tars(self) -> dict[str, tuple[str, ...]]:
         """Map each folder of tars to the inputs that its samples must have: ``tars`` first, then the sources of the
         mix.
         """
@@ -150,7 +150,7 @@ class JobConfig(ConfigSection):
     @model_validator(mode="after")
     def _check_parts_fit(self) -> JobConfig:
         self.model.check_processor(self.processor)
-        if reason := self.model.vision.setting_without_effect():
+        if reason := self.model.vision.describe_unused_setting():
             raise ValueError(f"model.vision.{reason}")
         return self
 
@@ -195,7 +195,7 @@ class JobConfig(ConfigSection):
             raise ValueError(self._explain_why_nothing_is_cacheable())
         return self
 
-    def volatile(self) -> tuple[str, ...]:
+    def keys_changeable_on_resume(self) -> tuple[str, ...]:
         """The dotted keys of settings that may differ when a run is continued: those marked ``MAY_CHANGE``, and where
         the sources of a mix are.
         """
@@ -206,8 +206,8 @@ class JobConfig(ConfigSection):
         change.
         """
         augment = self.train.augment
-        changed = {"vision": augment.active, "language": augment.changes_texts}
-        changed |= {name: encoder.augments() for name, encoder in self.model.inputs.items()}
+        changed = {"vision": augment.is_active, "language": augment.changes_texts}
+        changed |= {name: encoder.has_augmentation() for name, encoder in self.model.inputs.items()}
         return tuple(stream for stream in self.model.frozen_streams() if not changed.get(stream))
 
     def _explain_why_nothing_is_cacheable(self) -> str:

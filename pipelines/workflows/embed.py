@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from pipelines.data.index.build import build_index, require_tars
-from pipelines.embeddings.embed import EmbeddingJob, ModelCopies, choose_inputs, choose_task, embed_dataset
+from pipelines.embeddings.embed import EmbeddingJob, ModelActorResources, choose_inputs, choose_task, embed_dataset
 from pipelines.embeddings.search_files import open_search_files
-from pipelines.embeddings.stored import EmbeddedModel, Embeddings
+from pipelines.embeddings.stored import EmbeddedModel, EmbeddingsManifest
 from pipelines.report.progress import Progress
 from pipelines.storage import manifest
-from pipelines.storage.folder import Folder
+from pipelines.storage.folder import StorageFolder
 from pipelines.workflows import models
 from pipelines.workflows.cluster import connected_to_cluster
 from pipelines.workflows.models import ChosenModel
@@ -16,7 +16,7 @@ from pipelines.workflows.workspace import Workspace, absolute_path
 from vlmodel.processor import VLProcessor
 
 
-def run(work: Workspace) -> Embeddings:
+def run(work: Workspace) -> EmbeddingsManifest:
     """Index the tars if necessary, embed what is not embedded yet, and prepare the search."""
     config = work.config.embed
     require_tars(work.config.data.tars)  # before a cluster is started
@@ -29,9 +29,9 @@ def run(work: Workspace) -> Embeddings:
         build_index(work.config.data.tars, work.config.data.index)
         job = embedding_job(work, chosen, task, inputs, config.split, out)
         with Progress("embed", "sample") as progress:
-            made = embed_dataset(job, model_copies(work), progress)
+            made = embed_dataset(job, model_actor_resources(work), progress)
     with Progress("embed  search", "file") as progress:
-        open_search_files(Folder(out), made, work.config.serve.search.exact, progress)
+        open_search_files(StorageFolder(out), made, work.config.serve.search.exact, progress)
     counts = ", ".join(f"{made.count(name)} of {name}" for name in made.inputs)
     print(f"vectors of {chosen.name} version {chosen.version}, {made.width} numbers each: {counts}: {out}", flush=True)
     print(f"a service searches them with serve.search.embeddings={out}", flush=True)
@@ -58,7 +58,7 @@ def embedding_job(
     )  # fmt: skip
 
 
-def model_copies(work: Workspace) -> ModelCopies:
+def model_actor_resources(work: Workspace) -> ModelActorResources:
     """Return the number and resources of the actors, from the predict section."""
     predict = work.config.predict
-    return ModelCopies(predict.workers, predict.cpus_per_worker, predict.gpus_per_worker, predict.batch)
+    return ModelActorResources(predict.workers, predict.cpus_per_worker, predict.gpus_per_worker, predict.batch)

@@ -14,7 +14,7 @@ from pipelines.evaluate.zero_shot import classify_dataset, report_zero_shot
 from pipelines.report.progress import Progress
 from pipelines.workflows import feature_cache, models
 from pipelines.workflows.cluster import connected_to_cluster
-from pipelines.workflows.embed import embedding_job, model_copies
+from pipelines.workflows.embed import embedding_job, model_actor_resources
 from pipelines.workflows.models import ChosenModel
 from pipelines.workflows.workspace import Workspace
 from vlmodel.processor import VLProcessor
@@ -67,7 +67,7 @@ def _judge_zero_shot(work: Workspace, chosen: ChosenModel) -> TaskReport:
     with connected_to_cluster(work.config.cluster):
         job = embedding_job(work, chosen, task, (tasks[task].embedded_input,), config.split, folder)
         with Progress("evaluate", "sample") as progress:
-            embedded = embed_dataset(job, model_copies(work), progress)
+            embedded = embed_dataset(job, model_actor_resources(work), progress)
     answers, classes = classify_dataset(str(chosen.folder), folder, embedded, config.zero_shot)
     report = report_zero_shot(answers, classes, split)
     out = Path(config.out or work.local_folder / f"answers-{split}-zero-shot.parquet")

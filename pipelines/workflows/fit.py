@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.data.index.index import Index
-from pipelines.data.stream.augment import all_texts, names_a_side
+from pipelines.data.stream.augment import mentions_left_or_right, texts_changed_by_mirroring
 from pipelines.data.stream.dataset import Source, SourceMixture, connect_fact_lookup
 from pipelines.data.stream.feature_cache import FeatureCache
 from pipelines.data.stream.plan import SampleOrder, StepSchedule
@@ -21,7 +21,7 @@ from pipelines.knowledge import trained_facts
 from pipelines.knowledge.opened import open_fact_linker
 from pipelines.knowledge.trained_facts import TrainedFacts
 from pipelines.tracking.address import TrackingError
-from pipelines.tracking.store import wait_reachable
+from pipelines.tracking.store import wait_until_reachable
 from pipelines.tracking.tracker import Tracker
 from pipelines.tracking.unsent_metrics import UnsentMetrics
 from pipelines.train import checkpoint, run_folder, warm_start
@@ -69,9 +69,9 @@ def fit(
         Baselines.learn_from_training_split(index, training, processor.tasks, processor.normalizer).save(folder)
     if work.fact_source is not None and work.config.model.knowledge.reads_facts:
         TrainedFacts.of(work.fact_source).save(folder)
-    checkpoint.check_bases(work.run_folder)
+    checkpoint.check_base_weights_exist(work.run_folder)
     _restore_tracked_run(work, tracker)
-    tracker.log_params(dump_config(work.config), volatile=work.config.volatile())
+    tracker.log_params(dump_config(work.config), volatile=work.config.keys_changeable_on_resume())
     training_data.record_data(work, index, tracker)
     features = _compute_missing_features(work, [index, *training], processor, init, label)
     teacher = _teacher(work, processor, has_cached_features=bool(features))
@@ -81,8 +81,8 @@ def fit(
     launch_training(replace(spec, teacher=teacher), label=label)
     with add_remedy_to_tracking_errors():
         # Training itself never waits: its metrics are saved in the run's folder meanwhile.
-        wait_reachable(tracker.handle.uri)
-        tracker.log_unsent(UnsentMetrics(work.run_folder))
+        wait_until_reachable(tracker.handle.uri)
+        tracker.log_unsent_metrics(UnsentMetrics(work.run_folder))
 
 
 @contextmanager
@@ -133,8 +133,10 @@ def _warn_of_left_and_right_in_mirrored_images(work: Workspace, indexes: list[In
     if not augment.flip or augment.swap:
         return
     for index in (index for index in indexes if index.count(lambda has: "image" in has and bool(has & TEXTS))):
-        texts = list(chain.from_iterable(map(all_texts, islice(read_texts(index, "train"), _SIDES_SAMPLES))))
-        if count := sum(map(names_a_side, texts)):
+        texts = list(
+            chain.from_iterable(map(texts_changed_by_mirroring, islice(read_texts(index, "train"), _SIDES_SAMPLES)))
+        )
+        if count := sum(map(mentions_left_or_right, texts)):
             print(
                 f"train {work.config.name}: train.augment.flip={augment.flip:g} mirrors images, and {count} of the "
                 f"first {len(texts)} texts of {index.tars} say left or right, which is then false; set "
@@ -214,7 +216,7 @@ def _get_processor(work: Workspace, indexes: list[Index], folder: Path, init: st
         config.model.text_limits, lambda line: print(f"{label}  {line}", flush=True),
         inputs={name: part.resolve_settings() for name, part in config.model.inputs.items()},
         reads_images=config.model.reads_images(), knowledge=config.model.knowledge,
-        fact_texts=lambda: open_fact_linker(source).snapshot.whole.texts["text"].to_pylist() if source else [],
+        fact_texts=lambda: open_fact_linker(source).snapshot.all_facts.texts["text"].to_pylist() if source else [],
     )  # fmt: skip
 
 

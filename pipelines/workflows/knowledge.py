@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from contextlib import nullcontext
 
-from pipelines.knowledge.build import FactStoreBuildResult, build
+from pipelines.knowledge.build import FactStoreBuildResult, build_fact_store
 from pipelines.report.progress import Progress
 from pipelines.workflows.cluster import connected_to_cluster
 from pipelines.workflows.workspace import Workspace
@@ -16,6 +16,6 @@ def run(work: Workspace) -> FactStoreBuildResult:
     # Ray encodes; names alone need none.
     cluster = connected_to_cluster(work.config.cluster) if config.encoder else nullcontext()
     with cluster, Progress("knowledge", "fact") as progress:
-        built = build(config, progress)
+        built = build_fact_store(config, progress)
     print(f"knowledge {config.store}: {built.describe()}", flush=True)
     return built

@@ -15,7 +15,7 @@ from pipelines.workflows.workspace import Workspace
 
 @dataclass(frozen=True)
 class ChosenModel:
-    """The model that a job uses.
+    """The model that a job uses, with its folder and version.
 
     Attributes:
         folder: what ``Predictor.from_pretrained`` loads.

@@ -20,7 +20,7 @@ from pipelines.errors import DataError
 from pipelines.evaluate.answered import parse_answered_rows
 from pipelines.evaluate.assess import TaskAssessment
 from pipelines.evaluate.examples import inputs_of_sample
-from pipelines.registry.own_examples import AskedText, OwnExample, OwnInput
+from pipelines.registry.own_examples import AnsweredText, ExampleInput, ModelExample
 from vlmodel.media.base import DisplayCopy
 from vlmodel.media.registry import all_media
 from vlmodel.processor import Example
@@ -39,7 +39,7 @@ class _NoExampleError(Exception):
     """A sample cannot be an example of the page; the message says why."""
 
 
-def choose(model: Path, assessments: Sequence[TaskAssessment], index: Index) -> list[OwnExample]:
+def choose_own_examples(model: Path, assessments: Sequence[TaskAssessment], index: Index) -> list[ModelExample]:
     """Choose up to ``SAMPLES`` examples of each task, the same for the same answers; prints which samples were left
     out, and why.
 
@@ -51,7 +51,7 @@ def choose(model: Path, assessments: Sequence[TaskAssessment], index: Index) -> 
     from vlmodel.inference import Predictor
 
     predictor = Predictor.from_pretrained(model)
-    examples: list[OwnExample] = []
+    examples: list[ModelExample] = []
     for assessment in assessments:
         found, left_out = _examples_of_task(predictor, assessment, index)
         examples += found
@@ -64,14 +64,14 @@ def choose(model: Path, assessments: Sequence[TaskAssessment], index: Index) -> 
 
 def _examples_of_task(
     predictor: Predictor, assessment: TaskAssessment, index: Index
-) -> tuple[list[OwnExample], Counter[str]]:
+) -> tuple[list[ModelExample], Counter[str]]:
     """Return the examples of a task, and how many samples were left out for each reason."""
     task = predictor.processor.tasks[assessment.task]
-    found, left_out = list[OwnExample](), Counter[str]()
-    for (split, key), rows in _samples(assessment.answers, task, assessment)[:_TRIED]:
+    found, left_out = list[ModelExample](), Counter[str]()
+    for (split, key), rows in _iterate_samples_to_show(assessment.answers, task, assessment)[:_TRIED]:
         try:
             inputs = inputs_of_sample(key, index, predictor.processor.input_names, split)
-            found.append(_example(predictor, assessment, inputs, rows))
+            found.append(_make_example(predictor, assessment, inputs, rows))
         except _NoExampleError as reason:
             left_out[str(reason)] += 1
         except DataError:
@@ -81,7 +81,9 @@ def _examples_of_task(
     return found, left_out
 
 
-def _samples(answers: pa.Table, task: Task, assessment: TaskAssessment) -> list[tuple[tuple[str, str], list[int]]]:
+def _iterate_samples_to_show(
+    answers: pa.Table, task: Task, assessment: TaskAssessment
+) -> list[tuple[tuple[str, str], list[int]]]:
     """Yield the (split, key) of each sample with some of its rows that were answered right (or all rows if none was),
     in random order, those with the most texts first.
     """
@@ -97,10 +99,10 @@ def _samples(answers: pa.Table, task: Task, assessment: TaskAssessment) -> list[
     return sorted(samples, key=lambda sample: -len(sample[1]))
 
 
-def _example(
+def _make_example(
     predictor: Predictor, assessment: TaskAssessment, inputs: Mapping[str, bytes], rows: Sequence[int]
-) -> OwnExample:
-    """Build the example of a sample.
+) -> ModelExample:
+    """Build the example that the page shows of a sample.
 
     Raises:
         _NoExampleError: one of its inputs cannot be shown, the model cannot be asked about them as they are shown, or
@@ -115,14 +117,14 @@ def _example(
         first = next(iter(str(error).splitlines()), type(error).__name__)
         raise _NoExampleError(f"the model cannot answer about the inputs alone: {first}") from error
     best = [prediction.answers[0] for prediction in predicted]
-    same = tuple(_same_again(assessment.answers, rows, texts, best))
+    same = tuple(_keep_reproduced_answers(assessment.answers, rows, texts, best))
     if not same:
         raise _NoExampleError("answered otherwise about the inputs as the page shows them")
     encoded = {
-        name: OwnInput(media_type=copy.media_type, data=base64.b64encode(copy.data).decode())
+        name: ExampleInput(media_type=copy.media_type, data=base64.b64encode(copy.data).decode())
         for name, copy in shown.items()
     }
-    return OwnExample(task=assessment.task, inputs=encoded, texts=same)
+    return ModelExample(task=assessment.task, inputs=encoded, texts=same)
 
 
 def _display_copy(predictor: Predictor, name: str, data: bytes) -> DisplayCopy:
@@ -132,9 +134,9 @@ def _display_copy(predictor: Predictor, name: str, data: bytes) -> DisplayCopy:
     return copy
 
 
-def _same_again(
+def _keep_reproduced_answers(
     answers: pa.Table, rows: Sequence[int], texts: Sequence[str], best: Sequence[tuple[str, float]]
-) -> Iterator[AskedText]:
+) -> Iterator[AnsweredText]:
     for row, text, (answer, probability) in zip(rows, texts, best, strict=True):
         if answer == answers["predicted"][row].as_py():
-            yield AskedText(text=text, answer=answer, probability=float(probability))
+            yield AnsweredText(text=text, answer=answer, probability=float(probability))

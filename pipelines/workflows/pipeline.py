@@ -106,7 +106,7 @@ def _ask_example_question(work: Workspace, address: str) -> None:
     operations = operations_of_tasks(work.config.model.task.tasks_by_name())
     can_be_asked = (
         name for name in (VQAOperation.name, ClassifyOperation.name)
-        if name in operations and operations[name][1].problem({}) is None
+        if name in operations and operations[name][1].unsupported_request_reason({}) is None
     )  # fmt: skip
     name = next(can_be_asked, None)
     read = {encoding.input for encoding in work.config.model.encoders_by_stream().values()}

@@ -43,7 +43,7 @@ def evaluate_and_register(work: Workspace, index: Index, tracker: Tracker, split
         reports = {assessment.task: assessment.report for assessment in assessments}
         processor, facts = VLProcessor.from_pretrained(model), TrainedFacts.load(model)
         card = model_card(work.registry.name, reports, processor, index, best.step, facts)
-        shown = own_examples.choose(model, assessments, index)
+        shown = own_examples.choose_own_examples(model, assessments, index)
         version = work.registry.log_model(tracker.run_id, model, first.example, score, best.step, examples, card, shown)
     print(f"registered {version.name} version {version.version}", flush=True)
     return version

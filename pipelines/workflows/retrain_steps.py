@@ -30,7 +30,7 @@ from pipelines.retrain.incoming import (
 )
 from pipelines.retrain.ledger import Facts, IncomingTar, RetrainCycle, RetrainLedger
 from pipelines.serve.deployment import deploy
-from pipelines.storage.folder import Folder
+from pipelines.storage.folder import StorageFolder
 from pipelines.train import warm_start
 from pipelines.workflows import feature_cache, promote, serve, train, training_data
 from pipelines.workflows.workspace import Workspace, absolute_path
@@ -119,7 +119,7 @@ def take_and_check_new_data(work: Workspace, cycle: RetrainCycle) -> Facts:
         "init": init,
         "init_because": reason,
         "tars": new.tars,
-        "inputs": new.scan["inputs"],
+        "inputs": new.validity_settings["inputs"],
         "mix": _choose_training_mix(work, evaluation_index, cycle, new),
     }
 
@@ -128,7 +128,7 @@ def train_candidate(work: Workspace, cycle: RetrainCycle) -> Facts:
     """Train a candidate, evaluate it on the hold-out, and register it."""
     training = _training_workspace(work, cycle)
     facts = cycle.records["checked"]
-    training.keep_index_versions({"": facts["hold_out"], _source_name(cycle): facts["index"]})
+    training.record_index_versions({"": facts["hold_out"], _source_name(cycle): facts["index"]})
     version = train.run(training)
     store = training.fact_source
     return {
@@ -185,7 +185,7 @@ def update_service(work: Workspace, cycle: RetrainCycle) -> Facts:
     """Update the service if one runs and there is a new champion."""
     if not cycle.records["gated"]["promoted"]:
         return {"swapped": False, "reason": "the champion is the same"}
-    if not work.config.retrain.swap or not deploy.is_running():
+    if not work.config.retrain.swap or not deploy.is_service_running():
         reason = "no service runs on this cluster" if work.config.retrain.swap else "not wanted"
         return {"swapped": False, "reason": reason}
     changes: dict[str, Any] = {"version": "", "model": ""}
@@ -193,7 +193,7 @@ def update_service(work: Workspace, cycle: RetrainCycle) -> Facts:
     if work.registry.find(CHALLENGER) is None:
         changes["challenger"] = work.config.serve.challenger.model_copy(update={"mode": "off"})
     work = work.with_changed_settings(serve=work.config.serve.model_copy(update=changes))
-    return {"swapped": True, "reason": f"serving at {serve.start(work)}"}
+    return {"swapped": True, "reason": f"serving at {serve.deploy_model(work)}"}
 
 
 def record_cycle(work: Workspace, cycle: RetrainCycle) -> Facts:
@@ -229,8 +229,8 @@ def print_line(line: str) -> None:
     print(f"retrain  {line}", flush=True)
 
 
-def _incoming_folder(work: Workspace) -> Folder:
-    return Folder(absolute_path(work.config.retrain.incoming or f"{work.config.data.tars.rstrip('/')}/incoming"))
+def _incoming_folder(work: Workspace) -> StorageFolder:
+    return StorageFolder(absolute_path(work.config.retrain.incoming or f"{work.config.data.tars.rstrip('/')}/incoming"))
 
 
 def _copied_tars_subfolder(work: Workspace, cycle: RetrainCycle) -> str:
@@ -287,14 +287,14 @@ def _choose_training_mix(
     sizes = {name: float(index.counts()["train"]) for name, index in old.items()}
     if weights := {name: source.weight for name, source in work.config.data.mix.items() if source.weight is not None}:
         sizes = {name: sum(sizes.values()) * weight / sum(weights.values()) for name, weight in weights.items()}
-    places = {name: {"tars": index.tars, "inputs": index.scan["inputs"]} for name, index in old.items()}
+    places = {name: {"tars": index.tars, "inputs": index.validity_settings["inputs"]} for name, index in old.items()}
     for past in open_ledger(work).committed_cycles():
         sizes[_source_name(past)] = float(past.records["checked"]["counts"]["train"])
         checked = past.records["checked"]
         places[_source_name(past)] = {"tars": checked["tars"], "inputs": checked.get("inputs", list(PAIRS))}
     total = sum(sizes.values())
     rest = {n: {**places[n], "weight": (1 - share) * size / total} for n, size in sizes.items() if size}
-    of_cycle = {"tars": new.tars, "inputs": new.scan["inputs"], "weight": share}
+    of_cycle = {"tars": new.tars, "inputs": new.validity_settings["inputs"], "weight": share}
     return {_source_name(cycle): of_cycle, **(rest if share < 1 else {})}
 
 

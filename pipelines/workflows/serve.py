@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipelines.embeddings.errors import EmbeddingsError
-from pipelines.embeddings.stored import Embeddings
+from pipelines.embeddings.stored import EmbeddingsManifest
 from pipelines.registry.errors import RegistryError
 from pipelines.registry.versions import CHAMPION, LocalModel
 from pipelines.serve.config import ServeConfig
 from pipelines.serve.deployment.address import check_port_free
 from pipelines.storage import manifest
-from pipelines.storage.folder import Folder
+from pipelines.storage.folder import StorageFolder
 from pipelines.workflows.cluster import connected_to_cluster, starts_own_cluster
 from pipelines.workflows.workspace import Workspace, absolute_path
 
@@ -32,14 +32,14 @@ def run(work: Workspace) -> None:
     _check_vectors_are_of_model(work, model)
     with connected_to_cluster(work.config.cluster) as own:
         if not own:
-            print(f"serving at {start(work, model)}", flush=True)
+            print(f"serving at {deploy_model(work, model)}", flush=True)
             return
         with run_service(work, model) as address:
             print(f"serving at {address} (page /, API /docs); Ctrl-C stops it", flush=True)
             threading.Event().wait()
 
 
-def start(work: Workspace, model: LocalModel | None = None) -> str:
+def deploy_model(work: Workspace, model: LocalModel | None = None) -> str:
     """Deploy the champion, or what ``serve.version`` or ``serve.model`` names, and the challenger if
     ``serve.challenger.mode`` wants one; returns the service's address.
 
@@ -55,11 +55,11 @@ def start(work: Workspace, model: LocalModel | None = None) -> str:
     config = _use_absolute_folder_of_vectors(_add_fact_store_to_settings(work))
     if config.model:
         folder = absolute_path(config.model)
-        _tell_of_vectors_of_another_model(work, None)
-        return deploy.start(config, folder, Path(folder).name, "0", "", _print_line)
+        _warn_of_vectors_of_another_model(work, None)
+        return deploy.deploy_service(config, folder, Path(folder).name, "0", "", _print_line)
     model = model or find_version_to_serve(work)
-    _tell_of_vectors_of_another_model(work, model)
-    return deploy.start(
+    _warn_of_vectors_of_another_model(work, model)
+    return deploy.deploy_service(
         config, model.folder, model.name, model.version, model.digest, _print_line,
         golden=_golden_answers_file(model),
         challenger=None if config.challenger.mode == "off" else _find_compatible_challenger(work.registry, model),
@@ -95,7 +95,7 @@ def _check_vectors_are_of_model(work: Workspace, model: LocalModel | None) -> No
     config = work.config.serve
     if not config.search.embeddings:
         return
-    stored = Embeddings.read(Folder(config.search.embeddings))
+    stored = EmbeddingsManifest.read(StorageFolder(config.search.embeddings))
     if model is None:
         folder = Path(config.model)
         stored.check_model(manifest.folder_digest(folder), f"that in {str(folder)!r}", config.search.embeddings)
@@ -103,7 +103,7 @@ def _check_vectors_are_of_model(work: Workspace, model: LocalModel | None) -> No
         stored.check_model(model.digest, f"{model.name} version {model.version}", config.search.embeddings)
 
 
-def _tell_of_vectors_of_another_model(work: Workspace, model: LocalModel | None) -> None:
+def _warn_of_vectors_of_another_model(work: Workspace, model: LocalModel | None) -> None:
     """Print a warning if the vectors are of another model: a service updated to a new champion answers everything but
     searches until its vectors exist.
     """
@@ -149,16 +149,16 @@ def _find_compatible_challenger(registry: Registry, champion: LocalModel) -> Map
 
 
 def _golden_answers_file(model: LocalModel) -> str:
-    return str(model.golden or "")
+    return str(model.golden_answers_file or "")
 
 
 @contextmanager
 def run_service(work: Workspace, model: LocalModel | None = None) -> Iterator[str]:
-    """Serve while the block runs; ``model`` is as for ``start``."""
+    """Serve while the block runs; ``model`` is as for ``deploy_service``."""
     from pipelines.serve.deployment import deploy
 
-    address = start(work, model)
+    address = deploy_model(work, model)
     try:
         yield address
     finally:
-        deploy.stop()
+        deploy.stop_service()

@@ -39,7 +39,7 @@ def raise_interrupt_on_signals(line: str) -> None:
     global _received, _line
     _received, _line = None, line
     for number in _ENDING:
-        signal.signal(number, _end)
+        signal.signal(number, _end_on_signal)
 
 
 def last_received_signal() -> signal.Signals | None:
@@ -47,7 +47,7 @@ def last_received_signal() -> signal.Signals | None:
     return _received
 
 
-def end() -> NoReturn:
+def end_by_signal() -> NoReturn:
     """End this process and everything that is left of what it started, with the status 128 + the signal's number.
 
     At once: Python's own way out would wait for threads, and may change the status.
@@ -81,17 +81,17 @@ def restored_signal_handlers() -> Iterator[None]:
                 signal.signal(number, handler)
 
 
-def _end(number: int, _: FrameType | None) -> None:
+def _end_on_signal(number: int, _: FrameType | None) -> None:
     global _received, _received_at
     if _received is None:
         _received, _received_at = signal.Signals(number), time.monotonic()
         _drop_closed_streams()
-        timer = threading.Timer(CLEAN_UP_S, end)
+        timer = threading.Timer(CLEAN_UP_S, end_by_signal)
         timer.daemon = True
         timer.start()
         raise KeyboardInterrupt
     if number == signal.SIGINT and time.monotonic() - _received_at > _SECOND_AFTER_S:
-        end()
+        end_by_signal()
 
 
 def _drop_closed_streams() -> None:

@@ -56,7 +56,7 @@ def open_checked_index(work: Workspace) -> Index:
     index = open_index(work)
     indexes = training_data.open_indexes(work, index)
     training_data.check_inputs(work, indexes)
-    training_data.check_knowledge(work)
+    training_data.check_fact_store(work)
     training_data.check_tasks_have_training_samples(work, indexes)
     check_data_is_evaluable(index, work.config.model.task.tasks_by_name(), evaluation_split(index))
     return index
@@ -87,7 +87,7 @@ def _check_same_settings(work: Workspace, index: Index) -> None:
     if beginning is None:
         run_folder.write_run_start(work.run_folder, run_folder.RunStart(settings, data))
         return
-    volatile = ("name", *work.config.volatile())
+    volatile = ("name", *work.config.keys_changeable_on_resume())
     earlier = beginning.config
     known = set(flatten_settings(earlier)) & set(flatten_settings(settings))
     try:

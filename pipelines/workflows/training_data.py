@@ -46,7 +46,7 @@ def open_indexes(work: Workspace, evaluation_index: Index, *, newest: bool = Fal
         by_name = {name: work.index(name) for name in names_of_mix}
     for name, index in by_name.items():
         if index.input_requirements != input_requirements(inputs := work.config.data.mix[name].inputs):
-            was = json.dumps(index.scan["inputs"])
+            was = json.dumps(index.validity_settings["inputs"])
             raise DataError(
                 f"{index.tars} was indexed as {was}, and data.mix.{name}.inputs={json.dumps(inputs)}; run the index "
                 "job again, or set what it holds"
@@ -88,7 +88,7 @@ def check_inputs(work: Workspace, training_indexes: Mapping[str, Index]) -> None
                 )
 
 
-def check_knowledge(work: Workspace) -> None:
+def check_fact_store(work: Workspace) -> None:
     """Raise an error for a model that reads facts if there is no store of them, or one that cannot be searched as the
     model requires.
 
@@ -103,7 +103,7 @@ def check_knowledge(work: Workspace) -> None:
             f"model.knowledge.kind={knowledge.kind!r} reads facts, and knowledge.store is not set; name the store (the "
             "knowledge job builds one), or set model.knowledge.kind=none"
         )
-    open_fact_linker(work.fact_source).check(knowledge.link)
+    open_fact_linker(work.fact_source).check_linking(knowledge.link)
 
 
 def check_tasks_have_training_samples(work: Workspace, training_indexes: Mapping[str, Index]) -> None:
@@ -117,7 +117,7 @@ def check_tasks_have_training_samples(work: Workspace, training_indexes: Mapping
     """
     for name, task in work.config.model.task.tasks_by_name().items():
         if not sum(index.count(task.can_learn, "train") for index in training_indexes.values()):
-            others = "" if name else " and ".join(_kinds_that_learn(training_indexes.values()))
+            others = "" if name else " and ".join(_learnable_task_kinds(training_indexes.values()))
             fitting = f", or a task that learns of what they have: model.task.kind={others}" if others else ""
             raise DataError(
                 f"no train sample of {' and '.join(index.tars for index in training_indexes.values())} has "
@@ -126,7 +126,7 @@ def check_tasks_have_training_samples(work: Workspace, training_indexes: Mapping
             )
 
 
-def _kinds_that_learn(indexes: Collection[Index]) -> list[str]:
+def _learnable_task_kinds(indexes: Collection[Index]) -> list[str]:
     """List the kinds of tasks for which the data have training samples."""
     found = []
     for kind in list_part_kinds("vlmodel.tasks"):
@@ -207,7 +207,7 @@ def record_data(work: Workspace, evaluation_index: Index, tracker: Tracker) -> N
     """
     tracker.log_data(describe_data(work, evaluation_index))
     hashes = {name: index.hash for name, index in open_indexes(work, evaluation_index).items()}
-    work.keep_index_versions({**hashes, "": evaluation_index.hash})
+    work.record_index_versions({**hashes, "": evaluation_index.hash})
 
 
 def training_samples_and_order(

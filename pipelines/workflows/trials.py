@@ -110,7 +110,7 @@ def train_and_record_result(config: JobConfig, context: SearchContext, trial_con
 
     try:
         work = Workspace(config)
-        work.keep_index_versions(context.versions)
+        work.record_index_versions(context.versions)
         with (
             train.locked_run(work) as index,
             work.track(parent=context.parent) as tracker,

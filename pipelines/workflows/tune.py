@@ -79,7 +79,7 @@ def changeable_settings(config: JobConfig) -> tuple[str, ...]:
     """List the settings that may change between two parts of a search; its space and the number of its samples
     may not.
     """
-    return ("tune.concurrent", *(key for key in config.volatile() if key != "tune"))
+    return ("tune.concurrent", *(key for key in config.keys_changeable_on_resume() if key != "tune"))
 
 
 def train_trial(

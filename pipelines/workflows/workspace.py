@@ -13,7 +13,7 @@ from pipelines.data.index.index import Index
 from pipelines.data.stream.dataset import Source
 from pipelines.data.stream.feature_cache import FeatureCache
 from pipelines.knowledge.opened import FactSource
-from pipelines.storage.folder import Folder
+from pipelines.storage.folder import StorageFolder
 from pipelines.tracking.tracker import Tracker
 from pipelines.workflows.config import JobConfig
 from vlmodel.config import ConfigError
@@ -85,7 +85,7 @@ class Workspace:
 
     def open_tracked_run(self, run_id: str) -> Tracker:
         """Open the tracked run with this id."""
-        return Tracker.of_run(self.config.tracking, self.storage, run_id)
+        return Tracker.reopen_run(self.config.tracking, self.storage, run_id)
 
     def newest_index(self) -> Index:
         """Open the newest index of ``data.tars``.
@@ -119,12 +119,12 @@ class Workspace:
         in ``data.mix``; {} if it has not begun.
         """
         try:
-            versions: dict[str, str] = json.loads(Folder(self.run_folder).read(_VERSIONS))
+            versions: dict[str, str] = json.loads(StorageFolder(self.run_folder).read(_VERSIONS))
         except (FileNotFoundError, NotADirectoryError):
             return {}
         return versions
 
-    def keep_index_versions(self, hashes: Mapping[str, str]) -> None:
+    def record_index_versions(self, hashes: Mapping[str, str]) -> None:
         """Record the hashes of the indexes with which the run begins, and the version of the store of facts; those
         recorded before stay.
         """
@@ -133,7 +133,7 @@ class Workspace:
             hashes = {**hashes, _STORE: str(self.fact_source.version)}
         if not hashes.keys() <= before.keys():
             contents = json.dumps({**hashes, **before}, indent=1, sort_keys=True)
-            Folder(self.run_folder).write(_VERSIONS, contents.encode())
+            StorageFolder(self.run_folder).write(_VERSIONS, contents.encode())
 
     def source(
         self, index: Index, split: str, processor: str | Path, features: tuple[FeatureCache, ...] = ()

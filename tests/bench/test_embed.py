@@ -24,14 +24,20 @@ import pyarrow as pa
 import pytest
 import torch
 
-from pipelines.embeddings.embed import EmbeddingJob, ModelCopies, embed_dataset
+from pipelines.embeddings.embed import EmbeddingJob, ModelActorResources, embed_dataset
 from pipelines.embeddings.search import EmbeddingSearch
-from pipelines.embeddings.stored import EmbeddedModel, Embeddings, PartRange, arrow_schema, write_part
+from pipelines.embeddings.stored import (
+    EmbeddedModel,
+    EmbeddingsFileRange,
+    EmbeddingsManifest,
+    arrow_schema,
+    write_embeddings_file,
+)
 from pipelines.serve.config import SearchServingConfig, ServeConfig
 from pipelines.serve.http.app import create_app
 from pipelines.serve.search import UpdatableSearch
 from pipelines.serve.service import ModelInfo, ServiceRequest, ServiceResult
-from pipelines.storage.folder import Folder
+from pipelines.storage.folder import StorageFolder
 from tests.bench import photographs
 from tests.bench.conftest import Figure
 from tests.jobs.conftest import ROOT
@@ -106,7 +112,7 @@ def test_embed_beside_a_bare_loop(tmp_path: Path, figure: Figure) -> None:
             str(model), described, data.source.tars, data.source.index_hash, "", ("image", "text"),
             str(tmp_path / f"vectors-{number}"),
         )  # fmt: skip
-        embed_dataset(job, ModelCopies(1, cores, 0.0, BATCH), partial(_note, told))
+        embed_dataset(job, ModelActorResources(1, cores, 0.0, BATCH), partial(_note, told))
         (begun, first), (ended, last) = told[1], told[-1]
         rates["job"].append((last - first) / (ended - begun))
     by_round = [job / loop for job, loop in zip(rates["job"], rates["loop"], strict=True)]
@@ -121,7 +127,7 @@ def _note(told: list[tuple[float, int]], done: int, total: int) -> None:
 
 def store_vectors(folder: Path, count: int) -> np.ndarray:
     """Random unit vectors as the job stores them, 4,096 a file; returns some of them."""
-    rng, at, parts, kept = np.random.default_rng(0), Folder(str(folder)), [], []
+    rng, at, parts, kept = np.random.default_rng(0), StorageFolder(str(folder)), [], []
     for start in range(0, count, 4096):
         size = min(4096, count - start)
         vectors_MD = rng.standard_normal((size, WIDTH), np.float32)
@@ -133,9 +139,13 @@ def store_vectors(folder: Path, count: int) -> np.ndarray:
             "vector": pa.FixedSizeListArray.from_arrays(pa.array(vectors_MD.ravel()), WIDTH),
         }  # fmt: skip
         table = pa.table({name: pa.array(values) for name, values in columns.items()}).cast(arrow_schema(WIDTH))
-        parts.append(write_part(at, PartRange("a.tar", start, start + size, {"start": start}), "bench", table))
+        parts.append(
+            write_embeddings_file(
+                at, EmbeddingsFileRange("a.tar", start, start + size, {"start": start}), "bench", table
+            )
+        )
     described = EmbeddedModel(name="bench", version="1", digest="bench", task="")
-    made = Embeddings(model=described, tars="none", index="bench", split="", inputs=["image"], parts=parts)
+    made = EmbeddingsManifest(model=described, tars="none", index="bench", split="", inputs=["image"], parts=parts)
     made.write(at)
     return np.concatenate(kept)
 

@@ -106,7 +106,7 @@ def model_of(kind: str, facts: Snapshot, made: Colours, seed: int) -> tuple[VLMo
         },
     )
     asked = [replace(one, form=form) for one in made.rows["train"] for form in set(FORMS)]
-    texts = [*(one.question for one in asked), *facts.whole.texts["text"].to_pylist()]
+    texts = [*(one.question for one in asked), *facts.all_facts.texts["text"].to_pylist()]
     tokenizer = train_tokenizer(texts, 4096)
     processor = VLProcessor(
         ProcessorConfig(image_size=16, max_tokens=32),
@@ -231,7 +231,7 @@ def measure(
     say: Callable[[str], object] = lambda line: None,
 ) -> dict[str, float]:  # fmt: skip
     """Train one model and judge it."""
-    linker = FactLinker(snapshot.read(store), QueryVectorCache(open_encoder(str(minilm()))))
+    linker = FactLinker(snapshot.read_snapshot(store), QueryVectorCache(open_encoder(str(minilm()))))
     model, processor = model_of(kind, linker.snapshot, made, seed)
     finder = Editable(linker)
     processor.finder = finder

@@ -92,7 +92,7 @@ class Service:
 
     def deploy(self) -> None:
         """What ``python -m jobs.serve`` does on a running cluster."""
-        assert serve.start(Workspace(self.config)) == self.address
+        assert serve.deploy_model(Workspace(self.config)) == self.address
 
     def ask(self, image: bytes, question: str) -> VQAResponse:
         with Client(self.address) as client:

@@ -50,7 +50,7 @@ def service(tmp_path: Path, store: FactStore, monkeypatch: pytest.MonkeyPatch) -
     service.deploy()
     seconds_until(service.is_whole, BACK_S)
     yield service
-    deploy.stop()
+    deploy.stop_service()
 
 
 def first_with(answers: list[Answer], fact: str, after: float) -> float:

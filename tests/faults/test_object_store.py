@@ -26,7 +26,7 @@ from pipelines.data.tars.reader import ShardReader
 from pipelines.data.tars.shards import ShardWriter
 from pipelines.data.texts.corpus import train_tokenizer
 from pipelines.errors import DataError
-from pipelines.storage.folder import Folder
+from pipelines.storage.folder import StorageFolder
 from tests.pipelines.data.tar_maker import photo
 from tests.pipelines.storage.stores import S3Store, s3_store
 from vlmodel.processor import ProcessorConfig, VLProcessor
@@ -68,7 +68,7 @@ def parts(source: Source) -> MicroBatches:
 
 
 def test_from_tars_to_batches(tmp_path: Path, store: S3Store) -> None:
-    bucket, local = Folder(TARS), tmp_path / "tars"
+    bucket, local = StorageFolder(TARS), tmp_path / "tars"
     for path in write(local, 0, SAMPLES):
         bucket.write(path.name, path.read_bytes())
     expected = build_index(str(local), CONFIG)

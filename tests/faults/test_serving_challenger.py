@@ -79,7 +79,7 @@ def test_dead_or_hung_challenger_loses_no_answer(tmp_path: Path, mode: str) -> N
         assert replicas() == champion, "the champion was not disturbed"
         assert {answer.version for answer in every} == ({"1"} if mode == "shadow" else {"1", "2"})
     finally:
-        deploy.stop()
+        deploy.stop_service()
 
     compared = [comparison for comparison in read_comparisons(str(records)) if isinstance(comparison, Comparison)]
     assert {(comparison.champion.version, comparison.challenger.version) for comparison in compared} == {("1", "2")}

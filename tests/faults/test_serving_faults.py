@@ -39,7 +39,7 @@ def service(tmp_path: Path) -> Iterator[Service]:
     service.deploy()
     seconds_until(service.is_whole, BACK_S)
     yield service
-    deploy.stop()
+    deploy.stop_service()
 
 
 @pytest.fixture(scope="module")
@@ -113,17 +113,20 @@ def test_a_swap_refuses_nobody_and_goes_one_way(service: Service, body: bytes) -
 @pytest.mark.parametrize("fault", ["weights", "golden answers"])
 def test_a_version_that_is_no_good_changes_nothing(service: Service, body: bytes, fault: str) -> None:
     bad = service.registry.download(service.registry.version("2"))
-    golden, refusal = str(bad.golden), r"version 2 in .* does not load"
+    golden, refusal = str(bad.golden_answers_file), r"version 2 in .* does not load"
     if fault == "weights":
         weights = bad.folder / "model.safetensors"
         weights.write_bytes(weights.read_bytes()[:-100])
     else:
         # It loads, and says something else here than when it was registered.
-        golden, refusal = str(service.registry.champion().golden), r"version 2 in .* is not served: .* golden answers"
+        golden, refusal = (
+            str(service.registry.champion().golden_answers_file),
+            r"version 2 in .* is not served: .* golden answers",
+        )
     with open_loop(service.address, RATE, body) as answers:
         time.sleep(1)
         with pytest.raises(ServeError, match=refusal):
-            deploy.start(service.config.serve, bad.folder, bad.name, bad.version, golden=golden)
+            deploy.deploy_service(service.config.serve, bad.folder, bad.name, bad.version, golden=golden)
         seconds_until(service.is_whole, BACK_S)
     # It was refused once, and is not what takes a dead replica's place.
     victim = min(replicas())

@@ -35,7 +35,7 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
         service.deploy()
         seconds_until(service.is_whole, 120)
         yield service
-        deploy.stop()
+        deploy.stop_service()
 
 
 def test_ten_times_the_load_is_refused_at_once_and_passes(service: Service) -> None:

@@ -126,7 +126,7 @@ def service(tmp_path: Path) -> Iterator[Service]:
         service.deploy()
         seconds_until(service.is_whole, BACK_S)
         yield service
-        deploy.stop()
+        deploy.stop_service()
 
 
 def test_good_requests_between_bad_ones_with_bounded_memory(service: Service, tmp_path: Path) -> None:

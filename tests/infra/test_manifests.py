@@ -358,7 +358,7 @@ def test_the_service_is_what_ray_serve_takes() -> None:
     assert re.fullmatch("[0-9a-f]{64}", application.args["digest"])
     assert application.args["golden"]
     config = parse_config(ServeConfig, application.args["serve"])
-    assert not config.tls.active, "KubeRay asks whether it lives in plain HTTP"
+    assert not config.tls.is_active, "KubeRay asks whether it lives in plain HTTP"
     workers = next(g for g in cluster("rayservice.yaml")["workerGroupSpecs"] if g["groupName"] == "cpu")
     cpus = int(workers["template"]["spec"]["containers"][0]["resources"]["requests"]["cpu"])
     assert config.replicas * config.num_cpus <= workers["replicas"] * cpus

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from jobs.job import main
-from pipelines.knowledge.snapshot import read
+from pipelines.knowledge.snapshot import read_snapshot
 from pipelines.knowledge.store import FactStore
 from pipelines.knowledge.triples import Triple, triple_to_fact
 from tests.jobs.conftest import SMALL
@@ -68,7 +68,7 @@ def test_a_model_learns_to_read_facts_and_keeps_to_a_version(
     assert started["(knowledge)"] == str(version)
     store.put([triple_to_fact(Triple("sky", "Is", "green"), "later")], None)
     job("train", "--config", "jobs/configs/demo.toml", *settings)
-    assert len(read(store, version)) == len(THINGS)
+    assert len(read_snapshot(store, version)) == len(THINGS)
     answers = tmp_path / "answers.parquet"
     job("predict", "--config", "jobs/configs/demo.toml", *settings, f"evaluate.out={answers}", "evaluate.split=val")
     assert pq.read_table(answers).num_rows == 12

@@ -108,7 +108,7 @@ def test_a_visitor_asks_corrects_and_meets_the_next_version(
         second = workspace(folder, work.config.serve.port, "name=second")
         train.run(second)
         promote.run(second)
-        serve.start(second)
+        serve.deploy_model(second)
         page.press("#suggestions button")
         page.see(".turn .meta", "version 2")
         page.see("#model-text", "version 2")

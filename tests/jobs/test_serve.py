@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 
 from pipelines.embeddings.errors import EmbeddingsError
-from pipelines.embeddings.stored import EmbeddedModel, Embeddings
+from pipelines.embeddings.stored import EmbeddedModel, EmbeddingsManifest
 from pipelines.registry.errors import RegistryError
 from pipelines.retrain.ledger import RetrainCycle
 from pipelines.serve.config import ServeConfig
 from pipelines.serve.deployment import deploy
 from pipelines.serve.errors import ServeError
-from pipelines.storage.folder import Folder
+from pipelines.storage.folder import StorageFolder
 from pipelines.workflows import retrain_steps, serve
 from pipelines.workflows.config import JobConfig
 from pipelines.workflows.workspace import Workspace
@@ -36,7 +36,7 @@ def deployed(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
         found.append({"mode": config.challenger.mode, "folder": str(folder), "name": name, "version": version, **more})
         return "http://127.0.0.1:1"
 
-    monkeypatch.setattr(deploy, "start", start)
+    monkeypatch.setattr(deploy, "deploy_service", start)
     return found
 
 
@@ -57,9 +57,9 @@ def test_the_challenger_is_deployed_beside_the_champion(tmp_path: Path, deployed
     service = Service(tmp_path, challenger={"mode": "shadow"})
     service.promote(service.register(seed=1))
     with pytest.raises(RegistryError, match=r"has no challenger; .*serve\.challenger\.mode=off"):
-        serve.start(Workspace(service.config))
+        serve.deploy_model(Workspace(service.config))
     service.registry.set_challenger(service.register(seed=2), is_usable=True)
-    serve.start(Workspace(service.config))
+    serve.deploy_model(Workspace(service.config))
     [one] = deployed
     challenger = one["challenger"]
     assert (one["version"], challenger["version"], one["mode"]) == ("1", "2", "shadow")
@@ -77,7 +77,7 @@ def test_a_challenger_of_another_kind_is_refused(tmp_path: Path, deployed: list[
     version = service.registry.log_model(run_id, other, Example({"image": picture(0)}, ("",)), SCORE)
     service.registry.set_challenger(version.version, is_usable=True)
     with pytest.raises(RegistryError, match=r"challenger \(version 2\) and champion \(version 1\) .*'kind': 'caption'"):
-        serve.start(Workspace(service.config))
+        serve.deploy_model(Workspace(service.config))
     assert deployed == []
 
 
@@ -86,7 +86,7 @@ def test_a_cycle_whose_candidate_was_promoted_serves_it_alone(
 ) -> None:
     service = Service(tmp_path, challenger={"mode": "shadow"})
     service.promote(service.register(seed=1))
-    monkeypatch.setattr(deploy, "is_running", lambda: True)
+    monkeypatch.setattr(deploy, "is_service_running", lambda: True)
     cycle = RetrainCycle("1", {"gated": {"promoted": True}})
     assert retrain_steps.update_service(Workspace(service.config), cycle)["swapped"]
     service.registry.set_challenger(service.register(seed=2), is_usable=True)
@@ -98,7 +98,7 @@ def test_without_a_challenger_nothing_asks_for_one(tmp_path: Path, deployed: lis
     service = Service(tmp_path)
     assert isinstance(service.config, JobConfig)
     service.promote(service.register(seed=1))
-    serve.start(Workspace(service.config))
+    serve.deploy_model(Workspace(service.config))
     assert deployed[0]["challenger"] is None
 
 
@@ -106,12 +106,12 @@ def test_any_version_and_any_folder_can_be_looked_at(tmp_path: Path, deployed: l
     service = Service(tmp_path)
     service.register(seed=1)
     with pytest.raises(RegistryError, match="has no champion; train one"):
-        serve.start(Workspace(service.config))
+        serve.deploy_model(Workspace(service.config))
     registered = service.registry.download(service.registry.version("1"))
     copied = tmp_path / "copied"
     shutil.copytree(registered.folder, copied)
     for settings in ({"version": "1"}, {"model": str(copied)}):
-        serve.start(
+        serve.deploy_model(
             Workspace(service.config).with_changed_settings(serve=service.config.serve.model_copy(update=settings))
         )
     assert [(one["version"], one["name"]) for one in deployed] == [("1", registered.name), ("0", "copied")]
@@ -119,7 +119,7 @@ def test_any_version_and_any_folder_can_be_looked_at(tmp_path: Path, deployed: l
     assert service.champion is None
     service.registry.set_challenger("1", is_usable=True)
     by_alias = service.config.serve.model_copy(update={"version": "challenger"})
-    serve.start(Workspace(service.config).with_changed_settings(serve=by_alias))
+    serve.deploy_model(Workspace(service.config).with_changed_settings(serve=by_alias))
     assert deployed[2]["version"] == "1"
     with pytest.raises(RegistryError, match="has no version '7'; it has: 1"):
         serve.find_version_to_serve(
@@ -144,12 +144,14 @@ def test_vectors_of_another_model_are_refused_and_an_update_goes_on_without_sear
         serve.run(work)
     for digest, says in (("0" * 64, "run the embed job with this model"), (service.registry.champion().digest, "")):
         described = EmbeddedModel(name="tiny", version="0", digest=digest, task="")
-        Embeddings(model=described, tars="", index="", split="", inputs=["image"], parts=[]).write(Folder(str(out)))
+        EmbeddingsManifest(model=described, tars="", index="", split="", inputs=["image"], parts=[]).write(
+            StorageFolder(str(out))
+        )
         if says:
             monkeypatch.setattr(serve, "connected_to_cluster", lambda config: pytest.fail("a cluster was started"))
             with pytest.raises(EmbeddingsError, match=says):
                 serve.run(work)
-        serve.start(work)  # as a retraining does that has promoted another model
+        serve.deploy_model(work)  # as a retraining does that has promoted another model
         assert ("no search: " in capsys.readouterr().out) == bool(says)
     assert len(deployed) == 2
 

@@ -111,11 +111,11 @@ def test_the_champion_answers_a_table_whose_cells_may_be_missing(champion: Local
 
 
 def test_golden_answers_and_examples_hold_the_inputs(champion: LocalModel) -> None:
-    assert champion.golden is not None
-    answers = golden.read_golden_answers(champion.golden)
+    assert champion.golden_answers_file is not None
+    answers = golden.read_golden_answers(champion.golden_answers_file)
     assert {name for one in answers for name in one.inputs} <= {"audio", "imu"}
     assert golden.differing_answers(Predictor.from_pretrained(champion.folder), answers, 1e-4) == []
-    examples = own_examples.read(champion.package / own_examples.FILE)
+    examples = own_examples.read_own_examples(champion.package / own_examples.FILE)
     assert examples
     kinds = {"audio": "audio/flac", "imu": "text/csv"}
     for example in examples:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from pipelines.storage.folder import Folder
+from pipelines.storage.folder import StorageFolder
 from pipelines.tracking.address import TrackingError
 from pipelines.train import checkpoint
 from pipelines.train.errors import RunInUseError
@@ -42,7 +42,7 @@ def store_checkpoint(of: Workspace, tmp_path: Path, step: int, **state: Any) -> 
     checkpoint.write_checkpoint_state(
         local, {}, {"step": step, "history": history, "config": dump_config(of.config), "data": "abc", **state}
     )
-    checkpoint.upload_checkpoint(local, Folder(of.run_folder).child(checkpoint.checkpoint_folder_name(step)))
+    checkpoint.upload_checkpoint(local, StorageFolder(of.run_folder).subfolder(checkpoint.checkpoint_folder_name(step)))
 
 
 def claim(work: Workspace) -> None:

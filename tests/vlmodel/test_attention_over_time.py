@@ -55,6 +55,6 @@ def test_frames_sum_their_tokens(predictor: Predictor) -> None:
     encoder = predictor.model.encoder_of_stream("clip")
     tokens = encoder._tokens_of_frame()  # type: ignore[operator]
     weights_NT = torch.arange(2.0 * 3 * tokens).view(2, -1)
-    over_time_NT = encoder.to_time(weights_NT)  # type: ignore[operator]
+    over_time_NT = encoder.weights_over_time(weights_NT)  # type: ignore[operator]
     assert over_time_NT.shape == (2, 3)
     assert over_time_NT[0, 0] == weights_NT[0, :tokens].sum()

@@ -44,7 +44,7 @@ def test_every_subset_of_streams(
     made = for_tasks(processor, tree.task.tasks_by_name(), tree)
     given = [subset for size in range(len(NAMES) + 1) for subset in itertools.combinations(NAMES, size)]
     full = examples[0].inputs
-    fields = made.first_task
+    fields = made.default_task
     asked = SampleTexts(examples[0].texts[:1], (Question(examples[0].texts[0], "red"),), "red")
     samples = [Sample("", {name: full[name] for name in subset}, asked, frozenset(subset) | TEXTS) for subset in given]
     made_of = zip(samples, learnable_rows(fields, samples), strict=True)

@@ -41,7 +41,7 @@ def add_row_without_weight(
     return read, F.pad(ids_NT, (0, 0, 0, 1)), F.pad(weights_NT, (0, 0, 0, 1))
 
 
-def check_one_streamed_text(streamer: Any, rows: int, top_k: int, settings: Mapping[str, Any]) -> None:
+def check_streams_single_text(streamer: Any, rows: int, top_k: int, settings: Mapping[str, Any]) -> None:
     """Refuse to stream a generation that has more than one row or more than one text.
 
     Raises:

@@ -18,7 +18,7 @@ from vlmodel.decoder._writing import (
     StopTextCriterion,
     add_row_without_weight,
     build_causal_model,
-    check_one_streamed_text,
+    check_streams_single_text,
     complete_generation_settings,
     drop_repeated_texts,
     mask_up_to_end_token,
@@ -94,7 +94,7 @@ class LanguageModel(parts.TextWriter):
         logits_NTK = self._text_logits(embedded, target_ids_NT, target_mask_NT)
         return sum_token_losses(logits_NTK, target_ids_NT, weights_NT, self.config.label_smoothing)
 
-    def first_logits(self, encoded: DecoderInput) -> Tensor:
+    def first_token_logits(self, encoded: DecoderInput) -> Tensor:
         """Compute the logits (N, K) of the first token of the answer to each prompt.
 
         Raises:
@@ -130,7 +130,7 @@ class LanguageModel(parts.TextWriter):
         streamer = settings.pop("streamer", None)
         embedded = self._embed_prompts(encoded)
         count = len(embedded[0])
-        check_one_streamed_text(streamer, count, top_k, settings)
+        check_streams_single_text(streamer, count, top_k, settings)
         if not count:
             return []
         template = get_prompt_template(processor.tokenizer, self.config.template_kind())

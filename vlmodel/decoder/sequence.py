@@ -16,7 +16,7 @@ from vlmodel.decoder._writing import (
     StopTextCriterion,
     add_row_without_weight,
     build_causal_model,
-    check_one_streamed_text,
+    check_streams_single_text,
     complete_generation_settings,
     drop_repeated_texts,
     mask_up_to_end_token,
@@ -90,7 +90,7 @@ class SequenceDecoder(parts.TextWriter):
         streamer = settings.pop("streamer", None)
         memory = self._cross_attention_memory(encoded)
         count = len(memory[0])
-        check_one_streamed_text(streamer, count, top_k, settings)
+        check_streams_single_text(streamer, count, top_k, settings)
         if not count:
             return []
         stop = settings.pop("stop_strings", ())

@@ -15,39 +15,39 @@ if TYPE_CHECKING:
 IMAGE_TOKEN = "<image>"
 
 
-def chat_template_of(config: Config, tokenizer: PreTrainedTokenizerBase) -> str:
+def build_chat_template(config: Config, tokenizer: PreTrainedTokenizerBase) -> str:
     """Build the chat template (Jinja) with which a model was trained, for messages whose content is a text or a list of
     parts ``{"type": "image"}`` and ``{"type": "text", "text": ...}``.
     """
     if config.template_kind() == "chat":
-        return _text_of_parts(config) + str(tokenizer.chat_template)
+        return _join_content_parts(config) + str(tokenizer.chat_template)
     begin = tokenizer.bos_token or tokenizer.cls_token
     end = tokenizer.eos_token or tokenizer.sep_token
     return (
-        _text_of_parts(config)
+        _join_content_parts(config)
         + "{% for m in messages %}{% if m['role'] == 'assistant' %}"
-        + f"{{{{ {_literal(begin)} + m['content'] + {_literal(end)} }}}}"
+        + f"{{{{ {_quote_jinja_string(begin)} + m['content'] + {_quote_jinja_string(end)} }}}}"
         + "{% else %}{{ m['content'] }}{% endif %}{% endfor %}"
-        + f"{{% if add_generation_prompt %}}{{{{ {_literal(begin)} }}}}{{% endif %}}"
+        + f"{{% if add_generation_prompt %}}{{{{ {_quote_jinja_string(begin)} }}}}{{% endif %}}"
     )
 
 
-def _text_of_parts(config: Config) -> str:
+def _join_content_parts(config: Config) -> str:
     """Build the Jinja code that joins the content parts of each message to a text, and adds the default system
     message.
     """
-    system = f"[{{'role': 'system', 'content': {_literal(config.system)}}}]" if config.system else "[]"
+    system = f"[{{'role': 'system', 'content': {_quote_jinja_string(config.system)}}}]" if config.system else "[]"
     return (
         f"{{% set all = namespace(turns={system} if messages[0]['role'] != 'system' else []) %}}"
         "{% for m in messages %}{% set said = namespace(text='') %}"
         "{% for part in ([{'type': 'text', 'text': m['content']}] if m['content'] is string else m['content']) %}"
         "{% set said.text = said.text + (part['text'] if part['type'] == 'text' else "
-        f"{_literal(IMAGE_TOKEN + config.behind_input)}) %}}"
+        f"{_quote_jinja_string(IMAGE_TOKEN + config.behind_input)}) %}}"
         "{% endfor %}{% set all.turns = all.turns + [{'role': m['role'], 'content': said.text}] %}{% endfor %}"
         "{% set messages = all.turns %}"
     )
 
 
-def _literal(text: str | None) -> str:
+def _quote_jinja_string(text: str | None) -> str:
     """Quote a string for Jinja, which knows the escapes of JSON."""
     return json.dumps(text or "")

@@ -20,7 +20,7 @@ from vlmodel.config import ConfigError, parse_config
 from vlmodel.conversation import Conversation, conversation_from_question, conversation_to_json
 from vlmodel.decoder import _llm
 from vlmodel.decoder.llm import LanguageModel
-from vlmodel.formats._chat_template import IMAGE_TOKEN, chat_template_of
+from vlmodel.formats._chat_template import IMAGE_TOKEN, build_chat_template
 from vlmodel.heads._prompts import get_prompt_template
 from vlmodel.images.resize import ImageResizing
 from vlmodel.model import TASK_INPUTS, VLModel
@@ -39,9 +39,9 @@ _FILTERS = {"bilinear": 2, "bicubic": 3}
 """Pillow's numbers, by which transformers names them."""
 
 
-def explain_why_not(model: VLModel, processor: VLProcessor) -> str:
+def explain_incompatibility(model: VLModel, processor: VLProcessor) -> str:
     """Explain why a model cannot be written as LLaVA; "" if it can."""
-    tree, head = _tree_of(model), model.decoder
+    tree, head = _model_settings(model), model.decoder
     if not isinstance(head, LanguageModel) or head.reads_joint_stream or list(head.bridges) != ["vision"]:
         return "it is no language model that reads the image's stream alone (head.kind='llm', head.reads='streams')"
     vision, bridge = tree.vision, head.config.bridge_config()
@@ -82,14 +82,14 @@ def save_llava(model: VLModel, processor: VLProcessor, folder: Path) -> None:
     Raises:
         ConfigError: its parts are not those of LLaVA, or what was written gives other logits or other tokens.
     """
-    if reason := explain_why_not(model, processor):
+    if reason := explain_incompatibility(model, processor):
         raise ConfigError(f"export.format='llava': {reason}; set export.format='merged'")
     from transformers import GenerationConfig, LlavaForConditionalGeneration
 
     head = model.decoder
     assert isinstance(head, LanguageModel)
     tokenizer = _with_image_token(processor.tokenizer)
-    config, state = _llava_config(model, tokenizer), _llava_state(model, tokenizer)
+    config, state = _llava_config(model, tokenizer), _llava_state_dict(model, tokenizer)
     with torch.device("meta"):
         made = LlavaForConditionalGeneration(config)
     made.load_state_dict(state, assign=True)
@@ -102,7 +102,7 @@ def save_llava(model: VLModel, processor: VLProcessor, folder: Path) -> None:
     )  # fmt: skip
     made.save_pretrained(str(folder))
     _llava_processor(model, processor, tokenizer).save_pretrained(str(folder))
-    _compare(model, processor, folder)
+    _compare_with_written_model(model, processor, folder)
 
 
 def load_llava(folder: str | Path) -> tuple[VLModel, VLProcessor]:
@@ -120,7 +120,7 @@ def load_llava(folder: str | Path) -> tuple[VLModel, VLProcessor]:
         raise WeightsError(f"{source!r} has no config.json of LLaVA; name the folder of such a checkpoint")
     try:
         config = AutoConfig.from_pretrained(source, local_files_only=True)
-        _check_llava(config, source)
+        _check_llava_config(config, source)
         made = LlavaForConditionalGeneration.from_pretrained(
             source, local_files_only=True, use_safetensors=True, dtype="float32"
         )
@@ -141,7 +141,7 @@ def load_llava(folder: str | Path) -> tuple[VLModel, VLProcessor]:
         {
             "vision": {
                 "kind": "hf", "architecture": config.vision_config.model_type, "weights": "",
-                "layer": _layer_of(config), "image_size": list(resizing.size),
+                "layer": _vision_layer_of(config), "image_size": list(resizing.size),
                 "mean": list(pictures.image_mean), "std": list(pictures.image_std),
                 "resolved": config_to_dict(config.vision_config),
             },
@@ -149,7 +149,7 @@ def load_llava(folder: str | Path) -> tuple[VLModel, VLProcessor]:
                 "kind": "converse",
                 "head": {
                     "kind": "llm", "architecture": config.text_config.model_type, "template": "chat",
-                    "behind_input": _text_behind_image(known), "resolved": config_to_dict(config.text_config),
+                    "behind_input": _text_after_image(known), "resolved": config_to_dict(config.text_config),
                 },
             },
         },
@@ -168,7 +168,7 @@ def load_llava(folder: str | Path) -> tuple[VLModel, VLProcessor]:
     head = model.decoder
     assert isinstance(head, LanguageModel)
     state = made.state_dict()
-    own = {name: state[theirs] for name, theirs in _names(model).items()}
+    own = {name: state[theirs] for name, theirs in _llava_weight_names(model).items()}
     model.load_state_dict(own | {"vision.mean_C": model.vision.mean_C, "vision.std_C": model.vision.std_C})  # type: ignore[union-attr]
     return model.eval(), processor
 
@@ -183,7 +183,7 @@ def is_llava(folder: str | Path) -> bool:
         return False
 
 
-def _tree_of(model: VLModel) -> ModelConfig:
+def _model_settings(model: VLModel) -> ModelConfig:
     return parse_config(ModelConfig, model.config.checked_model_settings(str(model.name_or_path)))
 
 
@@ -204,7 +204,7 @@ def _with_image_token(tokenizer: Any) -> Any:
 def _llava_config(model: VLModel, tokenizer: Any) -> Any:
     from transformers import LlavaConfig
 
-    vision, head = _tree_of(model).vision, model.decoder
+    vision, head = _model_settings(model).vision, model.decoder
     assert isinstance(vision, HFVision)
     assert isinstance(head, LanguageModel)
     tower = copy.deepcopy(vision.transformers_config())
@@ -228,7 +228,7 @@ def _llava_config(model: VLModel, tokenizer: Any) -> Any:
     )
 
 
-def _names(model: VLModel) -> dict[str, str]:
+def _llava_weight_names(model: VLModel) -> dict[str, str]:
     """Map the name of each weight of the model to its name in LLaVA."""
     prefixes = (
         ("vision.backbone.", "model.vision_tower."),
@@ -245,9 +245,9 @@ def _names(model: VLModel) -> dict[str, str]:
     }
 
 
-def _llava_state(model: VLModel, tokenizer: Any) -> dict[str, Tensor]:
+def _llava_state_dict(model: VLModel, tokenizer: Any) -> dict[str, Tensor]:
     """Return the weights under LLaVA's names; if the token <image> is new, its embedding rows are zeros."""
-    state, names = model.state_dict(), _names(model)
+    state, names = model.state_dict(), _llava_weight_names(model)
     rows = int(tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)) + 1
     made = {theirs: state[name].detach().contiguous() for name, theirs in names.items()}
     for name in ("lm_head.weight", "model.language_model.embed_tokens.weight"):
@@ -260,12 +260,12 @@ def _llava_state(model: VLModel, tokenizer: Any) -> dict[str, Tensor]:
 def _llava_processor(model: VLModel, processor: VLProcessor, tokenizer: Any) -> Any:
     from transformers import LlavaProcessor
 
-    head, vision = model.decoder, _tree_of(model).vision
+    head, vision = model.decoder, _model_settings(model).vision
     assert isinstance(head, LanguageModel)
     assert isinstance(vision, HFVision)
     tower = vision.transformers_config()
     extra = _CLASS_TOKENS[tower.model_type]
-    template = chat_template_of(head.config, processor.tokenizer)
+    template = build_chat_template(head.config, processor.tokenizer)
     return LlavaProcessor(
         image_processor=_image_processor(model, processor.config.image_resizing),
         tokenizer=tokenizer,
@@ -316,7 +316,7 @@ def _resizing_of(pictures: Any, own_size: int, source: str) -> ImageResizing:
     return ImageResizing((side, side), "crop" if shortest else "squash", crop_share, interpolation)
 
 
-def _check_llava(config: Any, source: str) -> None:
+def _check_llava_config(config: Any, source: str) -> None:
     """Raise an error if a LLaVA checkpoint uses a feature that models of this project lack."""
     tower = config.vision_config.model_type
     strategy = config.vision_feature_select_strategy
@@ -337,13 +337,13 @@ def _check_llava(config: Any, source: str) -> None:
         raise ConfigError(f"{source!r}: its language model {config.text_config.model_type!r} {reason}")
 
 
-def _layer_of(config: Any) -> int | None:
+def _vision_layer_of(config: Any) -> int | None:
     """Translate LLaVA's ``vision_feature_layer`` to the setting ``vision.layer``."""
     layer, tied = config.vision_feature_layer, getattr(config.vision_config, "tie_last_hidden_states", None)
     return None if layer == -1 and tied else int(layer)
 
 
-def _text_behind_image(processor: Any) -> str:
+def _text_after_image(processor: Any) -> str:
     """Find the text that the chat template puts between a picture and the text after it."""
     turn = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "\ue000"}]}
     text = str(processor.apply_chat_template([turn], tokenize=False))
@@ -354,7 +354,7 @@ def _text_behind_image(processor: Any) -> str:
 
 
 @torch.inference_mode()
-def _compare(model: VLModel, processor: VLProcessor, folder: Path) -> None:
+def _compare_with_written_model(model: VLModel, processor: VLProcessor, folder: Path) -> None:
     """Compare the outputs of the written model and of the original for one prompt about one picture.
 
     Raises:
@@ -381,11 +381,11 @@ def _compare(model: VLModel, processor: VLProcessor, folder: Path) -> None:
             f"trained: {read.tokenizer.convert_ids_to_tokens(ids_T)}; set export.format='merged'"
         )
     ids_T = [i for token in ids_T for i in [token] * (made.config.image_seq_length if token == image else 1)]
-    pixels_HWC = _test_picture(processor.config.image_resizing.size)
+    pixels_HWC = _noise_picture(processor.config.image_resizing.size)
     assert model.vision is not None
     pixels_BCHW = model.vision.normalise_pixels(torch.from_numpy(pixels_HWC)[None]).contiguous()  # type: ignore[operator]
     theirs_K = made(input_ids=torch.tensor([ids_T]), pixel_values=pixels_BCHW).logits[0, -1]
-    ours_K = first_logits(model, processor, pixels_HWC, conversation_from_question("What is it?"))
+    ours_K = first_token_logits(model, processor, pixels_HWC, conversation_from_question("What is it?"))
     difference = float((theirs_K[: len(ours_K)] - ours_K).abs().max() / ours_K.abs().max())
     if not difference <= TOLERANCE:
         raise ConfigError(
@@ -393,7 +393,7 @@ def _compare(model: VLModel, processor: VLProcessor, folder: Path) -> None:
         )
 
 
-def first_logits(model: VLModel, processor: VLProcessor, pixels_HWC: Any, turns: Conversation) -> Tensor:
+def first_token_logits(model: VLModel, processor: VLProcessor, pixels_HWC: Any, turns: Conversation) -> Tensor:
     """Compute the logits (K,) of the first token of the reply of a language-model head, given one picture and the turns
     of a conversation.
     """
@@ -406,9 +406,9 @@ def first_logits(model: VLModel, processor: VLProcessor, pixels_HWC: Any, turns:
     arrays = {array: torch.from_numpy(values) for array, values in batch.items()}
     inputs = model.encode_inputs({array: values for array, values in arrays.items() if array.startswith("image.")})
     read = {array: values for array, values in arrays.items() if array in TASK_INPUTS}
-    return head.first_logits(model.encode_task(name, inputs, read))[0]
+    return head.first_token_logits(model.encode_task(name, inputs, read))[0]
 
 
-def _test_picture(size: tuple[int, int]) -> Any:
+def _noise_picture(size: tuple[int, int]) -> Any:
     """Make a picture of noise; it is the same at each call."""
     return np.random.default_rng(0).integers(0, 256, (*size, 3), np.uint8)

@@ -20,7 +20,7 @@ THEREFORE = "therefore"
 """Between fact and answer: a word, which tokenizers of any kind give back. Facts with it are not named."""
 
 
-def with_evidence(
+def prepend_supporting_facts(
     targets: Sequence[str | None], facts: Sequence[tuple[LinkedFact, ...]], processor: VLProcessor
 ) -> list[str | None]:
     """Put before each right answer the fact that supports it. The answer stays alone if it has no fact, or if both
@@ -28,13 +28,13 @@ def with_evidence(
     """
     written = []
     for target, of_row in zip(targets, facts, strict=True):
-        fact = None if target is None else deciding_fact(target, of_row, processor.normalizer)
+        fact = None if target is None else find_supporting_fact(target, of_row, processor.normalizer)
         together = target if fact is None else f"{fact.fact.text} {THEREFORE} {target}"
-        written.append(together if together == target or _fits(str(together), processor) else target)
+        written.append(together if together == target or _fits_token_limit(str(together), processor) else target)
     return written
 
 
-def deciding_fact(target: str, facts: Sequence[LinkedFact], normalizer: Normalizer) -> LinkedFact | None:
+def find_supporting_fact(target: str, facts: Sequence[LinkedFact], normalizer: Normalizer) -> LinkedFact | None:
     """Find the fact that supports an answer: one whose tail is the answer, or else the first, which fits the
     text best.
     """
@@ -55,6 +55,6 @@ def split_evidence(text: str) -> tuple[str, str]:
     return ("", text) if place is None else (" ".join(words[:place]), " ".join(words[place + 1 :]))
 
 
-def _fits(text: str, processor: VLProcessor) -> bool:
+def _fits_token_limit(text: str, processor: VLProcessor) -> bool:
     ids = processor.tokenizer(text, add_special_tokens=False, split_special_tokens=True, verbose=False)["input_ids"]
     return len(ids) + 2 <= processor.config.max_target_tokens

@@ -10,7 +10,7 @@ import numpy as np
 from pydantic import Field
 
 from vlmodel.facts import LinkedFact
-from vlmodel.knowledge._evidence import THEREFORE, split_evidence, with_evidence
+from vlmodel.knowledge._evidence import THEREFORE, prepend_supporting_facts, split_evidence
 from vlmodel.knowledge_parts import KnowledgePart
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ class Config(KnowledgePart):
     def max_added_tokens(self) -> int:
         return self.max_fact_tokens
 
-    def makes_token_layout(self) -> bool:
+    def returns_token_layout(self) -> bool:
         return self.layout == "tree"
 
     def writes_evidence(self) -> bool:
@@ -59,7 +59,7 @@ class Config(KnowledgePart):
     def add_evidence_to_targets(
         self, targets: Sequence[str | None], facts: Sequence[tuple[LinkedFact, ...]], processor: VLProcessor
     ) -> list[str | None]:
-        return with_evidence(targets, facts, processor) if self.writes_evidence() else list(targets)
+        return prepend_supporting_facts(targets, facts, processor) if self.writes_evidence() else list(targets)
 
     def split_evidence(self, text: str) -> tuple[str, str]:
         return split_evidence(text) if self.writes_evidence() else ("", text)
@@ -141,7 +141,7 @@ def _tokenize_texts_with_facts(
         if before:
             # What begins a text ([CLS]) begins it with its facts, too.
             start = next((n for n, is_special in enumerate(special) if not is_special), 0)
-            block = _facts_within([[*ids_of[text], *between] for text, _ in facts], most)
+            block = _take_facts_up_to_limit([[*ids_of[text], *between] for text, _ in facts], most)
             together = [*ids[:start], *chain.from_iterable(block), *ids[start:]]
             sequences.append(_TextWithFacts(together, list(range(len(together))), [0] * len(together), []))
             continue
@@ -165,7 +165,7 @@ def _tokenize_texts_with_facts(
     return sequences
 
 
-def _facts_within(facts: Sequence[list[int]], most: int) -> Sequence[list[int]]:
+def _take_facts_up_to_limit(facts: Sequence[list[int]], most: int) -> Sequence[list[int]]:
     """Take facts from the first on as long as they have at most ``most`` tokens together."""
     totals = accumulate(map(len, facts))
     return facts[: sum(total <= most for total in totals)]

@@ -32,7 +32,7 @@ class RowMedium(Medium):
         return {"columns": len(row), "missing": sum(value is None for value in row.values())}
 
     def display_copy(self, data: bytes) -> DisplayCopy:
-        """Return all columns, as JSON."""
+        """Return all columns of the row, as JSON."""
         row = decode_json_row(data, CheckLimits().max_values)
         return DisplayCopy(json.dumps(row, ensure_ascii=False).encode(), "application/json")
 

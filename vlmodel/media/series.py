@@ -44,7 +44,7 @@ class SeriesMedium(Medium):
 
     def display_copy(self, data: bytes) -> DisplayCopy | None:
         """Write the named columns as CSV with commas; None for more than 200,000 numbers."""
-        x_TC, names = _decode_named(data, CheckLimits().max_values)
+        x_TC, names = _decode_named_columns(data, CheckLimits().max_values)
         if x_TC.size > _SHOWN_VALUES:
             return None
         lines = [",".join(name.replace(",", " ") for name in names)] if names else []
@@ -66,10 +66,10 @@ def decode_series(data: bytes, max_values: int, columns: Sequence[str] = ()) -> 
             too_large: more than ``max_values`` numbers; empty: no number; not_finite: a NaN, an infinity, or a number
             that float32 cannot hold.
     """
-    return _decode_named(data, max_values, columns).x_TC
+    return _decode_named_columns(data, max_values, columns).x_TC
 
 
-def _decode_named(data: bytes, max_values: int, columns: Sequence[str] = ()) -> NamedNumbers:
+def _decode_named_columns(data: bytes, max_values: int, columns: Sequence[str] = ()) -> NamedNumbers:
     names: list[str] = []
     if not data.startswith(_MAGIC):
         x_TC, names = parse_csv_numbers(data, columns, partial(_check_value_count, max_values=max_values))

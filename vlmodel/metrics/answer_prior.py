@@ -26,7 +26,8 @@ class AnswerPrior:
 
     @classmethod
     def learn(cls, pairs: Iterable[tuple[str, str]], normalizer: Normalizer = "none") -> AnswerPrior:
-        """Learn from (question, answer) pairs. Of equally frequent answers the alphabetically first is used.
+        """Learn the most frequent answers from (question, answer) pairs. Of equally frequent answers the alphabetically
+        first is used.
 
         Args:
             normalizer: answers with the same normal form are one answer, in its most frequent spelling.

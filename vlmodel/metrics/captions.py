@@ -73,7 +73,7 @@ def cider_per_image(predicted: Sequence[str], references: Sequence[Sequence[str]
     return np.asarray(Cider().compute_score(truths, results)[1], np.float64)
 
 
-def rouge_l_of_each(predicted: Sequence[str], references: Sequence[Sequence[str]]) -> np.ndarray:
+def rouge_l_per_text(predicted: Sequence[str], references: Sequence[Sequence[str]]) -> np.ndarray:
     """Compute the ROUGE-L of each text; their mean is the ``rouge_l`` of ``caption_scores``."""
     if not predicted:
         return np.zeros(0)

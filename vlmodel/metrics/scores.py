@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 @dataclass(frozen=True)
 class ExampleScores:
-    """The scores of N rows. The metric is the mean over groups of the mean score in each group.
+    """The scores of N evaluated rows. The metric is the mean over groups of the mean score in each group.
 
     Attributes:
         score_N: such as 0 or 1 for a wrong or right answer, or the CIDEr-D of a caption.

@@ -101,7 +101,7 @@ class AudioEncoder(SequenceEncoder):
     ) -> tuple[Tensor, Tensor]:
         x_BTM, mask_BT = self.mel(x_BT, length_B)
         if bands_BM is not None and spans_BK2 is not None:
-            x_BTM = masked_by_mean(x_BTM, mask_BT, bands_BM, spans_BK2, self.mel.hop)
+            x_BTM = mask_with_mean(x_BTM, mask_BT, bands_BM, spans_BK2, self.mel.hop)
         x_BCTM = x_BTM.unsqueeze(1).to(self.flat.weight.dtype)
         for convolution, norm, stride in zip(self.convolutions, self.norms, self.strides, strict=True):
             x_BTMC = norm(convolution(x_BCTM).permute(0, 2, 3, 1))
@@ -110,7 +110,7 @@ class AudioEncoder(SequenceEncoder):
         return self.flat(x_BCTM.permute(0, 2, 3, 1).flatten(2)), mask_BT
 
 
-def masked_by_mean(x_BTM: Tensor, mask_BT: Tensor, bands_BM: Tensor, spans_BK2: Tensor, hop: int) -> Tensor:
+def mask_with_mean(x_BTM: Tensor, mask_BT: Tensor, bands_BM: Tensor, spans_BK2: Tensor, hop: int) -> Tensor:
     """Replace some bands and time spans of spectrograms by each spectrogram's mean (SpecAugment).
 
     Args:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from vlmodel import lora, parts
 from vlmodel.layers import masked_mean
-from vlmodel.modality.hf import AST, FBANK_HOP, FBANK_WINDOW, PRETRAINED, SETTING, WHISPER, tower_config
+from vlmodel.modality.hf import AST, FBANK_HOP, FBANK_WINDOW, PRETRAINED, SETTING, WHISPER, deterministic_tower_config
 from vlmodel.tokens import Tokens
 from vlmodel.weights import config_from_dict, open_transformers_model, refuse_missing_weights
 
@@ -38,7 +38,7 @@ class AudioTower(parts.ModalityEncoder):
         from transformers import AutoModel
 
         self.config = config
-        settings = copy.deepcopy(tower_config(json.dumps(config.tower, sort_keys=True)))
+        settings = copy.deepcopy(deterministic_tower_config(json.dumps(config.audio_tower_config, sort_keys=True)))
         self.is_ast, self.is_whisper = settings.model_type == AST, settings.model_type == WHISPER
         self.backbone: Any = _encoder_of_model(AutoModel.from_config(settings, trust_remote_code=False))
         self.feature_width = settings.hidden_size
@@ -80,7 +80,7 @@ class AudioTower(parts.ModalityEncoder):
         """Return None: time has one dimension, and is no grid."""
         return None
 
-    def to_time(self, weights_NT: Tensor) -> Tensor | None:
+    def weights_over_time(self, weights_NT: Tensor) -> Tensor | None:
         """Sum, for AST, the weights of the patches of the same time."""
         if not self.is_ast:
             return weights_NT
@@ -93,7 +93,9 @@ class AudioTower(parts.ModalityEncoder):
             return
         from transformers import AutoModel
 
-        whole, missing = open_transformers_model(AutoModel, SETTING, config.name, config_from_dict(config.tower))
+        whole, missing = open_transformers_model(
+            AutoModel, SETTING, config.name, config_from_dict(config.audio_tower_config)
+        )
         state = _encoder_of_model(whole).state_dict()
         names = lora.names_without_adapters(self.backbone)
         lacking = {plain for plain in names.values() if plain not in state or {plain, f"encoder.{plain}"} & missing}

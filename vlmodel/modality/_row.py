@@ -37,7 +37,7 @@ class RowEncoder(SequenceEncoder):
             nn.init.normal_(table.weight, std=width**-0.5)
         self.build_layers()
 
-    def to_time(self, weights_NT: Tensor) -> None:
+    def weights_over_time(self, weights_NT: Tensor) -> None:
         """Return None: the tokens are columns, and not times."""
 
     def stem(self, numbers_BC: Tensor, codes_BC: Tensor, given_BC: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]

@@ -74,7 +74,7 @@ class SequenceEncoder(parts.ModalityEncoder):
         """Return None: the tokens are a sequence, and no grid."""
         return None
 
-    def to_time(self, weights_NT: Tensor) -> Tensor | None:
+    def weights_over_time(self, weights_NT: Tensor) -> Tensor | None:
         return weights_NT
 
     def load_pretrained(self) -> None:

@@ -10,7 +10,7 @@ from vlmodel.encoder_parts import ModalityPart
 from vlmodel.locations import Location
 
 
-class LayerSettings(ModalityPart):
+class TransformerLayerSettings(ModalityPart):
     """Settings of the Transformer layers over the tokens of an input."""
 
     width: int = Field(128, ge=1)
@@ -33,7 +33,7 @@ class LayerSettings(ModalityPart):
         return self
 
 
-class SequenceSettings(LayerSettings):
+class SequenceSettings(TransformerLayerSettings):
     """Settings of an encoder of which either everything is trained or nothing."""
 
     non_backbone_settings: ClassVar[frozenset[str]] = frozenset({"projection", "weights", "frozen"})

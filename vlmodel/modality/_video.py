@@ -84,7 +84,7 @@ class VideoEncoder(parts.ModalityEncoder):
         """Return None: the tokens belong to several images, and are no single grid."""
         return None
 
-    def to_time(self, weights_NT: Tensor) -> Tensor | None:
+    def weights_over_time(self, weights_NT: Tensor) -> Tensor | None:
         """Sum the weights of the tokens of each frame."""
         return weights_NT.unflatten(1, (-1, self._tokens_of_frame())).sum(2)
 

@@ -39,7 +39,7 @@ class Augment(ConfigSection):
     """Seconds of a span, at most."""
 
     @property
-    def active(self) -> bool:
+    def is_active(self) -> bool:
         return bool(self.time_shift or self.speed or self.noise or self.frequency_masks or self.time_masks)
 
 
@@ -97,15 +97,15 @@ class Config(SequenceSettings):
         sound = decode_audio(data, CheckLimits(), self.max_seconds)
         return {"x_T": to_mono(sound, self.rate)[: math.ceil(self.max_seconds * self.rate)]}
 
-    def augments(self) -> bool:
-        return self.augment.active
+    def has_augmentation(self) -> bool:
+        return self.augment.is_active
 
     def decode_augmented(self, data: bytes, rng: np.random.Generator) -> dict[str, NDArray[Any]]:
         """Decode a sound with random changes; adds ``bands_M``, which spectrogram bands are masked, and ``spans_K2``
         int64, the first sample and the one after the last of each masked span.
         """
         augment = self.augment
-        x_T = changed_waveform(self.decode(data)["x_T"], augment, self.rate, rng)
+        x_T = augment_waveform(self.decode(data)["x_T"], augment, self.rate, rng)
         x_T = x_T[: math.ceil(self.max_seconds * self.rate)]
         bands_M = np.zeros(self.mels, np.bool_)
         for _ in range(augment.frequency_masks):
@@ -140,7 +140,7 @@ class Config(SequenceSettings):
         return AudioEncoder(self)
 
 
-def changed_waveform(
+def augment_waveform(
     x_T: NDArray[np.float32], augment: Augment, rate: int, rng: np.random.Generator
 ) -> NDArray[np.float32]:
     """Change the speed of a waveform (at least one sample), shift it in time and add noise."""

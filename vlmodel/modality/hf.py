@@ -107,7 +107,7 @@ class Config(ModalityPart):
         return self.model_copy(update={"resolved": resolved, "extractor": extractor})
 
     @property
-    def tower(self) -> dict[str, Any]:
+    def audio_tower_config(self) -> dict[str, Any]:
         """transformers' configuration of the audio tower."""
         tower = self.resolve_settings().resolved
         assert tower is not None
@@ -115,7 +115,7 @@ class Config(ModalityPart):
 
     @property
     def reads_waveforms(self) -> bool:
-        return self.tower["model_type"] in WAVEFORM_MODELS
+        return self.audio_tower_config["model_type"] in WAVEFORM_MODELS
 
     def decode(self, data: bytes) -> dict[str, NDArray[Any]]:
         """Apply transformers' feature extractor to the mean of the channels: ``x_T`` for towers that read waveforms,
@@ -126,11 +126,11 @@ class Config(ModalityPart):
         extractor = _feature_extractor_from_json(json.dumps(resolved.extractor, sort_keys=True))
         sound = decode_audio(data, CheckLimits(), self.max_seconds)
         x_T = to_mono(sound, extractor.sampling_rate)[: math.ceil(self.max_seconds * extractor.sampling_rate)]
-        shortest = samples_of_first_token(resolved.tower) if resolved.reads_waveforms else FBANK_WINDOW
+        shortest = samples_for_one_token(resolved.audio_tower_config) if resolved.reads_waveforms else FBANK_WINDOW
         x_T = np.pad(x_T, (0, max(0, shortest - len(x_T))))
         given = extractor(x_T, sampling_rate=extractor.sampling_rate, return_tensors="np")
         values = next(given[name] for name in ("input_values", "input_features") if name in given)[0]
-        name = "x_T" if resolved.reads_waveforms else _spectrogram_name_and_shape(resolved.tower)[0]
+        name = "x_T" if resolved.reads_waveforms else _spectrogram_name_and_shape(resolved.audio_tower_config)[0]
         return {name: values.astype(np.float32, copy=False), "length": np.array(len(x_T), np.int64)}
 
     def collate(self, decoded: Sequence[Mapping[str, NDArray[Any]]]) -> dict[str, NDArray[np.generic]]:
@@ -139,11 +139,13 @@ class Config(ModalityPart):
         """
         length_B = np.array([sound["length"] for sound in decoded], np.int64)
         if self.reads_waveforms:
-            x_BT = np.zeros((len(decoded), length_B.max(initial=samples_of_first_token(self.tower))), np.float32)
+            x_BT = np.zeros(
+                (len(decoded), length_B.max(initial=samples_for_one_token(self.audio_tower_config))), np.float32
+            )
             for sound, x_T in zip(decoded, x_BT, strict=True):
                 x_T[: len(sound["x_T"])] = sound["x_T"]
             return {"x_BT": x_BT, "length_B": length_B}
-        name, shape = _spectrogram_name_and_shape(self.tower)
+        name, shape = _spectrogram_name_and_shape(self.audio_tower_config)
         x_B = np.stack([sound[name] for sound in decoded]) if decoded else np.zeros((0, *shape), np.float32)
         return {f"x_B{name[2:]}": x_B, "length_B": length_B}
 
@@ -153,7 +155,7 @@ class Config(ModalityPart):
         return AudioTower(self.resolve_settings())
 
 
-def samples_of_first_token(tower: Mapping[str, Any]) -> int:
+def samples_for_one_token(tower: Mapping[str, Any]) -> int:
     """Calculate how many samples the convolutions need for one token."""
     samples = 1
     for kernel, stride in zip(reversed(tower["conv_kernel"]), reversed(tower["conv_stride"]), strict=True):
@@ -242,7 +244,7 @@ def _feature_extractor_from_json(values: str) -> Any:
 
 
 @functools.lru_cache(maxsize=8)
-def tower_config(values: str) -> Any:
+def deterministic_tower_config(values: str) -> Any:
     """Build transformers' configuration of an audio tower without its randomness in training other than dropout: masks
     would differ after a restart, and skipped layers get no gradient, for which data-parallel training waits.
     """

@@ -93,7 +93,7 @@ class Config(SequenceSettings):
                 codes_C[place] = self._category_code(column, value)
         return {"numbers_C": numbers_C, "codes_C": codes_C, "given_C": given_C}
 
-    def augments(self) -> bool:
+    def has_augmentation(self) -> bool:
         return self.augment.missing > 0
 
     def decode_augmented(self, data: bytes, rng: np.random.Generator) -> dict[str, NDArray[Any]]:

@@ -37,7 +37,7 @@ class Augment(ConfigSection):
     """Smallest share of a series that is kept, from anywhere in it."""
 
     @property
-    def active(self) -> bool:
+    def is_active(self) -> bool:
         return bool(self.jitter or self.scaling or self.time_shift or self.min_length < 1)
 
 
@@ -86,8 +86,8 @@ class Config(SequenceSettings):
             )
         return {"x_TC": x_TC[: self.max_steps]}
 
-    def augments(self) -> bool:
-        return self.augment.active
+    def has_augmentation(self) -> bool:
+        return self.augment.is_active
 
     def decode_augmented(self, data: bytes, rng: np.random.Generator) -> dict[str, NDArray[Any]]:
         augment, x_TC = self.augment, self.decode(data)["x_TC"]

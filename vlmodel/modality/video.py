@@ -12,7 +12,7 @@ from vlmodel.config import ConfigSection, part_field
 from vlmodel.images.resize import ImageResizing, Resize, resize_image
 from vlmodel.media.base import CheckLimits, MediumError
 from vlmodel.media.video import decode_video
-from vlmodel.modality._settings import LayerSettings
+from vlmodel.modality._settings import TransformerLayerSettings
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -28,7 +28,7 @@ class Augment(ConfigSection):
     sampling of temporal segment networks, Wang et al. 2016, arXiv:1608.00859)."""
 
 
-class Config(LayerSettings):
+class Config(TransformerLayerSettings):
     """Settings of a video encoder: frames at equal distances are encoded as images, and Transformer layers attend over
     all of their tokens.
 
@@ -70,7 +70,7 @@ class Config(LayerSettings):
         """Decode a video to ``frames_THWC`` uint8, RGB: at most ``frames`` frames, in order."""
         return self._decode_frames(data, 0.5)
 
-    def augments(self) -> bool:
+    def has_augmentation(self) -> bool:
         return self.augment.frame_jitter > 0
 
     def decode_augmented(self, data: bytes, rng: np.random.Generator) -> dict[str, NDArray[Any]]:

@@ -27,7 +27,7 @@ from pydantic.config import JsonDict
 from pydantic_core import PydanticCustomError, PydanticKnownError
 
 from vlmodel.config import ConfigError, find_part_config_class, list_part_kinds
-from vlmodel.conversation import asked_text
+from vlmodel.conversation import extract_question
 from vlmodel.images.base64 import decode_base64
 
 if TYPE_CHECKING:
@@ -329,7 +329,7 @@ class Operation(ABC):
             task: the model's name of the task.
         """
 
-    def problem(self, settings: Mapping[str, Any]) -> tuple[str, str] | None:
+    def unsupported_request_reason(self, settings: Mapping[str, Any]) -> tuple[str, str] | None:
         """Explain why this model cannot answer a valid request of its operation, as an error code and a message; None
         if it can.
 
@@ -346,7 +346,7 @@ class Operation(ABC):
             inputs: in base64, by their names.
             texts: about these.
         """
-        own, texts = dict(example), [asked_text(text) for text in texts]
+        own, texts = dict(example), [extract_question(text) for text in texts]
         if "image" in example:
             del own["image"]
             further: JsonDict = {name: data for name, data in inputs.items() if name != "image"}

@@ -299,7 +299,7 @@ class ChatOperation(base.Operation):
         return float(champion[0].text == challenger[0].text)
 
     def result_confidence(self, result: Sequence[WrittenText]) -> float:
-        """The probability of the first text."""
+        """The probability of the first text that was generated."""
         return result[0].probability
 
 

@@ -117,7 +117,7 @@ class ClassifyOperation(RankedAnswersOperation):
         settings = {CLASSES: tuple(request.classes)}
         return ModelQuery(inputs, request.prompts(), request.top_k, request.attention, settings=settings)
 
-    def problem(self, settings: Mapping[str, Any]) -> tuple[str, str] | None:
+    def unsupported_request_reason(self, settings: Mapping[str, Any]) -> tuple[str, str] | None:
         if CLASSES not in settings:
             return None
         message = "this model chooses among the classes that it has learned; leave 'classes' and 'templates' out"

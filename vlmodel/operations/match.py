@@ -115,7 +115,7 @@ class MatchResult:
     knowledge_version: int | None = None
 
     @classmethod
-    def with_facts_of(cls, predictions: Sequence[Prediction], **fields: Any) -> MatchResult:
+    def from_predictions(cls, predictions: Sequence[Prediction], **fields: Any) -> MatchResult:
         """Create a result with the facts of the predictions for N texts."""
         version = predictions[0].knowledge_version if predictions else None
         return cls(**fields, facts=[one.facts for one in predictions], knowledge_version=version)

@@ -9,7 +9,7 @@ import numpy as np
 from pydantic import Field
 
 from vlmodel.config import ConfigError, part_field
-from vlmodel.conversation import asked_text, conversation_from_text, insert_facts, is_conversation_text
+from vlmodel.conversation import conversation_from_text, extract_question, insert_facts, is_conversation_text
 from vlmodel.operations.base import Operation
 from vlmodel.operations.chat import ChatOperation
 from vlmodel.task import Task
@@ -91,7 +91,7 @@ class GenerationTask(Task):
         known = [[linked.fact.text for linked in of_row] for of_row in facts]
         turns = [insert_facts(conversation_from_text(text), of_row) for text, of_row in zip(texts, known, strict=True)]
         # An encoder of texts, where there is one, reads the last thing that was said.
-        encoded = super().collate_texts([asked_text(text) for text in texts], facts, processor)
+        encoded = super().collate_texts([extract_question(text) for text in texts], facts, processor)
         return encoded | self.text_head.collate_prompts(turns, limits, processor)
 
     def collate_targets(

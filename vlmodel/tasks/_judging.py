@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import cached_property
 
-from vlmodel.judging import AnsweredRows, BaselineScores, ExampleAnswer, Judgement, Metrics, NothingToJudgeError
+from vlmodel.judging import AnsweredRows, BaselineScores, ExampleAnswer, Judgement, Metrics, NoScorableRowsError
 from vlmodel.metrics.scores import ExampleScores
 
 
@@ -40,7 +40,7 @@ class BaselineComparisons:
         metrics: Metrics | None = None,
         looks: bool = False,
     ) -> None:
-        """Add a baseline that answers all rows."""
+        """Add a baseline to the comparison; it must answer all rows."""
         given = self.answered.replace_answers(predicted)
         metrics = self._metrics_of(given) if metrics is None else metrics
         scores = self._scores_of(given)
@@ -86,11 +86,11 @@ def rows_with_target(answered: AnsweredRows, unit: str) -> AnsweredRows:
     """Select the rows with a right answer.
 
     Raises:
-        NothingToJudgeError: there is none.
+        NoScorableRowsError: there is none.
     """
     rows = [n for n, target in enumerate(answered.targets) if target is not None]
     if not rows:
-        raise NothingToJudgeError(unit, "a right answer to score against")
+        raise NoScorableRowsError(unit, "a right answer to score against")
     return answered.select_rows(rows)
 
 

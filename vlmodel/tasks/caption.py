@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 
 from vlmodel.answers import Normalizer
-from vlmodel.judging import AnsweredRows, ExampleAnswer, Judgement, Metrics, NothingToJudgeError
+from vlmodel.judging import AnsweredRows, ExampleAnswer, Judgement, Metrics, NoScorableRowsError
 from vlmodel.metrics.scores import ExampleScores
 from vlmodel.operations.base import Operation
 from vlmodel.operations.chat import ChatOperation
@@ -85,7 +85,7 @@ class Config(GenerationTask):
         references = drop_wordless_references(row.references for row in answered.rows)
         rows = [n for n, captions in enumerate(references) if captions]
         if not rows:
-            raise NothingToJudgeError("image", "a caption with a word to compare with")
+            raise NoScorableRowsError("image", "a caption with a word to compare with")
 
         def metrics_of(given: AnsweredRows) -> Metrics:
             return caption_scores(given.predicted, drop_wordless_references(row.references for row in given.rows))

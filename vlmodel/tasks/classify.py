@@ -78,7 +78,7 @@ class Config(ClassificationTask):
         return processor.label_id(answer)
 
     def learn_baseline(self, samples: Iterable[SampleTexts], normalizer: Normalizer) -> dict[str, Any]:
-        """Find the most frequent class."""
+        """Find the most frequent class, which the baseline gives to every sample."""
         try:
             prior = AnswerPrior.learn(
                 (("", label) for texts in samples for label in self.label_candidates(texts)), normalizer

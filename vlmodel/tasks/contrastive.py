@@ -11,7 +11,7 @@ from pydantic import Field
 
 from vlmodel.answers import Normalizer
 from vlmodel.encoder_parts import IMAGE, input_of_stream
-from vlmodel.judging import AnsweredRows, BaselineScores, ExampleAnswer, Judgement, NothingToJudgeError
+from vlmodel.judging import AnsweredRows, BaselineScores, ExampleAnswer, Judgement, NoScorableRowsError
 from vlmodel.metrics.scores import ExampleScores
 from vlmodel.operations.base import BatchedRequest, Operation
 from vlmodel.operations.classify import CLASSES, ClassifyOperation
@@ -59,7 +59,7 @@ class ClassifyByPrompts(ClassifyOperation):
     rank: ClassVar[int] = 1  # a classifier knows its classes from examples
     least_agreement: ClassVar[float | None] = 0.7
 
-    def problem(self, settings: Mapping[str, Any]) -> tuple[str, str] | None:
+    def unsupported_request_reason(self, settings: Mapping[str, Any]) -> tuple[str, str] | None:
         if CLASSES in settings:
             return None
         return "no_classes", "this model has no classes of its own; name those to choose among in 'classes'"
@@ -180,7 +180,7 @@ class Config(Task):
         from vlmodel.metrics.retrieval import retrieval_scores
 
         if not len(_rows_with_image_embedding(answered)):
-            raise NothingToJudgeError("image", "a caption to be found by")
+            raise NoScorableRowsError("image", "a caption to be found by")
         metrics, expected = split_baseline_metrics(retrieval_scores(*_stack_embeddings(answered)))
         # One metric to compare models by: the mean of all recalls; the field's "rsum" is their sum.
         for recalls in (metrics, expected):
@@ -230,7 +230,7 @@ def _softmax_matches(predictions: Sequence[Prediction], temperature: float) -> M
     shares_N = np.exp(scores_N - scores_N.max())
     shares_N /= shares_N.sum()
     probabilities: list[float | None] = [None] if len(cosines) == 1 else shares_N.tolist()
-    return MatchResult.with_facts_of(
+    return MatchResult.from_predictions(
         predictions, method="similarity", probabilities=probabilities, similarities=cosines, temperature=temperature
     )
 

@@ -16,8 +16,8 @@ from vlmodel.conversation import (
     Conversation,
     conversation_from_text,
     conversation_to_json,
+    drop_oldest_turns,
     format_transcript,
-    keep_last_turns,
 )
 from vlmodel.judging import AnsweredRows, ExampleAnswer, Judgement, Metrics
 from vlmodel.metrics.scores import ExampleScores
@@ -71,7 +71,7 @@ class Config(GenerationTask):
     def rows_to_answer(self, samples: Sequence[Sample]) -> list[list[TaskRow]]:
         """Make the rows of training, and one for a last turn of the user that has no reply."""
         asked = [
-            [self._row(turns, None) for turns in sample.texts.conversations if turns[-1].role == "user"]
+            [self._reply_row(turns, None) for turns in sample.texts.conversations if turns[-1].role == "user"]
             for sample in samples
         ]
         return [rows + last for rows, last in zip(self.training_rows(samples), asked, strict=True)]
@@ -95,11 +95,11 @@ class Config(GenerationTask):
 
     def score_rows(self, answered: AnsweredRows, normalizer: Normalizer) -> ExampleScores:
         """Score each reply by ROUGE-L; rows whose right reply has no words are left out."""
-        from vlmodel.metrics.captions import rouge_l_of_each, tokenize_caption
+        from vlmodel.metrics.captions import rouge_l_per_text, tokenize_caption
 
         row_N = np.flatnonzero([bool(row.target) and bool(tokenize_caption(row.target or "")) for row in answered.rows])
         targets = [[answered.rows[n].target or ""] for n in row_N.tolist()]
-        score_N = rouge_l_of_each([answered.predicted[n] for n in row_N.tolist()], targets)
+        score_N = rouge_l_per_text([answered.predicted[n] for n in row_N.tolist()], targets)
         return ExampleScores.with_one_group(score_N, answered.sample_N, row_N, binary=False)
 
     def judge_answers(
@@ -130,8 +130,8 @@ class Config(GenerationTask):
     def _replies(self, turns: Conversation) -> Iterable[TaskRow]:
         for n, turn in enumerate(turns):
             if turn.role == "assistant":
-                yield self._row(turns[:n], turn.text)
+                yield self._reply_row(turns[:n], turn.text)
 
-    def _row(self, before: Conversation, reply: str | None) -> TaskRow:
+    def _reply_row(self, before: Conversation, reply: str | None) -> TaskRow:
         references = () if reply is None else (reply,)
-        return TaskRow(conversation_to_json(keep_last_turns(before, self.history)), reply, references)
+        return TaskRow(conversation_to_json(drop_oldest_turns(before, self.history)), reply, references)

@@ -40,7 +40,7 @@ class MatchByClass(MatchOperation):
     def run(self, predictor: Predictor, task: str, items: Sequence[BatchedRequest]) -> list[MatchResult]:
         predictions = predictor.predict([item.example for item in items], top_k=2, task=task)
         return [
-            MatchResult.with_facts_of(
+            MatchResult.from_predictions(
                 of_item, method="matching", probabilities=[dict(p.answers)[MATCH] for p in of_item]
             )
             for of_item in predictions

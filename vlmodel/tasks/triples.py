@@ -14,7 +14,7 @@ import numpy as np
 from pydantic import Field
 
 from vlmodel.answers import Normalizer
-from vlmodel.judging import AnsweredRows, BaselineScores, ExampleAnswer, Judgement, NothingToJudgeError
+from vlmodel.judging import AnsweredRows, BaselineScores, ExampleAnswer, Judgement, NoScorableRowsError
 from vlmodel.metrics.scores import ExampleScores
 from vlmodel.metrics.triples import HITS, filtered_ranks, link_metrics
 from vlmodel.sample import TEXTS, Sample, SampleTexts
@@ -101,7 +101,7 @@ class Config(Task):
         # The tails are counted with their questions.
         known_N = np.array([t is not None for t in told] + [False] * len(told), np.float32)
         weights_N = np.asarray(arrays["weights_N"], np.float32) * known_N
-        keys_N = _keys([*texts, *(t or "" for t in told)])
+        keys_N = _number_distinct_texts([*texts, *(t or "" for t in told)])
         return arrays | {"sample_N": sample_N, "weights_N": weights_N, "text_key_N": keys_N}
 
     def collate_texts(
@@ -132,7 +132,7 @@ class Config(Task):
 
     def score_rows(self, answered: AnsweredRows, normalizer: Normalizer) -> ExampleScores:
         """Score each question by the reciprocal rank of its tail."""
-        row_N, rank_N = _ranks(answered)
+        row_N, rank_N = _tail_ranks(answered)
         return ExampleScores.with_one_group(1 / rank_N, answered.sample_N, row_N, binary=False)
 
     def judge_answers(
@@ -141,10 +141,10 @@ class Config(Task):
         """Compute the rank of each right tail among all tails of the split, leaving out other right tails of the same
         question; and the ranks of a random order.
         """
-        row_N, rank_N = _ranks(answered)
+        row_N, rank_N = _tail_ranks(answered)
         if not len(row_N):
-            raise NothingToJudgeError("fact", "a tail")
-        count = len(set(_tails(answered).values()))
+            raise NoScorableRowsError("fact", "a tail")
+        count = len(set(_tail_rows(answered).values()))
         chance_R = 1 / np.arange(1, count + 1)
         chance = {"mrr": float(chance_R.mean())} | {f"hits_at_{k}": min(1.0, k / count) for k in HITS}
         scores = self.score_rows(answered, normalizer)
@@ -155,7 +155,7 @@ class Config(Task):
 
     def rows_for_examples_page(self, answered: AnsweredRows, normalizer: Normalizer) -> list[ExampleAnswer]:
         """Show each question with its nearest tail."""
-        row_N, query_ND, tail_TD, tails = _vectors(answered)
+        row_N, query_ND, tail_TD, tails = _question_and_tail_vectors(answered)
         found = []
         for row, query_D in zip(row_N.tolist(), query_ND, strict=True):
             similarity_T = tail_TD @ query_D
@@ -165,27 +165,27 @@ class Config(Task):
         return found
 
 
-def _tails(answered: AnsweredRows) -> dict[int, str]:
-    """Return the rows that are tails, and their texts."""
+def _tail_rows(answered: AnsweredRows) -> dict[int, str]:
+    """Select the answered rows that are tails, with their texts."""
     return {n: row.text for n, row in enumerate(answered.rows) if row.id == _TAIL}
 
 
-def _vectors(
+def _question_and_tail_vectors(
     answered: AnsweredRows,
 ) -> tuple[NDArray[np.int64], NDArray[np.float32], NDArray[np.float32], list[str]]:
     """Return the rows of the questions, their vectors, the vectors of the T tails, and the tails' texts."""
     row_N = np.array([n for n, row in enumerate(answered.rows) if row.id != _TAIL], np.int64)
-    place = {text: n for n, text in reversed(_tails(answered).items())}
+    place = {text: n for n, text in reversed(_tail_rows(answered).items())}
     both_ND = np.stack([np.asarray(answered.text_embedding[n], np.float32) for n in (*row_N.tolist(), *place.values())])
     width = both_ND.shape[1] // 2
     return row_N, both_ND[: len(row_N), :width], both_ND[len(row_N) :, width:], list(place)
 
 
-def _ranks(answered: AnsweredRows) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def _tail_ranks(answered: AnsweredRows) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Return the rows of the questions, and the rank of each question's tail."""
-    if not _tails(answered):
+    if not _tail_rows(answered):
         return np.zeros(0, np.int64), np.zeros(0, np.int64)
-    row_N, query_ND, tail_TD, tails = _vectors(answered)
+    row_N, query_ND, tail_TD, tails = _question_and_tail_vectors(answered)
     place = {tail: n for n, tail in enumerate(tails)}
     target_N = np.array([place[str(answered.rows[n].target)] for n in row_N.tolist()], np.int64)
     known: dict[str, set[int]] = {}
@@ -195,7 +195,7 @@ def _ranks(answered: AnsweredRows) -> tuple[NDArray[np.int64], NDArray[np.int64]
     return row_N, filtered_ranks(query_ND, tail_TD, target_N, of_query)
 
 
-def _keys(texts: Sequence[str]) -> NDArray[np.int64]:
+def _number_distinct_texts(texts: Sequence[str]) -> NDArray[np.int64]:
     """Number the texts so that equal texts have equal numbers."""
     numbers = {text: n for n, text in enumerate(dict.fromkeys(texts))}
     return np.array([numbers[text] for text in texts], np.int64)

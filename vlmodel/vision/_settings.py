@@ -82,7 +82,7 @@ class BackboneConfig(VisionPart):
         """The rows and columns to which a feature map is averaged; None if it keeps its own."""
         return (1, 1) if getattr(self, "output", "") == "pooled" else self.grid
 
-    def setting_without_effect(self) -> str | None:
+    def describe_unused_setting(self) -> str | None:
         if getattr(self, "output", "") != "pooled" or self.grid is None:
             return None
         return f"grid={describe_size(self.grid)} is of no use with output='pooled', which is one token; leave grid out"

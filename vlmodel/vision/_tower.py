@@ -324,7 +324,7 @@ class VisionTower(BackboneEncoder):
             return tokens_without_padding(pooled_BD.unsqueeze(1), pooled_BD)
         x_BTD = self.project_grid(grids[1], self.projection)
         tokens = tokens_without_padding(self._add_positions(x_BTD, grids[1]), pooled_BD)
-        return _tie_gradients(tokens) if self.training and torch.is_grad_enabled() else tokens
+        return _connect_gradients(tokens) if self.training and torch.is_grad_enabled() else tokens
 
     def grid_shapes(self) -> Sequence[tuple[int, int, int]]:
         pooled = [(1, 1, self._shapes.pooled)] if self._shapes.pooled else []
@@ -339,7 +339,7 @@ class VisionTower(BackboneEncoder):
         return x_BTD + (self.config.position_scale * positions_TD).to(x_BTD.dtype)
 
 
-def _tie_gradients(tokens: Tokens) -> Tokens:
+def _connect_gradients(tokens: Tokens) -> Tokens:
     """Add zero times the pooled vector to the tokens, and zero times the tokens to the pooled vector, so that all
     parameters get a gradient: not every fusion reads both, and data-parallel training waits for every gradient.
     """

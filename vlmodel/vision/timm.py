@@ -55,7 +55,7 @@ class Config(TowerConfig):
         return self.image_size or _preprocessing_from_record(_timm_weights_record(self.name)).size
 
     def create_backbone(self) -> nn.Module:
-        kept = self._kept_stages()
+        kept = self._stages_with_tokens()
         backbone = _create_timm_model(self, num_classes=0)
         if kept is not None:
             backbone.prune_intermediate_layers(kept, prune_norm=True, prune_head=True)
@@ -64,7 +64,7 @@ class Config(TowerConfig):
         return backbone
 
     def run_backbone(self, backbone: Any, x_BCHW: Tensor) -> BackboneOutputs:
-        if (kept := self._kept_stages()) is not None:
+        if (kept := self._stages_with_tokens()) is not None:
             maps = backbone.forward_intermediates(x_BCHW, indices=kept, output_fmt="NCHW", intermediates_only=True)
             return BackboneOutputs([x.permute(0, 2, 3, 1) for x in maps], None, False)
         x = backbone.forward_features(x_BCHW)
@@ -107,7 +107,7 @@ class Config(TowerConfig):
     def build(self) -> TimmTower:
         return TimmTower(self)
 
-    def _kept_stages(self) -> list[int] | None:
+    def _stages_with_tokens(self) -> list[int] | None:
         """The numbers of the stages whose outputs become tokens; None to use the output of timm's whole backbone."""
         if self.stages is None and self.output != "multiscale":
             return None

@@ -59,7 +59,7 @@ def open_regular_file(path: Path) -> BinaryIO:
     return os.fdopen(descriptor, "rb")
 
 
-def walk_files(root: Path, passed_over: Counter[str]) -> Iterator[tuple[str, os.DirEntry[str], str]]:
+def walk_files(root: Path, skipped_counts: Counter[str]) -> Iterator[tuple[str, os.DirEntry[str], str]]:
     """Yield for each file under a folder its path in the folder, its directory entry and its real path.
 
     Links to folders are followed, and each folder is read once, so loops end. Folders that are reached by a link come
@@ -67,7 +67,7 @@ def walk_files(root: Path, passed_over: Counter[str]) -> Iterator[tuple[str, os.
     names are not read, nor counted.
 
     Args:
-        passed_over: counts hidden files and folders, and folders that are not read.
+        skipped_counts: counts hidden files and folders, and folders that are not read.
 
     Raises:
         DataError: ``root`` itself cannot be read.
@@ -82,10 +82,10 @@ def walk_files(root: Path, passed_over: Counter[str]) -> Iterator[tuple[str, os.
             if folder and real_folder in _not_walked.get():
                 continue
             subfolders = []
-            for entry in _list_folder(root, folder, folders_read, passed_over):
+            for entry in _list_folder(root, folder, folders_read, skipped_counts):
                 name, real = f"{folder}/{entry.name}".removeprefix("/"), os.path.join(real_folder, entry.name)
                 if is_hidden(entry.name):
-                    passed_over[HIDDEN] += 1
+                    skipped_counts[HIDDEN] += 1
                 elif entry.is_dir(follow_symlinks=False):
                     subfolders.append((name, real))
                 elif entry.is_symlink() and os.path.isdir(entry.path):
@@ -96,13 +96,13 @@ def walk_files(root: Path, passed_over: Counter[str]) -> Iterator[tuple[str, os.
 
 
 def _list_folder(
-    root: Path, folder: str, folders_read: set[tuple[int, int]], passed_over: Counter[str]
+    root: Path, folder: str, folders_read: set[tuple[int, int]], skipped_counts: Counter[str]
 ) -> list[os.DirEntry[str]]:
     """List the entries of a folder, sorted by name; [] if the folder was listed before or cannot be read."""
     try:
         status = os.stat(root / folder)
         if (status.st_dev, status.st_ino) in folders_read:
-            passed_over[LINKS_TO_READ] += 1
+            skipped_counts[LINKS_TO_READ] += 1
             return []
         folders_read.add((status.st_dev, status.st_ino))
         with os.scandir(root / folder) as entries:
@@ -110,7 +110,7 @@ def _list_folder(
     except OSError as error:
         if not folder:
             raise DataError(f"folder {root} cannot be read ({error.strerror}); permit it or name another") from None
-        passed_over[UNREADABLE] += 1
+        skipped_counts[UNREADABLE] += 1
         return []
 
 

@@ -129,7 +129,7 @@ class SourceImages:
             raise SampleError(FaultReason.BROKEN_TAR, f"{location.file} ends inside {name!r}")
         return data, (suffix_of(name) if is_image(name) else extension) or ""
 
-    def passed_over(self, used: Iterable[Path | None] = ()) -> Counter[str]:
+    def count_skipped_files(self, used: Iterable[Path | None] = ()) -> Counter[str]:
         """Count the files that were not imported, by kind: unread images, and other files by their extension.
 
         Args:
@@ -243,7 +243,7 @@ class NoImages:
     def read(self, name: str) -> tuple[None, None]:
         return None, None
 
-    def passed_over(self, used: Iterable[Path | None] = ()) -> Counter[str]:
+    def count_skipped_files(self, used: Iterable[Path | None] = ()) -> Counter[str]:
         return Counter()
 
 

@@ -63,13 +63,13 @@ def _parse_object(text: str) -> Mapping[str, Any] | SampleError:
         return error
     except (ValueError, RecursionError) as error:
         return SampleError(FaultReason.BAD_JSON, str(error))
-    return value if isinstance(value, dict) else _no_object(value)
+    return value if isinstance(value, dict) else _not_an_object_error(value)
 
 
 def _iterate_json_list(file: Path) -> Iterator[Record]:
     """Iterate over the items of a JSON list with their numbers, from 0. They are parsed while the file is read."""
     with open_text_file(file) as opened:
-        text = _Buffer(opened)
+        text = _JsonTextBuffer(opened)
         if text.next_character() != "[":
             raise DataError(f"{file} is no JSON list of records; write one, or save JSON lines as .jsonl")
         text.skip(1)
@@ -77,17 +77,17 @@ def _iterate_json_list(file: Path) -> Iterator[Record]:
         while (first := text.next_character()) != "]":
             if number:
                 if first != ",":
-                    raise DataError(_broken(file, number, "no comma follows the one before"))
+                    raise DataError(_broken_record_error(file, number, "no comma follows the one before"))
                 text.skip(1)
             try:
                 value = text.take_value()
             except (ValueError, RecursionError) as error:
-                raise DataError(_broken(file, number, str(error))) from None
-            yield number, value if isinstance(value, dict) else _no_object(value)
+                raise DataError(_broken_record_error(file, number, str(error))) from None
+            yield number, value if isinstance(value, dict) else _not_an_object_error(value)
             number += 1
 
 
-class _Buffer:
+class _JsonTextBuffer:
     """A buffer of a file's text that reads more of the file as needed."""
 
     def __init__(self, opened: TextIO) -> None:
@@ -143,9 +143,9 @@ def _iterate_parquet(file: Path) -> Iterator[Record]:
         raise DataError(f"{file} cannot be read as Parquet ({error}); write it again") from None
 
 
-def _no_object(value: Any) -> SampleError:
+def _not_an_object_error(value: Any) -> SampleError:
     return SampleError(FaultReason.BAD_SCHEMA, f"{value!r:.80} is not a JSON object")
 
 
-def _broken(file: Path, number: int, reason: str) -> str:
+def _broken_record_error(file: Path, number: int, reason: str) -> str:
     return f"{file} cannot be read from record {number} on ({reason}); download it again, or save it as .jsonl"

@@ -112,7 +112,7 @@ class RowImporter(Importer):
 
     @abstractmethod
     def _source_files(self) -> list[Path]:
-        """List the files that contain the rows.
+        """List the files that contain the source's rows.
 
         Raises:
             DataError: there are none.
@@ -132,7 +132,7 @@ class RowImporter(Importer):
         images = _LazyImages(resolve_path(self.images, self._base_folder()))
         samples, rejects = self._group_by_sample(images)
         splits = {sample.split for sample in samples.values()}
-        if not self.wants_input("image"):
+        if not self.imports_input("image"):
             return SourceContents(
                 len(samples), chain(rejects, self._iterate_samples_without_images(samples)), splits=splits
             )
@@ -141,7 +141,7 @@ class RowImporter(Importer):
             *(self._folder_of_further_inputs() / path for sample in samples.values() for path in sample.files.values()),
         ]
         read = self._read_samples(images, samples, rejects)
-        return SourceContents(len(samples), read, lambda: images.passed_over(used), splits)
+        return SourceContents(len(samples), read, lambda: images.count_skipped_files(used), splits)
 
     def _folder_of_further_inputs(self) -> Path:
         root = resolve_path(self.images, self._base_folder())
@@ -168,7 +168,7 @@ class RowImporter(Importer):
         """
         names = ("image", "question", "answer", "answers", "split", "key", "question_id", "group", "label")
         wanted = {name: [getattr(self, name)] for name in names} | {"captions": self.captions}
-        unread = {name for of, names in _COLUMNS_OF.items() if not self.wants_input(of) for name in names}
+        unread = {name for of, names in _COLUMNS_OF.items() if not self.imports_input(of) for name in names}
         wanted = {name: columns for name, columns in wanted.items() if name not in unread}
         needed, title = input_requirements(self.inputs), self._title()
         listed = ", ".join(map(repr, present))
@@ -178,7 +178,7 @@ class RowImporter(Importer):
                 is_default = column in ([default] if isinstance(default, str) else default)
                 optional = is_default and not (name == "image" and needed["image"])
                 if column and column not in (*present, SPLIT_OF_FILE) and not optional:
-                    alone = name == "image" and self.wants_input(TEXT)
+                    alone = name == "image" and self.imports_input(TEXT)
                     remedy = ", or source.inputs=text for texts alone" if alone else ""
                     raise DataError(
                         f"{title} has no column {column!r} (source.{name}); its columns are {listed}{note}: set "
@@ -277,7 +277,7 @@ class RowImporter(Importer):
         sample's key.
         """
         named = self._text_of_cell(row.cells, self.key)
-        image = self._parse_image_cell(row.cells) if self.wants_input("image") else None
+        image = self._parse_image_cell(row.cells) if self.imports_input("image") else None
         if image is None:
             name = named or f"{Path(self._title()).stem}-{row.number:08d}"
             return name, "", to_valid_key(name)
@@ -326,7 +326,7 @@ class RowImporter(Importer):
         return split
 
     def _texts_of_row(self, cells: Mapping[str, Any]) -> SampleTexts:
-        if not self.wants_input(TEXT):
+        if not self.imports_input(TEXT):
             return SampleTexts()
         captions = [text for column in self.captions for text in self._texts_of_cell(cells, column)]
         label = self._text_of_cell(cells, self.label)
@@ -443,8 +443,8 @@ class _LazyImages:
     def read(self, name: str) -> tuple[bytes, str]:
         return self._list_images().read(name)
 
-    def passed_over(self, used: Iterable[Path]) -> Counter[str]:
-        return self._images.passed_over(used) if self._images is not None else Counter()
+    def count_skipped_files(self, used: Iterable[Path]) -> Counter[str]:
+        return self._images.count_skipped_files(used) if self._images is not None else Counter()
 
     def _list_images(self) -> SourceImages:
         if self._images is None:

@@ -44,13 +44,13 @@ class SceneObject:
 
 @dataclass(frozen=True)
 class Scene:
-    """A scene of objects that do not touch. ``ground`` is the hue of the background, in [0, 1)."""
+    """A drawn scene of objects that do not touch. ``ground`` is the hue of the background, in [0, 1)."""
 
     objects: tuple[SceneObject, ...]
     ground: float
 
     def as_dict(self) -> dict[str, Any]:
-        """The scene as plain JSON values."""
+        """Convert the scene to plain JSON values."""
         return {"objects": [asdict(obj) for obj in self.objects], "ground": self.ground}
 
 

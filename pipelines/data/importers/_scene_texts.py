@@ -27,7 +27,7 @@ def caption_scene(scene: Scene, rng: random.Random) -> tuple[str, ...]:
     return full, f"a {a.size} {_object_name(a)} {relation} a {b.size} {_object_name(b)}"
 
 
-def ask_about_scene(scene: Scene, rng: random.Random, key: str) -> tuple[Question, ...]:
+def make_questions(scene: Scene, rng: random.Random, key: str) -> tuple[Question, ...]:
     """Make one question of each kind that a scene allows, no text twice; a question's id is ``KEY#KIND``."""
     asked: dict[str, Question] = {}
     for kind, ask in _KINDS.items():

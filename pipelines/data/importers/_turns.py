@@ -43,7 +43,7 @@ class BrokenTurn(NamedTuple):
 
 
 class ParsedConversation(NamedTuple):
-    """The valid part of a conversation record.
+    """The valid part of a conversation that was imported.
 
     Attributes:
         turns: the turns up to the last reply of the assistant before the first broken turn.
@@ -57,7 +57,7 @@ class ParsedConversation(NamedTuple):
 
 
 def parse_conversation(record: Mapping[str, Any], column: str = "") -> ParsedConversation:
-    """Parse the conversation of a record.
+    """Parse the conversation in a record of the source.
 
     Args:
         column: where the turns are; "" for the usual names.
@@ -67,9 +67,9 @@ def parse_conversation(record: Mapping[str, Any], column: str = "") -> ParsedCon
             assistant says nothing, UNMATCHED_INPUT where places and pictures differ in number, or BAD_SCHEMA.
     """
     pictures: list[Picture] = []
-    turns = [_turn_of(role, content, pictures) for role, content in _messages_of(record, column)]
+    turns = [_parse_turn(role, content, pictures) for role, content in _find_messages(record, column)]
     require_valid_text(*(turn.text for turn in turns))
-    turns, pictures = _place_pictures(turns, pictures or _pictures_of(record))
+    turns, pictures = _insert_image_places(turns, pictures or _images_beside_turns(record))
     fault = find_turn_fault(turns)
     kept = list(turns if fault is None else turns[: fault.turn])
     while kept and kept[-1].role != "assistant":
@@ -87,7 +87,7 @@ def parse_conversation(record: Mapping[str, Any], column: str = "") -> ParsedCon
     return ParsedConversation(tuple(kept), tuple(pictures[:places]), broken)
 
 
-def _messages_of(record: Mapping[str, Any], column: str) -> Iterator[tuple[Any, Any]]:
+def _find_messages(record: Mapping[str, Any], column: str) -> Iterator[tuple[Any, Any]]:
     """Return the role and the content of each turn, unparsed."""
     names = (column,) if column else _LISTS
     listed = next((record[name] for name in names if record.get(name) is not None), None)
@@ -128,7 +128,7 @@ def _role_and_content(message: Any) -> tuple[Any, Any]:
     return _ROLES.get(role, role) if isinstance(role, str) else role, content
 
 
-def _turn_of(role: Any, content: Any, pictures: list[Picture]) -> ConversationTurn:
+def _parse_turn(role: Any, content: Any, pictures: list[Picture]) -> ConversationTurn:
     """Parse a turn; the pictures among its parts are appended to ``pictures``."""
     parts: list[str | None] = []
     for part in content if isinstance(content, list) else [content]:
@@ -138,7 +138,7 @@ def _turn_of(role: Any, content: Any, pictures: list[Picture]) -> ConversationTu
             kind = part.get("type")
             if kind in ("image", "image_url"):
                 parts.append(None)
-                if (picture := _picture_of_part(part)) is not None:
+                if (picture := _image_in_content_part(part)) is not None:
                     pictures.append(picture)
                 continue
             part = part.get("text")
@@ -150,7 +150,7 @@ def _turn_of(role: Any, content: Any, pictures: list[Picture]) -> ConversationTu
     return ConversationTurn(str(role), tuple(parts))
 
 
-def _picture_of_part(part: Mapping[str, Any]) -> Picture | None:
+def _image_in_content_part(part: Mapping[str, Any]) -> Picture | None:
     """Return the picture that a content part holds or names; None for a part that only marks the place of a picture."""
     for name in ("image", "image_url", "url", "path"):
         value = part.get(name)
@@ -161,7 +161,7 @@ def _picture_of_part(part: Mapping[str, Any]) -> Picture | None:
     return None
 
 
-def _pictures_of(record: Mapping[str, Any]) -> list[Picture]:
+def _images_beside_turns(record: Mapping[str, Any]) -> list[Picture]:
     """Return the pictures that a record holds beside its turns."""
     value = next((record[name] for name in _PICTURES if record.get(name) is not None), None)
     return [_to_picture(one) for one in (value if isinstance(value, list) else [] if value is None else [value])]
@@ -180,7 +180,7 @@ def _to_picture(value: Any) -> Picture:
     return value
 
 
-def _place_pictures(
+def _insert_image_places(
     turns: list[ConversationTurn], pictures: list[Picture]
 ) -> tuple[list[ConversationTurn], list[Picture]]:
     """Insert a place for each picture into the turns; before the user's first text if they have no places.

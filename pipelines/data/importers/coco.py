@@ -82,7 +82,9 @@ class Config(Importer):
         images = self._open_images(root)
         used = [file for files in documents.values() for file in files.values()]
         records = _iterate_samples(pictures, images, rejects)
-        return SourceContents(len(pictures), records, lambda: unused + images.passed_over(used), documents.keys())
+        return SourceContents(
+            len(pictures), records, lambda: unused + images.count_skipped_files(used), documents.keys()
+        )
 
     def _open_images(self, root: Path) -> SourceImages | NoImages:
         return open_source_images(self.inputs, resolve_path(self.images, root))

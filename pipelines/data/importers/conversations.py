@@ -76,7 +76,7 @@ class Config(Importer):
         samples, rejects = self._group_by_sample(file, images)
         splits = {sample.split for sample in samples.values()}
         read = self._read_samples(file, images, samples, rejects)
-        return SourceContents(len(samples), read, lambda: images.passed_over([file]), splits)
+        return SourceContents(len(samples), read, lambda: images.count_skipped_files([file]), splits)
 
     def _records_file(self) -> Path:
         path = resolve_path(self.file)
@@ -91,11 +91,11 @@ class Config(Importer):
 
     def _group_by_sample(
         self, file: Path, images: SourceImages | NoImages
-    ) -> tuple[dict[str, _Sample], list[RejectedSample]]:
+    ) -> tuple[dict[str, _ConversationsOfSample], list[RejectedSample]]:
         """Group the conversations by their pictures, in the order of first appearance; the bytes of pictures are not
         kept in memory.
         """
-        samples: dict[str, _Sample] = {}
+        samples: dict[str, _ConversationsOfSample] = {}
         rejects = []
         for number, record in iterate_records(file):
             place = f"{file.name}:{number}"
@@ -128,7 +128,7 @@ class Config(Importer):
         for name, is_required in input_requirements(self.inputs).items():
             if is_required and name not in by_input and name != TEXT:
                 raise SampleError(missing_input_reason(name), f"the conversation has {len(pictures)} pictures")
-        return {name: picture for name, picture in by_input.items() if self.wants_input(name)}
+        return {name: picture for name, picture in by_input.items() if self.imports_input(name)}
 
     def _make_sample(
         self,
@@ -137,7 +137,7 @@ class Config(Importer):
         pictures: dict[str, Picture],
         images: SourceImages | NoImages,
         file: Path,
-    ) -> _Sample:
+    ) -> _ConversationsOfSample:
         identities, first = [], ""
         for picture in pictures.values():
             if isinstance(picture, bytes):
@@ -152,7 +152,7 @@ class Config(Importer):
             is_name = isinstance(named, str | int) and not isinstance(named, bool) and str(named).strip()
             first = to_valid_key(str(named).strip()) if is_name else f"{file.stem}-{number:08d}"
         paths = {name: picture if isinstance(picture, str) else None for name, picture in pictures.items()}
-        return _Sample(number, self._split_of(record), first, paths, tuple(identities))
+        return _ConversationsOfSample(number, self._split_of(record), first, paths, tuple(identities))
 
     def _split_of(self, record: Mapping[str, Any]) -> str:
         if (value := record.get(self.split)) in (None, ""):
@@ -165,7 +165,7 @@ class Config(Importer):
         self,
         file: Path,
         images: SourceImages | NoImages,
-        samples: Mapping[str, _Sample],
+        samples: Mapping[str, _ConversationsOfSample],
         rejects: list[RejectedSample],
     ) -> Iterator[SourceSample | RejectedSample]:
         yield from rejects
@@ -182,7 +182,7 @@ class Config(Importer):
 
 
 @dataclass
-class _Sample:
+class _ConversationsOfSample:
     """The conversations about the same pictures, which become one sample.
 
     Attributes:
@@ -200,7 +200,7 @@ class _Sample:
 
 
 def _read_sample(
-    sample: _Sample, pictures: Mapping[str, Picture], images: SourceImages | NoImages
+    sample: _ConversationsOfSample, pictures: Mapping[str, Picture], images: SourceImages | NoImages
 ) -> SourceSample | RejectedSample:
     inputs: dict[str, tuple[bytes, str]] = {}
     try:

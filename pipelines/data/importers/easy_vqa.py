@@ -53,10 +53,12 @@ class Config(Importer):
             samples += [(split, image_id, questions) for image_id, questions in sorted(by_image.items())]
         images = {split: self._open_images(root, split) for split in splits}
 
-        def passed_over() -> Counter[str]:
-            return sum((of_split.passed_over() for of_split in images.values()), Counter())
+        def count_skipped_files() -> Counter[str]:
+            return sum((of_split.count_skipped_files() for of_split in images.values()), Counter())
 
-        return SourceContents(len(samples), _iterate_samples(samples, images, rejects), passed_over, splits.keys())
+        return SourceContents(
+            len(samples), _iterate_samples(samples, images, rejects), count_skipped_files, splits.keys()
+        )
 
     def _split_folders(self, root: Path) -> dict[str, Path]:
         files = {split: self._data_folder(root) / split / "questions.json" for split in SPLITS}
@@ -69,7 +71,7 @@ class Config(Importer):
         return root / "data" if (root / "data").is_dir() else root
 
     def _open_images(self, root: Path, split: str) -> SourceImages | NoImages:
-        if not self.wants_input("image"):
+        if not self.imports_input("image"):
             return NoImages()
         folder, tar = self._data_folder(root) / split / "images", root / f"{split}_images.tar"
         for place in (folder, tar):

@@ -44,7 +44,7 @@ class Config(Importer):
 
     @field_validator("inputs")
     @classmethod
-    def _has_texts_alone(cls, inputs: tuple[str, ...]) -> tuple[str, ...]:
+    def _check_only_texts(cls, inputs: tuple[str, ...]) -> tuple[str, ...]:
         if set(inputs) != {TEXT}:
             raise ValueError(f"{list(inputs)}: facts are texts; leave inputs as it is")
         return inputs
@@ -53,29 +53,29 @@ class Config(Importer):
         return FactStore(self.store).hash_of_facts(self.version)
 
     def read(self) -> SourceContents:
-        """Open a version of the store.
+        """Open a version of the fact store for reading its facts.
 
         Raises:
             KnowledgeError: it does not exist.
         """
         table = FactStore(self.store).table(self.version)
         splits = [name for name in _SPLITS if table.count_rows(f"valid and split = '{name}'")]
-        return SourceContents(table.count_rows("valid"), _samples(table), splits=["train", *splits])
+        return SourceContents(table.count_rows("valid"), _fact_samples(table), splits=["train", *splits])
 
 
-def _samples(table: lance.LanceDataset) -> Iterator[SourceSample]:
+def _fact_samples(table: lance.LanceDataset) -> Iterator[SourceSample]:
     batches = table.to_batches(columns=[*TEXTS, "split"], filter="valid")
     for row in chain.from_iterable(batch.to_pylist() for batch in batches):
         split = row.pop("split")
         fact = Fact(**row)
-        texts = SampleTexts((fact.text,), (Question(question_of(fact), fact.tail, id=fact.id),))
+        texts = SampleTexts((fact.text,), (Question(fact_to_question(fact), fact.tail, id=fact.id),))
         yield SourceSample(split or "train", to_valid_key(fact.id), {}, texts, {GROUP: fact.head})
 
 
-def question_of(fact: Fact) -> str:
+def fact_to_question(fact: Fact) -> str:
     """Make a question of a fact: its head and relation, without the tail.
 
-    >>> question_of(Fact("1", "strawberry", "HasProperty", "red", "strawberry has property red"))
+    >>> fact_to_question(Fact("1", "strawberry", "HasProperty", "red", "strawberry has property red"))
     'strawberry has property'
     """
     asked = fact.text.removesuffix(fact.tail).strip()

@@ -53,7 +53,7 @@ class Config(Importer):
             else:
                 by_image[correction.image].append(correction)
         images = self._open_images(root)
-        return SourceContents(len(by_image), self._read_samples(images, by_image, rejects), images.passed_over)
+        return SourceContents(len(by_image), self._read_samples(images, by_image, rejects), images.count_skipped_files)
 
     def _day_folder(self) -> Path:
         root = source_folder(self.folder)

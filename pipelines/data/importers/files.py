@@ -93,7 +93,7 @@ class Config(Importer):
 
     @property
     def name(self) -> str:
-        """The name of the input."""
+        """The name of the input that the files hold."""
         return next(iter(input_requirements(self.inputs).keys() - {TEXT}))
 
     def fingerprint(self) -> str:
@@ -101,23 +101,23 @@ class Config(Importer):
         return fingerprint_files(root, [root / path for path in self._list_paths(Counter())])
 
     def read(self) -> SourceContents:
-        passed_over: Counter[str] = Counter()
-        paths = self._list_paths(passed_over)
+        skipped_counts: Counter[str] = Counter()
+        paths = self._list_paths(skipped_counts)
         if not paths:
             raise DataError(
                 f"{self.folder} has no file of the input {self.name!r}: {describe_known_extensions(self.name)}"
             )
-        return SourceContents(len(paths), self._read_samples(paths), lambda: passed_over)
+        return SourceContents(len(paths), self._read_samples(paths), lambda: skipped_counts)
 
-    def _list_paths(self, passed_over: Counter[str]) -> list[str]:
+    def _list_paths(self, skipped_counts: Counter[str]) -> list[str]:
         found = []
-        for path, _, _ in walk_files(source_folder(self.folder), passed_over):
+        for path, _, _ in walk_files(source_folder(self.folder), skipped_counts):
             extension = posixpath.splitext(path)[1].removeprefix(".").lower()
             of_input = input_of_extension(member_extension(self.name, extension)) if extension else None
             if of_input is not None and of_input.name == self.name:
                 found.append(path)
             else:
-                passed_over["other files"] += 1
+                skipped_counts["other files"] += 1
         return sorted(found)
 
     def _read_samples(self, paths: list[str]) -> Iterator[SourceSample | RejectedSample]:

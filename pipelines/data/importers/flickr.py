@@ -87,12 +87,12 @@ class Config(Importer):
             pictures = [("train", name) for name in captions]
         images = self._open_images(root)
 
-        def passed_over() -> Counter[str]:
+        def count_skipped_files() -> Counter[str]:
             unlisted = captions.keys() - {name for _, name in pictures}
-            return images.passed_over([caption_file, *lists.values()]) + Counter({_UNLISTED: len(unlisted)})
+            return images.count_skipped_files([caption_file, *lists.values()]) + Counter({_UNLISTED: len(unlisted)})
 
-        records = _iterate_samples(pictures, captions, images, rejects, self.wants_input(TEXT))
-        return SourceContents(len(pictures), records, passed_over, {split for split, _ in pictures})
+        records = _iterate_samples(pictures, captions, images, rejects, self.imports_input(TEXT))
+        return SourceContents(len(pictures), records, count_skipped_files, {split for split, _ in pictures})
 
     def _open_images(self, root: Path) -> SourceImages | NoImages:
         return open_source_images(self.inputs, resolve_path(self.images, root))

@@ -73,7 +73,7 @@ class Config(Importer):
         images, beside = self._open_images_and_inputs()
         names = [name for name in images.names() if not beside.is_input_beside_image(name)]
         read = self._read_samples(images, beside, names)
-        return SourceContents(len(names), read, lambda: images.passed_over(beside.files_read), (self.split,))
+        return SourceContents(len(names), read, lambda: images.count_skipped_files(beside.files_read), (self.split,))
 
     def _open_images_and_inputs(self) -> tuple[SourceImages, InputFilesBesideImages]:
         root = resolve_path(self.folder)

@@ -39,7 +39,7 @@ Feature = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
-class _File:
+class _RowFile:
     """A file of rows: Parquet, or an Arrow stream or file.
 
     Attributes:
@@ -100,10 +100,10 @@ class Config(RowImporter):
     """Column of the split (train, val or test), where it is not that of the files."""
 
     def fingerprint(self) -> str:
-        return super(Config, self._with_columns_of_features()).fingerprint()
+        return super(Config, self._with_inferred_columns()).fingerprint()
 
     def read(self) -> SourceContents:
-        return super(Config, self._with_columns_of_features()).read()
+        return super(Config, self._with_inferred_columns()).read()
 
     def _title(self) -> str:
         return self.folder.rstrip("/")
@@ -132,7 +132,7 @@ class Config(RowImporter):
             except (pa.ArrowException, OSError, ValueError) as error:
                 raise DataError(f"{file.path} cannot be read ({error}); download it again, or save it again") from None
 
-    def _with_columns_of_features(self) -> Config:
+    def _with_inferred_columns(self) -> Config:
         """Return the settings with the columns that the data set's own description names."""
         files = self._find_files()
         features: dict[str, Feature] = {}
@@ -155,7 +155,7 @@ class Config(RowImporter):
 
     def _choose_column(self, features: Mapping[str, Feature], kind: str, setting: str) -> str:
         """Choose the only column of a type, or among several the one with the setting's name; "" if there is none."""
-        found = [name for name, feature in features.items() if _is_of_kind(feature, kind)]
+        found = [name for name, feature in features.items() if _has_feature_type(feature, kind)]
         if len(found) > 1 and setting not in found:
             raise DataError(
                 f"{self.folder!r} has several columns of {kind}: {', '.join(map(repr, found))}; name one in "
@@ -163,7 +163,7 @@ class Config(RowImporter):
             )
         return setting if setting in found else next(iter(found), "")
 
-    def _find_files(self) -> list[_File]:
+    def _find_files(self) -> list[_RowFile]:
         """List the files with their splits.
 
         Raises:
@@ -171,7 +171,7 @@ class Config(RowImporter):
         """
         root = resolve_path(self.folder)
         if root.is_file():
-            return [_File(root, _split_of(root.name, root.name))]
+            return [_RowFile(root, _split_of(root.name, root.name))]
         if not root.is_dir():
             raise DataError(f"folder {self.folder!r} does not exist; set source.folder to the folder of the data set")
         if self.name:
@@ -181,10 +181,14 @@ class Config(RowImporter):
                 raise DataError(f"{self.folder!r} has no configuration {self.name!r} (source.name); it has {known}")
         if (root / _SPLITS).is_file():
             names = load_json(root / _SPLITS).get("splits", [])
-            return [_File(path, _split_of(f"{name}/", name)) for name in names for path in _saved_files(root / name)]
+            return [
+                _RowFile(path, _split_of(f"{name}/", name))
+                for name in names
+                for path in _files_of_save_to_disk(root / name)
+            ]
         if (root / _STATE).is_file():
             name = str(load_json(root / _STATE).get("_split") or "train")
-            return [_File(path, _split_of(f"{name}/", name)) for path in _saved_files(root)]
+            return [_RowFile(path, _split_of(f"{name}/", name)) for path in _files_of_save_to_disk(root)]
         found = (root / name for name, _, _ in walk_files(root, Counter()))
         paths = sorted(
             path
@@ -200,10 +204,10 @@ class Config(RowImporter):
         named = sorted(name for name in configurations if name != "data" and parse_split_name(name) is None)
         if len(named) > 1:
             raise DataError(f"{self.folder!r} has several configurations: {', '.join(named)}; name one in source.name")
-        return [_File(path, _split_of(path.relative_to(root).as_posix(), path.name)) for path in paths]
+        return [_RowFile(path, _split_of(path.relative_to(root).as_posix(), path.name)) for path in paths]
 
 
-def _saved_files(folder: Path) -> list[Path]:
+def _files_of_save_to_disk(folder: Path) -> list[Path]:
     """List the files that ``save_to_disk`` wrote into a folder, in order."""
     return [folder / Path(file["filename"]).name for file in load_json(folder / _STATE).get("_data_files", [])]
 
@@ -222,19 +226,19 @@ def _open_arrow(path: Path) -> Any:
         return pa.ipc.open_file(pa.memory_map(str(path)))
 
 
-def _is_of_kind(feature: Any, kind: str) -> bool:
+def _has_feature_type(feature: Any, kind: str) -> bool:
     """Whether a feature of the data set has a type, or is a list of that type."""
     if isinstance(feature, list):
-        return len(feature) == 1 and _is_of_kind(feature[0], kind)
+        return len(feature) == 1 and _has_feature_type(feature[0], kind)
     if not isinstance(feature, Mapping):
         return False
-    return feature.get("_type") == kind or (kind == "Image" and _is_of_kind(feature.get("feature"), kind))
+    return feature.get("_type") == kind or (kind == "Image" and _has_feature_type(feature.get("feature"), kind))
 
 
 def _to_plain_cell(name: str, cell: Any, features: Mapping[str, Feature]) -> Any:
     """Replace a class's number by its name, and a list of one image by the image."""
     feature = features.get(name)
-    if isinstance(cell, list) and _is_of_kind(feature, "Image"):
+    if isinstance(cell, list) and _has_feature_type(feature, "Image"):
         if len(cell) > 1:
             raise SampleError(FaultReason.BAD_SCHEMA, f"{name} has {len(cell)} images, and a sample has one")
         return cell[0] if cell else None

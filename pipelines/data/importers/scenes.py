@@ -15,7 +15,7 @@ from pydantic import Field
 
 from pipelines.data.importers._scene import Scene, draw_scene
 from pipelines.data.importers._scene_image import render_scene
-from pipelines.data.importers._scene_texts import ask_about_scene, caption_scene
+from pipelines.data.importers._scene_texts import caption_scene, make_questions
 from pipelines.data.importing.importer import Importer, RejectedSample, SourceContents, SourceSample
 from pipelines.data.tars.shards import SPLITS
 from vlmodel.sample import SampleTexts
@@ -53,11 +53,11 @@ class Config(Importer):
                 yield self.scene_sample(split, number)
 
     def scene_sample(self, split: str, number: int) -> SourceSample:
-        """Draw the sample of the scene with this number."""
+        """Draw scene ``number`` of a split and make a sample of it."""
         # Seeding by a string is stable across machines and processes; a tuple's hash is not.
         rng = random.Random(f"{self.seed}/{split}/{number}")
         scene: Scene = draw_scene(rng)
         key = f"{split}-{number:06d}"
-        texts = SampleTexts(caption_scene(scene, rng), ask_about_scene(scene, rng, key))
-        inputs = {"image": (render_scene(scene, self.image_size), "png")} if self.wants_input("image") else {}
+        texts = SampleTexts(caption_scene(scene, rng), make_questions(scene, rng, key))
+        inputs = {"image": (render_scene(scene, self.image_size), "png")} if self.imports_input("image") else {}
         return SourceSample(split, key, inputs, texts, {"scene": scene.as_dict()})

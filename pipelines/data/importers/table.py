@@ -145,7 +145,7 @@ class Config(RowImporter):
         else:
             texts = {self.question, self.label, *self.captions}
             further = {*self.columns.values(), *chain.from_iterable(self.rows.values())}
-            wanted = {self.image} if self.wants_input("image") else texts | further
+            wanted = {self.image} if self.imports_input("image") else texts | further
             fitting = [mark for mark, cells in by_delimiter.items() if wanted & {cell.strip() for cell in cells}]
             # A header with the image column alone fits any delimiter.
             fitting.sort(key=lambda mark: len(by_delimiter[mark]) < 2)
@@ -153,7 +153,7 @@ class Config(RowImporter):
         return fitting[0] if fitting else max(by_delimiter, key=lambda mark: len(by_delimiter[mark]))
 
     def _is_image_row(self, cells: list[str], columns: list[str]) -> bool:
-        if not self.wants_input("image") or self.image not in columns or len(cells) != len(columns):
+        if not self.imports_input("image") or self.image not in columns or len(cells) != len(columns):
             return False
         return is_image(cells[columns.index(self.image)])
 

@@ -54,7 +54,7 @@ class Config(Importer):
 
 
 def _read_data_lines(file: Path) -> list[str]:
-    """Yield the lines after ``@data``.
+    """Yield the lines after ``@data`` in a ``.ts`` file.
 
     Raises:
         DataError: there are none, or what these are is not read here.

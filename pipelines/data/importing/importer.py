@@ -56,13 +56,13 @@ class SourceContents(NamedTuple):
     Attributes:
         total: number of its samples.
         samples: read lazily.
-        passed_over: to be called after that, counts by kind what else the source holds.
+        count_skipped_files: to be called after that, counts by kind what else the source holds.
         splits: those that the source itself has.
     """
 
     total: int
     samples: Iterator[SourceSample | RejectedSample]
-    passed_over: Callable[[], Mapping[str, int]] = dict
+    count_skipped_files: Callable[[], Mapping[str, int]] = dict
     splits: Collection[str] = ("train",)
 
 
@@ -95,7 +95,7 @@ class Importer(PartConfig):
         is_test = int.from_bytes(digest[:8], "big") / 2**64 < test_fraction
         return "test" if sample.split == "train" and is_test else sample.split
 
-    def wants_input(self, name: str) -> bool:
+    def imports_input(self, name: str) -> bool:
         """Whether an input is imported from the samples that have it."""
         return name in input_requirements(self.inputs)
 

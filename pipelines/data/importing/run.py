@@ -21,7 +21,7 @@ from pipelines.data.tars.inputs import PAIRS, TEXT, input_requirements
 from pipelines.data.tars.shards import SPLITS, ShardWriter
 from pipelines.errors import DataError
 from pipelines.report.progress import Progress
-from pipelines.storage.folder import Folder
+from pipelines.storage.folder import StorageFolder
 from vlmodel.config import PartConfig, dump_config
 
 MANIFEST = "_import.json"
@@ -50,7 +50,7 @@ class SplitCounts:
 
 @dataclass
 class ImportSummary:
-    """Counts of what a folder contains after an import.
+    """Counts of the samples and files that an import wrote into a folder.
 
     Attributes:
         splits: counts by split.
@@ -114,7 +114,7 @@ def _import_once(config: Importer, out: Path, progress: bool) -> ImportSummary:
         summary = _write_tars(config, contents, staging, progress)
         counts = {name: value for name, value in asdict(summary).items() if name != "unchanged"}
         manifest = json.dumps(identity | counts, indent=2, sort_keys=True)
-        Folder(staging).write(MANIFEST, f"{manifest}\n".encode())
+        StorageFolder(staging).write(MANIFEST, f"{manifest}\n".encode())
         if out.exists():
             staging.chmod(stat.S_IMODE(out.stat().st_mode))
         try:
@@ -149,7 +149,7 @@ def _write_tars(config: Importer, contents: SourceContents, folder: Path, progre
                 rejects.write(json.dumps(reject._asdict(), ensure_ascii=False) + "\n")
     if not summary.splits:
         reasons = [f"{reject.key}: {reject.reason}, {reject.detail}" for reject in list(examples.values())[:3]]
-        if others := describe_counts(contents.passed_over()):
+        if others := describe_counts(contents.count_skipped_files()):
             reasons.append(f"it holds {others}")
         shown = f" ({'; '.join(reasons)})" if reasons else ""
         raise DataError(
@@ -158,7 +158,7 @@ def _write_tars(config: Importer, contents: SourceContents, folder: Path, progre
     summary.splits = {split: summary.splits[split] for split in SPLITS if split in summary.splits}
     summary.test_fraction = test_fraction if "test" in summary.splits else 0.0
     summary.rejected = dict(sorted(rejected.items()))
-    summary.passed_over = dict(sorted(contents.passed_over().items()))
+    summary.passed_over = dict(sorted(contents.count_skipped_files().items()))
     summary.shards = {name: (folder / name).stat().st_size for writer in writers.values() for name in writer.shards}
     return summary
 

@@ -40,11 +40,11 @@ from pipelines.data.index.quarantine import count_reasons
 from pipelines.data.index.quarantine_page import render_quarantine_page
 from pipelines.data.index.repeated_keys import find_repeated_keys
 from pipelines.data.index.shard_pass import map_shards
-from pipelines.data.index.survey import survey_index
+from pipelines.data.index.statistics import compute_index_statistics
 from pipelines.data.tars.errors import FaultReason
 from pipelines.data.tars.shards import SPLITS, assign_shard_splits
 from pipelines.errors import DataError
-from pipelines.storage.folder import FileStamp, Folder
+from pipelines.storage.folder import FileStamp, StorageFolder
 
 _VERSIONS = 100
 
@@ -72,7 +72,7 @@ def build_index(
         DataError: there are no tars, their names tell no split, or there are too many faults; then
             ``quarantine.parquet`` is written, and an earlier index stays in use.
     """
-    folder, config = Folder(tars), config or IndexConfig()
+    folder, config = StorageFolder(tars), config or IndexConfig()
     files = _find_tars(folder)
     _require_writable_folder(folder)
     versions = _version_hashes(folder)
@@ -102,14 +102,16 @@ def build_index(
     inputs = _media_of_inputs(tars, shards)
     facts: dict[str, Any] = {
         "format": FORMAT,
-        "hash": _index_hash(shards, config.scan, assignment),
-        "scan": config.scan,
+        "hash": _index_hash(shards, config.validity_settings, assignment),
+        "scan": config.validity_settings,
         "inputs": inputs,
         "validation_fraction": assignment.fraction,
         "counts": counts,
         "quarantine": count_reasons(quarantine),
         "passed_over": dict(sum((Counter(s["passed_over"]) for s in shards), Counter())),
-        "survey": survey_index(shards, inputs, partial(read_indexed_samples, folder), assignment.assign_splits),
+        "survey": compute_index_statistics(
+            shards, inputs, partial(read_indexed_samples, folder), assignment.assign_splits
+        ),
     }
     folder.write(quarantine_file(), to_parquet_bytes(quarantine, {"hash": facts["hash"]}))
     if config.report:
@@ -150,7 +152,7 @@ def _unreadable_shard_fault(name: str, problem: str) -> dict[str, Any]:
     return QuarantineEntry(None, None, None, FaultReason.UNREADABLE_SHARD, problem).to_row(name)
 
 
-def _version_hashes(folder: Folder) -> list[str]:
+def _version_hashes(folder: StorageFolder) -> list[str]:
     """List the hashes of the stored versions of an index, the newest last; versions of another format are deleted."""
     try:
         facts = json.loads(folder.read(f"{FOLDER}/index.json"))
@@ -171,10 +173,10 @@ def require_tars(tars: str) -> None:
     Raises:
         DataError: there are no tars.
     """
-    _find_tars(Folder(tars))
+    _find_tars(StorageFolder(tars))
 
 
-def _find_tars(folder: Folder) -> list[FileStamp]:
+def _find_tars(folder: StorageFolder) -> list[FileStamp]:
     files = folder.files()
     tars = [file for file in files if file.name.endswith(".tar") and not file.name.startswith(".")]
     if tars:
@@ -189,7 +191,7 @@ def _find_tars(folder: Folder) -> list[FileStamp]:
     raise DataError(f"no .tar in {folder.uri!r}; {remedy}")
 
 
-def _require_writable_folder(folder: Folder) -> None:
+def _require_writable_folder(folder: StorageFolder) -> None:
     """Raise an error now if the folder cannot be written, instead of after hours of reading."""
     probe = f"{FOLDER}/.writable"
     try:
@@ -201,7 +203,7 @@ def _require_writable_folder(folder: Folder) -> None:
 
 
 def _index_shards(
-    folder: Folder, files: Sequence[FileStamp], config: IndexConfig, assignment: SplitAssignment, force: bool
+    folder: StorageFolder, files: Sequence[FileStamp], config: IndexConfig, assignment: SplitAssignment, force: bool
 ) -> Iterator[Summary]:
     """Index all shards and yield their summaries in the order in which they are done."""
 
@@ -219,13 +221,13 @@ def _index_shards(
         yield json.loads(row["summary"])
 
 
-def _exclude_samples(folder: Folder, shard: Summary, rows: Sequence[int], assignment: SplitAssignment) -> None:
+def _exclude_samples(folder: StorageFolder, shard: Summary, rows: Sequence[int], assignment: SplitAssignment) -> None:
     samples = drop_rows(read_indexed_samples(folder, shard["part"], ["split_hash", "present", *TEXT_COUNTS]), rows)
     splits = assignment.assign_splits(shard["split"], samples["split_hash"].to_numpy())
     shard |= {"repeated": list(rows), **count_samples_by_split(samples, splits)}
 
 
-def _collect_faults(folder: Folder, shards: Sequence[Summary], more: list[dict[str, Any]]) -> pa.Table:
+def _collect_faults(folder: StorageFolder, shards: Sequence[Summary], more: list[dict[str, Any]]) -> pa.Table:
     parts = [shard["part"] for shard in shards if shard["faults"]]
     with ThreadPoolExecutor(READERS) as pool:
         tables = list(pool.map(lambda part: read_table(folder.read(faults_file(part))), parts))
@@ -235,7 +237,11 @@ def _collect_faults(folder: Folder, shards: Sequence[Summary], more: list[dict[s
 
 
 def _write_version(
-    folder: Folder, shards: Sequence[Summary], facts: Mapping[str, Any], quarantine: pa.Table, versions: Sequence[str]
+    folder: StorageFolder,
+    shards: Sequence[Summary],
+    facts: Mapping[str, Any],
+    quarantine: pa.Table,
+    versions: Sequence[str],
 ) -> None:
     columns = [{name: shard[name] for name in SHARD_SCHEMA.names} for shard in shards]
     folder.write(quarantine_file(facts["hash"]), to_parquet_bytes(quarantine, {"hash": facts["hash"]}))
@@ -244,7 +250,7 @@ def _write_version(
     folder.write(f"{FOLDER}/index.json", json.dumps(newest, indent=1, sort_keys=True).encode())
 
 
-def _delete_unused_files(folder: Folder, tars: Mapping[str, str], versions: Sequence[str]) -> None:
+def _delete_unused_files(folder: StorageFolder, tars: Mapping[str, str], versions: Sequence[str]) -> None:
     """Delete old versions, the parts of removed or changed tars, and what interrupted jobs left.
 
     Args:

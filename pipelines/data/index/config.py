@@ -62,7 +62,7 @@ class IndexConfig(ConfigSection):
     counted."""
 
     @property
-    def scan(self) -> dict[str, Any]:
+    def validity_settings(self) -> dict[str, Any]:
         """Return the settings that decide which samples are valid."""
         names = {*CheckLimits.model_fields, "max_letters", "max_texts", "inputs"}
         return self.model_dump(mode="json", include=names)

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from pipelines.data.tars.shards import SPLITS
-from pipelines.storage.folder import Folder
+from pipelines.storage.folder import StorageFolder
 
 FOLDER = "_index"
 FORMAT = 5
@@ -43,7 +43,7 @@ SHARD_SCHEMA = pa.schema(
 ``repeated`` are left out. ``present`` is JSON: the number of samples by split and by what is present, as
 ``{"train": {"captions,image": 12}}``."""
 
-_PART = re.compile(r"(?P<shard>.+\.tar)\.(?P<sha256>[0-9a-f]{16})-(?P<scan>[0-9a-f]{8})")
+_PART = re.compile(r"(?P<shard>.+\.tar)\.(?P<sha256>[0-9a-f]{16})-(?P<settings_hash>[0-9a-f]{8})")
 
 
 class IndexPartName(NamedTuple):
@@ -53,16 +53,16 @@ class IndexPartName(NamedTuple):
     Attributes:
         shard: name of the tar.
         sha256: the first 16 digits of that of the tar.
-        scan: 8 digits of a hash of the settings that make a sample valid.
+        settings_hash: 8 digits of a hash of the settings that make a sample valid.
     """
 
     shard: str
     sha256: str
-    scan: str
+    settings_hash: str
 
     @property
     def name(self) -> str:
-        return f"{self.shard}.{self.sha256}-{self.scan}"
+        return f"{self.shard}.{self.sha256}-{self.settings_hash}"
 
     @classmethod
     def parse(cls, name: str) -> IndexPartName | None:
@@ -71,9 +71,9 @@ class IndexPartName(NamedTuple):
         return cls(**match.groupdict()) if match else None
 
 
-def hash_of_scan_settings(scan: Mapping[str, Any]) -> str:
+def hash_of_validity_settings(settings: Mapping[str, Any]) -> str:
     """Hash the settings that decide which samples are valid, to a short string."""
-    return hashlib.sha256(json.dumps([FORMAT, dict(scan)], sort_keys=True).encode()).hexdigest()[:8]
+    return hashlib.sha256(json.dumps([FORMAT, dict(settings)], sort_keys=True).encode()).hexdigest()[:8]
 
 
 def samples_file(part: str) -> str:
@@ -97,7 +97,7 @@ def quarantine_file(index_hash: str = "") -> str:
 
 
 def drop_rows(table: pa.Table, rows: Sequence[int]) -> pa.Table:
-    """Return a table without some of its rows."""
+    """Return a copy of a table without the rows with these numbers."""
     if not rows:
         return table
     keep = np.ones(table.num_rows, np.bool_)
@@ -135,7 +135,7 @@ def total_sample_count(shard: Mapping[str, Any]) -> int:
     return sum(sample_counts_by_split(shard).values())
 
 
-def read_indexed_samples(folder: Folder, part: str, columns: Sequence[str]) -> pa.Table:
+def read_indexed_samples(folder: StorageFolder, part: str, columns: Sequence[str]) -> pa.Table:
     """Read some columns of the samples of one tar from the index."""
     return read_table(folder.read(samples_file(part)), columns)
 

@@ -48,7 +48,7 @@ from pipelines.data.index.sample_check import input_columns
 from pipelines.data.tars.inputs import input_requirements
 from pipelines.data.tars.shards import SPLITS
 from pipelines.errors import DataError
-from pipelines.storage.folder import Folder
+from pipelines.storage.folder import StorageFolder
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ class SplitAssignment:
 
 @dataclass(frozen=True)
 class IndexedShard:
-    """A tar that the index describes. Its mappings are by split, without splits of which it has no sample.
+    """A tar file that the index describes. Its mappings are by split, without splits of which it has no sample.
 
     Attributes:
         name: file name.
@@ -115,14 +115,14 @@ class Index:
     """
 
     def __init__(self, tars: str, facts: Mapping[str, Any], shards: pa.Table) -> None:
-        self.folder = Folder(tars)
+        self.folder = StorageFolder(tars)
         self.tars = self.folder.uri
         self.hash: str = facts["hash"]
         self._facts, self._table = dict(facts), shards
 
     @classmethod
     def open(cls, tars: str, index_hash: str = "") -> Index:
-        """Open the index beside the tars.
+        """Open the index that lies beside the tars of a folder.
 
         Args:
             index_hash: the version to open; the newest if not given.
@@ -130,7 +130,7 @@ class Index:
         Raises:
             DataError: there is none, it has another format, or it cannot be read.
         """
-        folder = Folder(tars)
+        folder = StorageFolder(tars)
         index_hash = index_hash or Index.newest(tars)
         remedy = _index_job_command(tars)
         try:
@@ -152,7 +152,7 @@ class Index:
         """Return the hash of the newest version of the index beside the tars; raises the errors of ``open``."""
         remedy = _index_job_command(tars)
         try:
-            facts = json.loads(Folder(tars).read(f"{FOLDER}/index.json"))
+            facts = json.loads(StorageFolder(tars).read(f"{FOLDER}/index.json"))
             stored_format, index_hash = facts.get("format"), facts["hash"]
         except (FileNotFoundError, NotADirectoryError):
             raise DataError(f"{tars!r} has no index; {remedy}") from None
@@ -222,8 +222,8 @@ class Index:
         return SplitAssignment(self._facts["validation_fraction"])
 
     @property
-    def scan(self) -> dict[str, Any]:
-        """The settings that decided which samples are valid (``IndexConfig.scan``)."""
+    def validity_settings(self) -> dict[str, Any]:
+        """The settings that decided which samples are valid (``IndexConfig.validity_settings``)."""
         return dict(self._facts["scan"])
 
     @property
@@ -238,7 +238,7 @@ class Index:
         """
         return input_requirements(self._facts["scan"]["inputs"])
 
-    def passed_over(self) -> dict[str, int]:
+    def skipped_member_counts(self) -> dict[str, int]:
         """The number of tar members that belong to no sample, by extension (".cls"), "hidden" or "no extension"."""
         return dict(self._facts["passed_over"])
 
@@ -260,8 +260,8 @@ class Index:
         """The number of faults in the quarantine by reason."""
         return dict(self._facts["quarantine"])
 
-    def survey(self) -> dict[str, Any]:
-        """Compute statistics of all samples, such as how many inputs are repeated (``pipelines.data.index.survey``)."""
+    def statistics(self) -> dict[str, Any]:
+        """Statistics of all samples, such as how many inputs are repeated (``pipelines.data.index.statistics``)."""
         return dict(self._facts["survey"])
 
     def report(self) -> str:

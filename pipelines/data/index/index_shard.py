@@ -18,7 +18,7 @@ from pipelines.data.index.files import (
     IndexPartName,
     count_samples_by_split,
     faults_file,
-    hash_of_scan_settings,
+    hash_of_validity_settings,
     read_table,
     read_table_metadata,
     samples_file,
@@ -27,7 +27,7 @@ from pipelines.data.index.files import (
 from pipelines.data.index.index import SplitAssignment
 from pipelines.data.index.scan import scan_tar
 from pipelines.data.tars.shards import shard_split
-from pipelines.storage.folder import FileStamp, Folder
+from pipelines.storage.folder import FileStamp, StorageFolder
 
 Summary = dict[str, Any]
 """A row of ``SHARD_SCHEMA`` with ``inputs``, ``worst_run`` and ``passed_over`` (see ``ShardScan``)."""
@@ -36,7 +36,7 @@ _FACTS = ("part", "sha256", "size", "stamp", "inputs", "faults", "worst_run", "p
 
 
 def index_shard(
-    folder: Folder,
+    folder: StorageFolder,
     file: FileStamp,
     config: IndexConfig,
     assignment: SplitAssignment,
@@ -57,17 +57,19 @@ def index_shard(
         try:
             before = folder.stamp(file.name)
             with folder.stream(file.name, file.size) as stream:
-                scan = scan_tar(stream.read, **config.scan)
+                scan = scan_tar(stream.read, **config.validity_settings)
             if folder.stamp(file.name) != before:
                 raise OSError("it changed while it was read; run the index job again")
         except OSError as error:
             return {"name": file.name, "unreadable": f"{type(error).__name__}: {error}"}
         facts: dict[str, Any] = {
-            "part": IndexPartName(file.name, scan.sha256[:16], hash_of_scan_settings(config.scan)).name,
+            "part": IndexPartName(
+                file.name, scan.sha256[:16], hash_of_validity_settings(config.validity_settings)
+            ).name,
             "sha256": scan.sha256,
             "size": scan.size,
             "stamp": file.stamp,
-            "scan": config.scan,
+            "scan": config.validity_settings,
             "inputs": scan.inputs,
             "faults": len(scan.faults),
             "worst_run": scan.worst_run,
@@ -90,7 +92,7 @@ def index_shard(
     }
 
 
-def index_parts_by_shard(folder: Folder) -> dict[str, list[str]]:
+def index_parts_by_shard(folder: StorageFolder) -> dict[str, list[str]]:
     """Map each shard to the names of its existing index parts."""
     parts: dict[str, list[str]] = {}
     for file in folder.files(f"{FOLDER}/samples"):
@@ -99,18 +101,24 @@ def index_parts_by_shard(folder: Folder) -> dict[str, list[str]]:
     return parts
 
 
-def _unchanged_samples(folder: Folder, file: FileStamp, config: IndexConfig, parts: Sequence[str]) -> pa.Table | None:
+def _unchanged_samples(
+    folder: StorageFolder, file: FileStamp, config: IndexConfig, parts: Sequence[str]
+) -> pa.Table | None:
     """Read the shard's samples from an earlier index if the tar and the settings are the same."""
     if not file.stamp:
         return None
     for part in parts:
-        if not part.endswith(f"-{hash_of_scan_settings(config.scan)}"):
+        if not part.endswith(f"-{hash_of_validity_settings(config.validity_settings)}"):
             continue
         try:
             table = read_table(folder.read(samples_file(part)))
         except (FileNotFoundError, pa.ArrowException):
             continue
         facts = read_table_metadata(table)
-        if (facts.get("size"), facts.get("stamp"), facts.get("scan")) == (file.size, file.stamp, config.scan):
+        if (facts.get("size"), facts.get("stamp"), facts.get("scan")) == (
+            file.size,
+            file.stamp,
+            config.validity_settings,
+        ):
             return table
     return None

@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 
 from pipelines.data.tars.headers import BLOCK
 from pipelines.report.html import render_page
-from pipelines.storage.folder import Folder
+from pipelines.storage.folder import StorageFolder
 from vlmodel.images.pillow import open_image
 
 _ROWS = 24
@@ -28,7 +28,7 @@ _FIRST_BYTES = 96
 _READERS = 16
 
 
-def render_quarantine_page(folder: Folder, quarantine: pa.Table, samples: Mapping[str, int]) -> str:
+def render_quarantine_page(folder: StorageFolder, quarantine: pa.Table, samples: Mapping[str, int]) -> str:
     """Render the quarantine as an HTML page.
 
     Args:
@@ -66,7 +66,7 @@ def _value_counts(quarantine: pa.Table, column: str) -> list[tuple[str, int]]:
     return sorted(Counter(quarantine[column].to_pylist()).items(), key=lambda item: (-item[1], item[0]))
 
 
-def _fault_entry(folder: Folder, sizes: Mapping[str, int], row: Mapping[str, Any]) -> dict[str, Any]:
+def _fault_entry(folder: StorageFolder, sizes: Mapping[str, int], row: Mapping[str, Any]) -> dict[str, Any]:
     data = _read_faulty_bytes(folder, sizes, row)
     place = " ".join(str(part) for part in (row["shard"], row["member"]) if part is not None)
     return {
@@ -78,7 +78,7 @@ def _fault_entry(folder: Folder, sizes: Mapping[str, int], row: Mapping[str, Any
     }
 
 
-def _read_faulty_bytes(folder: Folder, sizes: Mapping[str, int], row: Mapping[str, Any]) -> bytes:
+def _read_faulty_bytes(folder: StorageFolder, sizes: Mapping[str, int], row: Mapping[str, Any]) -> bytes:
     """Read the bytes of a faulty tar member, as many as there are; b"" if none can be read."""
     shard, offset = row["shard"], row["offset"]
     if offset is None or shard not in sizes:

@@ -14,13 +14,13 @@ from pipelines.data.index.index_shard import Summary
 from pipelines.data.tars.errors import FaultReason
 from pipelines.data.tars.inputs import TEXT_EXTENSIONS
 from pipelines.data.tars.shards import SPLITS
-from pipelines.storage.folder import Folder
+from pipelines.storage.folder import StorageFolder
 
 # Above this many samples, keys are compared in several passes over ranges of their hashes: 8 bytes each, a few copies.
 _KEYS_PER_PASS = 50_000_000
 
 
-def find_repeated_keys(folder: Folder, shards: Sequence[Summary]) -> list[tuple[str, int, QuarantineEntry]]:
+def find_repeated_keys(folder: StorageFolder, shards: Sequence[Summary]) -> list[tuple[str, int, QuarantineEntry]]:
     """Find samples whose key an earlier shard of the same split has: (shard, row, fault), sorted by shard and row."""
     inputs = dict.fromkeys(name for shard in shards for name in shard["inputs"])
     offsets = [*(f"{name}.offset" for name in inputs), *(f"{kind}_offset" for kind in TEXT_EXTENSIONS)]
@@ -47,7 +47,7 @@ def find_repeated_keys(folder: Folder, shards: Sequence[Summary]) -> list[tuple[
 
 
 def _find_equal_hashes(
-    folder: Folder, parts: Mapping[str, str], number: int, passes: int
+    folder: StorageFolder, parts: Mapping[str, str], number: int, passes: int
 ) -> Iterator[tuple[str, np.ndarray]]:
     """Find keys whose hash occurs more than once: (shard, rows), among the hashes of pass ``number``."""
 

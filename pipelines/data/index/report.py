@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from pipelines.data.index.files import TEXT_COUNTS
 from pipelines.data.index.quarantine import describe_faults
-from pipelines.data.index.survey import describe_survey
+from pipelines.data.index.statistics import describe_index_statistics
 from pipelines.data.tars.inputs import input_of_extension
 from pipelines.data.tars.shards import SPLITS
 from pipelines.errors import escape_unprintable
@@ -36,20 +36,20 @@ def describe_index(index: Index, shards: pa.Table) -> str:
     # Few data have conversations.
     has_conversations = any(sum(shard.conversations.values()) for shard in index.shards)
     counted = [what for what in TEXT_COUNTS if what != "conversations" or has_conversations]
-    lines[-1] += "".join(f"{what:>{_width(what)}}" for what in counted)
+    lines[-1] += "".join(f"{what:>{_column_width(what)}}" for what in counted)
     for split in SPLITS:
         if of_split := [shard for shard in index.shards if split in shard.present]:
             texts = {what: sum(getattr(shard, what)[split] for shard in of_split) for what in counted}
             row = f"{split:<8}{len(of_split):>10,}{index.counts()[split]:>12,}"
-            lines.append(row + "".join(f"{count:>{_width(what)},}" for what, count in texts.items()))
-    lines += ["", *_describe_inputs(index), *_describe_tars(index, shards), *_describe_passed_over(index)]
-    lines += describe_survey(index.survey())
+            lines.append(row + "".join(f"{count:>{_column_width(what)},}" for what, count in texts.items()))
+    lines += ["", *_describe_inputs(index), *_describe_tars(index, shards), *_describe_skipped_members(index)]
+    lines += describe_index_statistics(index.statistics())
     lines += ["", *describe_faults(index.quarantine(), index.quarantine_counts())]
     return "\n".join(lines)
 
 
-def _width(what: str) -> int:
-    """Return the width of a column with this title."""
+def _column_width(what: str) -> int:
+    """Return the width, in characters, of the table column with this title."""
     return max(12, len(what) + 3)
 
 
@@ -77,14 +77,14 @@ def _describe_tars(index: Index, shards: pa.Table) -> Iterator[str]:
         yield f"val: {fraction:.0%} of the samples of these tars of train, by their keys' hash"
 
 
-def _describe_passed_over(index: Index) -> Iterator[str]:
+def _describe_skipped_members(index: Index) -> Iterator[str]:
     """List the tar members that belong to no sample, and say how those that are inputs can be read."""
-    passed_over = sorted(index.passed_over().items(), key=lambda item: (-item[1], item[0]))
+    passed_over = sorted(index.skipped_member_counts().items(), key=lambda item: (-item[1], item[0]))
     if passed_over:
         shown = ", ".join(f"{escape_unprintable(kind)} {count:,}" for kind, count in passed_over[:_KINDS])
         more = sum(count for _, count in passed_over[_KINDS:])
         yield f"no part of a sample: {shown}{f', others {more:,}' if more else ''}"
     found = (input_of_extension(kind.removeprefix(".")) for kind, _ in passed_over)
     if unread := sorted({member.name for member in found if member is not None} - index.input_requirements.keys()):
-        read = json.dumps([*index.scan["inputs"], *(f"{name}?" for name in unread)])
+        read = json.dumps([*index.validity_settings["inputs"], *(f"{name}?" for name in unread)])
         yield f"inputs that are not read: {', '.join(unread)}; data.index.inputs={read} reads them too"

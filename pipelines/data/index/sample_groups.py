@@ -55,7 +55,7 @@ class _MemberGroup:
 
     @property
     def member_kinds(self) -> frozenset[str]:
-        """Return the names of the group's inputs, and the extensions of its other members."""
+        """Return the names of the inputs in a group of tar members, and the extensions of the other members."""
         return frozenset(self.inputs) | (self.members.keys() - set(self.inputs.values()))
 
     @property
@@ -118,11 +118,11 @@ class SampleGroups:
                 self.finish_group("next")
                 self.outcomes.append(QuarantineEntry(None, member.name, member.offset, *problem))
             else:
-                self._count_passed_over("hidden" if is_hidden_path(member.name) else "no extension")
+                self._count_skipped_member("hidden" if is_hidden_path(member.name) else "no extension")
             return
         key, extension = key_and_extension
         if self._rules.input_of_member(extension) is None:
-            self._count_passed_over(f".{extension}")
+            self._count_skipped_member(f".{extension}")
         group = self._group
         if group is None or group.key != key or (extension in group.members and group.starts_new_sample_on_repeat):
             self.finish_group("next")
@@ -165,7 +165,7 @@ class SampleGroups:
         self.outcomes.append(outcome)
         return None
 
-    def _count_passed_over(self, kind: str) -> None:
+    def _count_skipped_member(self, kind: str) -> None:
         is_counted = kind in self.passed_over or len(self.passed_over) < _EXTENSIONS_COUNTED
         self.passed_over[kind if is_counted else "other extensions"] += 1
 

@@ -51,7 +51,7 @@ def scan_tar(
     max_texts: int = TextLimits.texts,
     **limits_of_inputs: Any,
 ) -> ShardScan:
-    """Read one tar from start to end, once.
+    """Read one tar from start to end, once, and check all of its samples.
 
     Args:
         read: gives the next bytes, b"" at the end.

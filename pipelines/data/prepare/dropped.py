@@ -14,10 +14,10 @@ from pipelines.data.index.index import Index
 from pipelines.data.prepare.files import DROPPED_SCHEMA, measurements_file
 from pipelines.data.prepare.filters import DropReason
 from pipelines.data.prepare.selection import SampleSelection
-from pipelines.storage.folder import Folder
+from pipelines.storage.folder import StorageFolder
 
 
-def table_of_dropped_samples(index: Index, selection: SampleSelection, out: Folder) -> pa.Table:
+def table_of_dropped_samples(index: Index, selection: SampleSelection, out: StorageFolder) -> pa.Table:
     """Build the table of dropped samples (``DROPPED_SCHEMA``), sorted by shard and row of the source."""
     samples = selection.samples
     originals_N = np.maximum(selection.duplicate_of_N, selection.near_duplicate_of_N)
@@ -48,7 +48,7 @@ def _describe_duplicate(selection: SampleSelection, number: int, original: int, 
 
 
 def _sample_keys_by_number(index: Index, selection: SampleSelection, numbers: np.ndarray) -> dict[int, str]:
-    """Return the keys of the samples with these numbers."""
+    """Look up the keys of the samples with these numbers."""
     keys: dict[int, str] = {}
     for shard, rows, of_shard in selection.samples.split_by_shard(numbers):
         keys |= dict(zip(of_shard.tolist(), index.rows(shard)["key"].take(pa.array(rows)).to_pylist(), strict=True))

@@ -73,11 +73,11 @@ def find_text_fault(valid: SampleTexts, texts: SampleTexts, config: PrepareConfi
     Args:
         valid: ``texts_of_valid_length(texts)``.
     """
-    left = _texts_about_language(valid)
+    left = _texts_for_language_detection(valid)
     if not left and texts.label is not None:
         return None
     if not left:
-        lengths = sorted(map(len, _texts_about_language(texts)))
+        lengths = sorted(map(len, _texts_for_language_detection(texts)))
         listed = f"{len(lengths)} texts of {lengths[0]} to {lengths[-1]} characters"
         return DropCause(
             DropReason.TEXT_LENGTH,
@@ -107,10 +107,10 @@ def merge_texts(first: SampleTexts, *others: SampleTexts) -> SampleTexts:
 
 
 def count_texts(texts: SampleTexts) -> int:
-    """Count the captions, questions and conversations."""
+    """Count a sample's captions, questions and conversations."""
     return len(texts.captions) + len(texts.questions) + len(texts.conversations)
 
 
-def _texts_about_language(texts: SampleTexts) -> list[str]:
+def _texts_for_language_detection(texts: SampleTexts) -> list[str]:
     said = (turn.text for turns in texts.conversations for turn in turns)
     return [*texts.captions, *(question.question for question in texts.questions), *said]

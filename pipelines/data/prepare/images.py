@@ -33,7 +33,7 @@ class ImageFormatAndSize(NamedTuple):
 
 
 class EncodedImage(NamedTuple):
-    """An image as it will be stored.
+    """An image in the encoding in which the prepared tars will store it.
 
     Attributes:
         data: the encoded image; None where the source's bytes are kept.
@@ -63,7 +63,7 @@ def target_format_and_size(image: ImageFormatAndSize, config: PrepareConfig) -> 
 
 
 def needs_decoding(image: ImageFormatAndSize, config: PrepareConfig) -> bool:
-    """Whether an image must be decoded to prepare it."""
+    """Whether preparing an image requires decoding it."""
     return config.near_duplicates > 0 or target_format_and_size(image, config) != image
 
 

@@ -34,7 +34,7 @@ from pipelines.data.tars.errors import SampleError
 from pipelines.data.tars.inputs import TEXT
 from pipelines.data.tars.reader import ShardReader
 from pipelines.data.tars.shards import make_sample_members, size_in_tar
-from pipelines.storage.folder import Folder
+from pipelines.storage.folder import StorageFolder
 from vlmodel.sample import Sample
 
 _CHUNK_BYTES = 32 << 20
@@ -43,7 +43,7 @@ _PART_BYTES = 64 << 20
 Row = dict[str, Any]
 
 
-def measure_shard(index: Index, shard: str, config: PrepareConfig, out: Folder, identity: str) -> None:
+def measure_shard(index: Index, shard: str, config: PrepareConfig, out: StorageFolder, identity: str) -> None:
     """Write the measurements of a shard's samples, unless they exist.
 
     Args:
@@ -75,7 +75,7 @@ def lineage_entry(shard: str, key: str, sha256: str, before: dict[str, Any]) -> 
     return {**before, "prepared_from": {**entry, **earlier}}
 
 
-def _read_measurement_settings(out: Folder, shard: str) -> dict[str, Any]:
+def _read_measurement_settings(out: StorageFolder, shard: str) -> dict[str, Any]:
     try:
         return read_table_metadata(read_table(out.read(measurements_file(shard)), []))
     except (FileNotFoundError, NotADirectoryError, pa.ArrowException):
@@ -174,7 +174,7 @@ def _encoded_image_row(stored: EncodedImage, size: int, left_out: int, parts: _I
 class _ImageWriter:
     """Writes encoded images one after the other, into files small enough for memory."""
 
-    def __init__(self, out: Folder, shard: str) -> None:
+    def __init__(self, out: StorageFolder, shard: str) -> None:
         self._out, self._shard = out, shard
         self._part = 0
         self._images = bytearray()

@@ -31,7 +31,7 @@ from pipelines.data.prepare.write import ShardPlan, write_shard
 from pipelines.data.tars.inputs import PAIRS
 from pipelines.errors import DataError
 from pipelines.report.progress import Progress
-from pipelines.storage.folder import Folder
+from pipelines.storage.folder import StorageFolder
 from pipelines.storage.lock import hold_lock
 
 _FORMAT = 1
@@ -49,11 +49,11 @@ def prepare_tars(tars: str, config: PrepareConfig, index_config: IndexConfig | N
         DataError: the source has no index, has changed since, or holds no pairs; ``config.out`` holds something else,
             or another job is preparing it; an unknown language; or every sample would be dropped.
     """
-    index, out = Index.open(tars), Folder(config.out)
+    index, out = Index.open(tars), StorageFolder(config.out)
     if not all(index.input_requirements.get(name) for name in PAIRS):
         raise DataError(
             "only images with texts can be prepared, with other inputs beside them, and the samples of "
-            f"{index.tars} were indexed as {json.dumps(index.scan['inputs'])}; train on it as it is"
+            f"{index.tars} were indexed as {json.dumps(index.validity_settings['inputs'])}; train on it as it is"
         )
     settings = config.model_dump(mode="json", exclude={"out"})
     identity = {"format": _FORMAT, "index": index.hash, "config": settings}
@@ -67,7 +67,7 @@ def prepare_tars(tars: str, config: PrepareConfig, index_config: IndexConfig | N
         )
 
 
-def _lock_output_folder(out: Folder) -> AbstractContextManager[None]:
+def _lock_output_folder(out: StorageFolder) -> AbstractContextManager[None]:
     """Lock a local output folder against other prepare jobs while the block runs; object stores have no locks."""
     if not out.is_local:
         return nullcontext()
@@ -76,18 +76,18 @@ def _lock_output_folder(out: Folder) -> AbstractContextManager[None]:
 
 
 def _run_passes(
-    index: Index, out: Folder, identity: Mapping[str, Any], config: PrepareConfig, index_config: IndexConfig
+    index: Index, out: StorageFolder, identity: Mapping[str, Any], config: PrepareConfig, index_config: IndexConfig
 ) -> PreparationSummary:
     out.write(BEGUN, _to_json_bytes(identity))
-    _measure_all(index, config, out, hashlib.sha256(_to_json_bytes(identity)).hexdigest())
+    _measure_all_shards(index, config, out, hashlib.sha256(_to_json_bytes(identity)).hexdigest())
     selection = select_samples(index, config, out)
     if not selection.plans:
         raise DataError(f"all samples of {index.tars!r} would be dropped; {_keep_most_frequent(index, selection, out)}")
-    _write_all(index, selection.plans, config, out)
+    _write_all_shards(index, selection.plans, config, out)
 
     dropped = table_of_dropped_samples(index, selection, out)
     out.write(DROPPED, to_parquet_bytes(dropped, {}))
-    same = {"validation_fraction": index.split_assignment.fraction, "inputs": tuple(index.scan["inputs"])}
+    same = {"validation_fraction": index.split_assignment.fraction, "inputs": tuple(index.validity_settings["inputs"])}
     prepared = _index_prepared_tars(out, index_config.model_copy(update=same))
     summary = _summarize_preparation(index, prepared, selection, dropped)
     out.write(REPORT, render_preparation_page(summary, dropped, index, config).encode())
@@ -96,7 +96,9 @@ def _run_passes(
     return summary
 
 
-def _find_finished_preparation(index: Index, out: Folder, identity: Mapping[str, Any]) -> PreparationSummary | None:
+def _find_finished_preparation(
+    index: Index, out: StorageFolder, identity: Mapping[str, Any]
+) -> PreparationSummary | None:
     """Return the summary of the preparation that ``identity`` describes if ``out`` holds it complete, else None.
 
     Raises:
@@ -135,7 +137,7 @@ def _describe_first_difference(stored: Mapping[str, Any], wanted: Mapping[str, A
     return "of other data: the index of data.tars is another one"
 
 
-def _measure_all(index: Index, config: PrepareConfig, out: Folder, identity: str) -> None:
+def _measure_all_shards(index: Index, config: PrepareConfig, out: StorageFolder, identity: str) -> None:
     def run(row: dict[str, Any]) -> dict[str, Any]:
         measure_shard(index, row["shard"], config, out, identity)
         return row
@@ -146,7 +148,7 @@ def _measure_all(index: Index, config: PrepareConfig, out: Folder, identity: str
             progress(done, len(items))
 
 
-def _write_all(index: Index, plans: Sequence[ShardPlan], config: PrepareConfig, out: Folder) -> None:
+def _write_all_shards(index: Index, plans: Sequence[ShardPlan], config: PrepareConfig, out: StorageFolder) -> None:
     def run(row: dict[str, Any]) -> dict[str, Any]:
         plan = ShardPlan(**json.loads(row["plan"]))
         write_shard(index, plan, config, out)
@@ -159,17 +161,17 @@ def _write_all(index: Index, plans: Sequence[ShardPlan], config: PrepareConfig, 
             progress(done, len(items))
 
 
-def _index_prepared_tars(out: Folder, config: IndexConfig) -> Index:
+def _index_prepared_tars(out: StorageFolder, config: IndexConfig) -> Index:
     with Progress("index") as progress:
         return build_index(out.uri, config, report_progress=progress)
 
 
-def _delete_work_files(out: Folder) -> None:
+def _delete_work_files(out: StorageFolder) -> None:
     """Delete the passes' work files, and partial files of killed jobs."""
     out.remove_folder(WORK)
     for folder in ("", FOLDER, LINEAGE):
         for file in out.files(folder):
-            if file.name.startswith(".") and file.name.endswith(".partial"):  # as Folder.write names them
+            if file.name.startswith(".") and file.name.endswith(".partial"):  # as StorageFolder.write names them
                 out.remove(f"{folder}/{file.name}" if folder else file.name)
 
 
@@ -196,7 +198,7 @@ def _summarize_preparation(
     )
 
 
-def _keep_most_frequent(index: Index, selection: SampleSelection, out: Folder) -> str:
+def _keep_most_frequent(index: Index, selection: SampleSelection, out: StorageFolder) -> str:
     dropped = table_of_dropped_samples(index, selection, out)
     reasons, counts = np.unique(np.array(dropped["reason"].to_pylist()), return_counts=True)
     example = dropped.slice(0, 1).to_pylist()[0]

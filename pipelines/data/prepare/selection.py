@@ -21,7 +21,7 @@ from pipelines.data.prepare.files import measurements_file
 from pipelines.data.prepare.layout import assign_shard_numbers
 from pipelines.data.prepare.write import SampleLocation, ShardPlan
 from pipelines.data.tars.shards import SHARD_BYTES, SPLITS, shard_name
-from pipelines.storage.folder import Folder
+from pipelines.storage.folder import StorageFolder
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ class SampleSelection:
         return sum(len(locations) for plan in self.plans for _, locations in plan.joining)
 
 
-def select_samples(index: Index, config: PrepareConfig, out: Folder) -> SampleSelection:
+def select_samples(index: Index, config: PrepareConfig, out: StorageFolder) -> SampleSelection:
     """Select which samples are kept, from the measurements in ``out``. Takes some hundred bytes of memory a sample."""
     tables = [_read_measurements(index, shard.name, out) for shard in index.shards]
     starts = np.cumsum([0, *(table.num_rows for table in tables)])[:-1]
@@ -111,7 +111,7 @@ def select_samples(index: Index, config: PrepareConfig, out: Folder) -> SampleSe
     return SampleSelection(samples, invalid_N, duplicate_of_N, near_duplicate_of_N, plans, left_out, rewritten)
 
 
-def _read_measurements(index: Index, shard: str, out: Folder) -> pa.Table:
+def _read_measurements(index: Index, shard: str, out: StorageFolder) -> pa.Table:
     rows = index.rows(shard)
     measured = read_table(out.read(measurements_file(shard)), ["reason", "left_out", "hash", "stored", "part"])
     columns = {name: measured[name].fill_null(0) for name in ("left_out", "hash", "stored")}

@@ -11,7 +11,7 @@ from pipelines.data.tars.shards import SPLITS
 
 @dataclass(frozen=True)
 class PreparationSummary:
-    """The counts of a preparation.
+    """How many samples a preparation read, kept and dropped, and why.
 
     Attributes:
         tars: the source.
@@ -51,7 +51,7 @@ class PreparationSummary:
         return [(name, [*(of.get(s, 0) for s in SPLITS), sum(of.values())]) for name, of in counts]
 
     def describe_notable_counts(self) -> list[str]:
-        """Describe further counts, in lines below the table."""
+        """Describe further counts of a preparation, in lines below its table."""
         size = f"{self.shards_before:,} tars of {_format_megabytes(self.bytes_before)} became"
         lines = [f"{size} {self.shards_after:,} of {_format_megabytes(self.bytes_after)}"]
         lines.append(f"{self.rewritten:,} images were encoded anew, the others keep their bytes")

@@ -20,7 +20,7 @@ from pipelines.data.tars.inputs import TEXT
 from pipelines.data.tars.reader import ShardReader
 from pipelines.data.tars.shards import Member, build_tar, make_sample_members
 from pipelines.errors import DataError
-from pipelines.storage.folder import Folder
+from pipelines.storage.folder import StorageFolder
 from vlmodel.sample import Sample
 
 # Samples that are read together; a task holds them beside the tar that it writes.
@@ -46,7 +46,7 @@ class ShardPlan:
     joining: list[tuple[int, list[SampleLocation]]]
 
 
-def write_shard(index: Index, plan: ShardPlan, config: PrepareConfig, out: Folder) -> None:
+def write_shard(index: Index, plan: ShardPlan, config: PrepareConfig, out: StorageFolder) -> None:
     """Write a shard and its lineage, unless it exists. Holds the whole shard in memory.
 
     Raises:
@@ -62,7 +62,7 @@ def write_shard(index: Index, plan: ShardPlan, config: PrepareConfig, out: Folde
 
 
 def _iterate_tar_members(
-    reader: ShardReader, plan: ShardPlan, config: PrepareConfig, out: Folder, lineage: list[Row]
+    reader: ShardReader, plan: ShardPlan, config: PrepareConfig, out: StorageFolder, lineage: list[Row]
 ) -> Iterator[list[Member]]:
     """Yield the tar members of each sample of a shard; appends to ``lineage``."""
     joining, number = dict(plan.joining), 0
@@ -101,7 +101,7 @@ def _lineage_row(record: Sample, source: Row, measurement: Row, duplicates: Sequ
 
 
 def _read_stored_images(
-    reader: ShardReader, shard: str, rows: Sequence[int], measured: Sequence[Row], out: Folder
+    reader: ShardReader, shard: str, rows: Sequence[int], measured: Sequence[Row], out: StorageFolder
 ) -> list[bytes]:
     """Read the images of samples: newly encoded ones, or the source's own."""
     same = [n for n, measurement in enumerate(measured) if measurement["part"] is None]
@@ -117,12 +117,12 @@ def _read_stored_images(
     return [images[n] for n in range(len(rows))]
 
 
-def _read_work_file(out: Folder, shard: str) -> bytes:
+def _read_work_file(out: StorageFolder, shard: str) -> bytes:
     try:
         return out.read(measurements_file(shard))
     except OSError as error:
         raise _source_changed_error(out, measurements_file(shard)) from error
 
 
-def _source_changed_error(out: Folder, name: str) -> DataError:
+def _source_changed_error(out: StorageFolder, name: str) -> DataError:
     return DataError(f"{name} of {out.uri!r} cannot be read; remove that folder and prepare the data anew")

@@ -55,7 +55,7 @@ class AugmentConfig(ConfigSection):
 
     @field_validator("swap")
     @classmethod
-    def _one_partner_each(cls, swap: dict[str, str]) -> dict[str, str]:
+    def _check_swaps_are_pairs(cls, swap: dict[str, str]) -> dict[str, str]:
         pairs = {frozenset((a.lower(), b.lower())) for a, b in swap.items()}
         words = [word for pair in pairs for word in pair]
         if blank := [word for word in words if not re.fullmatch(r"\w(?:.*\w)?", word)]:
@@ -70,7 +70,7 @@ class AugmentConfig(ConfigSection):
         return self.flip > 0 and bool(self.swap)
 
     @property
-    def active(self) -> bool:
+    def is_active(self) -> bool:
         """Whether images are augmented at all."""
         return self.flip > 0 or self.min_area < 1 or self.policy != "none" or self.color.active or self.erase > 0
 
@@ -149,7 +149,7 @@ def swap_left_and_right(texts: SampleTexts, swap: Mapping[str, str]) -> SampleTe
     )
 
 
-def all_texts(texts: SampleTexts) -> Iterator[str]:
+def texts_changed_by_mirroring(texts: SampleTexts) -> Iterator[str]:
     """List all texts that ``swap_left_and_right`` may change."""
     yield from texts.captions
     if texts.label is not None:
@@ -159,7 +159,7 @@ def all_texts(texts: SampleTexts) -> Iterator[str]:
     yield from (turn.text for turns in texts.conversations for turn in turns)
 
 
-def names_a_side(text: str) -> bool:
+def mentions_left_or_right(text: str) -> bool:
     """Whether a text says left or right, which mirroring the image makes false."""
     return _SIDES.search(text) is not None
 
@@ -170,7 +170,7 @@ def _swap_in_turn(turn: ConversationTurn, pairs: frozenset[tuple[str, str]]) -> 
 
 def _swap_words(text: str, pairs: frozenset[tuple[str, str]]) -> str:
     pattern, partner = _swap_pattern(pairs)
-    return pattern.sub(lambda match: _in_case_of(match[0], partner[match[0].lower()]), text)
+    return pattern.sub(lambda match: _match_case(match[0], partner[match[0].lower()]), text)
 
 
 @lru_cache(maxsize=16)
@@ -181,7 +181,7 @@ def _swap_pattern(pairs: frozenset[tuple[str, str]]) -> tuple[re.Pattern[str], d
     return re.compile(rf"\b(?:{words})\b", re.IGNORECASE), partner
 
 
-def _in_case_of(word: str, other: str) -> str:
+def _match_case(word: str, other: str) -> str:
     if len(word) > 1 and word.isupper():
         return other.upper()
     return other[:1].upper() + other[1:] if word[:1].isupper() else other

@@ -20,7 +20,7 @@ from pipelines.data.index.present import mask_of_usable_samples
 from pipelines.data.stream.config import PixelCacheConfig
 from pipelines.data.stream.feature_cache import FeatureCache, hash_token_ids, shorten_input_hash
 from pipelines.data.stream.pixel_cache import PixelCache, is_cache_faster_than_decoding, open_pixel_cache
-from pipelines.data.stream.plan import Ints, Plan, SampleIndices
+from pipelines.data.stream.plan import Ints, SampleIndices, ShufflePlan
 from pipelines.data.tars.reader import ShardReader
 from pipelines.errors import DataError
 from pipelines.knowledge.errors import KnowledgeError
@@ -74,13 +74,13 @@ class Source:
     facts: FactSource | None = None
     teacher: str = ""
 
-    def plan_order(self, *, seed: int = 0, window: int = 65536, block: int = 1, shuffle: bool) -> Plan:
+    def plan_order(self, *, seed: int = 0, window: int = 65536, block: int = 1, shuffle: bool) -> ShufflePlan:
         """Plan the order in which this source's samples are read.
 
         Raises:
             DataError: the split has no sample that is read.
         """
-        return Plan(self.index_hash, _open_source(self).counts, seed, window, shuffle, block)
+        return ShufflePlan(self.index_hash, _open_source(self).counts, seed, window, shuffle, block)
 
 
 @dataclass(frozen=True)
@@ -163,7 +163,7 @@ SampleGenerators = Callable[[int, str, str], np.random.Generator]
 
 
 class OpenedSamples:
-    """Opened sources and their processor. Threads may share it."""
+    """Reads the samples of opened sources. Threads may share it."""
 
     def __init__(self, source: Source | SourceMixture) -> None:
         members = source.members if isinstance(source, SourceMixture) else (source,)
@@ -233,7 +233,7 @@ class OpenedSamples:
         for opened, shard, rows, positions in self._group_indices_by_shard(indices):
             for position, record in zip(positions, opened.read(shard, rows, name), strict=True):
                 decode: Callable[[bytes], Mapping[str, np.ndarray]] = part.decode
-                if augmentation is not None and part.augments():
+                if augmentation is not None and part.has_augmentation():
                     rng = augmentation(int(indices.epoch[position]), record.key, name)
                     decode = partial(part.decode_augmented, rng=rng)
                 decoded[position] = opened.decode_input(shard, record, decode, name)
@@ -345,7 +345,7 @@ def open_samples(source: Source | SourceMixture) -> OpenedSamples:
 
 
 class _OpenedSource:
-    """The opened index and the reader of a source."""
+    """The opened index of a source and the reader of its tars."""
 
     def __init__(self, source: Source) -> None:
         self.source = source
@@ -400,7 +400,7 @@ class _OpenedSource:
         return [sha256 for sha256 in self.reader.input_sha256s(shard.name, rows, name) if sha256 is not None]
 
     def decode_input(self, shard: IndexedShard, record: Sample, decode: Callable[[bytes], T], name: str) -> T:
-        """Decode an input of a sample with ``decode``.
+        """Read an input of a sample and decode it by the function ``decode``.
 
         Raises:
             DataError: it cannot be decoded.
@@ -456,7 +456,7 @@ def connect_fact_lookup(processor: VLProcessor, facts: FactSource | None, model:
             f"the model reads facts (knowledge.kind={processor.knowledge.kind!r}); name their store in knowledge.store"
         )
     linker = open_fact_linker(facts)
-    linker.check(processor.knowledge.link)
+    linker.check_linking(processor.knowledge.link)
     if model and processor.knowledge.link.by != "names" and (trained := TrainedFacts.load(model)) is not None:
         trained.check_encoder(FactStore(facts.store).encoder)
     processor.finder = linker

@@ -40,7 +40,7 @@ from pipelines.data.stream.feature_cache import (
 )
 from pipelines.data.tars.reader import ShardReader
 from pipelines.errors import DataError
-from pipelines.storage.folder import Folder
+from pipelines.storage.folder import StorageFolder
 from vlmodel.config import dump_config
 from vlmodel.encoder_parts import IMAGE
 from vlmodel.model import VLModel
@@ -88,7 +88,7 @@ def open_feature_cache(
         config: of ``model``.
         storage: folder that holds all feature caches.
     """
-    encoder, kind = encoder_of_stream(model, stream), _stream_kind_of(stream)
+    encoder, kind = encoder_of_stream(model, stream), _encoding_of_stream(stream)
     backbone, part = weights_digest(encoder), config.encoders_by_stream()[stream].part
     facts = {
         "format": FORMAT,
@@ -103,7 +103,7 @@ def open_feature_cache(
     features = FeatureCache(
         stream, f"{storage.rstrip('/')}/{stream}-{key}", width, precision, backbone, kind.inputs(processor)
     )
-    folder = Folder(features.folder)
+    folder = StorageFolder(features.folder)
     if not folder.exists(FACTS):
         folder.write(FACTS, json.dumps({**facts, "width": width}, indent=1, sort_keys=True).encode())
     return features
@@ -171,7 +171,7 @@ def check_features_match_backbones(model: VLModel, features: Sequence[FeatureCac
 
 def _lock_feature_folder(features: FeatureCache) -> AbstractContextManager[object]:
     """Lock a local feature folder against other processes while the block runs; object stores have no locks."""
-    folder = Folder(features.folder)
+    folder = StorageFolder(features.folder)
     if not folder.is_local:
         return nullcontext()
     Path(folder.path("")).mkdir(parents=True, exist_ok=True)
@@ -226,8 +226,8 @@ class _ShardFeatureBuilder:
         """Compute and write a shard's features, a few batches at a time."""
         features, index = self._features, self._work.reader.index
         with ThreadPoolExecutor(self._threads) as pool:
-            table, batches = _stream_kind_of(features.stream).encode(self._work, shard, pool)
-            with Folder(features.folder).open_for_writing(
+            table, batches = _encoding_of_stream(features.stream).encode(self._work, shard, pool)
+            with StorageFolder(features.folder).open_for_writing(
                 features.file_name_of_shard(index, index.shard(shard))
             ) as file:
                 file.write(table.to_bytes(features.row_bytes))
@@ -371,7 +371,7 @@ def _encode_texts(work: _ShardEncoding, shard: str, pool: ThreadPoolExecutor) ->
     return FeatureTable.from_row_counts(list(ids_of), counts), iterate_feature_batches()
 
 
-class _StreamKind(NamedTuple):
+class _StreamEncoding(NamedTuple):
     """The functions by which the inputs of a stream are encoded.
 
     Attributes:
@@ -429,14 +429,14 @@ def _text_reading_tasks(processor: VLProcessor) -> list[Task]:
 
 
 _KINDS = {
-    "vision": _StreamKind(_image_feature_settings, lambda processor: "", _image_feature_width, _encode_images),
-    "language": _StreamKind(_text_feature_settings, _hash_text_reading, _text_feature_width, _encode_texts),
+    "vision": _StreamEncoding(_image_feature_settings, lambda processor: "", _image_feature_width, _encode_images),
+    "language": _StreamEncoding(_text_feature_settings, _hash_text_reading, _text_feature_width, _encode_texts),
 }
-_FURTHER = _StreamKind(
+_FURTHER = _StreamEncoding(
     lambda config, processor: {}, lambda processor: "", lambda encoder, _: int(encoder.feature_width),
     _encode_inputs_of_modality,
 )  # fmt: skip
 
 
-def _stream_kind_of(stream: str) -> _StreamKind:
+def _encoding_of_stream(stream: str) -> _StreamEncoding:
     return _KINDS.get(stream, _FURTHER)

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 from pipelines.data.index.index import Index, IndexedShard
 from pipelines.errors import DataError
-from pipelines.storage.folder import Folder
+from pipelines.storage.folder import StorageFolder
 
 Precision = Literal["float32", "float16"]
 
@@ -88,7 +88,7 @@ class FeatureTable(NamedTuple):
 
 @dataclass(frozen=True)
 class FeatureCache:
-    """The cached features of one encoder.
+    """The cached features that one encoder computed.
 
     Attributes:
         stream: the encoder's, such as "vision".
@@ -112,12 +112,12 @@ class FeatureCache:
 
     def file_name_of_shard(self, index: Index, shard: IndexedShard) -> str:
         """Return the name of a shard's feature file: a hash of everything that decides which inputs it holds."""
-        facts = [shard.sha256, list(shard.repeated), index.scan, self.inputs]
+        facts = [shard.sha256, list(shard.repeated), index.validity_settings, self.inputs]
         return f"{hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:32]}.features"
 
     def find_complete_files(self, files: Iterable[str]) -> set[str]:
         """Find the feature files that exist and are as long as their headers say; others were cut off."""
-        folder = Folder(self.folder)
+        folder = StorageFolder(self.folder)
         wanted = set(files)
         sizes = {f.name: f.size for f in folder.files() if f.name in wanted and f.size >= _HEADER_BYTES}
         with ThreadPoolExecutor(_REQUESTS) as pool:
@@ -158,7 +158,7 @@ class FeatureCache:
         # A text without tokens has no row, and stores refuse empty ranges.
         nonempty = np.flatnonzero(sizes)
         ranges = list(zip(offsets[nonempty].tolist(), sizes[nonempty].tolist(), strict=True))
-        pieces = iter(Folder(self.folder).read_ranges(file, ranges) if ranges else ())
+        pieces = iter(StorageFolder(self.folder).read_ranges(file, ranges) if ranges else ())
         return [next(pieces) if size else b"" for size in sizes.tolist()]
 
     def _unreadable_error(self, problem: str) -> DataError:
@@ -182,7 +182,7 @@ def shorten_input_hash(sha256: str) -> bytes:
     return bytes.fromhex(sha256)[: _HASH.itemsize]
 
 
-def _size_stated_in_header(folder: Folder, name: str) -> int:
+def _size_stated_in_header(folder: StorageFolder, name: str) -> int:
     """Return the size that a file's header states; 0 for a file of another kind."""
     mark, _, _, size = np.frombuffer(folder.read_ranges(name, [(0, _HEADER_BYTES)])[0], _NUMBER).tolist()
     return int(size) if mark == _MARK else 0
@@ -190,7 +190,7 @@ def _size_stated_in_header(folder: Folder, name: str) -> int:
 
 @lru_cache(maxsize=256)
 def _read_table(folder: str, file: str) -> FeatureTable:
-    opened = Folder(folder)
+    opened = StorageFolder(folder)
     mark, inputs, rows, _ = np.frombuffer(opened.read_ranges(file, [(0, _HEADER_BYTES)])[0], _NUMBER).tolist()
     if mark != _MARK:
         raise OSError(f"{file} holds no features")

@@ -94,7 +94,7 @@ class MicroBatches(BatchLoader):
     drop_streams: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        changed = {"vision": self.augmentation.active, "language": self.augmentation.changes_texts}
+        changed = {"vision": self.augmentation.is_active, "language": self.augmentation.changes_texts}
         for stream in (cache.stream for cache in self.source.features if changed.get(cache.stream)):
             raise ValueError(f"cached {stream} features are of unchanged inputs; do not augment, or train without them")
 
@@ -121,7 +121,7 @@ class MicroBatches(BatchLoader):
         samples, indices = open_samples(self.source), _sample_indices_of(rows)
         arrays = samples.load_inputs(indices, rows, self._sample_generator)
         arrays |= samples.read_text_features(indices, rows)
-        if self.augmentation.active and samples.processor.reads_images:
+        if self.augmentation.is_active and samples.processor.reads_images:
             pixels_BHWC, with_image = arrays[PIXELS], select_samples_with_input(indices, rows, IMAGE)
             for i, key in enumerate(samples.sample_keys(with_image)):
                 rng = self._sample_generator(int(with_image.epoch[i]), key)
@@ -267,7 +267,7 @@ def without_provenance(arrays: Mapping[str, np.ndarray]) -> Arrays:
 def _examples_by_task(
     samples: OpenedSamples, records: Sequence[Sample], weight: float = 1.0
 ) -> dict[str, list[Example]]:
-    """Make the examples of each task from the samples."""
+    """Make the training or evaluation examples of each task from samples."""
     return {name: _to_examples(task, records, weight) for name, task in samples.processor.tasks.items()}
 
 

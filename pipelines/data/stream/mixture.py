@@ -33,7 +33,7 @@ from itertools import accumulate, pairwise
 import numpy as np
 from pydantic import Field
 
-from pipelines.data.stream.plan import Ints, Plan, SampleIndices, random_permutation
+from pipelines.data.stream.plan import Ints, SampleIndices, ShufflePlan, random_permutation
 from pipelines.data.tars.inputs import PAIRS, InputNames
 from vlmodel.config import ConfigSection
 from vlmodel.locations import Location
@@ -78,7 +78,7 @@ class MixturePlan:
     """
 
     names: tuple[str, ...]
-    plans: tuple[Plan, ...]
+    plans: tuple[ShufflePlan, ...]
     weights: tuple[float, ...]
     temperatures: tuple[float, ...] = (1.0,)
     epochs: int = 1
@@ -111,11 +111,11 @@ class MixturePlan:
 
     @property
     def seed(self) -> int:
-        """The seed of the whole training."""
+        """The random seed of the whole training."""
         return self.plans[0].seed
 
     @property
-    def plans_by_source(self) -> dict[str, Plan]:
+    def plans_by_source(self) -> dict[str, ShufflePlan]:
         """Map each data set's name to the order of its own samples."""
         return dict(zip(self.names, self.plans, strict=True))
 
@@ -153,7 +153,7 @@ class MixturePlan:
         there.
         """
         layout = _mixture_layout(self)
-        return [due / layout.unit for due in layout.dues[layout.stage_of(layout.block_at(position))]]
+        return [quota / layout.unit for quota in layout.quotas[layout.stage_of_block(layout.block_at(position))]]
 
     def metrics(self, position: int) -> dict[str, float]:
         """Compute metrics of a position: the share of each data set around it, and how many of the data set's epochs
@@ -189,22 +189,22 @@ class MixturePlan:
 
 @dataclass(frozen=True)
 class _MixtureLayout:
-    """The blocks of a mixture, and the shares of its sources as integers ("dues").
+    """The blocks of a mixture, and the shares of its sources as integers, the quotas.
 
     Attributes:
-        positions, blocks: so many positions are cut into so many blocks, again and again.
+        positions, blocks: each period of ``positions`` positions is cut into ``blocks`` blocks.
         firsts: the first block of each stage.
-        unit: sum of the dues of all sources for one position.
-        dues: of each source for one position, in each stage.
-        dues_before: cumulative over sources, for all positions before each stage.
+        unit: the sum of all sources' quotas for one position.
+        quotas: for each stage, the quota of each source for one position.
+        quotas_before: for each stage, the quotas summed over all earlier positions, cumulative over the sources.
     """
 
     positions: int
     blocks: int
     firsts: list[int]
     unit: int
-    dues: list[list[int]]
-    dues_before: list[list[int]]
+    quotas: list[list[int]]
+    quotas_before: list[list[int]]
 
     def block_start(self, block: int) -> int:
         return block * self.positions // self.blocks
@@ -212,25 +212,25 @@ class _MixtureLayout:
     def block_at(self, position: int) -> int:
         return ((position + 1) * self.blocks - 1) // self.positions
 
-    def stage_of(self, block: int) -> int:
+    def stage_of_block(self, block: int) -> int:
         return bisect_right(self.firsts, block) - 1
 
     def counts_before_block(self, block: int) -> list[int]:
         """Count how many samples before a block come from each data set."""
-        stage = self.stage_of(block)
+        stage = self.stage_of_block(block)
         length = self.block_start(block) - self.block_start(self.firsts[stage])
-        dues = self._add_dues_of_stage(self.dues_before[stage], length, stage)
-        rounded = [(2 * due + self.unit) // (2 * self.unit) for due in dues]
+        quotas = self._add_quotas_of_stage(self.quotas_before[stage], length, stage)
+        rounded = [(2 * quota + self.unit) // (2 * self.unit) for quota in quotas]
         return [after - before for before, after in pairwise([0, *rounded])]
 
-    def compute_dues_before(self) -> None:
-        self.dues_before.append([0] * len(self.dues[0]))
+    def compute_quotas_before(self) -> None:
+        self.quotas_before.append([0] * len(self.quotas[0]))
         for stage, (first, after) in enumerate(pairwise(self.firsts)):
             length = self.block_start(after) - self.block_start(first)
-            self.dues_before.append(self._add_dues_of_stage(self.dues_before[stage], length, stage))
+            self.quotas_before.append(self._add_quotas_of_stage(self.quotas_before[stage], length, stage))
 
-    def _add_dues_of_stage(self, before: list[int], length: int, stage: int) -> list[int]:
-        return [b + length * due for b, due in zip(before, accumulate(self.dues[stage]), strict=True)]
+    def _add_quotas_of_stage(self, before: list[int], length: int, stage: int) -> list[int]:
+        return [b + length * quota for b, quota in zip(before, accumulate(self.quotas[stage]), strict=True)]
 
 
 @lru_cache(maxsize=8)
@@ -238,18 +238,18 @@ def _mixture_layout(plan: MixturePlan) -> _MixtureLayout:
     unit = _integer_unit(plan.weights)
     stages = _STAGES if len(set(plan.temperatures)) > 1 else 1
     moments = [Fraction(2 * stage + 1, 2 * stages) for stage in range(stages)]
-    dues = [
+    quotas = [
         _integer_shares(_source_shares(plan.weights, _temperature_at_moment(plan.temperatures, moment)), unit)
         for moment in moments
     ]
-    min_length = -(-unit // min(map(min, dues)))
+    min_length = -(-unit // min(map(min, quotas)))
     length = max(min(plan.block, plan.size), min_length)
     positions, blocks = -(-length // plan.size) * plan.size, max(1, plan.size // length)
     total = -(-plan.epochs * plan.size * blocks // positions)
     # A block is of the stage that its middle lies in.
     firsts = [max(0, -((stages - 2 * total * stage) // (2 * stages))) for stage in range(stages)]
-    layout = _MixtureLayout(positions, blocks, firsts, unit, dues, [])
-    layout.compute_dues_before()
+    layout = _MixtureLayout(positions, blocks, firsts, unit, quotas, [])
+    layout.compute_quotas_before()
     return layout
 
 
@@ -284,8 +284,8 @@ def _natural_logarithm(weight: float) -> Decimal:
 
 
 def _integer_unit(weights: Sequence[float]) -> int:
-    """Return a unit of which proportional shares are whole numbers, and that exceeds any training's number of
-    positions.
+    """Return the number of units that makes up a whole, chosen so that each source's proportional share is a whole
+    number of units; it exceeds any training's number of positions.
     """
     exact = [Fraction(weight) for weight in weights]
     common = math.lcm(*(weight.denominator for weight in exact))
@@ -296,5 +296,5 @@ def _integer_unit(weights: Sequence[float]) -> int:
 def _integer_shares(shares: Sequence[Decimal], unit: int) -> list[int]:
     """Round the shares to integers that add up to ``unit``."""
     with localcontext(_DECIMALS):
-        up_to = [round(due * unit) for due in accumulate(shares[:-1], initial=Decimal(0))]
+        up_to = [round(quota * unit) for quota in accumulate(shares[:-1], initial=Decimal(0))]
     return [after - before for before, after in pairwise([*up_to, unit])]

@@ -121,7 +121,7 @@ def open_pixel_cache(index: Index, processor: ProcessorConfig, config: PixelCach
     facts = {
         "format": FORMAT,
         "image": asdict(resizing) | {"max_pixels": processor.max_pixels},
-        "scan": index.scan,
+        "scan": index.validity_settings,
     }
     key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:32]
     folder = config.root / key
@@ -131,7 +131,7 @@ def open_pixel_cache(index: Index, processor: ProcessorConfig, config: PixelCach
         (folder / MARK).touch(mode=0o600)
         os.utime(folder)
         row_bytes = 3 * math.prod(resizing.size)
-        space = _free_space(
+        space = _make_space(
             folder, sum(map(_count_samples_of_shard, index.shards)) * row_bytes, int(config.max_gb * 1e9)
         )
     except OSError as error:
@@ -210,7 +210,7 @@ def _row_checksum(data: Any) -> int:
     return zlib.crc32(data) or 1  # 0 stands for an absent row
 
 
-def _free_space(folder: Path, wanted: int, limit: int) -> int:
+def _make_space(folder: Path, wanted: int, limit: int) -> int:
     """Delete other cached pixels if their space is needed. Returns how many bytes ``folder`` may take."""
     others = [other for other in folder.parent.iterdir() if other != folder and _is_pixel_cache_folder(other)]
     used = {other: _count_cached_bytes(other) for other in others}

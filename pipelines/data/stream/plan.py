@@ -54,17 +54,17 @@ class SampleOrder(Protocol):
 
     @property
     def size(self) -> int:
-        """The number of samples of an epoch."""
+        """The number of samples in one epoch."""
 
     @property
     def seed(self) -> int:
-        """The seed of the whole training."""
+        """The random seed of the whole training."""
 
     def samples_between(self, start: int, stop: int) -> SampleIndices:
         """Return the samples at positions ``[start, stop)`` of the order."""
 
     @property
-    def plans_by_source(self) -> Mapping[str, Plan]:
+    def plans_by_source(self) -> Mapping[str, ShufflePlan]:
         """Map each data set's name to the order of its own samples; the name is "" if there is only one data set."""
 
     def metrics(self, position: int) -> Mapping[str, float]:
@@ -72,7 +72,7 @@ class SampleOrder(Protocol):
 
 
 @dataclass(frozen=True, eq=False)
-class Plan:
+class ShufflePlan:
     """The shuffled order of the samples of one split, epoch after epoch.
 
     Attributes:
@@ -110,7 +110,7 @@ class Plan:
             raise ValueError("a plan needs at least one sample; index the data, or choose another split")
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Plan) and self.key == other.key
+        return isinstance(other, ShufflePlan) and self.key == other.key
 
     def __hash__(self) -> int:
         return hash(self.key)
@@ -131,7 +131,7 @@ class Plan:
         return SampleIndices(*(np.concatenate([getattr(p, name) for p in pieces]) for name in names))
 
     @property
-    def plans_by_source(self) -> Mapping[str, Plan]:
+    def plans_by_source(self) -> Mapping[str, ShufflePlan]:
         return {"": self}
 
     def metrics(self, position: int) -> Mapping[str, float]:
@@ -219,7 +219,7 @@ class _EpochLayout:
 
 @lru_cache(maxsize=64)
 def _cached_layout_functions(
-    plan: Plan,
+    plan: ShufflePlan,
 ) -> tuple[Callable[[int], _EpochLayout], Callable[[int, int], tuple[Ints, Ints]]]:
     """Return ``_epoch_layout`` and ``_shuffled_window`` with separate caches for each plan, as a mixture alternates
     between plans.
@@ -227,7 +227,7 @@ def _cached_layout_functions(
     return lru_cache(maxsize=4)(partial(_epoch_layout, plan)), lru_cache(maxsize=4)(partial(_shuffled_window, plan))
 
 
-def _epoch_layout(plan: Plan, epoch: int) -> _EpochLayout:
+def _epoch_layout(plan: ShufflePlan, epoch: int) -> _EpochLayout:
     sizes = plan.counts
     order = _shuffled_indices(len(sizes), plan, epoch, "shards") if plan.shuffle else np.arange(len(sizes))
     order = order[sizes[order] > 0]
@@ -236,7 +236,7 @@ def _epoch_layout(plan: Plan, epoch: int) -> _EpochLayout:
     return _EpochLayout(order, np.append(first_of_window, len(order)), starts[first_of_window])
 
 
-def _shuffled_window(plan: Plan, epoch: int, window: int) -> tuple[Ints, Ints]:
+def _shuffled_window(plan: ShufflePlan, epoch: int, window: int) -> tuple[Ints, Ints]:
     layout = _cached_layout_functions(plan)[0](epoch)
     shards = layout.order[layout.bounds[window] : layout.bounds[window + 1]]
     sizes = plan.counts[shards]
@@ -250,7 +250,7 @@ def _shuffled_window(plan: Plan, epoch: int, window: int) -> tuple[Ints, Ints]:
     return shard, row
 
 
-def _shuffled_indices(n: int, plan: Plan, epoch: int, purpose: str) -> Ints:
+def _shuffled_indices(n: int, plan: ShufflePlan, epoch: int, purpose: str) -> Ints:
     return random_permutation(n, plan.identity, plan.seed, epoch, purpose)
 
 

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from pipelines.data.stream.plan import Plan, SampleIndices
+from pipelines.data.stream.plan import SampleIndices, ShufflePlan
 
 _RANGES, _LENGTH = 16, 256
 
@@ -27,7 +27,7 @@ class ShuffleQuality(NamedTuple):
     reads_per_batch: float
 
 
-def shuffle_quality(plan: Plan, epoch: int, batch: int) -> ShuffleQuality:
+def shuffle_quality(plan: ShufflePlan, epoch: int, batch: int) -> ShuffleQuality:
     """Measure how well an epoch is shuffled; a long epoch is measured in evenly spaced ranges to bound the cost."""
     origin = epoch * plan.size
     if plan.size <= _RANGES * _LENGTH:

@@ -24,7 +24,7 @@ _RECORDS = (20 * BLOCK, *(1 << bits for bits in range(10, 31)))
 
 
 class MemberKind(StrEnum):
-    """The kind of a tar member."""
+    """What a tar member is: a file, a folder, a link, or something else."""
 
     FILE = "file"
     DIRECTORY = "directory"
@@ -73,7 +73,7 @@ class TarCorruption:
         return FaultReason.BROKEN_TAR
 
 
-class _DamagedError(Exception):
+class _InvalidHeaderError(Exception):
     """The tar block that was read is not a valid header."""
 
 
@@ -138,7 +138,7 @@ def read_tar(
 
 
 class _TarParser:
-    """Holds the state of reading a tar.
+    """Parses a tar step by step, and holds the state between steps.
 
     After a corruption it is ``lost`` until the next valid header, and what follows is no further corruption.
     """
@@ -157,14 +157,14 @@ class _TarParser:
             try:
                 if len(block) < BLOCK:
                     self._at_end = True
-                    raise _DamagedError(
+                    raise _InvalidHeaderError(
                         "the tar ends inside a header" if block else "the tar ends without its end mark"
                     )
                 if block == _ZERO:
                     self._read_zeros(offset)
                     continue
                 header = _parse_header(block, strict=self._lost)
-            except _DamagedError as damage:
+            except _InvalidHeaderError as damage:
                 if not self._lost:
                     yield TarCorruption(offset, str(damage))
                 self._drop_extended_headers()
@@ -175,7 +175,7 @@ class _TarParser:
                     self._read_extension(header)
                     continue
                 size, raw_name, kind = self._resolve_member(header)
-            except _DamagedError as damage:
+            except _InvalidHeaderError as damage:
                 yield TarCorruption(offset, str(damage))
                 self._drop_extended_headers()
                 continue
@@ -185,19 +185,19 @@ class _TarParser:
         self._lost, self._next_pax = True, {}
 
     def _read_zeros(self, offset: int) -> None:
-        """Read the tar's end mark or a zeroed block before the end; raises ``_DamagedError`` if it is damaged."""
+        """Read the tar's end mark or a zeroed block before the end; raises ``_InvalidHeaderError`` if it is damaged."""
         if not self._stream.skip_zeros():
-            raise _DamagedError(f"a zeroed block, with data after it at {self._stream.position}")
+            raise _InvalidHeaderError(f"a zeroed block, with data after it at {self._stream.position}")
         self._at_end = True
         if problem := _describe_end_problem(self._stream.position - offset, self._stream.position):
-            raise _DamagedError(problem)
+            raise _InvalidHeaderError(problem)
 
     def _read_extension(self, header: _TarHeader) -> None:
         if header.size > _MAX_EXTENSION:
-            raise _DamagedError(f"an extended header of {header.size} bytes")
+            raise _InvalidHeaderError(f"an extended header of {header.size} bytes")
         payload = self._stream.read_up_to(_round_up_to_tar_block(header.size))
         if len(payload) < header.size:
-            raise _DamagedError("the tar ends inside an extended header")
+            raise _InvalidHeaderError("the tar ends inside an extended header")
         payload = payload[: header.size]
         if header.type == b"g":
             self._global_pax |= _parse_pax(payload)
@@ -218,7 +218,7 @@ class _TarParser:
         try:
             size = int(pax["size"]) if "size" in pax else header.size
         except ValueError:
-            raise _DamagedError(f"an extended header gives the size {pax['size']!r}") from None
+            raise _InvalidHeaderError(f"an extended header gives the size {pax['size']!r}") from None
         return size, raw_name, _member_kind(header.type, raw_name, pax)
 
     def _read_member(
@@ -242,18 +242,18 @@ class _TarParser:
 
 
 def _parse_header(block: bytes, strict: bool) -> _TarHeader:
-    """Parse a tar header or raise ``_DamagedError``; ``strict`` requires the ustar magic, as data can look like older
-    headers.
+    """Parse a tar header or raise ``_InvalidHeaderError``; ``strict`` requires the ustar magic, as data can look
+    like older headers.
     """
     magic = block[257:263]
     if strict and magic[:5] != b"ustar":
-        raise _DamagedError("no header")
+        raise _InvalidHeaderError("no header")
     if block[:2] == b"\x1f\x8b":
-        raise _DamagedError("compressed with gzip; decompress it: samples are read by their place in the tar")
+        raise _InvalidHeaderError("compressed with gzip; decompress it: samples are read by their place in the tar")
     stored = _parse_number(block[148:156], "checksum")
     unsigned = sum(block) - sum(block[148:156]) + 8 * 0x20
     if stored != unsigned and stored != unsigned - 256 * sum(b > 127 for b in block[:148] + block[156:]):
-        raise _DamagedError("a damaged header: its checksum does not fit")
+        raise _InvalidHeaderError("a damaged header: its checksum does not fit")
     name = block[:100].split(b"\0", 1)[0]
     if magic == b"ustar\0" and (prefix := block[345:500].split(b"\0", 1)[0]):
         name = prefix + b"/" + name
@@ -270,7 +270,7 @@ def _parse_number(field: bytes, what: str) -> int:
     except ValueError:
         value = -1
     if value < 0:
-        raise _DamagedError(f"a damaged header: its {what} is {field!r}")
+        raise _InvalidHeaderError(f"a damaged header: its {what} is {field!r}")
     return value
 
 
@@ -283,11 +283,11 @@ def _parse_pax(payload: bytes) -> dict[str, bytes]:
         record = payload[at : at + length]
         keyword, equals, value = record[len(digits) + 1 : -1].partition(b"=")
         if not equals or len(record) != length or record[-1:] != b"\n":
-            raise _DamagedError("a damaged PAX header")
+            raise _InvalidHeaderError("a damaged PAX header")
         facts[keyword.decode("utf-8", "backslashreplace")] = value
         at += length
     if "size" in facts and not facts["size"].isdigit():
-        raise _DamagedError(f"a PAX header gives the size {facts['size']!r}")
+        raise _InvalidHeaderError(f"a PAX header gives the size {facts['size']!r}")
     return facts
 
 

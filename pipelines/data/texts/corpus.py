@@ -178,7 +178,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int = 8192, lowercase: boo
 
 
 def _most_frequent_letters(words: Mapping[str, int], limit: int) -> list[str]:
-    """Return the most frequent letters, sorted."""
+    """Return the most frequent letters in the words, sorted."""
     letters: Counter[str] = Counter()
     for word, count in words.items():
         for letter in word:

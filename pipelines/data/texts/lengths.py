@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Self
 from pipelines.data.index.index import Index
 from pipelines.data.index.shard_pass import map_shards
 from pipelines.data.texts.corpus import merge_texts_of_tasks, read_texts
-from pipelines.storage.folder import Folder
+from pipelines.storage.folder import StorageFolder
 from vlmodel.processor import ProcessorConfig
 from vlmodel.sample import SampleTexts
 from vlmodel.task import Task
@@ -100,7 +100,7 @@ class TextLengths:
 
     def save(self, folder: str | Path) -> None:
         """Save the lengths beside a saved processor."""
-        Folder(folder).write(_FILE, self.to_json().encode())
+        StorageFolder(folder).write(_FILE, self.to_json().encode())
 
     @classmethod
     def load(cls, folder: str | Path) -> Self | None:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from pipelines.knowledge.errors import KnowledgeError
-from pipelines.knowledge.triples import BadLine, Fault, Triple
+from pipelines.knowledge.triples import BadLine, FactFault, Triple
 from vlmodel.config import PartConfig
 
 SPLITS = {"train": "train", "dev": "val", "valid": "val", "val": "val", "test": "test"}
@@ -47,7 +47,7 @@ def iterate_lines_of_file(file: Path) -> Iterator[tuple[str, str | BadLine]]:
                 try:
                     line = raw.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")
                 except UnicodeDecodeError:
-                    yield where, BadLine(where, Fault.BAD_UTF8, raw[:200].decode("ascii", "backslashreplace"))
+                    yield where, BadLine(where, FactFault.BAD_UTF8, raw[:200].decode("ascii", "backslashreplace"))
                     continue
                 if line.strip():
                     yield where, line

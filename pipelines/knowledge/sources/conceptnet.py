@@ -14,7 +14,7 @@ from pydantic import Field
 
 from pipelines.knowledge.errors import KnowledgeError
 from pipelines.knowledge.sources._source import SourcePart
-from pipelines.knowledge.triples import BadLine, Fault, Triple
+from pipelines.knowledge.triples import BadLine, FactFault, Triple
 from vlmodel.locations import Location
 
 
@@ -49,17 +49,17 @@ class Config(SourcePart):
         try:
             line = raw.decode("utf-8").rstrip("\r\n")
         except UnicodeDecodeError:
-            return BadLine(where, Fault.BAD_UTF8, raw[:200].decode("ascii", "backslashreplace"))
+            return BadLine(where, FactFault.BAD_UTF8, raw[:200].decode("ascii", "backslashreplace"))
         cells = line.split("\t")
         if len(cells) != 5:
-            return BadLine(where, Fault.COLUMNS, line)
+            return BadLine(where, FactFault.COLUMNS, line)
         relation, head, tail = cells[1].removeprefix("/r/"), self._name_of(cells[2]), self._name_of(cells[3])
         if head is None or tail is None or (self.relations and relation not in self.relations):
             return None
         try:
             weight = float(json.loads(cells[4])["weight"])
         except (ValueError, KeyError, TypeError):
-            return BadLine(where, Fault.COLUMNS, line)
+            return BadLine(where, FactFault.COLUMNS, line)
         return Triple(head, relation, tail) if weight >= self.least_weight else None
 
     def _name_of(self, address: str) -> str | None:

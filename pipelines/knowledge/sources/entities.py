@@ -13,7 +13,7 @@ from pathlib import Path
 
 from pipelines.knowledge.errors import KnowledgeError
 from pipelines.knowledge.sources._source import SourcePart, iterate_lines_of_file, split_in_file_name
-from pipelines.knowledge.triples import BadLine, Fault, Triple, relation_to_phrase
+from pipelines.knowledge.triples import BadLine, FactFault, Triple, relation_to_phrase
 from vlmodel.locations import Location
 
 _TEXTS, _RELATIONS = "entity2text.txt", "relation2text.txt"
@@ -53,10 +53,10 @@ class Config(SourcePart):
     ) -> Triple | BadLine:
         cells = line.split("\t")
         if len(cells) != 3:
-            return BadLine(where, Fault.COLUMNS, line)
+            return BadLine(where, FactFault.COLUMNS, line)
         head, relation, tail = cells
         if head not in texts or tail not in texts:
-            return BadLine(where, Fault.UNKNOWN_NAME, line)
+            return BadLine(where, FactFault.UNKNOWN_NAME, line)
         (name, _, described), (other, _, _) = (texts[entity].partition(",") for entity in (head, tail))
         phrase = self.phrases.get(relation) or words.get(relation) or relation_to_phrase(relation)
         about = f" ({described.strip()})" if self.descriptions and described.strip() else ""

@@ -19,7 +19,7 @@ from pydantic import field_validator
 
 from pipelines.knowledge.errors import KnowledgeError
 from pipelines.knowledge.sources._source import SourcePart, split_in_file_name
-from pipelines.knowledge.triples import BadLine, Fault, Triple, relation_to_phrase
+from pipelines.knowledge.triples import BadLine, FactFault, Triple, relation_to_phrase
 from vlmodel.locations import Location
 
 if TYPE_CHECKING:
@@ -108,7 +108,7 @@ class Config(SourcePart):
             return None
         head = names.label(subject)
         if not head or not tail:
-            return BadLine(file, Fault.UNKNOWN_NAME, str(quad))
+            return BadLine(file, FactFault.UNKNOWN_NAME, str(quad))
         relation = names.label(address.replace(*_WIKIDATA_PROPERTIES)) or _last_part(address)
         phrase = self.phrases.get(_last_part(address)) or self.phrases.get(relation) or relation_to_phrase(relation)
         described = names.description(subject)
@@ -191,7 +191,7 @@ def _iterate_quads(file: Path) -> Iterator[Quad | BadLine]:
                 except StopIteration:
                     return
                 except SyntaxError as error:
-                    yield BadLine(f"{file.name}:{error.lineno}", Fault.SYNTAX, str(error.msg))
+                    yield BadLine(f"{file.name}:{error.lineno}", FactFault.SYNTAX, str(error.msg))
     except (OSError, EOFError) as error:
         reason = getattr(error, "strerror", None) or error
         raise KnowledgeError(f"{file} cannot be read ({reason}); name another file in knowledge.source") from None

@@ -12,7 +12,7 @@ from pydantic import field_validator
 
 from pipelines.knowledge.errors import KnowledgeError
 from pipelines.knowledge.sources._source import SPLITS, SourcePart, iterate_lines_of_file, split_in_file_name
-from pipelines.knowledge.triples import BadLine, Fault, Triple
+from pipelines.knowledge.triples import BadLine, FactFault, Triple
 from vlmodel.locations import Location
 
 Column = Literal["head", "relation", "tail", "text", "split", "-"]
@@ -52,7 +52,7 @@ class Config(SourcePart):
     def _parse(self, where: str, line: str, split: str) -> Triple | BadLine:
         cells = line.split("\t")
         if len(cells) < len(self.columns):
-            return BadLine(where, Fault.COLUMNS, line)
+            return BadLine(where, FactFault.COLUMNS, line)
         named = {column: cell for column, cell in zip(self.columns, cells, strict=False) if column != "-"}
         named["split"] = SPLITS.get(named.get("split", "").strip().lower(), split)
         return Triple(**named)

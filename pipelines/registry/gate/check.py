@@ -49,7 +49,7 @@ class MetricDifference:
 
     @property
     def value(self) -> float:
-        """The difference of the metrics."""
+        """The difference between the candidate's and the champion's metric."""
         return self.candidate - self.champion
 
 

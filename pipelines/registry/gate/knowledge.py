@@ -42,7 +42,7 @@ Facts = tuple[LinkedFact, ...]
 
 @dataclass(frozen=True)
 class FactRow:
-    """A row for which the store has facts.
+    """A row of a task for which the store has facts.
 
     Attributes:
         sample: which one it is about, of those that were drawn.
@@ -93,10 +93,10 @@ def draw_fact_rows(
     for sample in samples:
         if of_sample := _rows_with_facts(processor, sample, task, len(kept)):
             kept.append(sample)
-            rows += _with_facts_of_another(of_sample, processor, task)
+            rows += _edit_entities(of_sample, processor, task)
         if sum(bool(row.then) for row in rows) >= most:
             break
-    rows = _with_another_tail(rows, processor, task)
+    rows = _edit_tails(rows, processor, task)
     return kept, sorted(rows, key=lambda row: not row.then)[:most]
 
 
@@ -190,26 +190,28 @@ def _rows_with_facts(processor: VLProcessor, sample: Sample, task: str, number: 
     ]
 
 
-def _with_facts_of_another(rows: Sequence[FactRow], processor: VLProcessor, task: str) -> list[FactRow]:
+def _edit_entities(rows: Sequence[FactRow], processor: VLProcessor, task: str) -> list[FactRow]:
     """Return the rows of a sample; a row is edited if another row asks the same of another entity and has another
     answer.
     """
     asked: dict[str, list[tuple[FactRow, tuple[int, int]]]] = {}
     for row in rows:
         for mention in dict.fromkeys(one.mention for one in row.facts if one.mention is not None):
-            asked.setdefault(_without(row.text, mention), []).append((row, mention))
+            asked.setdefault(_remove_mention(row.text, mention), []).append((row, mention))
     edited: dict[int, FactRow] = {}
     for of_form in asked.values():
         for row, mention in of_form:
             for other, other_mention in of_form:
                 if id(row) in edited or not _can_answer(processor, task, other.target, but=row.target):
                     continue
-                if facts := _facts_of(row, mention, other, other_mention):
+                if facts := _replace_facts_of_entity(row, mention, other, other_mention):
                     edited[id(row)] = replace(row, edited=facts, then=other.target)
     return [edited.get(id(row), row) for row in rows]
 
 
-def _facts_of(row: FactRow, mention: tuple[int, int], other: FactRow, other_mention: tuple[int, int]) -> Facts:
+def _replace_facts_of_entity(
+    row: FactRow, mention: tuple[int, int], other: FactRow, other_mention: tuple[int, int]
+) -> Facts:
     """Return the row's facts, in which those about the entity that it mentions are replaced by the other row's facts
     about its own entity; () if the facts' words do not allow it.
     """
@@ -231,7 +233,7 @@ def _facts_of(row: FactRow, mention: tuple[int, int], other: FactRow, other_ment
     return (*rest[:place], *said, *rest[place:])
 
 
-def _with_another_tail(rows: Sequence[FactRow], processor: VLProcessor, task: str) -> list[FactRow]:
+def _edit_tails(rows: Sequence[FactRow], processor: VLProcessor, task: str) -> list[FactRow]:
     """Return the rows; a row whose answer is the tail of a fact is edited: the fact gets the tail of another fact with
     the same relation.
     """
@@ -258,12 +260,12 @@ def _with_another_tail(rows: Sequence[FactRow], processor: VLProcessor, task: st
             result.append(row)
             continue
         then = draw.choice(others)
-        edited = tuple(_with_tail(one, then) if one in saying else one for one in row.facts)
+        edited = tuple(_replace_tail(one, then) if one in saying else one for one in row.facts)
         result.append(replace(row, edited=edited, then=then))
     return result
 
 
-def _with_tail(one: LinkedFact, tail: str) -> LinkedFact:
+def _replace_tail(one: LinkedFact, tail: str) -> LinkedFact:
     before, _, behind = one.fact.text.rpartition(one.fact.tail)
     return replace(one, fact=replace(one.fact, tail=tail, text=f"{before}{tail}{behind}"))
 
@@ -288,6 +290,6 @@ def _facts_of_other_rows(rows: Sequence[FactRow]) -> list[Facts] | None:
     return found
 
 
-def _without(text: str, mention: tuple[int, int]) -> str:
+def _remove_mention(text: str, mention: tuple[int, int]) -> str:
     """Remove from a text the words that name an entity, and articles, which another name may need differently."""
     return _ARTICLES.sub("", f"{text[: mention[0]]}\0{text[mention[1] :]}").casefold()

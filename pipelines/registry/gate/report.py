@@ -36,10 +36,10 @@ def decision_markdown(decision: GateDecision) -> str:
     parts = [
         f"# {decision_title(decision)}",
         _markdown_cell(decision.reason),
-        _markdown_table(_CHECK_COLUMNS, [_check_cells(check) for check in decision.checks]),
+        _markdown_table(_CHECK_COLUMNS, [_check_to_cells(check) for check in decision.checks]),
     ]
     if decision.differences:
-        rows = [_difference_cells(difference) for difference in _sort_by_importance(decision.differences)]
+        rows = [_difference_to_cells(difference) for difference in _sort_by_importance(decision.differences)]
         parts += ["## Differences", _markdown_table(_DIFFERENCE_COLUMNS, rows)]
     return "\n\n".join(parts) + "\n"
 
@@ -51,10 +51,10 @@ def decision_page(decision: GateDecision) -> str:
         title=decision_title(decision),
         reason=decision.reason,
         check_columns=_CHECK_COLUMNS,
-        checks=[(_CLASSES[check.passed], _check_cells(check)) for check in decision.checks],
+        checks=[(_CLASSES[check.passed], _check_to_cells(check)) for check in decision.checks],
         difference_columns=_DIFFERENCE_COLUMNS,
         differences=[
-            ("failed" if difference.worse else "none", _difference_cells(difference))
+            ("failed" if difference.worse else "none", _difference_to_cells(difference))
             for difference in _sort_by_importance(decision.differences)
         ],
     )
@@ -116,11 +116,11 @@ def _sort_by_importance(differences: Sequence[MetricDifference]) -> list[MetricD
     return sorted(differences, key=lambda one: (one.tolerance is not None, not one.worse, -one.rows))
 
 
-def _check_cells(check: GateCheck) -> tuple[str, ...]:
+def _check_to_cells(check: GateCheck) -> tuple[str, ...]:
     return check.name, _MARKS[check.passed], check.measured, check.required, check.explanation
 
 
-def _difference_cells(difference: MetricDifference) -> tuple[str, ...]:
+def _difference_to_cells(difference: MetricDifference) -> tuple[str, ...]:
     return (
         difference.name,
         f"{difference.rows:,}",

@@ -48,7 +48,7 @@ def check_same_schema(candidate: LocalModel, champion: LocalModel | None) -> Gat
     )
     candidate_schema = _input_schema(candidate)
     if champion is None:
-        signature = package.signature_of(VLProcessor.from_pretrained(candidate.folder))
+        signature = package.model_signature(VLProcessor.from_pretrained(candidate.folder))
         expected = {**candidate_schema, "signature": signature.to_dict()}
     else:
         expected = _input_schema(champion)

@@ -18,7 +18,7 @@ from contextlib import aclosing
 from dataclasses import replace
 
 from pipelines.records.comparisons import ComparisonWriter
-from pipelines.registry.own_examples import OwnExample
+from pipelines.registry.own_examples import ModelExample
 from pipelines.serve.challenger.background import BackgroundTasks
 from pipelines.serve.challenger.calls import CallOutcome, ChallengerCaller, ChallengerClient, await_outcome
 from pipelines.serve.challenger.recorder import ComparisonRecorder
@@ -31,7 +31,8 @@ _HASHED_BYTES = 1 << 16
 
 
 class ChallengerRouter:
-    """A ``Service`` of two models. Results that cannot be mixed, such as vectors, are always the champion's.
+    """A ``Service`` that answers by the champion or the challenger and compares both. Results that cannot be mixed,
+    such as vectors, are always the champion's.
 
     Args:
         config: ``config.challenger`` has the mode, the share and the limits.
@@ -62,7 +63,7 @@ class ChallengerRouter:
         return self._champion.model
 
     @property
-    def examples(self) -> Sequence[OwnExample]:
+    def examples(self) -> Sequence[ModelExample]:
         """Examples of the champion's own data."""
         return self._champion.examples
 

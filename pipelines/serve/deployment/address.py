@@ -15,7 +15,7 @@ from pipelines.serve.errors import ServeError
 def service_address_of(config: ServeConfig) -> str:
     """Return the URL under which this machine reaches the service."""
     host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(config.host, config.host)
-    return f"{'https' if config.tls.active else 'http'}://{format_host_and_port(host, config.port)}"
+    return f"{'https' if config.tls.is_active else 'http'}://{format_host_and_port(host, config.port)}"
 
 
 def format_host_and_port(host: str, port: int) -> str:

@@ -79,7 +79,7 @@ def app(args: Mapping[str, Any]) -> serve.Application:
     )
 
 
-def start(
+def deploy_service(
     config: ServeConfig,
     model_folder: str | Path,
     name: str = APP_NAME,
@@ -118,12 +118,12 @@ def start(
             return _start_service(config, spec, report)
 
 
-def is_running() -> bool:
+def is_service_running() -> bool:
     """Whether the service is deployed on the cluster that this process is connected to."""
     return ray.is_initialized() and APP_NAME in serve.status().applications
 
 
-def stop() -> None:
+def stop_service() -> None:
     """Remove the service from the cluster after the requests in flight have ended. Does nothing if none runs."""
     global _ingress
     if ray.is_initialized():
@@ -143,7 +143,7 @@ def _start_service(config: ServeConfig, spec: ServiceSpec, report: Callable[[str
     certificate, key = map(str, config.tls.files)
     # HAProxy encrypts, and its connections to replicas are not encrypted.
     encryption: dict[str, Any] = {"ssl_certfile": certificate, "ssl_keyfile": key}
-    if chosen.is_haproxy or not config.tls.active:
+    if chosen.is_haproxy or not config.tls.is_active:
         encryption = {}
     try:
         with _hide_serve_lines():
@@ -174,7 +174,7 @@ def _start_service(config: ServeConfig, spec: ServiceSpec, report: Callable[[str
 def _update_service(config: ServeConfig, spec: ServiceSpec, report: Callable[[str], None]) -> str:
     """Deploy an update while Serve runs; on failure deploy the previous specification again."""
     address, ssl_context = service_address_of(config), tls.ssl_context_for_own_certificate(config.tls)
-    previous = _running_spec() if is_running() else None
+    previous = _running_spec() if is_service_running() else None
     if not is_reachable(address, ssl_context):
         ssl_context = _trust_certificate_of_running_service(config, address)
     champion_changed = False
@@ -271,7 +271,7 @@ def _trust_certificate_of_running_service(config: ServeConfig, address: str) -> 
         ServeError: the service is elsewhere, or encrypted where it should not be, or not where it should be.
     """
     ssl_context = tls.ssl_context_without_verification()
-    if config.tls.active and is_reachable(address, ssl_context):
+    if config.tls.is_active and is_reachable(address, ssl_context):
         log.warning(
             "the service shows another certificate than that in '%s'; HAProxy takes a renewed one at this update if it "
             "was started with this file, else it is taken after a stop (`serve shutdown`) and a new start",

@@ -123,7 +123,7 @@ def _prepare_haproxy(config: ServeConfig, address: str) -> Ingress | str:
     launcher.chmod(0o700)
     options = HAProxyOptions(
         bind=address,
-        certificate=str(_link_certificate(config, folder)) if config.tls.active else "",
+        certificate=str(_link_certificate(config, folder)) if config.tls.is_active else "",
         metrics=f"{LOOPBACK}:{config.ingress_metrics_port}" if config.ingress_metrics_port else "",
         request_s=math.ceil(config.request_timeout_s),
     )

@@ -110,7 +110,7 @@ class RequestMetrics:
             route = getattr(scope.get("route"), "path", "none")
             code = scope.get(ERROR_CODE, "ok" if status < 400 else "internal")
             version = scope.get(VERSION) or self.version()
-            self.metrics.request(route, status, code, version, time.perf_counter() - started)
+            self.metrics.count_request(route, status, code, version, time.perf_counter() - started)
 
 
 class Authentication:
@@ -123,7 +123,7 @@ class Authentication:
     """
 
     def __init__(self, app: ASGIApp, key_hashes: Sequence[str], config: ServeConfig) -> None:
-        self.app, self.needs_https = app, config.tls.active
+        self.app, self.needs_https = app, config.tls.is_active
         self.key_hashes = [bytes.fromhex(entry) for entry in key_hashes]
         self.hosts = {name.lower() for name in config.allowed_hosts}
         self.origins = {origin.lower() for origin in config.allowed_origins}
@@ -135,7 +135,7 @@ class Authentication:
             return await self.app(scope, receive, send)
         headers = {name.lower(): value.decode("latin-1") for name, value in scope["headers"]}
         error = self._check_scheme(scope) or self._check_host(scope, headers) or self._check_origin(scope, headers)
-        error = error or (self._check_key(scope, headers) if self.key_hashes else self._check_client(scope))
+        error = error or (self._check_key(scope, headers) if self.key_hashes else self._check_client_is_local(scope))
         if error is not None:
             return await _send_error(error, scope, send)
         await self.app(scope, receive, send)
@@ -160,7 +160,7 @@ class Authentication:
         message = "the API key is missing or wrong; send it as 'Authorization: Bearer KEY'"
         return ApiError(401, "unauthorized", message, {"www-authenticate": "Bearer"})
 
-    def _check_client(self, scope: Scope) -> ApiError | None:
+    def _check_client_is_local(self, scope: Scope) -> ApiError | None:
         client = scope.get("client")
         # No client means a Unix socket, which only this machine reaches.
         if client is None or is_loopback(client[0]):

@@ -8,9 +8,9 @@ from typing import Any
 
 from pydantic import BaseModel, Field
 
-from pipelines.registry.own_examples import OwnExample
+from pipelines.registry.own_examples import ModelExample
 from pipelines.serve.service import ModelInfo
-from vlmodel.conversation import asked_text
+from vlmodel.conversation import extract_question
 from vlmodel.operations.base import TaskRequest, TaskResponse, all_operations, schema_with_examples
 
 _ERRORS = {
@@ -96,7 +96,7 @@ def _request_body(request_type: type[TaskRequest], form: bool) -> dict[str, Any]
 
 
 def add_own_examples_to_openapi(
-    spec: dict[str, Any], model: ModelInfo | None, examples: Sequence[OwnExample]
+    spec: dict[str, Any], model: ModelInfo | None, examples: Sequence[ModelExample]
 ) -> dict[str, Any]:
     """Replace the example requests of the OpenAPI description by requests about the model's own data.
 
@@ -121,7 +121,7 @@ def add_own_examples_to_openapi(
         if (form := content.get("multipart/form-data")) is not None:
             files = {input_name: f"@{_file_name(input_name, one.media_type)}" for input_name, one in own.inputs.items()}
             form["example"] = _as_form(operation.example_request(form["example"], files, texts))
-        answered = [(asked_text(asked.text), asked.answer, asked.probability) for asked in own.texts]
+        answered = [(extract_question(asked.text), asked.answer, asked.probability) for asked in own.texts]
         if (response := operation.example_response(answered)) is not None:
             facts = {"model": {"name": model.name, "version": model.version}, "latency_ms": 21.4, "unknown_words": []}
             spec["components"]["schemas"][operation.response.__name__]["examples"] = [{**response, **facts}]

@@ -1,1 +1,1 @@
-"""Runs requests on a loaded model: decoding images, batching, forward passes."""
+"""Runs requests on a loaded model: image decoding, batching and forward passes."""

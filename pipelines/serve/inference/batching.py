@@ -161,12 +161,12 @@ class InferenceThreadPool:
         """Run ``work`` when a thread is free. If cancelled before that, it is not run.
 
         Args:
-            measured: whether its time counts in ``busy_s`` and in the choice of threads.
+            measured: whether its time counts in ``longest_running_seconds`` and in the choice of threads.
             kind: of work: passes of one kind take about equally long on an idle machine. There are few kinds.
         """
         return await asyncio.get_running_loop().run_in_executor(self._executor, self._run_timed, work, measured, kind)
 
-    def busy_s(self) -> float:
+    def longest_running_seconds(self) -> float:
         """Return how long the longest of the current forward passes has been running; 0 without one."""
         now = time.perf_counter()
         with self._lock:

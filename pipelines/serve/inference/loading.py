@@ -86,7 +86,7 @@ def read_golden_answers(file: str, *, compared: bool) -> list[golden.GoldenAnswe
     return golden.read_golden_answers(Path(file)) if file and (compared or Path(file).is_file()) else []
 
 
-def read_examples(golden_file: str, operations: Mapping[str, tuple[str, Operation]]) -> list[own_examples.OwnExample]:
+def read_examples(golden_file: str, operations: Mapping[str, tuple[str, Operation]]) -> list[own_examples.ModelExample]:
     """Read the examples of the model's own data, for each operation those of its task; [] for a model without examples.
 
     Args:
@@ -95,7 +95,7 @@ def read_examples(golden_file: str, operations: Mapping[str, tuple[str, Operatio
     Raises:
         ArtifactError: the file is damaged.
     """
-    stored = own_examples.read(Path(golden_file).with_name(own_examples.FILE)) if golden_file else []
+    stored = own_examples.read_own_examples(Path(golden_file).with_name(own_examples.FILE)) if golden_file else []
     return [
         example.model_copy(update={"task": name})
         for name, (task, _) in operations.items()

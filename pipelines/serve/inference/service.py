@@ -18,7 +18,7 @@ from transformers import AsyncTextIteratorStreamer
 from pipelines.knowledge.errors import KnowledgeError
 from pipelines.knowledge.trained_facts import TrainedFacts
 from pipelines.registry.errors import ArtifactError
-from pipelines.registry.own_examples import OwnExample
+from pipelines.registry.own_examples import ModelExample
 from pipelines.serve.config import (
     ServeConfig,
     concurrent_forward_passes,
@@ -60,7 +60,7 @@ class _LoadedModel:
     info: ModelInfo
     operations: Mapping[str, tuple[str, Operation]]
     batchers: Mapping[str, Batcher[BatchedRequest, TimedResult[Any]]]
-    examples: Sequence[OwnExample] = ()
+    examples: Sequence[ModelExample] = ()
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,7 @@ class InferenceService:
         return self._loaded.info if self._loaded else None
 
     @property
-    def examples(self) -> Sequence[OwnExample]:
+    def examples(self) -> Sequence[ModelExample]:
         return self._loaded.examples if self._loaded else ()
 
     async def load(self, folder: str | Path, name: str, version: str, digest: str = "", golden_file: str = "") -> None:
@@ -153,7 +153,7 @@ class InferenceService:
             inputs=processor.input_names,
             media=processor.media,
             needs_classes=ClassifyOperation.name in operations
-            and operations[ClassifyOperation.name][1].problem({}) is not None,
+            and operations[ClassifyOperation.name][1].unsupported_request_reason({}) is not None,
             digest=digest or await asyncio.to_thread(manifest.folder_digest, Path(folder)),
         )
         batchers = {name: self._make_batcher(predictor, *operation, version) for name, operation in operations.items()}
@@ -162,7 +162,7 @@ class InferenceService:
     async def run(self, request: ServiceRequest) -> ServiceResult:
         """See ``Service``."""
         loaded = self._get_loaded(request.task)
-        if problem := loaded.operations[request.task][1].problem(request.settings):
+        if problem := loaded.operations[request.task][1].unsupported_request_reason(request.settings):
             raise ApiError(422, *problem)
         await self._wait_for_facts(request.least_version)
         decoded = await self._decode_request(loaded, request.inputs, request.texts)
@@ -194,7 +194,7 @@ class InferenceService:
             ServeError: Serve then replaces this replica.
         """
         limit_s = _HANGING_TIMEOUTS * self._config.request_timeout_s
-        if self._threads.busy_s() > limit_s:
+        if self._threads.longest_running_seconds() > limit_s:
             raise ServeError(f"a forward pass has been running for more than {limit_s:g} s")
 
     def close(self) -> None:
@@ -212,7 +212,7 @@ class InferenceService:
             # Times within a kind differ by at most a factor of two for each of both numbers.
             kind = f"{operation.name} {len(items).bit_length()} {texts.bit_length()}"
             timed = await self._threads.run(partial(operation.run, predictor, task, items), kind=kind)
-            self._metrics.batch(operation.name, len(items), timed.seconds, version)
+            self._metrics.count_batch(operation.name, len(items), timed.seconds, version)
             return [TimedResult(result, timed.started, timed.ended) for result in timed.result]
 
         return Batcher(run, self._config.max_batch_size, self._passes)
@@ -221,7 +221,7 @@ class InferenceService:
         if self._facts is None:
             raise ServeError(f"{model} reads facts; name their store in knowledge.store, or in serve.knowledge.store")
         try:
-            self._facts.check(link)
+            self._facts.check_linking(link)
             if link.by != "names" and (trained := TrainedFacts.load(folder)) is not None:
                 trained.check_encoder(self._facts.encoder)
         except KnowledgeError as error:
@@ -235,7 +235,7 @@ class InferenceService:
         if self._facts is None:
             raise ApiError(422, "no_facts", "this service has no store of facts; leave min_knowledge_version out")
         limit_s = self._config.request_timeout_s / 2
-        if not await asyncio.to_thread(self._facts.has_version, least_version, limit_s):
+        if not await asyncio.to_thread(self._facts.wait_for_version, least_version, limit_s):
             message = f"the facts are of version {self._facts.version}, and {least_version} is not there; try again"
             raise ApiError(503, "facts_behind", message, {"retry-after": "1"})
 
@@ -290,7 +290,7 @@ class InferenceService:
             timed = await running
         finally:
             running.cancel()
-        self._metrics.batch(name, 1, timed.seconds, loaded.info.version)
+        self._metrics.count_batch(name, 1, timed.seconds, loaded.info.version)
         yield _service_result(loaded, decoded, timed)
 
 

@@ -15,5 +15,5 @@ if __name__ == "__main__":
     folder, port, ingress = [*sys.argv[1:], "auto"][:3]
     config = parse_config(ServeConfig, {"port": int(port), "max_batch_size": MAX_BATCH, "ingress": ingress})
     with connected_to_cluster(ClusterConfig()):
-        deploy.start(config, folder)
+        deploy.deploy_service(config, folder)
         threading.Event().wait()

@@ -15,15 +15,15 @@ from pipelines.data.index.config import IndexConfig
 from pipelines.data.index.index import Index
 from pipelines.data.tars.shards import ShardWriter
 from pipelines.embeddings import embed
-from pipelines.embeddings.embed import EmbeddingJob, ModelCopies, embed_dataset
-from pipelines.embeddings.stored import EmbeddedModel, Embeddings
+from pipelines.embeddings.embed import EmbeddingJob, ModelActorResources, embed_dataset
+from pipelines.embeddings.stored import EmbeddedModel, EmbeddingsManifest
 from pipelines.storage import manifest
 from tests.pipelines.data.tar_maker import photo
 from tests.pipelines.serve.conftest import DECODERS, save_model
 from vlmodel.sample import SampleTexts
 
 WORDS = ("what", "colour", "is", "the", "circle", "square", "there", "a")
-COPIES = ModelCopies(batch=4)
+COPIES = ModelActorResources(batch=4)
 
 
 def serial(items: Sequence[Any], work: Any, **options: Any) -> Iterator[Mapping[str, Any]]:
@@ -73,7 +73,7 @@ def index(tmp_path: Path, here: None) -> Index:
     return index_tars(tars)
 
 
-Run = Callable[..., Embeddings]
+Run = Callable[..., EmbeddingsManifest]
 
 
 @pytest.fixture

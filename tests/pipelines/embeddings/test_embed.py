@@ -19,11 +19,11 @@ import pytest
 from pipelines.data.index.index import Index
 from pipelines.data.tars.reader import ShardReader
 from pipelines.embeddings import embed
-from pipelines.embeddings.embed import EmbeddingJob, PartWriter, choose_inputs, choose_task, embed_dataset
+from pipelines.embeddings.embed import EmbeddingJob, EmbeddingsFileWriter, choose_inputs, choose_task, embed_dataset
 from pipelines.embeddings.errors import EmbeddingsError
-from pipelines.embeddings.stored import LINEAGE, MANIFEST, PARTS, Embeddings
+from pipelines.embeddings.stored import LINEAGE, MANIFEST, PARTS, EmbeddingsManifest
 from pipelines.errors import DataError
-from pipelines.storage.folder import Folder
+from pipelines.storage.folder import StorageFolder
 from tests.pipelines.embeddings.conftest import COPIES, Run, captions_of, index_tars, write_tars
 from vlmodel.config import ConfigError, parse_part_config
 from vlmodel.inference import Predictor
@@ -35,7 +35,7 @@ ROOT = Path(__file__).resolve().parents[3]
 
 def rows_of(folder: str) -> list[dict[str, Any]]:
     """All rows in the order of the manifest."""
-    parts = Embeddings.read(Folder(folder)).parts
+    parts = EmbeddingsManifest.read(StorageFolder(folder)).parts
     return pa.concat_tables([pq.read_table(f"{folder}/{PARTS}/{part.name}") for part in parts]).to_pylist()
 
 
@@ -88,25 +88,25 @@ def test_a_stopped_job_goes_on_and_a_finished_one_computes_nothing(
 ) -> None:
     run(out=f"{job.out}-calm")
     written: list[str] = []
-    write = PartWriter.write
+    write = EmbeddingsFileWriter.write
 
-    def stop_at_the_third(writer: PartWriter, part: Any) -> Any:
+    def stop_at_the_third(writer: EmbeddingsFileWriter, part: Any) -> Any:
         if len(written) == 3:
             raise KeyboardInterrupt
         written.append(part.name)
         return write(writer, part)
 
-    monkeypatch.setattr(PartWriter, "write", stop_at_the_third)
+    monkeypatch.setattr(EmbeddingsFileWriter, "write", stop_at_the_third)
     with pytest.raises(KeyboardInterrupt):
         run()
     assert not (Path(job.out) / MANIFEST).exists()
     first = list(written)
 
-    def note(writer: PartWriter, part: Any) -> Any:
+    def note(writer: EmbeddingsFileWriter, part: Any) -> Any:
         written.append(part.name)
         return write(writer, part)
 
-    monkeypatch.setattr(PartWriter, "write", note)
+    monkeypatch.setattr(EmbeddingsFileWriter, "write", note)
     made = run()
     assert sorted(written) == sorted(part.name for part in made.parts), "each file once"
     assert set(first) < {part.name for part in made.parts}
@@ -120,17 +120,17 @@ KILLED = """
 import sys
 from pipelines.embeddings import embed
 from tests.pipelines.embeddings.conftest import COPIES, serial
-from pipelines.embeddings.embed import EmbeddingJob, PartWriter, embed_dataset
+from pipelines.embeddings.embed import EmbeddingJob, EmbeddingsFileWriter, embed_dataset
 from pipelines.embeddings.stored import EmbeddedModel
 import json
 embed.map_shards = serial
 given = json.loads(sys.argv[1])
 given["described"], given["inputs"] = EmbeddedModel(**given["described"]), tuple(given["inputs"])
-write = PartWriter.write
+write = EmbeddingsFileWriter.write
 def told(writer, part):
     print("begins", flush=True)
     return write(writer, part)
-PartWriter.write = told
+EmbeddingsFileWriter.write = told
 embed_dataset(EmbeddingJob(**given), COPIES)
 """
 
@@ -148,12 +148,12 @@ def test_a_killed_job_loses_and_doubles_nothing(run: Run, job: EmbeddingJob) -> 
     os.kill(killed.pid, signal.SIGKILL)  # while it writes the fourth
     killed.wait(60)
     left = list(Path(job.out, PARTS).glob("*.parquet"))
-    assert 3 <= len(left) < len(Embeddings.read(Folder(f"{job.out}-calm")).parts)
+    assert 3 <= len(left) < len(EmbeddingsManifest.read(StorageFolder(f"{job.out}-calm")).parts)
     kept = {path: path.stat().st_mtime_ns for path in left}
     run()
     assert rows_of(job.out) == rows_of(f"{job.out}-calm")
     assert {path: path.stat().st_mtime_ns for path in left} == kept, "what was written is not written again"
-    names = {part.name for part in Embeddings.read(Folder(job.out)).parts}
+    names = {part.name for part in EmbeddingsManifest.read(StorageFolder(job.out)).parts}
     assert {path.name for path in Path(job.out, PARTS).iterdir()} == names, "nothing half-written is left"
 
 
@@ -163,13 +163,13 @@ def test_of_new_tars_only_what_is_new_is_embedded(
     run()
     before = identities(job.out)
     written: list[str] = []
-    write = PartWriter.write
+    write = EmbeddingsFileWriter.write
 
-    def note(writer: PartWriter, part: Any) -> Any:
+    def note(writer: EmbeddingsFileWriter, part: Any) -> Any:
         written.append(part.shard)
         return write(writer, part)
 
-    monkeypatch.setattr(PartWriter, "write", note)
+    monkeypatch.setattr(EmbeddingsFileWriter, "write", note)
     more = Path(index.tars).parent / "more"
     more.mkdir()
     write_tars(more, "train", range(50, 54))

@@ -16,7 +16,7 @@ from pipelines.embeddings.embed import EmbeddingJob
 from pipelines.embeddings.errors import EmbeddingsError
 from pipelines.embeddings.search import EmbeddingSearch
 from pipelines.embeddings.search_files import SUBFOLDER
-from pipelines.embeddings.stored import MANIFEST, PARTS, read_part
+from pipelines.embeddings.stored import MANIFEST, PARTS, read_embeddings_file
 from pipelines.embeddings.thumbnails import SIDE, Thumbnails
 from tests.pipelines.data.tar_maker import photo
 from tests.pipelines.embeddings.conftest import Run
@@ -86,11 +86,11 @@ def test_files_that_were_cut_off_are_none(run: Run, job: EmbeddingJob, monkeypat
     def stop(folder: Any, name: str) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(search_files, "read_part", stop)
+    monkeypatch.setattr(search_files, "read_embeddings_file", stop)
     with pytest.raises(KeyboardInterrupt):
         EmbeddingSearch(job.out)
     assert list(Path(job.out, SUBFOLDER).iterdir()) == []
-    monkeypatch.setattr(search_files, "read_part", read_part)
+    monkeypatch.setattr(search_files, "read_embeddings_file", read_embeddings_file)
     assert EmbeddingSearch(job.out).inputs["image"] == 25
 
 
@@ -129,7 +129,7 @@ def test_thumbnails_are_small_copies_of_the_found_images(run: Run, job: Embeddin
     run()
     search = EmbeddingSearch(job.out)
     hits = search.nearest(np.eye(8, dtype=np.float32)[0], "text", 100)
-    copies = Thumbnails(search.embeddings).of(hits)
+    copies = Thumbnails(search.embeddings).make_thumbnails(hits)
     for hit, copy in zip(hits, copies, strict=True):
         if int(hit.key) % 7 == 6:
             assert copy is None, "a sample without an image"
@@ -140,7 +140,7 @@ def test_thumbnails_are_small_copies_of_the_found_images(run: Run, job: Embeddin
         difference = np.asarray(shown).astype(float) - np.asarray(own)
         assert np.abs(difference).mean() < 40
     shutil.rmtree(tmp_path / "tars")
-    gone = Thumbnails(search.embeddings).of(hits[:3])
+    gone = Thumbnails(search.embeddings).make_thumbnails(hits[:3])
     assert gone == [None] * 3, "vectors stay useful without their tars"
     from vlmodel.images.thumbnail import make_thumbnail
 

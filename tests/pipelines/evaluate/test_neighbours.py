@@ -16,7 +16,7 @@ from pipelines.data.index.index import Index
 from pipelines.data.stream.feature_cache import FeatureCache, FeatureTable, shorten_input_hash
 from pipelines.data.tars.shards import ShardWriter
 from pipelines.evaluate.neighbours import captions_of_neighbours
-from pipelines.storage.folder import Folder
+from pipelines.storage.folder import StorageFolder
 from vlmodel.sample import SampleTexts
 
 LAYOUT = [(1, 1, 3), (1, 2, 3)]
@@ -52,7 +52,7 @@ def keep(index: Index, folder: Path, splits: tuple[str, ...] = ("train", "val"))
         found = dict(zip(rows["image.sha256"].to_pylist(), rows["key"].to_pylist(), strict=True))
         table = FeatureTable.from_row_counts([shorten_input_hash(sha) for sha in found], [1] * len(found))
         values = np.array([[*by_key[key]] * 3 for key in found.values()], np.float32)
-        Folder(cache.folder).write(
+        StorageFolder(cache.folder).write(
             cache.file_name_of_shard(index, shard), table.to_bytes(cache.row_bytes) + values.tobytes()
         )
     return cache

@@ -17,7 +17,7 @@ from pipelines.data.tars.shards import ShardWriter
 from pipelines.embeddings.embed import EmbeddingJob, embed_dataset
 from pipelines.errors import DataError
 from pipelines.evaluate.config import ZeroShotConfig
-from pipelines.evaluate.zero_shot import classify_dataset, find_names, report_zero_shot
+from pipelines.evaluate.zero_shot import classify_dataset, find_class_names, report_zero_shot
 from tests.pipelines.data.tar_maker import photo
 from tests.pipelines.embeddings.conftest import COPIES
 from vlmodel.config import ConfigError, parse_config
@@ -75,14 +75,14 @@ def test_names_say_what_classes_mean(tmp_path: Path) -> None:
     file = tmp_path / "names.json"
     config = ZeroShotConfig(templates=["a {}"], names=str(file))
     file.write_text(json.dumps({"n01": "tench", "n02": "goldfish", "n03": "shark"}))
-    assert list(find_names(config, ["n02", "n01"]).items())[2] == ("n03", "shark"), "chosen among all of them"
+    assert list(find_class_names(config, ["n02", "n01"]).items())[2] == ("n03", "shark"), "chosen among all of them"
     with pytest.raises(DataError, match="lacks 1 classes of the samples: n09"):
-        find_names(config, ["n09", "n01"])
+        find_class_names(config, ["n09", "n01"])
     for wrong, says in (("[1]", "must hold one object"), ("{", "cannot be read")):
         file.write_text(wrong)
         with pytest.raises(DataError, match=says):
-            find_names(config, ["n01"])
-    assert find_names(ZeroShotConfig(templates=["a {}"]), ["b_c", "a", "a"]) == {"a": "a", "b_c": "b c"}
+            find_class_names(config, ["n01"])
+    assert find_class_names(ZeroShotConfig(templates=["a {}"]), ["b_c", "a", "a"]) == {"a": "a", "b_c": "b c"}
 
 
 def test_a_template_without_a_place_is_refused_with_the_settings() -> None:

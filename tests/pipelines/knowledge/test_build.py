@@ -10,7 +10,7 @@ import pytest
 
 from pipelines.knowledge import build as building
 from pipelines.knowledge import snapshot
-from pipelines.knowledge.build import build
+from pipelines.knowledge.build import build_fact_store
 from pipelines.knowledge.config import KnowledgeConfig
 from pipelines.knowledge.encoder import SentenceEncoder
 from pipelines.knowledge.errors import KnowledgeError
@@ -47,7 +47,7 @@ def _in_process(facts, config):
 
 
 def test_a_build_writes_facts_and_names_what_is_none(config: KnowledgeConfig) -> None:
-    built = build(config)
+    built = build_fact_store(config)
     assert (built.written, built.kept, dict(built.faults)) == (50, 0, {"duplicate": 1, "empty_part": 1})
     assert FactStore(config.store).counts() == {"facts": 50, "duplicate": 1, "empty_part": 1}
     assert "2 lines are no facts (1 duplicate, 1 empty_part)" in built.describe()
@@ -62,24 +62,24 @@ def test_a_build_that_was_stopped_continues(config: KnowledgeConfig) -> None:
             raise StoppedError
 
     with pytest.raises(StoppedError):
-        build(config, stop)
-    again = build(config)
+        build_fact_store(config, stop)
+    again = build_fact_store(config)
     assert (again.written, again.kept) == (34, 16)
-    assert build(config).written == 0
+    assert build_fact_store(config).written == 0
 
 
 def test_only_changed_facts_are_encoded_again(config: KnowledgeConfig) -> None:
-    build(config)
+    build_fact_store(config)
     before = FactStore(config.store).hash_of_facts()
     source = config.source.model_copy(update={"phrases": {"Is": "has"}})
-    built = build(config.model_copy(update={"source": source}))
+    built = build_fact_store(config.model_copy(update={"source": source}))
     assert built.written == 50
     assert FactStore(config.store).hash_of_facts() != before
 
 
 def test_a_build_without_a_store_says_what_to_set() -> None:
     with pytest.raises(KnowledgeError, match=r"knowledge\.store"):
-        build(KnowledgeConfig())
+        build_fact_store(KnowledgeConfig())
 
 
 def test_a_folder_without_an_encoder_is_refused(tmp_path: Path) -> None:
@@ -106,6 +106,6 @@ def test_the_job_encodes_on_ray(tmp_path: Path, capsys: pytest.CaptureFixture[st
     arguments = [f"knowledge.store={store}", f"knowledge.encoder={minilm()}", f"knowledge.source.files={files}"]
     assert knowledge.main(arguments) == 0
     assert "2 facts written" in capsys.readouterr().out
-    linker = FactLinker(snapshot.read(FactStore(store)), QueryVectorCache(SentenceEncoder(str(minilm()))))
+    linker = FactLinker(snapshot.read_snapshot(FactStore(store)), QueryVectorCache(SentenceEncoder(str(minilm()))))
     ((best, *_),) = linker.find_facts(["What colour is the sky?"], FactLinkingConfig(by="dense")).by_text
     assert best.fact.tail == "blue"

@@ -24,7 +24,7 @@ TRIPLES = (
 @pytest.fixture
 def linker(store: FactStore) -> FactLinker:
     put(store, *TRIPLES)
-    return FactLinker(snapshot.read(store), QueryVectorCache(WordEncoder()))  # type: ignore[arg-type]
+    return FactLinker(snapshot.read_snapshot(store), QueryVectorCache(WordEncoder()))  # type: ignore[arg-type]
 
 
 def tails(linker: FactLinker, text: str, **settings: object) -> list[str]:
@@ -74,14 +74,14 @@ def test_texts_do_not_change_each_others_facts(linker: FactLinker) -> None:
 
 def test_vectors_that_are_not_there_are_asked_for(store: FactStore) -> None:
     put(store, *TRIPLES)
-    linker = FactLinker(snapshot.read(store), None)
+    linker = FactLinker(snapshot.read_snapshot(store), None)
     assert tails(linker, "ice", by="names") == ["slippery"]
     with pytest.raises(KnowledgeError, match=r"link\.by"):
         linker.find_facts(["ice"], FactLinkingConfig(by="both"))
 
 
 def test_an_empty_store_finds_nothing(store: FactStore) -> None:
-    linker = FactLinker(snapshot.read(store), QueryVectorCache(WordEncoder()))  # type: ignore[arg-type]
+    linker = FactLinker(snapshot.read_snapshot(store), QueryVectorCache(WordEncoder()))  # type: ignore[arg-type]
     for by in ("names", "dense", "both"):
         assert tails(linker, "ice", by=by) == []
 

@@ -14,7 +14,7 @@ import pytest
 from pipelines.knowledge import snapshot
 from pipelines.knowledge.errors import KnowledgeError, UnknownFactError
 from pipelines.knowledge.store import FactStore
-from pipelines.knowledge.triples import BadLine, Fault, Triple, triple_to_fact
+from pipelines.knowledge.triples import BadLine, FactFault, Triple, triple_to_fact
 from tests.pipelines.knowledge.conftest import WIDTH, facts_of, put, vectors_of
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -26,38 +26,42 @@ def test_edits_are_versions(store: FactStore) -> None:
     edited = triple_to_fact(Triple("strawberry", "Is", "green"), "test", fact_id=first[0].id)
     store.put([edited], vectors_of([edited.text]))
     store.delete([first[1].id])
-    assert [fact.tail for fact in store.of_entity("Strawberry", 10)] == ["green"]
-    assert store.of_entity("sky", 10) == []
-    assert sorted(fact.tail for name in ("sky", "strawberry") for fact in store.of_entity(name, 10, version)) == [
+    assert [fact.tail for fact in store.find_facts_of_entity("Strawberry", 10)] == ["green"]
+    assert store.find_facts_of_entity("sky", 10) == []
+    assert sorted(
+        fact.tail for name in ("sky", "strawberry") for fact in store.find_facts_of_entity(name, 10, version)
+    ) == [
         "blue",
         "red",
     ]
-    assert store.of_entity("GREEN", 10) == [edited], "tails are entities too"
+    assert store.find_facts_of_entity("GREEN", 10) == [edited], "tails are entities too"
 
 
 def test_a_fact_that_is_not_there_is_not_deleted(store: FactStore) -> None:
     (fact,) = put(store, ("sky", "Is", "blue"))
     with pytest.raises(UnknownFactError, match="nothing' or"):
         store.delete([fact.id, "nothing' or true --"])
-    assert store.of_entity("sky", 1) == [fact], "nothing was removed"
+    assert store.find_facts_of_entity("sky", 1) == [fact], "nothing was removed"
 
 
 def test_contradicting_facts_are_both_shown(store: FactStore) -> None:
     put(store, ("apple", "Is", "red"), ("apple", "Is", "green"))
-    assert sorted(fact.tail for fact in store.of_entity("apple", 10)) == ["green", "red"]
+    assert sorted(fact.tail for fact in store.find_facts_of_entity("apple", 10)) == ["green", "red"]
 
 
 def test_bad_lines_are_rows_with_reasons(store: FactStore) -> None:
     put(store, ("sky", "Is", "blue"))
-    store.put_bad_lines([BadLine("a:1", Fault.EMPTY_PART, "x\t\ty"), BadLine("a:2", Fault.BAD_UTF8, "\ud800")], "a")
+    store.put_bad_lines(
+        [BadLine("a:1", FactFault.EMPTY_PART, "x\t\ty"), BadLine("a:2", FactFault.BAD_UTF8, "\ud800")], "a"
+    )
     assert store.counts() == {"facts": 1, "empty_part": 1, "bad_utf8": 1}
-    assert len(snapshot.read(store)) == 1
+    assert len(snapshot.read_snapshot(store)) == 1
 
 
 def test_names_with_quotation_marks(store: FactStore) -> None:
     (fact,) = put(store, ("farmer's' or '1'='1", "Is", "busy"))
-    assert store.of_entity("farmer's' or '1'='1", 5) == [fact]
-    assert store.of_entity("' or '1'='1", 5) == []
+    assert store.find_facts_of_entity("farmer's' or '1'='1", 5) == [fact]
+    assert store.find_facts_of_entity("' or '1'='1", 5) == []
 
 
 def test_an_encoder_of_another_kind_is_refused(store: FactStore) -> None:
@@ -91,23 +95,23 @@ def test_a_version_that_was_cleaned_up_is_named(store: FactStore) -> None:
         put(store, (f"thing {n}", "Is", "new"))
     store.clean_up(keep=1)
     with pytest.raises(KnowledgeError, match=f"no version {early}"):
-        snapshot.read(store, early)
-    assert len(snapshot.read(store)) == 5
+        snapshot.read_snapshot(store, early)
+    assert len(snapshot.read_snapshot(store)) == 5
 
 
 def test_a_refreshed_snapshot_is_the_one_that_is_read_anew(store: FactStore) -> None:
     facts = put(store, *((f"thing {n}", "Is", "old") for n in range(20)))
-    before = snapshot.read(store)
-    assert snapshot.refresh(store, before) is before
+    before = snapshot.read_snapshot(store)
+    assert snapshot.refresh_snapshot(store, before) is before
     edited = [triple_to_fact(Triple(f"thing {n}", "Is", "edited"), "test", fact_id=facts[n].id) for n in (3, 4)]
     store.put(edited, vectors_of([fact.text for fact in edited]))
     store.delete([facts[7].id, facts[8].id])
     put(store, ("another", "Is", "added"))
-    store.put_bad_lines([BadLine("a:1", Fault.EMPTY_PART, "")], "a")
-    refreshed, anew = snapshot.refresh(store, before), snapshot.read(store)
+    store.put_bad_lines([BadLine("a:1", FactFault.EMPTY_PART, "")], "a")
+    refreshed, anew = snapshot.refresh_snapshot(store, before), snapshot.read_snapshot(store)
     assert refreshed.base is before.base, "what did not change is shared"
-    assert refreshed.whole.texts.equals(anew.whole.texts)
-    assert np.array_equal(refreshed.whole.vectors_MF, anew.whole.vectors_MF)
+    assert refreshed.all_facts.texts.equals(anew.all_facts.texts)
+    assert np.array_equal(refreshed.all_facts.vectors_MF, anew.all_facts.vectors_MF)
     assert (len(before), len(refreshed), len(anew), anew.version) == (20, 19, 19, store.version)
     query_NF = vectors_of(["thing 3 is edited", "another is added", "thing 7 is old"])
     found, found_anew = (
@@ -116,18 +120,20 @@ def test_a_refreshed_snapshot_is_the_one_that_is_read_anew(store: FactStore) -> 
     )
     assert found == found_anew
     assert ("thing 7" in refreshed, "thing 3" in refreshed, "another" in refreshed) == (False, True, True)
-    twice = snapshot.refresh(store, refreshed)
+    twice = snapshot.refresh_snapshot(store, refreshed)
     assert twice is refreshed
     store.delete([edited[0].id])
-    assert snapshot.refresh(store, refreshed).whole.texts.equals(snapshot.read(store).whole.texts)
+    assert snapshot.refresh_snapshot(store, refreshed).all_facts.texts.equals(
+        snapshot.read_snapshot(store).all_facts.texts
+    )
 
 
 def test_a_store_of_which_much_changed_is_read_anew(store: FactStore, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(snapshot, "_LEAST_CHANGED", 3)
     put(store, *((f"thing {n}", "Is", "old") for n in range(20)))
-    before = snapshot.read(store)
+    before = snapshot.read_snapshot(store)
     put(store, *((f"other {n}", "Is", "new") for n in range(4)))
-    refreshed = snapshot.refresh(store, before)
+    refreshed = snapshot.refresh_snapshot(store, before)
     assert (len(refreshed.base), len(refreshed.added)) == (24, 0)
 
 
@@ -136,11 +142,11 @@ def test_a_store_that_was_built_anew_is_read_anew(store: FactStore, tmp_path: Pa
 
     for n in range(3):
         put(store, (f"thing {n}", "Is", "old"))
-    before = snapshot.read(store)
+    before = snapshot.read_snapshot(store)
     shutil.rmtree(store.uri)
     again = FactStore.create(store.uri, store.encoder, WIDTH)
     put(again, ("thing", "Is", "new"))
-    assert snapshot.refresh(again, before).whole.texts["tail"].to_pylist() == ["new"]
+    assert snapshot.refresh_snapshot(again, before).all_facts.texts["tail"].to_pylist() == ["new"]
 
 
 WRITER = """
@@ -163,7 +169,7 @@ def _writer(store: FactStore, name: str, count: int) -> subprocess.Popen[str]:
 def test_two_writers_at_once_lose_nothing(store: FactStore) -> None:
     writers = [_writer(store, name, 6) for name in ("one", "two")]
     assert [writer.wait(120) for writer in writers] == [0, 0]
-    heads = snapshot.read(store).whole.texts["head"].to_pylist()
+    heads = snapshot.read_snapshot(store).all_facts.texts["head"].to_pylist()
     assert sorted(heads) == sorted(f"{name} {n}" for name in ("one", "two", "shared") for n in range(6))
 
 
@@ -174,15 +180,15 @@ def test_a_killed_writer_leaves_whole_versions(store: FactStore) -> None:
         assert writer.stdout.readline()
     os.kill(writer.pid, signal.SIGKILL)
     writer.wait(60)
-    left = snapshot.read(store)
+    left = snapshot.read_snapshot(store)
     assert len(left) >= 6
     assert len(left) % 2 == 0, "both facts of a change, or none"
     facts = facts_of(("after", "Is", "written"))
     store.put(facts, vectors_of([facts[0].text]))
-    assert len(snapshot.read(store)) == len(left) + 1
+    assert len(snapshot.read_snapshot(store)) == len(left) + 1
 
 
 def test_a_store_without_vectors(tmp_path: Path) -> None:
     store = FactStore.create(str(tmp_path / "names"), "", 0)
     put(store, ("sky", "Is", "blue"))
-    assert snapshot.read(store).whole.vectors_MF.shape == (1, 0)
+    assert snapshot.read_snapshot(store).all_facts.vectors_MF.shape == (1, 0)

@@ -6,7 +6,7 @@ import pytest
 
 from pipelines.knowledge.triples import (
     MAX_LETTERS,
-    Fault,
+    FactFault,
     Triple,
     derive_fact_id,
     find_triple_fault,
@@ -21,19 +21,19 @@ SOUND = Triple("strawberry", "HasProperty", "red")
     ("triple", "fault"),
     [
         (SOUND, None),
-        (Triple("", "HasProperty", "red"), Fault.EMPTY_PART),
-        (Triple("strawberry", " ", "red"), Fault.EMPTY_PART),
-        (Triple("dog", "RelatedTo", "Dog "), Fault.REPEATED_PART),
-        (Triple("x" * MAX_LETTERS, "Is", "red"), Fault.TOO_LONG),
-        (Triple("a", "Is", "b", text="y" * 10_000), Fault.TOO_LONG),
-        (Triple("straw\u202eberry", "Is", "red"), Fault.UNSEEN_CHARACTERS),
-        (Triple("straw\nberry", "Is", "red"), Fault.UNSEEN_CHARACTERS),
-        (Triple("straw\ud800berry", "Is", "red"), Fault.UNSEEN_CHARACTERS),
+        (Triple("", "HasProperty", "red"), FactFault.EMPTY_PART),
+        (Triple("strawberry", " ", "red"), FactFault.EMPTY_PART),
+        (Triple("dog", "RelatedTo", "Dog "), FactFault.REPEATED_PART),
+        (Triple("x" * MAX_LETTERS, "Is", "red"), FactFault.TOO_LONG),
+        (Triple("a", "Is", "b", text="y" * 10_000), FactFault.TOO_LONG),
+        (Triple("straw\u202eberry", "Is", "red"), FactFault.UNSEEN_CHARACTERS),
+        (Triple("straw\nberry", "Is", "red"), FactFault.UNSEEN_CHARACTERS),
+        (Triple("straw\ud800berry", "Is", "red"), FactFault.UNSEEN_CHARACTERS),
         # Persian spells this word with a joiner of width zero.
         (Triple("می\u200cخواهم", "Is", "verb"), None),
     ],
 )
-def test_what_is_no_fact_has_a_typed_reason(triple: Triple, fault: Fault | None) -> None:
+def test_what_is_no_fact_has_a_typed_reason(triple: Triple, fault: FactFault | None) -> None:
     assert find_triple_fault(triple) is fault
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from pipelines.records.corrections import CorrectionSpool, SpoolFullError, read_corrections
-from pipelines.storage.folder import Folder
+from pipelines.storage.folder import StorageFolder
 
 PNG = b"\x89PNG\r\n\x1a\n"
 
@@ -160,7 +160,7 @@ def test_what_a_killed_writer_left_is_removed_and_counts_no_more(tmp_path: Path)
 
 @pytest.mark.parametrize("kind", ["write", "duplicate"])
 def test_a_folder_removes_what_it_could_not_finish(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
-    folder = Folder(str(tmp_path))
+    folder = StorageFolder(str(tmp_path))
     folder.write("a", b"first")
 
     def fails(*_: object, **__: object) -> None:

@@ -57,7 +57,7 @@ def save(folder: Path, vision: dict[str, Any], **settings: Any) -> torch.Tensor:
 @torch.inference_mode()
 def logits(folder: Path) -> torch.Tensor:
     model, processor = VLModel.from_pretrained(folder).eval(), VLProcessor.from_pretrained(folder)
-    return llava.first_logits(model, processor, PIXELS_HWC, conversation_from_question("what is it?"))
+    return llava.first_token_logits(model, processor, PIXELS_HWC, conversation_from_question("what is it?"))
 
 
 def test_the_format_follows_the_parts(tmp_path: Path) -> None:

@@ -88,12 +88,12 @@ def test_they_are_stored_with_the_version_and_guarded_by_its_manifest(
 ) -> None:
     version = registry.log_model(run_id, checkpoint, asked(), score)
     local = registry.download(version)
-    assert local.golden is not None
-    stored = golden.read_golden_answers(local.golden)
+    assert local.golden_answers_file is not None
+    stored = golden.read_golden_answers(local.golden_answers_file)
     assert len(stored) == 4
     assert golden.differing_answers(Predictor.from_pretrained(local.folder), stored, 1e-4) == []
-    local.golden.write_bytes(b"[]")
-    restored = registry.download(version).golden
+    local.golden_answers_file.write_bytes(b"[]")
+    restored = registry.download(version).golden_answers_file
     assert restored is not None
     assert golden.read_golden_answers(restored) == stored
 

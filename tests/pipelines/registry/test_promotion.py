@@ -171,7 +171,7 @@ def versions(
 
 @pytest.fixture
 def tracker(tracking: TrackingConfig, storage: str, run_id: str) -> Tracker:
-    return Tracker.of_run(tracking, storage, run_id)
+    return Tracker.reopen_run(tracking, storage, run_id)
 
 
 def decision(version: str, over: str | None, *, passed: bool = True, compares: bool = True) -> GateDecision:

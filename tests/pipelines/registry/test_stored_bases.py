@@ -19,7 +19,7 @@ from pipelines.registry.registry import Registry
 from pipelines.registry.smoke import answer_in_fresh_process
 from pipelines.registry.version_score import VersionScore
 from pipelines.storage import manifest
-from pipelines.storage.folder import Folder
+from pipelines.storage.folder import StorageFolder
 from pipelines.tracking.address import TrackingConfig
 from tests.pipelines.registry.conftest import FAST, save_model
 from vlmodel.bases import BaseWeightsError, read_base_weights_list
@@ -155,15 +155,15 @@ def test_the_bases_of_a_remote_storage_are_downloaded_once(
 ) -> None:  # fmt: skip
     place = f"memory://bases/{tmp_path.name}"
     remote = Registry(
-        registry.client, "vlmodel", Folder(place), tmp_path / "cache", tmp_path / ".lock", smoke_test=False
+        registry.client, "vlmodel", StorageFolder(place), tmp_path / "cache", tmp_path / ".lock", smoke_test=False
     )
     version = remote.log_model(run_id, checkpoint, example, score)
-    [stored] = Folder(place).child("_bases").files()
+    [stored] = StorageFolder(place).subfolder("_bases").files()
     assert (stored.name, stored.size) == (base_name, read_base_weights_list(checkpoint)["vision"].bytes)
     local = remote.download(version)
     assert answers(local.folder, example) == answers(checkpoint, example)
     remote.verify_stored(version)
-    Folder(place).child("_bases").write(base_name, b"other")
+    StorageFolder(place).subfolder("_bases").write(base_name, b"other")
     assert remote.download(version) == local, "the cache has it"
     with pytest.raises(ArtifactError, match="was altered after it was written"):
         remote.verify_stored(version)

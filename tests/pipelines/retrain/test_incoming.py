@@ -15,7 +15,7 @@ from pipelines.errors import DataError
 from pipelines.retrain import incoming
 from pipelines.retrain.incoming import copy_tars, count_inputs_shared_with_evaluation, find_new_tars
 from pipelines.retrain.ledger import IncomingTar
-from pipelines.storage.folder import FileStamp, Folder
+from pipelines.storage.folder import FileStamp, StorageFolder
 from tests.pipelines.data.tar_maker import samples, write_tar
 
 
@@ -23,17 +23,17 @@ def sha(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-def found(folder: Folder, consumed: dict[IncomingTar, str] | None = None, known: dict[str, str] | None = None):
+def found(folder: StorageFolder, consumed: dict[IncomingTar, str] | None = None, known: dict[str, str] | None = None):
     said: list[str] = []
     return find_new_tars(folder, consumed or {}, known or {}, said.append), said
 
 
 @pytest.fixture(params=["local", "memory"])
-def folder(request: pytest.FixtureRequest, tmp_path: Path) -> Folder:
-    return Folder(tmp_path if request.param == "local" else f"memory://incoming-{tmp_path.name}")
+def folder(request: pytest.FixtureRequest, tmp_path: Path) -> StorageFolder:
+    return StorageFolder(tmp_path if request.param == "local" else f"memory://incoming-{tmp_path.name}")
 
 
-def test_whole_tars_are_found_with_their_content(folder: Folder) -> None:
+def test_whole_tars_are_found_with_their_content(folder: StorageFolder) -> None:
     folder.write("b.tar", b"two")
     folder.write("a.tar", b"one")
     folder.write(".c.tar", b"being written")
@@ -43,7 +43,7 @@ def test_whole_tars_are_found_with_their_content(folder: Folder) -> None:
     assert said == []
 
 
-def test_content_that_was_seen_is_left_out_under_any_name(folder: Folder) -> None:
+def test_content_that_was_seen_is_left_out_under_any_name(folder: StorageFolder) -> None:
     folder.write("again.tar", b"consumed")
     folder.write("old.tar", b"old")
     folder.write("x.tar", b"new")
@@ -59,7 +59,7 @@ def test_content_that_was_seen_is_left_out_under_any_name(folder: Folder) -> Non
 
 
 def test_new_content_under_a_consumed_name_is_new(tmp_path: Path) -> None:
-    folder = Folder(tmp_path)
+    folder = StorageFolder(tmp_path)
     folder.write("a.tar", b"one")
     consumed = dict.fromkeys(found(folder)[0], "20260101T0000Z")
     assert found(folder, consumed) == ([], [])
@@ -70,11 +70,11 @@ def test_new_content_under_a_consumed_name_is_new(tmp_path: Path) -> None:
 
 
 def test_what_is_consumed_is_not_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder = Folder(tmp_path)
+    folder = StorageFolder(tmp_path)
     folder.write("a.tar", b"one")
     consumed = dict.fromkeys(found(folder)[0], "20260101T0000Z")
 
-    def read(folder: Folder, file: FileStamp) -> str:
+    def read(folder: StorageFolder, file: FileStamp) -> str:
         raise AssertionError(f"{file.name} is read")
 
     monkeypatch.setattr(incoming, "_file_sha256", read)
@@ -82,7 +82,7 @@ def test_what_is_consumed_is_not_read_again(tmp_path: Path, monkeypatch: pytest.
 
 
 def test_unreadable_tar_does_not_stop_the_others(tmp_path: Path) -> None:
-    folder = Folder(tmp_path)
+    folder = StorageFolder(tmp_path)
     folder.write("a.tar", b"one")
     (tmp_path / "b.tar").symlink_to(tmp_path / "nowhere")
     tars, said = found(folder)
@@ -91,7 +91,7 @@ def test_unreadable_tar_does_not_stop_the_others(tmp_path: Path) -> None:
     assert line.startswith("b.tar cannot be read and waits for a later window")
 
 
-def test_taking_repeats_and_keeps_what_was_there(folder: Folder) -> None:
+def test_taking_repeats_and_keeps_what_was_there(folder: StorageFolder) -> None:
     folder.write("a.tar", b"one")
     folder.write("b.tar", b"two")
     tars, _ = found(folder)
@@ -108,7 +108,7 @@ def test_taking_repeats_and_keeps_what_was_there(folder: Folder) -> None:
 
 
 def test_copied_tars_do_not_change_with_the_original(tmp_path: Path) -> None:
-    folder = Folder(tmp_path)
+    folder = StorageFolder(tmp_path)
     folder.write("a.tar", b"one")
     (tmp_path / "a.tar").chmod(0o640)
     (tmp_path / "b.tar").symlink_to("a.tar")
@@ -125,7 +125,7 @@ def test_copied_tars_do_not_change_with_the_original(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("code", [errno.EXDEV, errno.EIO])
 def test_a_disk_that_cannot_copy_by_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int) -> None:
-    folder = Folder(tmp_path)
+    folder = StorageFolder(tmp_path)
     folder.write("a.tar", b"one")
 
     def refuse(source: int, target: int, count: int) -> int:
@@ -142,7 +142,7 @@ def test_a_disk_that_cannot_copy_by_itself(tmp_path: Path, monkeypatch: pytest.M
         assert folder.read("taken/a.tar") == b"one"
 
 
-def test_a_tar_that_is_gone_is_named(folder: Folder) -> None:
+def test_a_tar_that_is_gone_is_named(folder: StorageFolder) -> None:
     folder.write("b.tar", b"two")
     with pytest.raises(DataError, match=r"a.tar is gone from .*; start again to go on without it"):
         copy_tars(folder, [IncomingTar("a.tar", 3, "", sha(b"one"))], "_taken/x")

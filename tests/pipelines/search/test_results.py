@@ -14,7 +14,7 @@ from pipelines.search.results import (
     result_of_run,
     sample_standard_deviation,
 )
-from pipelines.storage.folder import Folder
+from pipelines.storage.folder import StorageFolder
 from pipelines.tracking.tracker import NullTracker
 from pipelines.train import checkpoint
 
@@ -65,7 +65,7 @@ def kept(run: Path, tiny_model, step: int, selection: float, epochs: int) -> Non
     checkpoint.write_checkpoint_state(
         folder, {}, {"step": step, "selection": selection, "epochs_done": epochs, "history": []}
     )
-    checkpoint.upload_checkpoint(folder, Folder(run / checkpoint.checkpoint_folder_name(step)))
+    checkpoint.upload_checkpoint(folder, StorageFolder(run / checkpoint.checkpoint_folder_name(step)))
 
 
 def test_the_outcome_is_that_of_the_best_checkpoint(tmp_path: Path, tiny_model) -> None:

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipelines.registry.own_examples import OwnExample
+from pipelines.registry.own_examples import ModelExample
 from pipelines.serve.service import (
     AnswerStream,
     ModelInfo,
@@ -122,7 +122,7 @@ class FakeService:
             "fake", "7", ("vqa", "caption", "match", "embed"), labels=3, image_size=(32, 32), resize="squash"
         )
         self.seen: list[tuple[Any, ...]] = []
-        self.examples: list[OwnExample] = []
+        self.examples: list[ModelExample] = []
 
     def answered(self, result: Any) -> ServiceResult:
         assert self.model is not None

@@ -7,7 +7,7 @@ from pathlib import Path
 import aiohttp
 import pytest
 
-from pipelines.storage.folder import Folder
+from pipelines.storage.folder import StorageFolder
 from pipelines.storage.retries import ATTEMPTS, call_with_retries
 
 
@@ -63,7 +63,7 @@ def _raise(error: Exception) -> str:
 
 @pytest.mark.parametrize("remote", [False, True])
 def test_a_folder_is_deleted_with_all_that_is_in_it(tmp_path: Path, remote: bool) -> None:
-    folder = Folder("memory://storage-test" if remote else tmp_path)
+    folder = StorageFolder("memory://storage-test" if remote else tmp_path)
     folder.write("a/b/c", b"1")
     folder.write("a/d", b"2")
     folder.write("e", b"3")
@@ -77,7 +77,7 @@ def test_a_folder_is_deleted_with_all_that_is_in_it(tmp_path: Path, remote: bool
 
 @pytest.mark.parametrize("place", ["local", "memory"])
 def test_a_file_that_is_written_piece_by_piece_is_there_whole_or_not_at_all(place: str, tmp_path: Path) -> None:
-    folder = Folder(tmp_path / "new" if place == "local" else f"memory://{tmp_path.name}")
+    folder = StorageFolder(tmp_path / "new" if place == "local" else f"memory://{tmp_path.name}")
     with folder.open_for_writing("whole") as file:
         for piece in (b"one", b"two"):
             file.write(piece)
@@ -97,13 +97,13 @@ def test_a_file_that_is_written_piece_by_piece_is_there_whole_or_not_at_all(plac
 @pytest.mark.parametrize("place", ["local", "memory"])
 def test_a_local_file_is_put_into_a_folder_and_found_below_it(place: str, tmp_path: Path) -> None:
     (tmp_path / "source").write_bytes(b"12")
-    folder = Folder(tmp_path / "new" if place == "local" else f"memory://{tmp_path.name}/new")
+    folder = StorageFolder(tmp_path / "new" if place == "local" else f"memory://{tmp_path.name}/new")
     assert folder.walk() == []
     folder.put(tmp_path / "source", "a/b")
-    folder.child("c").put(tmp_path / "source", "d")
+    folder.subfolder("c").put(tmp_path / "source", "d")
     folder.put(tmp_path / "source", "a/b")
     assert folder.walk() == ["a/b", "c/d"]
-    assert folder.read("a/b") == folder.child("c").read("d") == b"12"
+    assert folder.read("a/b") == folder.subfolder("c").read("d") == b"12"
     with pytest.raises(FileNotFoundError):
         folder.put(tmp_path / "none", "e")
     assert folder.walk() == ["a/b", "c/d"]

@@ -15,7 +15,7 @@ from pipelines.data.index.build import build_index
 from pipelines.data.index.index import Index
 from pipelines.data.tars.reader import ShardReader
 from pipelines.errors import DataError
-from pipelines.storage.folder import Folder
+from pipelines.storage.folder import StorageFolder
 from pipelines.storage.retries import AccessError, RefusedError
 from tests.pipelines.data.tar_maker import build_tar, photo, samples
 from tests.pipelines.storage.stores import Faults, http_store
@@ -27,13 +27,13 @@ def _short_delays(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def served(tmp_path: Path) -> Iterator[tuple[Folder, Path, Faults]]:
+def served(tmp_path: Path) -> Iterator[tuple[StorageFolder, Path, Faults]]:
     (tmp_path / "a.tar").write_bytes(build_tar(samples(range(6))))
     with http_store(tmp_path) as (uri, faults):
-        yield Folder(uri), tmp_path, faults
+        yield StorageFolder(uri), tmp_path, faults
 
 
-def test_files_are_listed_with_sizes_and_stamps(served: tuple[Folder, Path, Faults]) -> None:
+def test_files_are_listed_with_sizes_and_stamps(served: tuple[StorageFolder, Path, Faults]) -> None:
     folder, disk, _ = served
     (disk / "b").mkdir()
     [listed] = [file for file in folder.files() if file.name == "a.tar"]
@@ -47,7 +47,7 @@ def test_files_are_listed_with_sizes_and_stamps(served: tuple[Folder, Path, Faul
 
 
 @pytest.mark.parametrize("kind", [500, 503, 429, "cut"])
-def test_transient_errors_lose_nothing(served: tuple[Folder, Path, Faults], kind: int | str) -> None:
+def test_transient_errors_lose_nothing(served: tuple[StorageFolder, Path, Faults], kind: int | str) -> None:
     folder, disk, faults = served
     data = build_tar([(f"{n}.png", photo(n, (640, 640), "PNG")) for n in range(8)])
     (disk / "b.tar").write_bytes(data)
@@ -61,7 +61,7 @@ def test_transient_errors_lose_nothing(served: tuple[Folder, Path, Faults], kind
     assert faults.seen[kind] >= 2
 
 
-def test_answers_that_stay_are_not_asked_for_again(served: tuple[Folder, Path, Faults]) -> None:
+def test_answers_that_stay_are_not_asked_for_again(served: tuple[StorageFolder, Path, Faults]) -> None:
     folder, disk, faults = served
     (disk / "secret.txt").write_bytes(b"1")
     refused = r"denies access .*403.*in the environment: as fsspec's back end for http documents"
@@ -82,7 +82,7 @@ def test_a_server_without_ranges_is_refused(tmp_path: Path) -> None:
     handler = partial(SimpleHTTPRequestHandler, directory=str(tmp_path))
     with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
-        folder = Folder(f"http://127.0.0.1:{server.server_port}")
+        folder = StorageFolder(f"http://127.0.0.1:{server.server_port}")
         with pytest.raises(RefusedError, match="whole file came where 10 bytes were asked for; serve it with a server"):
             folder.read_ranges("a.tar", [(512, 10)])
         [listed] = folder.files()
@@ -91,7 +91,7 @@ def test_a_server_without_ranges_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("ray_local")
-def test_an_index_built_where_the_tars_are_serves_readers_elsewhere(served: tuple[Folder, Path, Faults]) -> None:
+def test_an_index_built_where_the_tars_are_serves_readers_elsewhere(served: tuple[StorageFolder, Path, Faults]) -> None:
     folder, disk, faults = served
     built = build_index(str(disk))
     index = Index.open(folder.uri)
@@ -105,7 +105,7 @@ def test_an_index_built_where_the_tars_are_serves_readers_elsewhere(served: tupl
         ShardReader(index).read("a.tar", [0])
 
 
-def test_no_index_is_built_where_nothing_can_be_written(served: tuple[Folder, Path, Faults]) -> None:
+def test_no_index_is_built_where_nothing_can_be_written(served: tuple[StorageFolder, Path, Faults]) -> None:
     folder, _, _ = served
     with pytest.raises(DataError, match=r"no index can be written beside .*405.*index the tars where they are"):
         build_index(folder.uri)

@@ -18,7 +18,7 @@ from pipelines.data.index.index import SplitAssignment
 from pipelines.data.index.index_shard import index_shard
 from pipelines.data.index.scan import scan_tar
 from pipelines.errors import DataError
-from pipelines.storage.folder import Folder
+from pipelines.storage.folder import StorageFolder
 from pipelines.storage.retries import AccessError
 from tests.pipelines.data.tar_maker import build_tar, photo, sample, samples
 from tests.pipelines.storage.stores import S3Store, s3_store
@@ -45,11 +45,11 @@ def _environment(store: S3Store, monkeypatch: pytest.MonkeyPatch) -> Iterator[No
 
 
 @pytest.fixture
-def folder(request: pytest.FixtureRequest) -> Folder:
-    return Folder(f"s3://store/{request.node.name}")
+def folder(request: pytest.FixtureRequest) -> StorageFolder:
+    return StorageFolder(f"s3://store/{request.node.name}")
 
 
-def test_what_is_written_is_listed_read_and_deleted(folder: Folder) -> None:
+def test_what_is_written_is_listed_read_and_deleted(folder: StorageFolder) -> None:
     assert folder.files() == []
     assert not folder.exists("a.tar")
     data = build_tar(samples(range(3)))
@@ -79,7 +79,7 @@ def test_what_is_written_is_listed_read_and_deleted(folder: Folder) -> None:
         folder.read("a.tar")
 
 
-def test_what_another_writer_does_is_seen_at_once(folder: Folder, store: S3Store) -> None:
+def test_what_another_writer_does_is_seen_at_once(folder: StorageFolder, store: S3Store) -> None:
     folder.write("a.tar", b"1")
     before = folder.files()
     prefix = folder.uri.removeprefix("s3://store/")
@@ -92,7 +92,7 @@ def test_what_another_writer_does_is_seen_at_once(folder: Folder, store: S3Store
 
 
 @pytest.mark.parametrize("kind", [500, 503, 429, "cut"])
-def test_transient_errors_lose_nothing(folder: Folder, store: S3Store, kind: int | str) -> None:
+def test_transient_errors_lose_nothing(folder: StorageFolder, store: S3Store, kind: int | str) -> None:
     data = build_tar([(f"{n}.png", photo(n, (640, 640), "PNG")) for n in range(8)])
     folder.write("a.tar", data)
     store.faults.kinds = cycle([kind, "", ""])
@@ -104,7 +104,7 @@ def test_transient_errors_lose_nothing(folder: Folder, store: S3Store, kind: int
     assert store.faults.seen[kind] >= 3
 
 
-def test_an_error_that_stays_is_raised(folder: Folder, store: S3Store) -> None:
+def test_an_error_that_stays_is_raised(folder: StorageFolder, store: S3Store) -> None:
     folder.write("a.tar", b"1" * 100)
     store.faults.kinds = cycle([500])
     with pytest.raises(OSError):
@@ -114,7 +114,7 @@ def test_an_error_that_stays_is_raised(folder: Folder, store: S3Store) -> None:
         folder.read_ranges("a.tar", [(90, 20)])
 
 
-def test_a_shard_is_indexed_again_only_where_its_object_changed(folder: Folder) -> None:
+def test_a_shard_is_indexed_again_only_where_its_object_changed(folder: StorageFolder) -> None:
     data = build_tar(samples(range(5)))
     folder.write("a.tar", data)
     first = index_shard(folder, folder.files()[0], PLAIN, SplitAssignment(0.0))
@@ -129,7 +129,7 @@ def test_a_shard_is_indexed_again_only_where_its_object_changed(folder: Folder) 
 
 
 def test_an_object_that_changes_while_it_is_read_is_not_indexed(
-    folder: Folder, monkeypatch: pytest.MonkeyPatch
+    folder: StorageFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder.write("a.tar", build_tar(samples(range(5))))
 
@@ -146,13 +146,13 @@ def test_an_object_that_changes_while_it_is_read_is_not_indexed(
 
 @pytest.mark.parametrize("wrong", ["AWS_SECRET_ACCESS_KEY", "AWS_ACCESS_KEY_ID"])
 def test_wrong_credentials_are_named_with_the_remedy(
-    folder: Folder, wrong: str, monkeypatch: pytest.MonkeyPatch
+    folder: StorageFolder, wrong: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder.write("a.tar", build_tar(sample(1)))
     [file] = folder.files()
     monkeypatch.setenv(wrong, "wrong")
     s3fs.S3FileSystem.clear_instance_cache()
-    stranger = Folder(folder.uri)
+    stranger = StorageFolder(folder.uri)
     remedy = "in the environment: AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
     refused = f"'{re.escape(folder.uri)}' denies access .*{remedy}"
     for attempt in (
@@ -169,7 +169,7 @@ def test_wrong_credentials_are_named_with_the_remedy(
             attempt()
 
 
-def test_no_credentials(folder: Folder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_credentials(folder: StorageFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
     monkeypatch.delenv("AWS_ACCESS_KEY_ID")
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "none"))
@@ -188,13 +188,13 @@ def test_a_store_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     monkeypatch.setattr("pipelines.storage.retries.ATTEMPTS", 1)
     with pytest.raises(OSError, match="Could not connect"):
-        Folder("s3://store/x").read("a.tar")
+        StorageFolder("s3://store/x").read("a.tar")
 
 
 def test_tars_that_cannot_be_written_beside_are_refused_before_they_are_read(
-    folder: Folder, store: S3Store, monkeypatch: pytest.MonkeyPatch
+    folder: StorageFolder, store: S3Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder.write("a.tar", build_tar(sample(1)))
-    monkeypatch.setattr(Folder, "write", lambda *_: (_ for _ in ()).throw(PermissionError("read-only")))
+    monkeypatch.setattr(StorageFolder, "write", lambda *_: (_ for _ in ()).throw(PermissionError("read-only")))
     with pytest.raises(DataError, match=r"no index can be written beside .*read-only.*index the tars where"):
         build_index(folder.uri, PLAIN)

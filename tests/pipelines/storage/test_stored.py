@@ -10,7 +10,7 @@ import pytest
 import s3fs
 
 from pipelines.storage import stored
-from pipelines.storage.folder import Folder
+from pipelines.storage.folder import StorageFolder
 from pipelines.storage.manifest import ManifestError
 from tests.pipelines.storage.stores import http_store, s3_store
 
@@ -26,13 +26,13 @@ def bucket() -> Iterator[dict[str, str]]:
 
 
 @pytest.fixture(params=["local", "file", "memory", "s3"])
-def folder(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Folder:
+def folder(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> StorageFolder:
     """A folder of a store that can be written."""
     if request.param == "s3":
         for name, value in request.getfixturevalue("bucket").items():
             monkeypatch.setenv(name, value)
     places = {"local": str(tmp_path / "stored"), "file": f"file://{tmp_path}/stored"}
-    return Folder(places.get(request.param, f"{request.param}://store/{tmp_path.name}/stored"))
+    return StorageFolder(places.get(request.param, f"{request.param}://store/{tmp_path.name}/stored"))
 
 
 @pytest.fixture
@@ -53,7 +53,7 @@ def contents(folder: Path) -> dict[str, bytes]:
     }
 
 
-def test_what_was_stored_is_read_back(folder: Folder, local: Path) -> None:
+def test_what_was_stored_is_read_back(folder: StorageFolder, local: Path) -> None:
     listed = stored.store_folder(local, folder)
     assert stored.read_manifest(folder) == listed
     assert listed["model/weights"].bytes == len(LARGE)
@@ -65,7 +65,7 @@ def test_what_was_stored_is_read_back(folder: Folder, local: Path) -> None:
         assert ("model/weights" in contents(copy)) == folder.is_local
 
 
-def test_a_folder_without_its_manifest_is_none(folder: Folder, local: Path) -> None:
+def test_a_folder_without_its_manifest_is_none(folder: StorageFolder, local: Path) -> None:
     with pytest.raises(ManifestError, match=r"has no manifest\.json: it was never completed"):
         stored.read_manifest(folder)
     stored.store_folder(local, folder)
@@ -74,7 +74,7 @@ def test_a_folder_without_its_manifest_is_none(folder: Folder, local: Path) -> N
         stored.read_manifest(folder)
 
 
-def test_another_copy_takes_the_place_of_the_first(folder: Folder, local: Path) -> None:
+def test_another_copy_takes_the_place_of_the_first(folder: StorageFolder, local: Path) -> None:
     stored.store_folder(local, folder)
     folder.write(".weights.0123.partial", b"half")
     (local / "model" / "weights").write_bytes(b"other")
@@ -94,14 +94,16 @@ def test_another_copy_takes_the_place_of_the_first(folder: Folder, local: Path) 
     ],
     ids=["truncated", "longer", "altered", "missing", "added"],
 )
-def test_what_was_changed_is_named(folder: Folder, local: Path, change: Callable[[Folder], None], says: str) -> None:
+def test_what_was_changed_is_named(
+    folder: StorageFolder, local: Path, change: Callable[[StorageFolder], None], says: str
+) -> None:
     listed = stored.store_folder(local, folder)
     change(folder)
     with pytest.raises(ManifestError, match=says), stored.local_copy_of(folder, listed, "model"):
         pass
 
 
-def test_a_small_file_is_compared_too(folder: Folder, local: Path) -> None:
+def test_a_small_file_is_compared_too(folder: StorageFolder, local: Path) -> None:
     listed = stored.store_folder(local, folder)
     folder.write("state.json", b'{"step": 2}')
     with pytest.raises(ManifestError, match=r"state\.json was altered"):
@@ -114,9 +116,9 @@ def test_a_small_file_is_compared_too(folder: Folder, local: Path) -> None:
 
 
 def test_a_store_that_is_read_over_http(local: Path) -> None:
-    stored.store_folder(local, Folder(local.parent / "served" / "run"))
+    stored.store_folder(local, StorageFolder(local.parent / "served" / "run"))
     with http_store(local.parent / "served") as (uri, _):
-        folder = Folder(uri).child("run")
+        folder = StorageFolder(uri).subfolder("run")
         listed = stored.read_manifest(folder)
         with stored.local_copy_of(folder, listed) as copy:
             assert contents(copy) == contents(local)

@@ -26,7 +26,7 @@ from pipelines.tracking import metric_writer, store
 from pipelines.tracking import tracker as tracker_module
 from pipelines.tracking.address import TrackingConfig, TrackingError, check_reachable, tracking_uri
 from pipelines.tracking.metric_queue import MetricQueue
-from pipelines.tracking.store import connect_to_store, wait_reachable
+from pipelines.tracking.store import connect_to_store, wait_until_reachable
 from pipelines.tracking.tracker import NullTracker, Tracker
 from pipelines.tracking.unsent_metrics import UnsentMetrics
 from vlmodel.config import ConfigError, parse_config
@@ -85,7 +85,7 @@ def test_values_recorded_by_another_process_are_skipped(storage: str, tracking: 
 
 def test_a_run_that_does_not_exist_is_reported(storage: str, tracking: TrackingConfig) -> None:
     with pytest.raises(TrackingError, match=r"could not read run 0{32}: .*not found"):
-        Tracker.of_run(tracking, storage, "0" * 32)
+        Tracker.reopen_run(tracking, storage, "0" * 32)
 
 
 def test_other_names_and_other_experiments_are_other_runs(storage: str, tracking: TrackingConfig) -> None:
@@ -135,7 +135,7 @@ def test_the_end_of_a_run_is_recorded(storage: str, tracking: TrackingConfig) ->
     with pytest.raises(KeyboardInterrupt), Tracker.open(tracking, storage, "killed") as killed:
         raise KeyboardInterrupt
     assert status_of(killed) == "KILLED"
-    with Tracker.of_run(tracking, storage, killed.run_id) as later:
+    with Tracker.reopen_run(tracking, storage, killed.run_id) as later:
         later.log_metrics({"test/accuracy": 0.5}, 9)
     assert status_of(killed) == "KILLED", "adding to a run that has ended does not change how it ended"
     assert later.history() == [{"step": 9, "test/accuracy": 0.5}]
@@ -386,12 +386,12 @@ def test_metrics_of_an_outage_outlive_the_worker_and_the_training(
     patient = driver._writer._new_queue
     driver._writer._new_queue = lambda points: Impatient(patient(points))  # type: ignore[assignment, method-assign, misc]
     with pytest.raises(TrackingError, match="2 metric values are not written"):
-        driver.log_unsent(UnsentMetrics(f"{storage}/killed"))
+        driver.log_unsent_metrics(UnsentMetrics(f"{storage}/killed"))
     outage.error = None
     driver._writer._new_queue = patient  # type: ignore[method-assign]
-    driver.log_unsent(UnsentMetrics(f"{storage}/killed"))
+    driver.log_unsent_metrics(UnsentMetrics(f"{storage}/killed"))
     assert lines_of(driver, "loss") == [(1, 1.0), (2, 0.5)]
-    driver.log_unsent(UnsentMetrics(f"{storage}/killed"))
+    driver.log_unsent_metrics(UnsentMetrics(f"{storage}/killed"))
     assert list(Path(storage, "killed", "waiting").iterdir()) == []
     worker._writer._queue.close()
     driver.close()
@@ -418,7 +418,7 @@ def test_a_worker_begins_and_ends_while_the_database_is_locked(storage: str, tra
     database.execute("ROLLBACK")
     database.close()
     worker.close()
-    driver.log_unsent(UnsentMetrics(f"{storage}/locked"))
+    driver.log_unsent_metrics(UnsentMetrics(f"{storage}/locked"))
     assert lines_of(driver, "loss") == [(1, 1.0)]
     driver.close()
 
@@ -444,9 +444,9 @@ def test_a_store_that_comes_back_is_waited_for(
 ) -> None:
     outage.error = TrackingError("nobody answers")
     with pytest.raises(TrackingError, match="nobody answers"):
-        wait_reachable("http://server", 0.0)
+        wait_until_reachable("http://server", 0.0)
     monkeypatch.setattr(time, "sleep", lambda _: setattr(outage, "error", None))
-    wait_reachable(f"sqlite:///{tmp_path}/m.db", 60.0)
+    wait_until_reachable(f"sqlite:///{tmp_path}/m.db", 60.0)
     assert capsys.readouterr().out == "tracking  waits up to 60 s: nobody answers\n"
 
 

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from pipelines.storage import bases, manifest
-from pipelines.storage.folder import Folder
+from pipelines.storage.folder import StorageFolder
 from pipelines.train import checkpoint
 from pipelines.train.checkpoint import CheckpointError
 from pipelines.train.config import OptimizerConfig, StepConfig
@@ -42,7 +42,7 @@ def store(
         tiny_processor.save_pretrained(local / checkpoint.MODEL)
         checkpoint.write_checkpoint_state(local, trainer.state(), {"step": step, "selection": selection, "history": []})
         target = tmp_path / "run" / checkpoint.checkpoint_folder_name(step)
-        checkpoint.upload_checkpoint(local, Folder(target))
+        checkpoint.upload_checkpoint(local, StorageFolder(target))
         return target
 
     return make
@@ -113,7 +113,7 @@ def test_a_damaged_checkpoint_is_passed_over_and_the_one_before_is_used(
     assert says in caplog.text
     with (
         pytest.raises(CheckpointError, match="use an earlier checkpoint"),
-        checkpoint.find_checkpoint(Folder(broken)).as_local(),
+        checkpoint.find_checkpoint(StorageFolder(broken)).as_local(),
     ):
         pass
 
@@ -123,18 +123,18 @@ def test_the_manifest_is_uploaded_last(store: Callable[[int, float], Path], monk
     order: list[str] = []
 
     def noted(method: str) -> None:
-        original = getattr(Folder, method)
+        original = getattr(StorageFolder, method)
 
-        def write(self: Folder, *arguments: Any) -> None:
+        def write(self: StorageFolder, *arguments: Any) -> None:
             order.append(arguments[1] if method == "put" else arguments[0])
             original(self, *arguments)
 
-        monkeypatch.setattr(Folder, method, write)
+        monkeypatch.setattr(StorageFolder, method, write)
 
     noted("put")
     noted("write")
     (folder / "manifest.json").unlink()
-    checkpoint.upload_checkpoint(folder, Folder(f"{folder}-copy"))
+    checkpoint.upload_checkpoint(folder, StorageFolder(f"{folder}-copy"))
     assert order[-1] == "manifest.json"
     assert sorted(order) == sorted(p.relative_to(f"{folder}-copy").as_posix() for p in files_in(Path(f"{folder}-copy")))
 
@@ -161,11 +161,11 @@ def new_trainer(processor: VLProcessor, seed: int) -> TrainStep:
     return TrainStep(model, OptimizerConfig(), StepConfig(ema=0.5), steps=10, seed=0)
 
 
-def store_frozen(trainer: TrainStep, processor: VLProcessor, run: str, step: int) -> Folder:
+def store_frozen(trainer: TrainStep, processor: VLProcessor, run: str, step: int) -> StorageFolder:
     """A checkpoint as a worker makes it."""
-    folder = Folder(run).child(checkpoint.checkpoint_folder_name(step))
+    folder = StorageFolder(run).subfolder(checkpoint.checkpoint_folder_name(step))
     with TemporaryDirectory() as scratch:
-        stored = bases.store_bases(trainer.model, Folder(run).parent)
+        stored = bases.store_base_weights_of_model(trainer.model, StorageFolder(run).parent)
         trainer.evaluated_model.save_pretrained(Path(scratch) / checkpoint.MODEL, stored=stored)
         processor.save_pretrained(Path(scratch) / checkpoint.MODEL)
         checkpoint.write_checkpoint_state(
@@ -194,8 +194,8 @@ def test_a_frozen_tower_lies_once_and_a_checkpoint_holds_what_was_trained(
         copies = {"model/model.safetensors": 1, "trainer.pt": 4}  # weights, their average, two moments
         for name, count in copies.items():
             assert folder.stamp(name).size < count * trained + (1 << 20)
-    storage = Folder(run).parent
-    tower, texts = sorted(storage.child("_bases").files(), key=lambda file: -file.size)
+    storage = StorageFolder(run).parent
+    tower, texts = sorted(storage.subfolder("_bases").files(), key=lambda file: -file.size)
     assert tower.size > 4 * 11_000_000 > 100 * trained, "ResNet-18"
     assert texts.size < trained
 
@@ -223,10 +223,10 @@ def test_a_training_on_frozen_weights_continues_bit_for_bit(run: str, tiny_proce
 
 @pytest.mark.parametrize("damage", ["missing", "altered"])
 def test_a_run_whose_base_is_missing_or_altered_is_refused(run: str, tiny_processor: VLProcessor, damage: str) -> None:
-    checkpoint.check_bases(run)
+    checkpoint.check_base_weights_exist(run)
     store_frozen(new_trainer(tiny_processor, 0), tiny_processor, run, 1)
-    checkpoint.check_bases(run)
-    folder = Folder(run).parent.child("_bases")
+    checkpoint.check_base_weights_exist(run)
+    folder = StorageFolder(run).parent.subfolder("_bases")
     tower = max(folder.files(), key=lambda file: file.size)
     if damage == "missing":
         folder.remove(tower.name)
@@ -235,7 +235,7 @@ def test_a_run_whose_base_is_missing_or_altered_is_refused(run: str, tiny_proces
     with pytest.raises(
         BaseWeightsError, match=rf"{tower.name}.* restore it from a backup|{tower.name}.* altered or cut off"
     ):
-        checkpoint.check_bases(run)
+        checkpoint.check_base_weights_exist(run)
     with pytest.raises(BaseWeightsError), checkpoint.open_best_checkpoint(run, checkpoint.MODEL) as (_, local):
         VLModel.from_pretrained(local / checkpoint.MODEL)
 
@@ -264,7 +264,7 @@ def test_storage_may_be_anywhere(store: Callable[[int, float], Path], tmp_path: 
     local = store(10, 0.5)
     (local / "manifest.json").unlink()
     run = f"file://{tmp_path}/elsewhere" if place == "file" else f"memory://{tmp_path.name}/run"
-    checkpoint.upload_checkpoint(local, Folder(run).child(checkpoint.checkpoint_folder_name(10)))
+    checkpoint.upload_checkpoint(local, StorageFolder(run).subfolder(checkpoint.checkpoint_folder_name(10)))
     with checkpoint.open_newest_checkpoint(run) as found:
         assert found is not None
         stored, folder = found
@@ -298,8 +298,8 @@ def test_a_file_within_that_is_called_as_the_manifest_is_kept(tmp_path: Path) ->
     (tmp_path / "local" / "model").mkdir(parents=True)
     (tmp_path / "local" / "model" / "manifest.json").write_text("of another program")
     checkpoint.write_checkpoint_state(tmp_path / "local", {}, {"step": 3})
-    checkpoint.upload_checkpoint(tmp_path / "local", Folder(tmp_path / "stored"))
-    with checkpoint.find_checkpoint(Folder(tmp_path / "stored")).as_local() as folder:
+    checkpoint.upload_checkpoint(tmp_path / "local", StorageFolder(tmp_path / "stored"))
+    with checkpoint.find_checkpoint(StorageFolder(tmp_path / "stored")).as_local() as folder:
         assert (folder / "model" / "manifest.json").read_text() == "of another program"
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from pipelines.data.stream.plan import Plan, StepSchedule
+from pipelines.data.stream.plan import ShufflePlan, StepSchedule
 from pipelines.train.loop import ThroughputMeter
 from pipelines.train.step import StepResult
 
@@ -17,7 +17,7 @@ from pipelines.train.step import StepResult
 @pytest.fixture
 def meter() -> ThroughputMeter:
     """Of 2 epochs over 15 images in batches of 8, which makes 4 steps, the last one of 6 images."""
-    plan = Plan("index", np.array([15]), seed=0, shuffle=True)
+    plan = ShufflePlan("index", np.array([15]), seed=0, shuffle=True)
     prefetcher: Any = SimpleNamespace(waited_s=0.0)
     return ThroughputMeter(StepSchedule(plan, 8, 2), prefetcher)
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from pipelines.storage.folder import Folder
+from pipelines.storage.folder import StorageFolder
 from pipelines.train import checkpoint, run_folder
 from pipelines.train.checkpoint import CheckpointError
 from pipelines.train.errors import RunInUseError
@@ -27,9 +27,9 @@ HOLD += "    print('held', flush=True)\n    time.sleep(600)\n"
 
 
 @pytest.fixture
-def remote() -> Folder:
+def remote() -> StorageFolder:
     """The folder of a run in an object store."""
-    return Folder(f"memory://{secrets.token_hex(8)}/run")
+    return StorageFolder(f"memory://{secrets.token_hex(8)}/run")
 
 
 def test_a_second_job_is_told_who_the_first_is_and_a_killed_one_holds_nothing(tmp_path: Path) -> None:
@@ -60,7 +60,7 @@ def test_a_folder_that_cannot_be_made_is_refused(tmp_path: Path) -> None:
         pass
 
 
-def test_on_an_object_store_a_lease_is_renewed_and_given_back(remote: Folder) -> None:
+def test_on_an_object_store_a_lease_is_renewed_and_given_back(remote: StorageFolder) -> None:
     with run_folder.lock_run_folder(remote.uri, QUICK):
         first = json.loads(remote.read("lease.json"))
         assert str(os.getpid()) in first["holder"]
@@ -85,7 +85,7 @@ def test_on_an_object_store_a_lease_is_renewed_and_given_back(remote: Folder) ->
     ],
     ids=["alive elsewhere", "silent", "dead here", "alive here"],
 )
-def test_a_lease_of_a_dead_holder_does_not_block(remote: Folder, change: dict[str, Any], blocks: bool) -> None:
+def test_a_lease_of_a_dead_holder_does_not_block(remote: StorageFolder, change: dict[str, Any], blocks: bool) -> None:
     lease = {"token": "a", "holder": "process 1 on far", "host": "far", "pid": 1, "beat": time.time(), **change}
     remote.write("lease.json", json.dumps(lease).encode())
     if blocks:
@@ -96,7 +96,9 @@ def test_a_lease_of_a_dead_holder_does_not_block(remote: Folder, change: dict[st
             pass
 
 
-def test_of_two_that_write_a_lease_at_once_the_last_has_it(remote: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_of_two_that_write_a_lease_at_once_the_last_has_it(
+    remote: StorageFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def other(_: float) -> None:
         lease = {**json.loads(remote.read("lease.json")), "token": "b", "holder": "the faster"}
         remote.write("lease.json", json.dumps(lease).encode())
@@ -116,7 +118,7 @@ def test_a_run_says_what_it_was_begun_with(tmp_path: Path) -> None:
     step = tmp_path / "local"
     step.mkdir()
     checkpoint.write_checkpoint_state(step, {}, {"step": 4, "config": {"seed": 2}, "data": "cd"})
-    checkpoint.upload_checkpoint(step, Folder(folder).child(checkpoint.checkpoint_folder_name(4)))
+    checkpoint.upload_checkpoint(step, StorageFolder(folder).subfolder(checkpoint.checkpoint_folder_name(4)))
     assert run_folder.read_run_start(folder) == RunStart({"seed": 2}, "cd")
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from pipelines.data.stream.loader import TEACHER
 from pipelines.train.config import OptimizerConfig, StepConfig, TeacherConfig
 from pipelines.train.step import TrainStep
-from pipelines.train.teacher import Teacher, check_teacher, student_arrays
+from pipelines.train.teacher import Teacher, check_teacher, select_student_arrays
 from tests.pipelines.train.conftest import TINY, images_and_texts
 from vlmodel.array_names import prefix_array_names
 from vlmodel.config import ConfigError, load_config
@@ -35,7 +35,7 @@ def test_the_loss_by_hand(tiny_model: Callable[[], VLModel]) -> None:
     batch["weights_N"] = torch.tensor([1.0, 0.5, 1.0])
     batch["labels_N"] = torch.tensor([0, 1, -1])
     teacher = Teacher(tiny_model(), TeacherConfig(model="x", weight=0.25, temperature=3.0))
-    told = teacher.model(**student_arrays(batch)).logits_NK
+    told = teacher.model(**select_student_arrays(batch)).logits_NK
     mine = torch.tensor([[1.0, 0, 0], [0, 2, 0], [0, 0, 3]], requires_grad=True)
     loss = teacher.loss_sum(torch.tensor(5.0), mine, batch)
     p, q = (told / 3).softmax(-1), (mine / 3).softmax(-1)
@@ -99,7 +99,7 @@ def test_a_student_without_facts_learns_what_the_facts_say(tiny_processor: VLPro
     losses = [step(number, [batch], 1).totals[0].item() for number in range(60)]
     assert losses[-1] < 0.05 * losses[0]
     with torch.no_grad():
-        mine = student.eval()(**student_arrays(batch)).logits_NK.softmax(-1)
+        mine = student.eval()(**select_student_arrays(batch)).logits_NK.softmax(-1)
         its_own = told.model(**told._arrays(batch)).logits_NK.softmax(-1)
     assert torch.allclose(mine, its_own, atol=0.25)
     assert mine.argmax(-1).tolist() == its_own.argmax(-1).tolist()

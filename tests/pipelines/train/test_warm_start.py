@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from pipelines.storage.folder import Folder
+from pipelines.storage.folder import StorageFolder
 from pipelines.train import warm_start
 from pipelines.train.worker import create_initial_model
 from tests.pipelines.train.conftest import TINY
@@ -62,7 +62,7 @@ def test_a_copy_that_was_altered_is_refused(saved: Path, tmp_path: Path, tiny_pr
     init = warm_start.store_initial_model(saved, f"memory://{tmp_path.name}/run")
     config = load_config(ModelConfig, None, TINY)
     create_initial_model(config, tiny_processor, 3, init)
-    Folder(init).write("model.safetensors", b"other")
+    StorageFolder(init).write("model.safetensors", b"other")
     with pytest.raises(WeightsError, match=r"init/model\.safetensors was altered .*delete memory://"):
         create_initial_model(config, tiny_processor, 3, init)
 

@@ -16,9 +16,9 @@ from pipelines.data.tars.shards import ShardWriter
 from pipelines.evaluate.assess import TaskAssessment
 from pipelines.registry import own_examples
 from pipelines.registry.errors import ArtifactError
-from pipelines.registry.own_examples import OwnExample
+from pipelines.registry.own_examples import ModelExample
 from pipelines.serve.inference.loading import read_examples
-from pipelines.workflows.own_examples import SAMPLES, TEXTS, choose
+from pipelines.workflows.own_examples import SAMPLES, TEXTS, choose_own_examples
 from tests.pipelines.evaluate.test_build_report import LEARNED, answers, report_on_answers
 from tests.pipelines.registry.conftest import save_model
 from vlmodel.inference import Predictor
@@ -69,14 +69,14 @@ def assessed(checkpoint: Path, right: range) -> TaskAssessment:
     return TaskAssessment("", report_on_answers(table, "val", LEARNED), table, [], Example({}, ("",)))
 
 
-def pictures(examples: list[OwnExample]) -> list[Image.Image]:
+def pictures(examples: list[ModelExample]) -> list[Image.Image]:
     return [Image.open(io.BytesIO(base64.b64decode(example.inputs["image"].data))) for example in examples]
 
 
 def test_what_was_answered_right_is_shown_small_and_without_metadata(checkpoint: Path, index: Index) -> None:
-    found = choose(checkpoint, [assessed(checkpoint, range(2))], index)
+    found = choose_own_examples(checkpoint, [assessed(checkpoint, range(2))], index)
     assert 1 <= len(found) <= 2
-    assert found == choose(checkpoint, [assessed(checkpoint, range(2))], index)
+    assert found == choose_own_examples(checkpoint, [assessed(checkpoint, range(2))], index)
     for picture in pictures(found):
         assert max(picture.size) == 512
         assert not picture.getexif()
@@ -91,18 +91,18 @@ def test_what_was_answered_right_is_shown_small_and_without_metadata(checkpoint:
 
 
 def test_a_model_that_is_never_right_has_examples_too(checkpoint: Path, index: Index) -> None:
-    assert 1 <= len(choose(checkpoint, [assessed(checkpoint, range(0))], index)) <= SAMPLES
+    assert 1 <= len(choose_own_examples(checkpoint, [assessed(checkpoint, range(0))], index)) <= SAMPLES
 
 
 def test_what_is_left_out_is_told_with_its_reason(
     checkpoint: Path, index: Index, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    choose(checkpoint, [assessed(checkpoint, range(6))], index)
+    choose_own_examples(checkpoint, [assessed(checkpoint, range(6))], index)
     assert capsys.readouterr().out == ""
     rows = [(key, QUESTIONS[0], "yes", "never said") for key in ("k0", "k1", "gone")]
     table = answers(*rows, split="val")
     judged = TaskAssessment("", report_on_answers(table, "val", LEARNED), table, [], Example({}, ("",)))
-    assert choose(checkpoint, [judged], index) == []
+    assert choose_own_examples(checkpoint, [judged], index) == []
     shown = capsys.readouterr().out
     assert shown.startswith("examples for the page: 0; samples left out: ")
     assert "2 (answered otherwise about the inputs as the page shows them)" in shown
@@ -110,8 +110,8 @@ def test_what_is_left_out_is_told_with_its_reason(
 
 
 def test_they_are_stored_and_named_by_what_answers_them(checkpoint: Path, index: Index, tmp_path: Path) -> None:
-    found = choose(checkpoint, [assessed(checkpoint, range(6))], index)
-    own_examples.write(found, tmp_path)
+    found = choose_own_examples(checkpoint, [assessed(checkpoint, range(6))], index)
+    own_examples.write_own_examples(found, tmp_path)
     operations = operations_of_tasks(Predictor.from_pretrained(checkpoint).processor.tasks)
     offered = read_examples(str(tmp_path / "golden.json"), operations)
     assert [one.task for one in offered] == ["vqa"] * len(found)

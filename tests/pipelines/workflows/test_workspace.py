@@ -70,8 +70,8 @@ def test_a_run_goes_on_with_the_versions_that_it_began_with(tmp_path: Path, caps
 
 def test_versions_that_are_recorded_stay(tmp_path: Path) -> None:
     work = workspace(tmp_path)
-    work.keep_index_versions({"": "a" * 64})
-    work.keep_index_versions({"": "b" * 64, "one": "c" * 64})
+    work.record_index_versions({"": "a" * 64})
+    work.record_index_versions({"": "b" * 64, "one": "c" * 64})
     assert work.index_versions() == {"": "a" * 64, "one": "c" * 64}
     grown(tmp_path / "tars", 0)
     with pytest.raises(DataError, match=r"has no version aaaaaaaaaaaa of its index .* start under another name"):

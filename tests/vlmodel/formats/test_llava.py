@@ -95,7 +95,7 @@ def logits_of(folder: Path, turns: Conversation, pixels_HWC: np.ndarray) -> Tens
 
 @torch.inference_mode()
 def own_logits(model: VLModel, processor: VLProcessor, turns: Conversation, pixels_HWC: np.ndarray) -> Tensor:
-    return llava.first_logits(model, processor, pixels_HWC, turns)
+    return llava.first_token_logits(model, processor, pixels_HWC, turns)
 
 
 @pytest.mark.parametrize("tower", TOWERS)

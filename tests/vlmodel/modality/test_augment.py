@@ -14,7 +14,7 @@ from tests.vlmodel.media_files import saved_video
 from tests.vlmodel.modality.test_audio import configured, wav
 from vlmodel.config import parse_part_config
 from vlmodel.encoder_parts import ModalityPart
-from vlmodel.modality._audio import AudioEncoder, masked_by_mean
+from vlmodel.modality._audio import AudioEncoder, mask_with_mean
 
 SECOND_T = np.sin(np.arange(8000) / 8).astype(np.float32)
 
@@ -53,8 +53,8 @@ EVERY = {
 def test_the_generator_alone_decides(kind: str) -> None:
     settings, data = EVERY[kind]
     part = part_of(kind, **settings)
-    assert part.augments()
-    assert not part_of(kind, **{**settings, "augment": {}}).augments()
+    assert part.has_augmentation()
+    assert not part_of(kind, **{**settings, "augment": {}}).has_augmentation()
     one, same, other = (part.decode_augmented(data, rng(seed)) for seed in (0, 0, 1))
     for name, array in one.items():
         np.testing.assert_array_equal(array, same[name])
@@ -92,7 +92,7 @@ def test_masked_bands_and_spans_are_the_mean_of_the_spectrogram() -> None:
     x_BTM = x_BTM * mask_BT.unsqueeze(-1)
     bands_BM = torch.tensor([[False, True, False, False], [False] * 4])
     spans_BK2 = torch.tensor([[[0, 0]], [[20, 40]]])  # with a hop of 10: none; windows 2 and 3
-    found = masked_by_mean(x_BTM, mask_BT, bands_BM, spans_BK2, hop=10)
+    found = mask_with_mean(x_BTM, mask_BT, bands_BM, spans_BK2, hop=10)
     assert torch.equal(found[0, :, [0, 2, 3]], x_BTM[0, :, [0, 2, 3]])
     torch.testing.assert_close(found[0, :, 1], x_BTM[0].mean().expand(10))
     torch.testing.assert_close(found[1, 2:4], x_BTM[1, :6].mean().expand(2, 4))

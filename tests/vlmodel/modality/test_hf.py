@@ -137,7 +137,7 @@ def test_the_patches_of_ast_are_real_where_the_sound_is(tmp_path: Path) -> None:
     assert tokens.mask_BT[1].tolist() == [True, True, *[True, True, True, False, False] * 2]
     assert tokens.mask_BT[0].all()
     weights_NT = torch.arange(12.0).unsqueeze(0)
-    over_time = encoder.to_time(weights_NT)
+    over_time = encoder.weights_over_time(weights_NT)
     assert over_time is not None
     assert over_time.tolist() == [[2 + 7, 3 + 8, 4 + 9, 5 + 10, 6 + 11]]
     expected = (

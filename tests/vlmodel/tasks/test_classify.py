@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from vlmodel.judging import AnsweredRows, NothingToJudgeError
+from vlmodel.judging import AnsweredRows, NoScorableRowsError
 from vlmodel.sample import SampleTexts
 from vlmodel.task import TaskRow
 from vlmodel.tasks.classify import Config
@@ -41,7 +41,7 @@ def test_classes_are_compared_letter_by_letter() -> None:
 
 
 def test_what_cannot_be_judged_or_learned() -> None:
-    with pytest.raises(NothingToJudgeError):
+    with pytest.raises(NoScorableRowsError):
         TASK.judge_answers(answered([None], ["a"]), {"majority": "a"}, ["a", "b"], "none")
     with pytest.raises(ValueError, match="no sample has a class"):
         TASK.learn_baseline([SampleTexts(("a caption",))], "none")

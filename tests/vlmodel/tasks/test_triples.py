@@ -13,7 +13,7 @@ from vlmodel.config import parse_part_config
 from vlmodel.decoder.triples import TriplesDecoder
 from vlmodel.facts import Fact, LinkedFact
 from vlmodel.inference import Predictor
-from vlmodel.judging import AnsweredRows, NothingToJudgeError
+from vlmodel.judging import AnsweredRows, NoScorableRowsError
 from vlmodel.model import VLModel
 from vlmodel.processor import Example, ProcessorConfig, VLProcessor
 from vlmodel.sample import Question, Sample, SampleTexts
@@ -119,7 +119,7 @@ def answered(task: Task, predictor: Predictor) -> AnsweredRows:
 
 def test_a_text_encoder_learns_facts(made: tuple[VLModel, VLProcessor]) -> None:
     model, processor = made
-    task = processor.first_task
+    task = processor.default_task
     before = task.judge_answers(answered(task, Predictor(model, processor)), None, [], "none")
     arrays = processor.collate_tasks([{}] * len(FACTS), {"": examples_of(*FACTS)})
     tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
@@ -143,5 +143,5 @@ def test_a_text_encoder_learns_facts(made: tuple[VLModel, VLProcessor]) -> None:
 
 def test_without_facts_nothing_is_judged() -> None:
     empty = AnsweredRows(np.zeros(0, np.int64), [], [], [], [], [], [], [], [])
-    with pytest.raises(NothingToJudgeError, match="no fact has a tail"):
+    with pytest.raises(NoScorableRowsError, match="no fact has a tail"):
         Config().judge_answers(empty, None, [], "none")

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 
 class ImageHeader(NamedTuple):
-    """What the header of an image file says.
+    """What the header of an image file tells: format, size, orientation and where the metadata are.
 
     Attributes:
         format: "jpeg", "png", "webp", "gif", "bmp", "tiff", "jpeg2000", "avif" or "heif".

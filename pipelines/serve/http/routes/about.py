@@ -13,7 +13,7 @@ from pipelines.serve.errors import not_ready_error
 from pipelines.serve.http.openapi import ErrorBody
 from pipelines.serve.search import UpdatableSearch
 from pipelines.serve.service import ModelInfo, Service
-from vlmodel.conversation import asked_text
+from vlmodel.conversation import extract_question
 
 
 class RequestLimits(BaseModel):
@@ -68,7 +68,7 @@ class ExamplesForPage(BaseModel):
     examples: list[ExampleForPage]
 
 
-class Health(BaseModel):
+class HealthResponse(BaseModel):
     """The response that says that the service is healthy."""
 
     status: str = "ok"
@@ -89,18 +89,18 @@ def router(service: Service, config: ServeConfig, search: UpdatableSearch | None
         return service.model
 
     @routes.get("/healthz", summary="Is the process alive?")
-    async def healthz() -> Health:
-        return Health()
+    async def healthz() -> HealthResponse:
+        return HealthResponse()
 
     @routes.get("/readyz", summary="Is the model loaded and warm?", responses=unready)
-    async def readyz() -> Health:
+    async def readyz() -> HealthResponse:
         model()
-        return Health()
+        return HealthResponse()
 
     @routes.get("/v1/model", summary="The model in use", responses=unready)
     async def describe_model() -> ModelDescription:
         info = model()
-        searched = await asyncio.to_thread(search.inputs_of_model, info.digest) if search is not None else []
+        searched = await asyncio.to_thread(search.searchable_inputs_of_model, info.digest) if search is not None else []
         return ModelDescription(
             name=info.name,
             version=info.version,
@@ -134,7 +134,7 @@ def router(service: Service, config: ServeConfig, search: UpdatableSearch | None
                         name: InputForPage(media_type=given.media_type, data=given.data)
                         for name, given in one.inputs.items()
                     },
-                    texts=[asked_text(asked.text) for asked in one.texts],
+                    texts=[extract_question(asked.text) for asked in one.texts],
                 )
                 for one in offered
             ]

@@ -49,7 +49,7 @@ class RequestHandler:
         self._request, self._config = request, config
         self._deadline = asyncio.get_running_loop().time() + config.request_timeout_s
 
-    async def read(self, request_type: type[RequestT]) -> RequestT:
+    async def read_request(self, request_type: type[RequestT]) -> RequestT:
         """Read the request, from JSON or a form.
 
         Raises:
@@ -77,7 +77,7 @@ class RequestHandler:
             message = f"no answer within {limit_s:g} s; try again, or ask for less at once"
             raise ApiError(504, "timeout", message) from None
 
-    def body(self, response_type: type[ResponseT], result: ServiceResult, **fields: Any) -> ResponseT:
+    def build_response_body(self, response_type: type[ResponseT], result: ServiceResult, **fields: Any) -> ResponseT:
         """Build the response's body: the operation's ``response_fields``, the model and the latency."""
         self._request.scope[VERSION] = result.model.version
         model = ModelVersion(name=result.model.name, version=result.model.version)
@@ -88,7 +88,7 @@ class RequestHandler:
         """Build the response, with the seconds of each stage (https://www.w3.org/TR/server-timing/) in a header."""
         stages_s = {**result.stages_s, "total": self._elapsed_s()}
         return Response(
-            self.body(response_type, result, **fields).model_dump_json(),
+            self.build_response_body(response_type, result, **fields).model_dump_json(),
             media_type="application/json",
             headers={
                 "server-timing": ", ".join(f"{name};dur={seconds * 1000:.2f}" for name, seconds in stages_s.items()),

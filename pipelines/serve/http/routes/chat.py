@@ -63,7 +63,7 @@ def router(service: Service, config: ServeConfig) -> APIRouter:
 
 async def _complete_chat(request: Request, service: Service, config: ServeConfig, operation: ChatOperation) -> Response:
     handler = base.RequestHandler(request, service, config, operation.name)
-    body = await handler.read(ChatRequest)
+    body = await handler.read_request(ChatRequest)
     assert service.model is not None
     check_model(body.model, service.model)
     query = operation.query_from_request(body)

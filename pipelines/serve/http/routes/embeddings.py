@@ -88,7 +88,7 @@ def router(service: Service, config: ServeConfig) -> APIRouter:
     )
     async def embed(request: Request) -> Response:
         handler = base.RequestHandler(request, service, config, EmbedOperation.name)
-        body = await handler.read(EmbeddingsRequest)
+        body = await handler.read_request(EmbeddingsRequest)
         assert service.model is not None
         check_model(body.model, service.model)
         base.check_text_lengths(body.texts(), EmbedOperation.text_name, config)

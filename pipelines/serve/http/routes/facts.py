@@ -145,7 +145,7 @@ def router(facts: UpdatableFactStore | None, config: ServeConfig, key_hashes: Se
         limit: Annotated[int, Query(ge=1, le=1000)] = 100,
     ) -> FactsResponse:
         """Find the facts about an entity by its name, ignoring case; an empty list if nothing is known about it."""
-        version, found = await apply_change(asyncio.to_thread(require_fact_store().of_entity, entity, limit))
+        version, found = await apply_change(asyncio.to_thread(require_fact_store().find_facts_of_entity, entity, limit))
         return FactsResponse(entity=entity, facts=[_to_stored_fact(fact) for fact in found], knowledge_version=version)
 
     return routes

@@ -82,7 +82,7 @@ def router(service: Service, config: ServeConfig) -> APIRouter:
             seconds = math.ceil(wait_s)
             message = f"more than {config.feedback.per_minute} corrections in a minute; try again in {seconds} s"
             raise ApiError(429, "too_much_feedback", message, {"retry-after": str(seconds)})
-        body = await handler.read(FeedbackRequest)
+        body = await handler.read_request(FeedbackRequest)
         texts = [text for text in (body.question, body.answer, body.caption) if text is not None]
         base.check_text_lengths(texts, "text", config)
         checked = await handler.run_within_time_limit(service.check_image(body.image))

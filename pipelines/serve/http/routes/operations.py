@@ -66,7 +66,7 @@ def _add_route(routes: APIRouter, operation: Operation, service: Service, config
     )
     async def answer(request: Request) -> Response:
         handler = base.RequestHandler(request, service, config, operation.name)
-        query = operation.query_from_request(await handler.read(operation.request))
+        query = operation.query_from_request(await handler.read_request(operation.request))
         base.check_text_lengths(query.texts, operation.text_name, config)
         asked = ServiceRequest(
             operation.name, query.inputs, query.texts, query.top_k, query.attention, query.least_version, query.settings
@@ -95,7 +95,7 @@ async def _stream_events(
         async with aclosing(stream):
             while isinstance(piece := await handler.run_within_time_limit(anext(stream)), str):
                 yield _server_sent_event("piece", StreamedPiece(text=piece).model_dump_json().encode())
-            whole = handler.body(operation.response, piece, **_response_fields(operation, query, piece))
+            whole = handler.build_response_body(operation.response, piece, **_response_fields(operation, query, piece))
             yield _server_sent_event("done", whole.model_dump_json().encode())
     except (ApiError, ConversationError) as error:
         known = error if isinstance(error, ApiError) else invalid_conversation_error(error)

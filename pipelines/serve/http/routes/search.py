@@ -14,7 +14,7 @@ from pydantic import BaseModel, Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from pipelines.embeddings.errors import EmbeddingsError
-from pipelines.embeddings.search import Hit
+from pipelines.embeddings.search import SearchResult
 from pipelines.embeddings.thumbnails import Thumbnails
 from pipelines.errors import DataError
 from pipelines.serve.config import ServeConfig
@@ -120,7 +120,7 @@ def router(service: Service, config: ServeConfig, search: UpdatableSearch | None
         data set that was embedded with this model.
         """
         handler = base.RequestHandler(request, service, config, "embed")
-        body = await handler.read(SearchRequest)
+        body = await handler.read_request(SearchRequest)
         texts = () if body.text is None else (body.text,)
         base.check_text_lengths(texts, "text", config)
         asked = ServiceRequest("embed", body.inputs_with_image(body.image), texts)
@@ -145,7 +145,7 @@ def _find_in_vectors(
         ApiError: the vectors are another model's, they cannot be read, or what is to be searched was not embedded.
     """
     try:
-        opened, thumbnails = search.current()
+        opened, thumbnails = search.newest_search()
     except (DataError, OSError) as error:
         _log.warning("no search: %s", error)
         message = "the vectors cannot be read now; the service's log says why"
@@ -178,8 +178,8 @@ def _vector_of_query(vectors: RequestVectors, body: SearchRequest) -> NDArray[np
     return vectors.image_D
 
 
-def _with_thumbnails(hits: list[Hit], thumbnails: Thumbnails | None) -> list[SearchHit]:
-    copies = thumbnails.of(hits) if thumbnails is not None else [None] * len(hits)
+def _with_thumbnails(hits: list[SearchResult], thumbnails: Thumbnails | None) -> list[SearchHit]:
+    copies = thumbnails.make_thumbnails(hits) if thumbnails is not None else [None] * len(hits)
     return [
         SearchHit(key=hit.key, split=hit.split, text=hit.text, similarity=hit.similarity, thumbnail=_to_thumbnail(copy))
         for hit, copy in zip(hits, copies, strict=True)

@@ -178,7 +178,7 @@ def test_annotations_that_are_almost_vqas(coco: Path, read_all, annotation, answ
     assert records["COCO_train2014_000000000009"].texts.questions == expected
     rejects = [(entry.key, entry.reason) for entry in entries if isinstance(entry, RejectedSample)]
     assert rejects == ([] if answer else [("9000", FaultReason.MISSING_TEXT)])
-    assert reading.passed_over() == {
+    assert reading.count_skipped_files() == {
         "answers without question_id": 1,
         "answers to questions that are not asked": 1,
         ".json files": 1,  # The questions of test-dev2015.

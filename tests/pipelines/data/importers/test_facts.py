@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from pipelines.data.importers.facts import Config, question_of
+from pipelines.data.importers.facts import Config, fact_to_question
 from pipelines.knowledge.errors import KnowledgeError
 from pipelines.knowledge.store import FactStore
 from pipelines.knowledge.triples import Triple, triple_to_fact
@@ -59,7 +59,7 @@ def test_a_version_stays_as_it_is(store: FactStore, read_all: Any) -> None:
     ],
 )
 def test_a_question_does_not_hold_its_answer(text: str, asked: str) -> None:
-    assert question_of(Fact("1", "strawberry", "HasProperty", "red", text)) == asked
+    assert fact_to_question(Fact("1", "strawberry", "HasProperty", "red", text)) == asked
 
 
 def test_what_cannot_be_imported_is_said(tmp_path: Path) -> None:

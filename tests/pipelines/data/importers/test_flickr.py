@@ -126,7 +126,7 @@ def test_a_quotation_mark_that_never_closes(flickr: Path, read_all) -> None:
 def test_what_is_in_no_list_is_counted(flickr: Path) -> None:
     reading = Config(folder=str(flickr)).read()
     assert len(list(reading.samples)) == 2
-    assert reading.passed_over() == {
+    assert reading.count_skipped_files() == {
         "images that nothing names": 1,
         "images with captions that are in no list of a split": 1,
     }

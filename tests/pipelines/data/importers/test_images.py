@@ -46,7 +46,7 @@ def test_all_kinds_are_images_and_the_rest_is_counted(tmp_path: Path, picture) -
         "none": "tif",
         "deep.er/none": "webp",
     }
-    assert images.passed_over() == {
+    assert images.count_skipped_files() == {
         ".txt files": 2,
         ".tar files": 1,
         ".zip files": 1,
@@ -54,14 +54,14 @@ def test_all_kinds_are_images_and_the_rest_is_counted(tmp_path: Path, picture) -
         "files of odd extensions": 1,
         HIDDEN: 5,
     }
-    assert images.passed_over([tmp_path / "a.txt"])[".txt files"] == 1
+    assert images.count_skipped_files([tmp_path / "a.txt"])[".txt files"] == 1
 
 
 def test_what_was_not_read_is_counted(tmp_path: Path, picture) -> None:
     _put(tmp_path, "a.png", "b.png", data=picture(1))
     images = SourceImages(tmp_path)
     images.read("a.png")
-    assert images.passed_over() == {UNNAMED: 1}
+    assert images.count_skipped_files() == {UNNAMED: 1}
 
 
 def test_links_are_followed_and_each_folder_is_read_once(tmp_path: Path, picture) -> None:
@@ -77,7 +77,7 @@ def test_links_are_followed_and_each_folder_is_read_once(tmp_path: Path, picture
     (root / "self.png").symlink_to("self.png")
     images = SourceImages(root)
     assert set(images.names()) == {"2.png", "z/1.png", "more/deep/0.png", "again.png", "self.png"}
-    assert images.passed_over() == {LINKS_TO_READ: 3, DEAD_LINKS: 1, UNNAMED: 4}
+    assert images.count_skipped_files() == {LINKS_TO_READ: 3, DEAD_LINKS: 1, UNNAMED: 4}
     assert images.image_identity("again.png") == images.image_identity("2.png") == str(root / "2.png")
     # A name through the way that was not walked, a loop, and the absolute name behind a link.
     for name in ("a/1.png", "loop/z/1.png", "z/up/z/1.png", f"{root}/a/1.png"):
@@ -118,7 +118,7 @@ def test_what_is_no_image_is_never_read_into_one(tmp_path: Path, picture) -> Non
     with pytest.raises(SampleError) as caught:
         images.read("secret.png")
     assert "root" not in caught.value.detail.replace(str(root), "")
-    assert {"files without extension", ".tar files"} <= images.passed_over().keys()
+    assert {"files without extension", ".tar files"} <= images.count_skipped_files().keys()
 
 
 def test_a_folder_that_cannot_be_read_is_counted(tmp_path: Path, picture, monkeypatch) -> None:
@@ -132,7 +132,7 @@ def test_a_folder_that_cannot_be_read_is_counted(tmp_path: Path, picture, monkey
 
     closed = "closed"
     monkeypatch.setattr(os, "scandir", refuse)
-    assert SourceImages(tmp_path).passed_over() == {UNREADABLE: 1, UNNAMED: 1}
+    assert SourceImages(tmp_path).count_skipped_files() == {UNREADABLE: 1, UNNAMED: 1}
     closed = tmp_path.name
     with pytest.raises(DataError, match=r"cannot be read \(Permission denied\); permit it or name another"):
         SourceImages(tmp_path)
@@ -207,7 +207,7 @@ def test_members_of_a_tar(tmp_path: Path, picture) -> None:
     unsafe = {name: _reason(images, f"{name}.png") for name in ("out", "up", "self", "pipe")}
     assert set(unsafe.values()) == {FaultReason.UNSAFE_MEMBER}
     assert _reason(images, "text.png") == "undecodable_image"
-    assert images.passed_over() == Counter({HIDDEN: 2, ".txt files": 1, REPEATED: 1})
+    assert images.count_skipped_files() == Counter({HIDDEN: 2, ".txt files": 1, REPEATED: 1})
 
 
 def test_a_file_comes_before_a_member_of_its_name(tmp_path: Path, picture, write_tar) -> None:
@@ -215,7 +215,7 @@ def test_a_file_comes_before_a_member_of_its_name(tmp_path: Path, picture, write
     write_tar(tmp_path / "t.tar", {"0.png": picture(1)})
     images = SourceImages(tmp_path)
     assert images.read("0.png")[0] == picture(0)
-    assert images.passed_over() == {REPEATED: 1}
+    assert images.count_skipped_files() == {REPEATED: 1}
 
 
 def test_kinds_by_first_bytes(picture) -> None:

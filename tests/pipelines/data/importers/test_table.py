@@ -331,7 +331,7 @@ def test_images_that_no_row_names_are_counted(images: Path) -> None:
     (images / "notes.md").write_text("x")
     reading = Config(file=str(images / "t.csv")).read()
     list(reading.samples)
-    assert reading.passed_over() == {"images that nothing names": 2, ".md files": 1}
+    assert reading.count_skipped_files() == {"images that nothing names": 2, ".md files": 1}
 
 
 @pytest.mark.parametrize("as_json", [True, False])

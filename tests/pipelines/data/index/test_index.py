@@ -24,7 +24,7 @@ from pipelines.data.index.index import Index, SplitAssignment
 from pipelines.data.index.index_shard import index_shard
 from pipelines.data.tars.reader import ShardReader
 from pipelines.errors import DataError
-from pipelines.storage.folder import Folder
+from pipelines.storage.folder import StorageFolder
 from tests.pipelines.data.tar_maker import Entry, build_tar, header_of, link, photo, samples, texts, write_tar
 
 LENIENT = IndexConfig(max_quarantine_fraction=1.0)
@@ -347,7 +347,7 @@ def test_interrupted_index_is_no_index_and_goes_on(tmp_path, monkeypatch):
     """The job is killed between two shards: what it did is kept, and nothing opens before it is complete."""
     for n in range(3):
         write_tar(tmp_path, f"{n}.tar", samples([n]))
-    folder = Folder(str(tmp_path))
+    folder = StorageFolder(str(tmp_path))
     for file in folder.files()[:2]:
         index_shard(folder, file, IndexConfig(), SplitAssignment(0.1))
     with pytest.raises(DataError, match="has no index; run the index job"):
@@ -504,11 +504,13 @@ def test_what_no_sample_is_made_of_is_told(tmp_path):
         tmp_path, "b.tar", [*samples([2]), ("0002.md5", b"1"), ("photo.v1.jpg", photo(3)), ("photo.v1.txt", b"a")]
     )
     index = build_index(str(tmp_path), LENIENT)
-    assert index.passed_over() == {".md5": 2, "hidden": 1, ".v1.jpg": 1, ".v1.txt": 1}
+    assert index.skipped_member_counts() == {".md5": 2, "hidden": 1, ".v1.jpg": 1, ".v1.txt": 1}
     assert "no part of a sample: .md5 2, .v1.jpg 1, .v1.txt 1, hidden 1" in index.report().splitlines()
     assert faults(index) == [("b.tar", "photo", "unknown_member")]
-    assert json.loads((tmp_path / "_index" / "index.json").read_bytes())["passed_over"] == index.passed_over()
-    assert build_index(str(tmp_path), LENIENT).passed_over() == index.passed_over(), "also where no tar is read again"
+    assert json.loads((tmp_path / "_index" / "index.json").read_bytes())["passed_over"] == index.skipped_member_counts()
+    assert build_index(str(tmp_path), LENIENT).skipped_member_counts() == index.skipped_member_counts(), (
+        "also where no tar is read again"
+    )
 
 
 def test_a_set_with_longer_texts_is_read_by_its_own_limits(tmp_path):
@@ -547,7 +549,7 @@ class FlakyFile(io.BytesIO):
         return super().read(size)
 
 
-def opens(monkeypatch: pytest.MonkeyPatch, folder: Folder, make: Callable[[], FlakyFile]) -> None:
+def opens(monkeypatch: pytest.MonkeyPatch, folder: StorageFolder, make: Callable[[], FlakyFile]) -> None:
     """Let the folder's tars open as these files."""
     fs = folder._filesystem_and_path[0]
     opened = fs.open
@@ -558,7 +560,7 @@ def opens(monkeypatch: pytest.MonkeyPatch, folder: Folder, make: Callable[[], Fl
 
 def test_transient_read_errors_lose_nothing(tmp_path, monkeypatch):
     path = write_tar(tmp_path, "a.tar", samples(range(30)))
-    folder = Folder(str(tmp_path))
+    folder = StorageFolder(str(tmp_path))
     plan = ["short", "error", "short", "early", "error", "short"]
     opens(monkeypatch, folder, lambda: FlakyFile(path.read_bytes(), plan))
     summary = index_shard(folder, folder.files()[0], IndexConfig(), SplitAssignment(0.0))
@@ -569,7 +571,7 @@ def test_transient_read_errors_lose_nothing(tmp_path, monkeypatch):
 
 def test_a_shard_that_cannot_be_read_is_said_so(tmp_path, monkeypatch):
     write_tar(tmp_path, "a.tar", samples([1]))
-    folder = Folder(str(tmp_path))
+    folder = StorageFolder(str(tmp_path))
     opens(monkeypatch, folder, lambda: FlakyFile(b"", ["error"] * 9))
     summary = index_shard(folder, folder.files()[0], IndexConfig(), SplitAssignment(0.0))
     assert summary == {"name": "a.tar", "unreadable": "ConnectionResetError: reset by peer"}
@@ -592,7 +594,7 @@ def test_remote_folder_without_ray():
 
     fs = fsspec.filesystem("memory")
     fs.pipe_file("/index-test/a.tar", build_tar(samples([1, 2])))
-    folder = Folder("memory://index-test")
+    folder = StorageFolder("memory://index-test")
     summary = index_shard(folder, folder.files()[0], IndexConfig(), SplitAssignment(0.0))
     assert total_sample_count(summary) == 2
     assert [IndexPartName.parse(file.name).shard for file in folder.files("_index/samples")] == ["a.tar"]

@@ -256,7 +256,7 @@ class TestIndexed:
     def test_inputs_that_are_not_read_are_counted_and_how_to_read_them_is_told(self, tmp_path):
         write_tar(tmp_path, "a.tar", [*sample(1, "image", "imu", "text"), *sample(2, "image", "text"), ("2.md5", b"7")])
         index = build_index(str(tmp_path))
-        assert index.passed_over() == {".imu.npy": 1, ".md5": 1}
+        assert index.skipped_member_counts() == {".imu.npy": 1, ".md5": 1}
         assert index.inputs == {"image": "image"}
         (line,) = [line for line in index.report().splitlines() if line.startswith("inputs that are not read")]
         told = re.search(r"data\.index\.inputs=(\[.*\])", line)
@@ -282,7 +282,7 @@ class TestIndexed:
         write_tar(tmp_path, "train.tar", [("1.imu.npy", series(1)), ("2.imu.npy", series(1)), ("3.imu.npy", series(3))])
         write_tar(tmp_path, "val.tar", [("4.imu.npy", series(3)), *sample(5, "image")])
         index = build_index(str(tmp_path), ALONE)
-        assert index.survey()["inputs"]["imu"] == {
+        assert index.statistics()["inputs"]["imu"] == {
             "train": {"count": 3, "repeated": 1},
             "val": {"count": 1, "repeated": 0, "in_train": 1},
         }

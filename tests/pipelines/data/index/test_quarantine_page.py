@@ -17,7 +17,7 @@ from pipelines.data.index.fault import FAULT_SCHEMA
 from pipelines.data.index.quarantine_page import render_quarantine_page
 from pipelines.data.index.scan import scan_tar
 from pipelines.data.tars.inputs import PAIRS
-from pipelines.storage.folder import Folder
+from pipelines.storage.folder import StorageFolder
 from tests.pipelines.data.index.test_scan import png_of_size
 from tests.pipelines.data.tar_maker import BLOCK, Entry, build_tar, link, photo, samples, series, texts
 
@@ -31,7 +31,7 @@ def page(folder: Path, inputs: Sequence[str] = PAIRS, **tars: bytes) -> str:
         (folder / f"{name}.tar").write_bytes(data)
         scan = scan_tar(io.BytesIO(data).read, inputs=inputs, max_pixels=10_000_000, max_bytes=1 << 20)
         rows += [fault.to_row(f"{name}.tar") for fault in scan.faults]
-    return render_quarantine_page(Folder(folder), pa.Table.from_pylist(rows, FAULT_SCHEMA), COUNTS)
+    return render_quarantine_page(StorageFolder(folder), pa.Table.from_pylist(rows, FAULT_SCHEMA), COUNTS)
 
 
 def pictures(html: str) -> list[Image.Image]:

@@ -25,7 +25,7 @@ from pipelines.data.prepare.filters import DropReason
 from pipelines.data.prepare.run import prepare_tars
 from pipelines.data.tars.reader import ShardReader
 from pipelines.errors import DataError
-from pipelines.storage.folder import Folder
+from pipelines.storage.folder import StorageFolder
 from tests.pipelines.data.prepare.conftest import decoded, encoded, picture
 from tests.pipelines.data.tar_maker import Entry, photo, series, write_tar
 
@@ -265,13 +265,13 @@ def test_an_interrupted_job_goes_on_where_it_was(
     (out / "film.mp4.partial").write_bytes(b"of another program")
     here()
     written: list[str] = []
-    write = Folder.write
+    write = StorageFolder.write
 
-    def watched(folder: Folder, name: str, data: bytes) -> None:
+    def watched(folder: StorageFolder, name: str, data: bytes) -> None:
         written.append(name)
         write(folder, name, data)
 
-    monkeypatch.setattr(Folder, "write", watched)
+    monkeypatch.setattr(StorageFolder, "write", watched)
     prepare_tars(source.tars, config)
     assert list(out.rglob("*.partial")) == [out / "film.mp4.partial"]
     parts = {name for name in done if name.startswith(("_prepare/work/", "_prepare/lineage/")) or name[-4:] == ".tar"}

@@ -7,11 +7,11 @@ import pytest
 
 from pipelines.data.stream.augment import (
     AugmentConfig,
-    all_texts,
     augment_image,
     draw_change,
-    names_a_side,
+    mentions_left_or_right,
     swap_left_and_right,
+    texts_changed_by_mirroring,
 )
 from vlmodel.config import ConfigError, parse_config
 from vlmodel.sample import Question, SampleTexts
@@ -39,7 +39,7 @@ def test_questions_and_all_answers_change_and_what_is_unknown_stays() -> None:
     texts = SampleTexts((), (Question("is it left?", "left", ("left", "Right", "no"), "7"), Question("what is right?")))
     changed = swap_left_and_right(texts, SWAP).questions
     assert changed == (Question("is it right?", "right", ("right", "Left", "no"), "7"), Question("what is left?"))
-    assert list(all_texts(texts)) == ["is it left?", "left", "left", "Right", "no", "what is right?"]
+    assert list(texts_changed_by_mirroring(texts)) == ["is it left?", "left", "left", "Right", "no", "what is right?"]
 
 
 def test_the_longer_of_two_words_that_begin_alike() -> None:
@@ -81,4 +81,4 @@ def test_what_is_drawn_is_what_is_done(min_area: float) -> None:
     [("the LEFT one", True), ("rightmost", True), ("two lefts", True), ("bright cleft", False), ("leftover", False)],
 )
 def test_texts_that_a_mirror_makes_false_are_known(text: str, is_told: bool) -> None:
-    assert names_a_side(text) is is_told
+    assert mentions_left_or_right(text) is is_told

@@ -123,7 +123,7 @@ def test_a_rectangle_of_the_drawn_share_becomes_grey() -> None:
 )
 def test_changes_follow_from_the_generator_alone(settings: dict[str, Any]) -> None:
     config = parse_config(AugmentConfig, settings)
-    assert config.active
+    assert config.is_active
     state = torch.get_rng_state()
     first = [augment_image(picture(), config, np.random.default_rng(seed)) for seed in range(12)]
     torch.manual_seed(1)
@@ -152,4 +152,4 @@ def test_settings_that_cannot_be(settings: dict[str, Any], says: str) -> None:
 def test_what_is_set_is_told() -> None:
     config = parse_config(AugmentConfig, {"flip": 0.5, "color": {"hue": 0.1}, "policy": "randaugment"})
     assert config.describe() == "flip=0.5, policy='randaugment', color.hue=0.1"
-    assert not AugmentConfig().active
+    assert not AugmentConfig().is_active

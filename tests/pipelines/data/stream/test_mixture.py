@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipelines.data.stream.mixture import MixturePlan
-from pipelines.data.stream.plan import Plan, SampleIndices, StepSchedule
+from pipelines.data.stream.plan import SampleIndices, ShufflePlan, StepSchedule
 
 Sample = tuple[int, int, int, int]
 
@@ -20,8 +20,8 @@ def samples(indices: SampleIndices) -> list[Sample]:
     return list(zip(*(column.tolist() for column in columns), strict=True))
 
 
-def plan(number: int, counts: list[int], seed: int = 0) -> Plan:
-    return Plan(f"index {number}", np.array(counts), seed, window=16)
+def plan(number: int, counts: list[int], seed: int = 0) -> ShufflePlan:
+    return ShufflePlan(f"index {number}", np.array(counts), seed, window=16)
 
 
 counts = st.lists(st.integers(0, 30), min_size=1, max_size=5).filter(lambda c: sum(c) > 0)
@@ -216,7 +216,7 @@ def test_figures_tell_of_each_source() -> None:
 
 def test_a_billion_samples_of_many_sources_are_sought_in_a_moment() -> None:
     shards = [np.full(1000, 100_000), np.full(5000, 200_000), np.full(10, 1000)]
-    plans = tuple(Plan(f"big {n}", one, 0, window=100_000) for n, one in enumerate(shards))
+    plans = tuple(ShufflePlan(f"big {n}", one, 0, window=100_000) for n, one in enumerate(shards))
     mixture = MixturePlan(("a", "b", "c"), plans, tuple(p.size for p in plans), (1.0, 3.0), epochs=10)
     position = 7 * mixture.size + 123_456_789
     indices = mixture.samples_between(position, position + 64)

@@ -7,13 +7,19 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipelines.data.stream.plan import Plan, StepSchedule, derive_seed, samples_per_micro_batch, split_into_batches
+from pipelines.data.stream.plan import (
+    ShufflePlan,
+    StepSchedule,
+    derive_seed,
+    samples_per_micro_batch,
+    split_into_batches,
+)
 
 sizes = st.lists(st.integers(0, 40), min_size=1, max_size=12).filter(lambda counts: sum(counts) > 0)
 
 
-def plan(counts: list[int], seed: int = 0, window: int = 16, **more: object) -> Plan:
-    return Plan("an index", np.array(counts), seed, window, **more)  # type: ignore[arg-type]
+def plan(counts: list[int], seed: int = 0, window: int = 16, **more: object) -> ShufflePlan:
+    return ShufflePlan("an index", np.array(counts), seed, window, **more)  # type: ignore[arg-type]
 
 
 def pairs(indices) -> list[tuple[int, int, int]]:
@@ -85,7 +91,7 @@ ORDER_OF_SEED_7 = [(0, s, r) for s, r in [(3, 3), (0, 0), (3, 1), (3, 0), (0, 2)
 @pytest.mark.parametrize("change", [{"identity": "other"}, {"seed": 1}, {"window": 10}, {"block": 3}])
 def test_order_depends_on_identity_seed_and_window(change: dict[str, object]) -> None:
     arguments = {"identity": "an index", "counts": np.array([30, 30, 30]), "seed": 0, "window": 40}
-    one, other = Plan(**arguments), Plan(**{**arguments, **change})  # type: ignore[arg-type]
+    one, other = ShufflePlan(**arguments), ShufflePlan(**{**arguments, **change})  # type: ignore[arg-type]
     assert one != other
     assert pairs(one.samples_between(0, 90)) != pairs(other.samples_between(0, 90))
 
@@ -99,7 +105,7 @@ def test_epochs_differ_and_evaluation_keeps_the_order_of_the_index() -> None:
 
 def test_memory_and_seeking_grow_with_shards_not_samples() -> None:
     counts = np.full(10_000, 1_000_000)
-    p = Plan("big", counts, 0, window=1_000_000)
+    p = ShufflePlan("big", counts, 0, window=1_000_000)
     indices = p.samples_between(5 * p.size + 3_456_789_000, 5 * p.size + 3_456_789_064)
     assert len(indices) == 64
     assert set(indices.epoch.tolist()) == {5}

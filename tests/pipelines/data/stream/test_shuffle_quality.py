@@ -5,14 +5,14 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from pipelines.data.stream.plan import Plan
+from pipelines.data.stream.plan import ShufflePlan
 from pipelines.data.stream.shuffle_quality import shuffle_quality
 
 BATCH = 64
 
 
-def plan(shards: int = 200, samples: int = 500, **more: object) -> Plan:
-    return Plan("an index", np.full(shards, samples), 0, **more)  # type: ignore[arg-type]
+def plan(shards: int = 200, samples: int = 500, **more: object) -> ShufflePlan:
+    return ShufflePlan("an index", np.full(shards, samples), 0, **more)  # type: ignore[arg-type]
 
 
 def test_the_order_of_the_tars() -> None:
@@ -47,5 +47,5 @@ def test_of_tiny_data() -> None:
 
 
 def test_it_costs_the_same_for_a_billion_samples() -> None:
-    huge = Plan("an index", np.full(1_000_000, 1000), 0)
+    huge = ShufflePlan("an index", np.full(1_000_000, 1000), 0)
     assert shuffle_quality(huge, 3, BATCH).neighbour_distance > 0

@@ -14,7 +14,7 @@ from pipelines.data.index.index import Index
 from pipelines.data.tars.reader import ShardReader
 from pipelines.data.tars.sample import parse_texts
 from pipelines.errors import DataError
-from pipelines.storage.folder import Folder, _merge_ranges
+from pipelines.storage.folder import StorageFolder, _merge_ranges
 from tests.pipelines.data.tar_maker import build_tar, photo, samples, texts, write_tar
 
 pytestmark = pytest.mark.usefixtures("ray_local")
@@ -132,11 +132,11 @@ def test_transient_errors_of_a_remote_store_lose_nothing(monkeypatch):
     data = build_tar(samples([1]))
     fs.pipe_file("/store/a.tar", data)
     ranges = [(512, 10), (len(data) - 5, 5)]
-    assert Folder("flaky://store").read_ranges("a.tar", ranges) == [data[512:522], data[-5:]]
+    assert StorageFolder("flaky://store").read_ranges("a.tar", ranges) == [data[512:522], data[-5:]]
     assert FlakyFileSystem.requests == len(FlakyFileSystem.faults) + 1
     monkeypatch.setattr(FlakyFileSystem, "faults", ("error",) * 1000)
     with pytest.raises(ConnectionResetError):
-        Folder("flaky://store").read_ranges("a.tar", ranges)
+        StorageFolder("flaky://store").read_ranges("a.tar", ranges)
 
 
 def test_what_has_arrived_is_not_asked_for_again(monkeypatch):
@@ -146,10 +146,10 @@ def test_what_has_arrived_is_not_asked_for_again(monkeypatch):
     data = bytes(range(256)) * 4096
     fsspec.filesystem("flaky").pipe_file("/store/b.tar", data)
     ranges = [(0, 10), (300_007, 10), (600_011, 10)]  # too far from each other to be read together
-    assert Folder("flaky://store").read_ranges("b.tar", ranges) == [data[at : at + n] for at, n in ranges]
+    assert StorageFolder("flaky://store").read_ranges("b.tar", ranges) == [data[at : at + n] for at, n in ranges]
     assert FlakyFileSystem.requests == 3 + 2 + 1
 
 
 def test_a_missing_back_end_is_named():
     with pytest.raises(DataError, match="'nosuch://x' cannot be opened"):
-        Folder("nosuch://x")
+        StorageFolder("nosuch://x")

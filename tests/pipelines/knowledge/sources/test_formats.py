@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from pipelines.knowledge.errors import KnowledgeError
-from pipelines.knowledge.triples import BadLine, Fault, Triple, find_triple_fault, triple_to_fact
+from pipelines.knowledge.triples import BadLine, FactFault, Triple, find_triple_fault, triple_to_fact
 from vlmodel.config import ConfigError, list_part_kinds, parse_part_config
 
 PACKAGE = "pipelines.knowledge.sources"
@@ -19,7 +19,7 @@ def read(**settings: object) -> list[Triple | BadLine]:
     return list(parse_part_config(PACKAGE, settings).read())
 
 
-def faults(rows: list[Triple | BadLine]) -> list[Fault]:
+def faults(rows: list[Triple | BadLine]) -> list[FactFault]:
     return [row.fault for row in rows if isinstance(row, BadLine)]
 
 
@@ -32,7 +32,7 @@ def test_columns_in_any_order(tmp_path: Path) -> None:
     file.write_bytes("\ufeffIsA\tdog\tanimal\t0.5\r\n\r\nIsA\tcat\n".encode() + b"IsA\t\xff\tx\n")
     rows = read(kind="tsv", files=[str(file)], columns=["relation", "head", "tail"])
     assert rows[0] == Triple("dog", "IsA", "animal", "val")
-    assert faults(rows) == [Fault.COLUMNS, Fault.BAD_UTF8]
+    assert faults(rows) == [FactFault.COLUMNS, FactFault.BAD_UTF8]
 
 
 @pytest.mark.parametrize("columns", [["head", "tail"], ["head", "relation", "tail", "tail"]])
@@ -56,7 +56,7 @@ def test_entities_are_read_by_their_texts(tmp_path: Path) -> None:
     assert rows[0] == Triple(
         "stool", "_hypernym", "seat", "val", "stool (a simple seat) is a kind of seat", "01\t_hypernym\t02"
     )
-    assert faults(rows) == [Fault.UNKNOWN_NAME, Fault.COLUMNS]
+    assert faults(rows) == [FactFault.UNKNOWN_NAME, FactFault.COLUMNS]
 
 
 def test_entities_of_one_name_stay_apart(tmp_path: Path) -> None:
@@ -66,7 +66,7 @@ def test_entities_of_one_name_stay_apart(tmp_path: Path) -> None:
     assert (find_triple_fault(one), find_triple_fault(other), find_triple_fault(same)) == (
         None,
         None,
-        Fault.REPEATED_PART,
+        FactFault.REPEATED_PART,
     )
     assert triple_to_fact(one, "").id != triple_to_fact(other, "").id
 
@@ -85,5 +85,5 @@ def test_assertions_of_one_language(tmp_path: Path) -> None:
         out.write("not an assertion\n/a/x\t/r/IsA\t/c/en/a\t/c/en/b\tnot json\n")
     rows = read(kind="conceptnet", file=str(file))
     assert rows[0] == Triple("ice cream", "HasProperty", "cold")
-    assert faults(rows) == [Fault.COLUMNS, Fault.COLUMNS]
+    assert faults(rows) == [FactFault.COLUMNS, FactFault.COLUMNS]
     assert len(rows) == 3

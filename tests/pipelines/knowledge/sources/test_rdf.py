@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from pipelines.knowledge.errors import KnowledgeError
-from pipelines.knowledge.triples import BadLine, Fault, Triple, find_triple_fault, triple_to_fact
+from pipelines.knowledge.triples import BadLine, FactFault, Triple, find_triple_fault, triple_to_fact
 from vlmodel.config import ConfigError, parse_part_config
 
 LABEL = "<http://www.w3.org/2000/01/rdf-schema#label>"
@@ -47,7 +47,7 @@ def test_wikidata_is_read_by_its_labels(tmp_path: Path, ending: str, write: type
     found = rows[0]
     assert isinstance(found, Triple)
     assert found.text == "tomato (edible berry) color red"
-    assert [row.fault for row in rows if isinstance(row, BadLine)] == [Fault.UNKNOWN_NAME]
+    assert [row.fault for row in rows if isinstance(row, BadLine)] == [FactFault.UNKNOWN_NAME]
 
 
 def test_relations_phrases_and_languages(tmp_path: Path) -> None:
@@ -90,7 +90,7 @@ def test_reading_goes_on_behind_a_bad_line(tmp_path: Path) -> None:
     rows = read(file)
     assert [head for head, _, _ in triples(rows)] == ["x", "z"]
     (bad,) = (row for row in rows if isinstance(row, BadLine))
-    assert (bad.where, bad.fault) == ("a.nt:2", Fault.SYNTAX)
+    assert (bad.where, bad.fault) == ("a.nt:2", FactFault.SYNTAX)
 
 
 def test_a_thing_that_points_to_itself_is_no_fact(tmp_path: Path) -> None:
@@ -98,7 +98,7 @@ def test_a_thing_that_points_to_itself_is_no_fact(tmp_path: Path) -> None:
     file.write_text("<http://a.org/x> <http://a.org/p> <http://a.org/x> .\n")
     (found,) = read(file)
     assert isinstance(found, Triple)
-    assert find_triple_fault(found) is Fault.REPEATED_PART
+    assert find_triple_fault(found) is FactFault.REPEATED_PART
 
 
 def test_what_cannot_be_read_is_named(tmp_path: Path) -> None:

@@ -367,10 +367,10 @@ def test_http_answers_name_the_alias(tmp_path: Path) -> None:
     versions: list[str] = []
 
     class Requests(ServiceMetrics):
-        def request(self, route: str, status: int, code: str, version: str, seconds: float) -> None:
+        def count_request(self, route: str, status: int, code: str, version: str, seconds: float) -> None:
             versions.append(version)
 
-        def batch(self, task: str, size: int, seconds: float, version: str) -> None:
+        def count_batch(self, task: str, size: int, seconds: float, version: str) -> None:
             raise AssertionError("there is no model here")
 
     scene = Scene(tmp_path, "canary")

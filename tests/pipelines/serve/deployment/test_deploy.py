@@ -76,7 +76,7 @@ def test_over_https_from_the_first_request_to_an_update(
     own, other = self_signed(tmp_path), self_signed(tmp_path, "other")
     config = service_config(free_port(), tls=dump_config(own), ingress=ingress)
     try:
-        address = deploy.start(config, model_folder, version="1")
+        address = deploy.deploy_service(config, model_folder, version="1")
         assert address == f"https://127.0.0.1:{config.port}"
         with Client(address, ssl_context=tls.ssl_context_for_own_certificate(own)) as client:
             assert client.ask(picture(), QUESTIONS).model.version == "1"
@@ -84,23 +84,23 @@ def test_over_https_from_the_first_request_to_an_update(
             with pytest.raises(
                 ServeError, match=r"does not answer at http://.* whether it encrypts, only when it starts"
             ):
-                deploy.start(service_config(config.port), model_folder, version="2")
+                deploy.deploy_service(service_config(config.port), model_folder, version="2")
             assert client.ask(picture(), QUESTIONS).model.version == "1"
             # A renewed certificate is no reason to keep a new model back.
-            deploy.start(service_config(config.port, tls=dump_config(other)), model_folder, version="2")
+            deploy.deploy_service(service_config(config.port, tls=dump_config(other)), model_folder, version="2")
             assert "shows another certificate than that in" in caplog.text
             assert client.ask(picture(), QUESTIONS).model.version == "2"
     finally:
-        deploy.stop()
+        deploy.stop_service()
 
 
 @pytest.fixture(scope="module")
 def address(ray_local: None, model_folder: Path) -> Iterator[str]:
     reports: list[str] = []
     config = service_config(free_port())
-    yield deploy.start(config, model_folder, name="vqa", version="3", report=reports.append)
+    yield deploy.deploy_service(config, model_folder, name="vqa", version="3", report=reports.append)
     folder = deploy._ingress.folder
-    deploy.stop()
+    deploy.stop_service()
     assert not (folder and Path(folder).exists())
     assert reports[-1] == "service: running"
     with Client(service_address_of(config)) as gone, pytest.raises(ServeError, match="is the service running"):
@@ -232,7 +232,7 @@ def test_a_new_version_replaces_the_old_one_without_a_refused_request(
     config = service_config(int(address.rpartition(":")[2]))
     image = picture()
     with ThreadPoolExecutor(1) as aside:
-        update = aside.submit(deploy.start, config, model_folder, "vqa", "4")
+        update = aside.submit(deploy.deploy_service, config, model_folder, "vqa", "4")
         versions = [client.ask(image, QUESTIONS).model.version]
         while not update.done():
             versions.append(client.ask(image, QUESTIONS).model.version)
@@ -252,7 +252,7 @@ def test_model_that_does_not_load_keeps_the_previous_one(
             (tmp_path / file.name).write_bytes(file.read_bytes())
     config = service_config(int(address.rpartition(":")[2]))
     with pytest.raises(ServeError, match=r"the service did not start: .*version 5 in .* does not load"):
-        deploy.start(config, tmp_path, "vqa", "5")
+        deploy.deploy_service(config, tmp_path, "vqa", "5")
     assert client.ask(picture(), QUESTIONS).model.version == version
     assert serve.status().applications[deploy.APP_NAME].status != "DEPLOY_FAILED", "Serve wants the former one again"
     deployed = serve.get_app_handle(deploy.APP_NAME).spec.remote().result(timeout_s=60)
@@ -266,7 +266,7 @@ def test_plain_service_is_not_mistaken_for_an_encrypted_one(
     version = client.ask(picture(), QUESTIONS).model.version
     encrypted = service_config(int(address.rpartition(":")[2]), tls=dump_config(self_signed(tmp_path)))
     with pytest.raises(ServeError, match=r"does not answer at https://.* whether it encrypts, only when it starts"):
-        deploy.start(encrypted, model_folder, "vqa", "5")
+        deploy.deploy_service(encrypted, model_folder, "vqa", "5")
     assert client.ask(picture(), QUESTIONS).model.version == version
 
 
@@ -277,9 +277,9 @@ def test_challenger_is_deployed_and_removed_with_the_champion(
     own = {"mode": "canary", "share": 0.5, "folder": str(tmp_path), "num_cpus": 0.5, "timeout_s": 30.0}
     config = service_config(int(address.rpartition(":")[2]), challenger=own)
     with pytest.raises(ServeError, match="no challenger is named"):
-        deploy.start(config, model_folder, "vqa", "10")
+        deploy.deploy_service(config, model_folder, "vqa", "10")
     challenger = describe_model_for_replicas(model_folder, "vqa", "11")
-    deploy.start(config, model_folder, "vqa", "10", challenger=challenger)
+    deploy.deploy_service(config, model_folder, "vqa", "10", challenger=challenger)
     images = [picture(seed) for seed in range(24)]
     sides = {image: client.ask(image, QUESTIONS).model.version for image in images}
     assert set(sides.values()) == {"10", "11"}
@@ -297,10 +297,10 @@ def test_challenger_is_deployed_and_removed_with_the_champion(
     # A challenger that does not load leaves the former pair as it was.
     broken = {**challenger, "version": "12", "digest": "0" * 64}
     with pytest.raises(ServeError, match=r"the challenger did not start: .*version 12 in .* does not load"):
-        deploy.start(config, model_folder, "vqa", "10", challenger=broken)
+        deploy.deploy_service(config, model_folder, "vqa", "10", challenger=broken)
     assert {image: client.ask(image, QUESTIONS).model.version for image in images} == sides
 
-    deploy.start(service_config(config.port), model_folder, "vqa", "10")
+    deploy.deploy_service(service_config(config.port), model_folder, "vqa", "10")
     assert {client.ask(image, QUESTIONS).model.version for image in images} == {"10"}
     while challenger_deployment.APP_NAME in serve.status().applications:
         assert time.monotonic() < deadline + 60
@@ -315,7 +315,7 @@ def test_swapped_model_offers_its_tasks_and_captions_stream_through_the_proxy(
     with httpx.Client(base_url=address) as client:
         assert client.get("/v1/model").json()["tasks"] == ["vqa"]
         assert client.post("/v1/caption", json=body).json()["error"]["code"] == "no_such_task"
-        deploy.start(service_config(int(address.rpartition(":")[2])), folder_of("all"), "all", "9")
+        deploy.deploy_service(service_config(int(address.rpartition(":")[2])), folder_of("all"), "all", "9")
         assert client.get("/v1/model").json()["tasks"] == ["vqa", "caption", "classify", "match", "embed"]
         whole = client.post("/v1/caption", json=body).json()
         streamed = events(client.post("/v1/caption", json={**body, "stream": True}))

@@ -593,11 +593,11 @@ def test_every_answer_is_counted_by_route_status_reason_and_version(service: Fak
         def __init__(self) -> None:
             self.requests: list[tuple[str, int, str, str]] = []
 
-        def request(self, route: str, status: int, code: str, version: str, seconds: float) -> None:
+        def count_request(self, route: str, status: int, code: str, version: str, seconds: float) -> None:
             assert seconds > 0
             self.requests.append((route, status, code, version))
 
-        def batch(self, task: str, size: int, seconds: float, version: str) -> None:
+        def count_batch(self, task: str, size: int, seconds: float, version: str) -> None:
             raise AssertionError("no pass was made")
 
     seen = Seen()

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from pipelines.registry.own_examples import AskedText, OwnExample, OwnInput
+from pipelines.registry.own_examples import AnsweredText, ExampleInput, ModelExample
 from pipelines.serve.config import ServeConfig
 from pipelines.serve.http.app import create_app
 from pipelines.serve.service import ServiceRequest, ServiceResult
@@ -15,11 +15,11 @@ from tests.pipelines.serve.http_client import IMAGE, TEXT, send
 from vlmodel.conversation import ConversationTurn, conversation_to_json
 from vlmodel.operations.chat import ChatRequest
 
-PICTURE = {"image": OwnInput(media_type="image/png", data=TEXT)}
+PICTURE = {"image": ExampleInput(media_type="image/png", data=TEXT)}
 ASKED = (
-    AskedText(text="what is it?", answer="a horse", probability=0.9),
-    AskedText(text="is it brown?", answer="yes", probability=0.8),
-    AskedText(text="where is it?", answer="here", probability=0.7),
+    AnsweredText(text="what is it?", answer="a horse", probability=0.9),
+    AnsweredText(text="is it brown?", answer="yes", probability=0.8),
+    AnsweredText(text="where is it?", answer="here", probability=0.7),
 )
 
 
@@ -27,11 +27,11 @@ ASKED = (
 def service() -> FakeService:
     service = FakeService()
     service.examples = [
-        OwnExample(task="vqa", inputs=PICTURE, texts=ASKED),
-        OwnExample(task="match", inputs=PICTURE, texts=ASKED[:1]),
-        OwnExample(
+        ModelExample(task="vqa", inputs=PICTURE, texts=ASKED),
+        ModelExample(task="match", inputs=PICTURE, texts=ASKED[:1]),
+        ModelExample(
             task="caption", inputs=PICTURE,
-            texts=(AskedText(text="", answer="a brown horse", probability=0.3),),
+            texts=(AnsweredText(text="", answer="a brown horse", probability=0.3),),
         ),
     ]  # fmt: skip
     return service
@@ -82,8 +82,8 @@ def test_a_conversation_is_documented_as_messages(service: FakeService) -> None:
         ConversationTurn("assistant", ("a horse",)),
         ConversationTurn("user", ("is it brown?",)),
     )
-    asked = AskedText(text=conversation_to_json(turns), answer="yes", probability=0.9)
-    service.examples = [OwnExample(task=name, inputs=PICTURE, texts=(asked,)) for name in ("vqa", "chat")]
+    asked = AnsweredText(text=conversation_to_json(turns), answer="yes", probability=0.9)
+    service.examples = [ModelExample(task=name, inputs=PICTURE, texts=(asked,)) for name in ("vqa", "chat")]
     app = create_app(service, ServeConfig())
     spec = send(app, "GET", "/openapi.json").json()
     content = spec["paths"]["/v1/chat/completions"]["post"]["requestBody"]["content"]
@@ -100,10 +100,10 @@ def test_a_conversation_is_documented_as_messages(service: FakeService) -> None:
 
 def test_further_inputs_are_documented_by_their_names(service: FakeService) -> None:
     inputs = {
-        name: OwnInput(media_type=kind, data=TEXT) for name, kind in (("audio", "audio/flac"), ("imu", "text/csv"))
+        name: ExampleInput(media_type=kind, data=TEXT) for name, kind in (("audio", "audio/flac"), ("imu", "text/csv"))
     }
     service.examples = [
-        OwnExample(task="classify", inputs=inputs, texts=(AskedText(text="", answer="seven", probability=0.9),))
+        ModelExample(task="classify", inputs=inputs, texts=(AnsweredText(text="", answer="seven", probability=0.9),))
     ]
     spec = send(create_app(service, ServeConfig()), "GET", "/openapi.json").json()
     content = spec["paths"]["/v1/classify"]["post"]["requestBody"]["content"]

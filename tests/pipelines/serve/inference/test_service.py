@@ -29,10 +29,10 @@ class Sizes(ServiceMetrics):
     def __init__(self) -> None:
         self.sizes: list[int] = []
 
-    def request(self, route: str, status: int, code: str, version: str, seconds: float) -> None:
+    def count_request(self, route: str, status: int, code: str, version: str, seconds: float) -> None:
         raise AssertionError("requests are the transport's to count")
 
-    def batch(self, task: str, size: int, seconds: float, version: str) -> None:
+    def count_batch(self, task: str, size: int, seconds: float, version: str) -> None:
         assert seconds > 0
         assert version in ("1", "2")
         assert task == "vqa"

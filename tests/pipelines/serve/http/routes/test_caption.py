@@ -96,10 +96,10 @@ class Counted(ServiceMetrics):
     def __init__(self) -> None:
         self.requests: list[tuple[str, int, str]] = []
 
-    def request(self, route: str, status: int, code: str, version: str, seconds: float) -> None:
+    def count_request(self, route: str, status: int, code: str, version: str, seconds: float) -> None:
         self.requests.append((route, status, code))
 
-    def batch(self, task: str, size: int, seconds: float, version: str) -> None:
+    def count_batch(self, task: str, size: int, seconds: float, version: str) -> None:
         raise AssertionError("no pass was made")
 
 

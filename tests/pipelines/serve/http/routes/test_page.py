@@ -18,7 +18,7 @@ import uvicorn
 from fastapi.responses import HTMLResponse, Response
 
 from pipelines.registry import own_examples
-from pipelines.registry.own_examples import AskedText, OwnExample, OwnInput
+from pipelines.registry.own_examples import AnsweredText, ExampleInput, ModelExample
 from pipelines.serve.config import FeedbackConfig, ServeConfig
 from pipelines.serve.http.app import create_app
 from pipelines.serve.inference.service import InferenceService
@@ -119,11 +119,11 @@ def visits(
         """The page of a model whose package holds an example of its own data for each task."""
         find_browser()
         package = tmp_path_factory.mktemp("package")
-        asked = [AskedText(text=text, answer="red", probability=0.9) for text in QUESTIONS]
-        image = OwnInput(media_type="image/png", data=base64.b64encode(picture()).decode())
-        own_examples.write(
+        asked = [AnsweredText(text=text, answer="red", probability=0.9) for text in QUESTIONS]
+        image = ExampleInput(media_type="image/png", data=base64.b64encode(picture()).decode())
+        own_examples.write_own_examples(
             [
-                OwnExample(task=task, inputs={"image": image}, texts=tuple(asked))
+                ModelExample(task=task, inputs={"image": image}, texts=tuple(asked))
                 for task in VLProcessor.from_pretrained(folder_of(decoder)).tasks
             ],
             package,

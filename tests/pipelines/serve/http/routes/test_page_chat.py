@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from pipelines.registry import own_examples
-from pipelines.registry.own_examples import AskedText, OwnExample, OwnInput
+from pipelines.registry.own_examples import AnsweredText, ExampleInput, ModelExample
 from pipelines.serve.config import ServeConfig
 from tests.browser import find_browser
 from tests.pipelines.serve.conftest import picture
@@ -42,10 +42,12 @@ const words = () => [...document.querySelectorAll("#said .words")].map((node) =>
 def talk(talking_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Visits]:
     find_browser()
     package = tmp_path_factory.mktemp("package")
-    image = OwnInput(media_type="image/png", data=base64.b64encode(picture()).decode())
-    texts = (AskedText(text="what is the circle ?", answer="red", probability=0.9),)
+    image = ExampleInput(media_type="image/png", data=base64.b64encode(picture()).decode())
+    texts = (AnsweredText(text="what is the circle ?", answer="red", probability=0.9),)
     tasks = VLProcessor.from_pretrained(talking_folder).tasks
-    own_examples.write([OwnExample(task=task, inputs={"image": image}, texts=texts) for task in tasks], package)
+    own_examples.write_own_examples(
+        [ModelExample(task=task, inputs={"image": image}, texts=texts) for task in tasks], package
+    )
     visits = Visits(talking_folder, ServeConfig(model_threads=1, golden_tolerance=1), package)
     yield visits
     visits.close()

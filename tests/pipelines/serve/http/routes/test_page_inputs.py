@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from pipelines.registry import own_examples
-from pipelines.registry.own_examples import AskedText, OwnExample, OwnInput
+from pipelines.registry.own_examples import AnsweredText, ExampleInput, ModelExample
 from pipelines.serve.config import ServeConfig
 from tests.browser import find_browser
 from tests.pipelines.serve.http.routes.test_page import Visits, entries, names
@@ -49,9 +49,9 @@ def visits(
     for name, medium in MEDIA.items():
         copy = all_media()[medium].display_copy(sample[name])
         assert copy is not None
-        given[name] = OwnInput(media_type=copy.media_type, data=base64.b64encode(copy.data).decode())
-    asked = (AskedText(text="", answer="red", probability=0.5),)
-    own_examples.write([OwnExample(task="", inputs=given, texts=asked)], tmp_path)
+        given[name] = ExampleInput(media_type=copy.media_type, data=base64.b64encode(copy.data).decode())
+    asked = (AnsweredText(text="", answer="red", probability=0.5),)
+    own_examples.write_own_examples([ModelExample(task="", inputs=given, texts=asked)], tmp_path)
     visits = Visits(tmp_path / "model", ServeConfig(model_threads=1, golden_tolerance=1), tmp_path)
     yield visits
     visits.close()

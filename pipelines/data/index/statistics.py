@@ -42,7 +42,7 @@ class _ShardHashes(NamedTuple):
     ratios_N: NDArray[np.float32]
 
 
-def survey_index(
+def compute_index_statistics(
     shards: Sequence[Mapping[str, Any]],
     inputs: Iterable[str],
     read: Callable[[str, list[str]], pa.Table],
@@ -99,7 +99,7 @@ def survey_index(
     }
 
 
-def describe_survey(statistics: Mapping[str, Any]) -> list[str]:
+def describe_index_statistics(statistics: Mapping[str, Any]) -> list[str]:
     """Describe, in lines for people, what in the statistics is worth knowing before a training."""
     lines = []
     texts = statistics["texts"]
@@ -131,7 +131,7 @@ def describe_shapes(statistics: Mapping[str, Any], resize: str) -> list[str]:
     """Warn in one line if most images are far from square, as they are distorted or cropped.
 
     Args:
-        statistics: returned by ``survey_index``.
+        statistics: returned by ``compute_index_statistics``.
         resize: the setting ``processor.resize``.
     """
     shapes = statistics["shapes"]

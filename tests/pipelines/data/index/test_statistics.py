@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.data.index import survey as module
+from pipelines.data.index import statistics as module
 from pipelines.data.index.build import build_index
 from pipelines.data.index.config import IndexConfig
 from pipelines.data.index.index import Index
-from pipelines.data.index.survey import describe_shapes
+from pipelines.data.index.statistics import describe_shapes
 from tests.pipelines.data.tar_maker import Entry, photo, write_tar
 
 pytestmark = pytest.mark.usefixtures("ray_local")
@@ -41,7 +41,7 @@ def test_images_that_are_there_twice(tmp_path):
         val=[sample(f"v{n}", n, f"val {n}") for n in (1, 2, 9)],
         test=[sample(f"t{n}", 20 + n, f"test {n}") for n in range(4)],
     )
-    images = index.survey()["inputs"]["image"]
+    images = index.statistics()["inputs"]["image"]
     assert images == {
         "train": {"count": 7, "repeated": 3},
         "val": {"count": 3, "repeated": 0, "in_train": 2},
@@ -58,8 +58,8 @@ def test_images_that_are_there_twice(tmp_path):
 def test_samples_that_are_left_out_do_not_count(tmp_path):
     index = indexed(tmp_path, train_0=[sample("a", 1, "x")], train_1=[sample("a", 1, "x"), sample("b", 2, "y")])
     assert index.quarantine_counts() == {"duplicate_key": 1}
-    assert index.survey()["inputs"]["image"] == {"train": {"count": 2, "repeated": 0}}
-    assert index.survey()["texts"]["train"]["count"] == 2
+    assert index.statistics()["inputs"]["image"] == {"train": {"count": 2, "repeated": 0}}
+    assert index.statistics()["texts"]["train"]["count"] == 2
 
 
 @pytest.mark.parametrize(
@@ -76,7 +76,7 @@ def test_texts_that_val_shares_with_train_and_test_does_not(tmp_path, val_of_tra
         val=of("val", 100, val_of_train),
         test=of("test", 200, test_of_train),
     )
-    texts = index.survey()["texts"]
+    texts = index.statistics()["texts"]
     assert (texts["val"]["in_train"], texts["test"]["in_train"]) == (val_of_train, test_of_train)
     assert texts["train"] == {"count": 40, "repeated": 0}
     found = lines(index, "texts that train has too")
@@ -91,7 +91,7 @@ def test_a_split_by_the_hash_of_the_key_is_compared_too(tmp_path):
         LENIENT.model_copy(update={"validation_fraction": 0.3}),
         train=[sample(f"a{n}", n % 2, "the same") for n in range(30)],
     )
-    counts, survey = index.counts(), index.survey()
+    counts, survey = index.counts(), index.statistics()
     assert survey["inputs"]["image"]["val"] == {
         "count": counts["val"],
         "repeated": counts["val"] - 2,
@@ -107,7 +107,7 @@ def test_of_very_many_a_part_is_compared(tmp_path, monkeypatch):
         "val": [sample(f"v{n}", n, f"text {n}") for n in range(30)],
     }
     monkeypatch.setattr(module, "_MAX_COMPARED", 45)
-    survey = indexed(tmp_path, **tars).survey()
+    survey = indexed(tmp_path, **tars).statistics()
     for found in (survey["inputs"]["image"], survey["texts"]):
         assert 0 < found["train"]["count"] < 60
         assert 0 < found["val"]["count"] == found["val"]["in_train"] < 30
@@ -116,10 +116,10 @@ def test_of_very_many_a_part_is_compared(tmp_path, monkeypatch):
 def test_shapes(tmp_path):
     sizes = [(40, 40), (40, 36), (80, 40), (40, 60)]
     index = indexed(tmp_path, train=[sample(f"a{n}", n, "x", size=size) for n, size in enumerate(sizes)])
-    assert index.survey()["shapes"] == {"count": 4, "elongated": 2, "median": pytest.approx(1.306, abs=1e-3)}
-    assert describe_shapes(index.survey(), "squash") == []
+    assert index.statistics()["shapes"] == {"count": 4, "elongated": 2, "median": pytest.approx(1.306, abs=1e-3)}
+    assert describe_shapes(index.statistics(), "squash") == []
     write_tar(tmp_path, "train_1.tar", sample("b", 9, "x", size=(80, 40)))
-    survey = build_index(str(tmp_path), LENIENT).survey()
+    survey = build_index(str(tmp_path), LENIENT).statistics()
     (bent,), (cut,) = (describe_shapes(survey, resize) for resize in ("squash", "crop"))
     assert bent.startswith("60% of the images have a side at least 1.25 times the other (median 1.50)")
     assert "processor.resize=squash distorts them" in bent
@@ -130,11 +130,11 @@ def test_shapes(tmp_path):
 def test_texts_alone_and_images_alone(tmp_path):
     write_tar(tmp_path, "a.tar", [("1.txt", b"a"), ("2.txt", b"b"), ("3.txt", b"A"), ("4.jpg", photo(1))])
     texts = build_index(str(tmp_path), LENIENT.model_copy(update={"inputs": ("text",)}))
-    assert texts.survey() == {
+    assert texts.statistics() == {
         "inputs": {},
         "texts": {"train": {"count": 2, "repeated": 0}},
         "shapes": {"count": 0, "elongated": 0, "median": 1.0},
     }
     images = build_index(str(tmp_path), LENIENT.model_copy(update={"inputs": ("image",)}))
-    assert images.survey()["texts"] == {}
-    assert images.survey()["inputs"]["image"] == {"train": {"count": 1, "repeated": 0}}
+    assert images.statistics()["texts"] == {}
+    assert images.statistics()["inputs"]["image"] == {"train": {"count": 1, "repeated": 0}}
