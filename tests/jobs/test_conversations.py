@@ -84,7 +84,7 @@ def test_replies_are_judged_beside_baselines(work: tuple[Path, list[str]], job: 
     found = re.search(r"rouge_l +([0-9.]+)", shown)
     assert found is not None, shown
     assert float(found[1]) > 0.9, shown
-    assert "constant_reply" in shown
+    assert "constant reply" in shown
     job("predict", *settings, f"evaluate.out={answers}")
     table = pq.read_table(answers)
     assert table.num_rows == 80  # two replies of each of 40 pictures
