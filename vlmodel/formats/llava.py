@@ -40,7 +40,7 @@ _FILTERS = {"bilinear": 2, "bicubic": 3}
 
 
 def explain_incompatibility(model: VLModel, processor: VLProcessor) -> str:
-    """Explain why a model cannot be written as LLaVA; "" if it can."""
+    """Explain why a model cannot be saved as a LLaVA checkpoint; "" if it can."""
     tree, head = _model_settings(model), model.decoder
     if not isinstance(head, LanguageModel) or head.reads_joint_stream or list(head.bridges) != ["vision"]:
         return "it is no language model that reads the image's stream alone (head.kind='llm', head.reads='streams')"

@@ -146,5 +146,5 @@ def _encoder_of_model(model: Any) -> Any:
 
 
 def _mask_first_tokens(longest: int, counts_B: Tensor) -> Tensor:
-    """Build a mask (B, longest) that is True for the first ``counts_B`` tokens of each row."""
+    """Build a mask (B, tokens of the longest row) that is True for the first ``counts_B[b]`` tokens of row b."""
     return torch.arange(longest, device=counts_B.device) < counts_B.unsqueeze(1)

@@ -88,7 +88,7 @@ def torchvision_preprocessing(name: str, weights: str) -> ImagePreprocessing:
 
 
 def weights_enumeration_member(name: str, weights: str) -> Any:
-    """Find the member of torchvision's enumeration of the weights of an architecture."""
+    """Find the weights of an architecture among those that torchvision offers, by their name."""
     from torchvision.models import get_model_weights
 
     if name.startswith(PREFIX):

@@ -54,7 +54,7 @@ def _object_relations(scene: Scene) -> list[tuple[SceneObject, str, SceneObject,
     ]
 
 
-def _ask_whether_exists(scene: Scene, rng: random.Random) -> tuple[str, str]:
+def _existence_question(scene: Scene, rng: random.Random) -> tuple[str, str]:
     present = {(obj.color, obj.shape) for obj in scene.objects}
     if rng.random() < 0.5:
         color, shape = rng.choice(sorted(present))
@@ -67,7 +67,7 @@ def _ask_whether_exists(scene: Scene, rng: random.Random) -> tuple[str, str]:
     return f"is there {_prepend_article(color)} {color} {shape}?", "no"
 
 
-def _ask_color(scene: Scene, rng: random.Random) -> tuple[str, str] | None:
+def _color_question(scene: Scene, rng: random.Random) -> tuple[str, str] | None:
     shapes = [obj.shape for obj in scene.objects]
     unique = [obj for obj in scene.objects if shapes.count(obj.shape) == 1]
     if not unique:
@@ -76,7 +76,7 @@ def _ask_color(scene: Scene, rng: random.Random) -> tuple[str, str] | None:
     return f"what color is the {obj.shape}?", obj.color
 
 
-def _ask_shape(scene: Scene, rng: random.Random) -> tuple[str, str] | None:
+def _shape_question(scene: Scene, rng: random.Random) -> tuple[str, str] | None:
     colors = [obj.color for obj in scene.objects]
     unique = [obj for obj in scene.objects if colors.count(obj.color) == 1]
     if not unique:
@@ -85,11 +85,11 @@ def _ask_shape(scene: Scene, rng: random.Random) -> tuple[str, str] | None:
     return f"what shape is the {obj.color} object?", obj.shape
 
 
-def _ask_total_count(scene: Scene, rng: random.Random) -> tuple[str, str]:
+def _total_count_question(scene: Scene, rng: random.Random) -> tuple[str, str]:
     return "how many objects are there?", str(len(scene.objects))
 
 
-def _ask_count(scene: Scene, rng: random.Random) -> tuple[str, str]:
+def _count_question(scene: Scene, rng: random.Random) -> tuple[str, str]:
     by_count: dict[int, list[str]] = {}
     for shape in SHAPES:
         by_count.setdefault(sum(obj.shape == shape for obj in scene.objects), []).append(
@@ -104,12 +104,12 @@ def _ask_count(scene: Scene, rng: random.Random) -> tuple[str, str]:
     return f"how many {what} are there?", str(count)
 
 
-def _ask_size(scene: Scene, rng: random.Random) -> tuple[str, str]:
+def _size_question(scene: Scene, rng: random.Random) -> tuple[str, str]:
     obj = rng.choice(scene.objects)
     return f"is the {_object_name(obj)} small or large?", obj.size
 
 
-def _ask_position(scene: Scene, rng: random.Random) -> tuple[str, str] | None:
+def _position_question(scene: Scene, rng: random.Random) -> tuple[str, str] | None:
     placed = [(obj, position) for obj in scene.objects if (position := describe_position(obj))]
     if not placed:
         return None
@@ -117,7 +117,7 @@ def _ask_position(scene: Scene, rng: random.Random) -> tuple[str, str] | None:
     return f"where is the {_object_name(obj)}?", position
 
 
-def _ask_relation(scene: Scene, rng: random.Random) -> tuple[str, str] | None:
+def _relation_question(scene: Scene, rng: random.Random) -> tuple[str, str] | None:
     """In half of the scenes, as it is by far the hardest kind: both objects are to be found and their places compared,
     and the result with what the question says.
     """
@@ -134,7 +134,7 @@ def _ask_relation(scene: Scene, rng: random.Random) -> tuple[str, str] | None:
     return f"is the {_object_name(a)} {relation} the {_object_name(b)}?", answer
 
 
-def _ask_side(scene: Scene, rng: random.Random) -> tuple[str, str] | None:
+def _side_question(scene: Scene, rng: random.Random) -> tuple[str, str] | None:
     """Asks for the side itself, which is learned before the yes or no about a side that the question names."""
     relation = rng.choice(tuple(RELATIONS))
     pairs = [(a, b) for a, other, b, distance in _object_relations(scene) if other == relation and distance >= MARGIN]
@@ -145,7 +145,7 @@ def _ask_side(scene: Scene, rng: random.Random) -> tuple[str, str] | None:
     return f"is the {_object_name(a)} {sides} the {_object_name(b)}?", relation.removesuffix(" of")
 
 
-def _ask_neighbour(scene: Scene, rng: random.Random) -> tuple[str, str] | None:
+def _neighbour_question(scene: Scene, rng: random.Random) -> tuple[str, str] | None:
     """Ask for the only object that lies in a direction from another one, at any distance."""
     candidates = []
     for b in scene.objects:
@@ -160,14 +160,14 @@ def _ask_neighbour(scene: Scene, rng: random.Random) -> tuple[str, str] | None:
 
 
 _KINDS: dict[str, _Ask] = {
-    "exists": _ask_whether_exists,
-    "color": _ask_color,
-    "shape": _ask_shape,
-    "count-all": _ask_total_count,
-    "count": _ask_count,
-    "size": _ask_size,
-    "place": _ask_position,
-    "related": _ask_relation,
-    "side": _ask_side,
-    "neighbour": _ask_neighbour,
+    "exists": _existence_question,
+    "color": _color_question,
+    "shape": _shape_question,
+    "count-all": _total_count_question,
+    "count": _count_question,
+    "size": _size_question,
+    "place": _position_question,
+    "related": _relation_question,
+    "side": _side_question,
+    "neighbour": _neighbour_question,
 }

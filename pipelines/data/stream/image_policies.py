@@ -117,7 +117,7 @@ def strength_of(policy: Policy, name: str, level: int, height: int, width: int) 
 
 
 def apply_operation(image_CHW: Tensor, operation: Operation) -> Tensor:
-    """Change a uint8 image by one operation; what it leaves empty becomes grey."""
+    """Change a uint8 image by one operation; pixels into which it moves nothing become grey."""
     from torchvision.transforms.v2 import functional as tv
 
     name, strength = operation
