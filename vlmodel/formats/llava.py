@@ -22,6 +22,7 @@ from vlmodel.decoder import _llm
 from vlmodel.decoder.llm import LanguageModel
 from vlmodel.formats._chat_template import IMAGE_TOKEN, build_chat_template
 from vlmodel.heads._prompts import get_prompt_template
+from vlmodel.images.preprocessing import describe_size
 from vlmodel.images.resize import ImageResizing
 from vlmodel.model import TASK_INPUTS, VLModel
 from vlmodel.model_config import ModelConfig
@@ -48,16 +49,17 @@ def explain_incompatibility(model: VLModel, processor: VLProcessor) -> str:
     if not isinstance(vision, HFVision) or vision.transformers_config().model_type not in _CLASS_TOKENS:
         return f"vision.kind={vision.kind!r} is no CLIP or SigLIP tower of transformers' (vision.kind='hf')"
     changed = (
-        ("vision.output", vision.output, "grid"), ("vision.grid", vision.grid, None),
+        ("vision.output", vision.output, "grid"), ("vision.grid", vision.grid and describe_size(vision.grid), None),
         ("vision.projection", vision.projection, None), ("vision.position", vision.position or "none", "none"),
     )  # fmt: skip
     for name, value, wanted in changed:
         if value != wanted:
-            return f"{name}={value!r}, and LLaVA has {wanted!r}"
+            return f"{name}={value}, and LLaVA has {'null' if wanted is None else wanted}"
     own = vision.transformers_config().image_size
     if vision.image_height_and_width() != (own, own):
         return (
-            f"its pictures have {vision.image_height_and_width()} pixels, and those of the tower's weights {(own, own)}"
+            f"its pictures have {describe_size(vision.image_height_and_width())} pixels, and those of the tower's "
+            f"weights {own}"
         )
     if not isinstance(bridge, MLPBridge) or bridge.layers != 2:
         return f"head.bridge={bridge.kind!r} is no MLP of two layers"

@@ -185,8 +185,8 @@ def test_adapters_are_merged(chat_tokenizer: PreTrainedTokenizerFast, tmp_path: 
 @pytest.mark.parametrize(
     ("vision", "settings", "message"),
     [
-        ({**TOWERS["clip"], "projection": 12}, {}, "vision.projection=12, and LLaVA has None"),
-        ({**TOWERS["clip"], "grid": 2}, {}, "vision.grid=2, and LLaVA has None"),
+        ({**TOWERS["clip"], "projection": 12}, {}, "vision.projection=12, and LLaVA has null"),
+        ({**TOWERS["clip"], "grid": 2}, {}, "vision.grid=2, and LLaVA has null"),
         ({"architecture": "dinov2", "settings": {**SMALL, "patch_size": 8}}, {}, "is no CLIP or SigLIP tower"),
         (TOWERS["clip"], {"bridge": {"kind": "resampler", "width": 8}}, "'resampler' is no MLP of two layers"),
         (TOWERS["clip"], {"bridge": {"kind": "mlp", "layers": 1}}, "'mlp' is no MLP of two layers"),

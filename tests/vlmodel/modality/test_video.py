@@ -58,7 +58,7 @@ def test_neither_padding_nor_neighbours_change_anything_and_order_does(tokens: s
 
 
 def test_features_of_a_frozen_encoder_stand_for_the_frames() -> None:
-    config = configured(vision={**VISION, "frozen": True}, projection=8)
+    config = configured(vision={**VISION, "frozen": True}, projection=8).resolve_settings()
     assert config.is_frozen()
     assert not configured().is_frozen()
     encoder = config.build().eval()
