@@ -1,6 +1,7 @@
-"""Write a model for other programs: LLaVA of transformers, an adapter of peft, or one without adapters. LLaVA's parts
-are a CLIP or SigLIP tower, an MLP and a language model; transformers, TRL and vLLM read it. Checkpoints of
-LLaVA, CLIP, SigLIP and open_clip are read as well: evaluate.model=FOLDER.
+"""Write a model for other programs: LLaVA of transformers, an adapter of peft, ONNX, or one without adapters. LLaVA's
+parts are a CLIP or SigLIP tower, an MLP and a language model; transformers, TRL and vLLM read it. Checkpoints of
+LLaVA, CLIP, SigLIP and open_clip are read as well: evaluate.model=FOLDER. ONNX has the vision encoder, and the
+embeddings of images and texts.
 """
 
 from __future__ import annotations

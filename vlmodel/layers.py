@@ -113,6 +113,15 @@ def masked_softmax(scores: Tensor, mask: Tensor, dim: int = -1) -> Tensor:
     return scores.masked_fill(~mask, torch.finfo(scores.dtype).min).softmax(dim) * mask
 
 
+def indices_by_rank(rank_BT: Tensor) -> Tensor:
+    """Return the indices (B, T) that sort each row by rank, the greatest first and equal ones in their order.
+
+    As a stable ``argsort``, which ONNX does not have.
+    """
+    places_T = torch.arange(rank_BT.shape[1], device=rank_BT.device)
+    return (rank_BT.long() * rank_BT.shape[1] - places_T).argsort(dim=1, descending=True)
+
+
 def masked_mean(x_BTD: Tensor, mask_BT: Tensor) -> Tensor:
     """Average the real tokens of each stream (B, D); zero for a stream without any."""
     weight_BT1 = mask_BT.unsqueeze(-1).to(x_BTD.dtype)

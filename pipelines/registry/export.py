@@ -1,4 +1,4 @@
-"""Exports a model as a folder for other programs: LLaVA of transformers, an adapter of peft, or a model without
+"""Exports a model as a folder for other programs: LLaVA of transformers, an adapter of peft, ONNX, or a model without
 adapters.
 """
 
@@ -11,7 +11,7 @@ from typing import Literal
 from vlmodel.config import ConfigError, ConfigSection
 from vlmodel.locations import Location
 
-Format = Literal["merged", "llava", "adapter"]
+Format = Literal["merged", "llava", "adapter", "onnx"]
 
 
 class ExportConfig(ConfigSection):
@@ -19,9 +19,11 @@ class ExportConfig(ConfigSection):
 
     format: Format | None = None
     """"llava": LlavaForConditionalGeneration of transformers with its processor, where the parts are those of LLaVA;
-    "adapter": peft's folder of a language model's low-rank adapters; "merged": a model of this program whose adapters
-    are added to its weights. null takes "llava" where it can be, else "adapter" where there is one, else "merged".
-    Folders of LLaVA, CLIP, SigLIP and open_clip in evaluate.model are read too, and become "merged"."""
+    "adapter": peft's folder of a language model's low-rank adapters; "onnx": graphs of the
+    vision encoder, and of the embeddings of images and texts where a task embeds (vlmodel/formats/onnx.py says their
+    inputs and outputs); "merged": a model of this program whose adapters are added to its weights. null takes "llava"
+    where it can be, else "adapter" where there is one, else "merged". Folders of LLaVA, CLIP, SigLIP and open_clip in
+    evaluate.model are read too, and become "merged"."""
     out: Location = ""
     """Folder to write, which must not exist; "" puts it into the run's folder, by the name of its format."""
 
@@ -37,7 +39,7 @@ def export_model(model_folder: Path, config: ExportConfig, out: Path) -> Format:
         WeightsError: the model cannot be read.
     """
     from vlmodel.decoder.llm import LanguageModel
-    from vlmodel.formats import adapter, clip, llava
+    from vlmodel.formats import adapter, clip, llava, onnx
     from vlmodel.formats.merged import merge_adapters
     from vlmodel.model import VLModel
     from vlmodel.processor import VLProcessor
@@ -67,6 +69,8 @@ def export_model(model_folder: Path, config: ExportConfig, out: Path) -> Format:
             model, processor = merge_adapters(model, processor)
             if chosen == "llava":
                 llava.save_llava(model, processor, staging)
+            elif chosen == "onnx":
+                onnx.save_onnx(model, processor, staging)
             else:
                 model.save_pretrained(staging)
                 processor.save_pretrained(staging)

@@ -163,14 +163,14 @@ class ContrastiveDecoder(parts.Decoder):
     def embed_batch(self, encoded: DecoderInput) -> tuple[Tensor, Tensor]:
         """Embed the B images and the N texts of a batch as float vectors of length one; missing ones become zeros."""
         image_BD, text_UD = (
-            F.normalize(
-                linear(
-                    self.dropout(encoded.streams[name].pooled_BD.masked_fill(~_has_stream(encoded, name)[:, None], 0))
-                ).float()
-            )
-            for name, linear in ((self.stream, self.image), ("language", self.text))
+            self.embed_pooled(encoded.streams[name].pooled_BD.masked_fill(~_has_stream(encoded, name)[:, None], 0), to)
+            for name, to in ((self.stream, self.image), ("language", self.text))
         )
         return image_BD, text_UD.index_select(0, encoded.rows["language"])
+
+    def embed_pooled(self, pooled_BD: Tensor, to_space: nn.Linear) -> Tensor:
+        """The embeddings of pooled vectors, by ``image`` or ``text``."""
+        return F.normalize(to_space(self.dropout(pooled_BD)).float())
 
 
 def _both_retrieval_losses(own: _ImageTextPairs, candidates: _ImageTextPairs, scale: Tensor) -> tuple[Tensor, Tensor]:

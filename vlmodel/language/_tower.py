@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from vlmodel.language._encoder import TextEncoder
 from vlmodel.language._settings import SETTING
 from vlmodel.language.tower import SEES_ONLY_BEFORE
-from vlmodel.layers import parameter_names_by_stage
+from vlmodel.layers import indices_by_rank, parameter_names_by_stage
 from vlmodel.tokens import Tokens
 from vlmodel.weights import (
     config_from_dict,
@@ -55,9 +55,10 @@ class TextTower(TextEncoder):
         """Compute the features of N texts: first the vector of the whole text, then its tokens (N, 1 + T, F); and a
         mask of which are real (N, 1 + T).
         """
-        order_NT = mask_NT.int().argsort(dim=1, descending=True, stable=True)
-        mask_NT = mask_NT.take_along_dim(order_NT, 1)
-        ids_NT = input_ids_NT.take_along_dim(order_NT, 1).masked_fill(~mask_NT, self.padding)
+        order_NT = indices_by_rank(mask_NT)
+        # Not ``take_along_dim``, which torch.export can trace for one length only.
+        mask_NT = mask_NT.gather(1, order_NT)
+        ids_NT = input_ids_NT.gather(1, order_NT).masked_fill(~mask_NT, self.padding)
         count = ids_NT.shape[1]
         if not self._sees_only_before:
             ids_NT = nn.functional.pad(ids_NT, (0, self._window - count), value=self.padding)

@@ -14,7 +14,14 @@ from vlmodel.language import _architectures
 from vlmodel.language._architectures import ARCHITECTURES
 from vlmodel.language._encoder import TextEncoder
 from vlmodel.language._settings import SETTING
-from vlmodel.layers import ACTIVATIONS, masked_mean, masked_softmax, parameter_names_by_stage, to_transformers_mask
+from vlmodel.layers import (
+    ACTIVATIONS,
+    indices_by_rank,
+    masked_mean,
+    masked_softmax,
+    parameter_names_by_stage,
+    to_transformers_mask,
+)
 from vlmodel.tokens import Tokens
 from vlmodel.weights import (
     config_from_dict,
@@ -68,12 +75,14 @@ class TransformerEncoder(TextEncoder):
             ConfigError: the tokens have a layout, which this architecture cannot have.
         """
         order_NT = _cls_first_indices(mask_NT, self._architecture.cls)
-        ordered_NT = mask_NT.take_along_dim(order_NT, 1)
+        # Not ``take_along_dim``, which torch.export can trace for one length only.
+        ordered_NT = mask_NT.gather(1, order_NT)
         if layout is not None:
-            return self._encode_with_layout(input_ids_NT.take_along_dim(order_NT, 1), ordered_NT, layout, order_NT)
+            return self._encode_with_layout(input_ids_NT.gather(1, order_NT), ordered_NT, layout, order_NT)
         if self._architecture.cls == "first":
-            return self._encode_tokens(input_ids_NT.take_along_dim(order_NT, 1), ordered_NT), ordered_NT
-        return self._encode_tokens(input_ids_NT, mask_NT).take_along_dim(order_NT.unsqueeze(-1), 1), ordered_NT
+            return self._encode_tokens(input_ids_NT.gather(1, order_NT), ordered_NT), ordered_NT
+        x_NTD = self._encode_tokens(input_ids_NT, mask_NT)
+        return x_NTD.gather(1, order_NT.unsqueeze(-1).expand_as(x_NTD)), ordered_NT
 
     def pool_features(self, features_NTF: Tensor, mask_NT: Tensor) -> tuple[Tensor, Tensor]:
         assert self.config.can_pool_features()
@@ -173,7 +182,7 @@ def _cls_first_indices(mask_NT: Tensor, cls: Literal["first", "last"]) -> Tensor
     rank_NT = mask_NT.int()
     if cls == "last":
         rank_NT = rank_NT + _last_token_mask(mask_NT)
-    return rank_NT.argsort(dim=1, descending=True, stable=True)
+    return indices_by_rank(rank_NT)
 
 
 def _last_token_mask(mask_NT: Tensor) -> Tensor:

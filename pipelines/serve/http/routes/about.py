@@ -34,7 +34,7 @@ class ModelDescription(BaseModel):
     labels: int = Field(description="Number of answers that it chooses among; 0 where it writes them, or gives none.")
     inputs: list[str] = Field(description="What it takes beside texts: `image`, and names of further inputs.")
     media: dict[str, str] = Field(description="What each of these is: image, audio, video, series or row.")
-    image_size: tuple[int, int] = Field(description="Height and width, in pixels, that a picture is brought to.")
+    image_size: list[int] = Field(description="Height and width, in pixels, that a picture is brought to.")
     resize: str = Field(description="How it gets this shape: `squash`, `crop` to its middle, or `pad`.")
     crop: float = Field(description="Share of height and width, of the middle with `crop`, that the model sees.")
     needs_classes: bool = Field(
@@ -108,7 +108,7 @@ def router(service: Service, config: ServeConfig, search: UpdatableSearch | None
             labels=info.labels,
             inputs=list(info.inputs),
             media=dict(info.media),
-            image_size=info.image_size,
+            image_size=list(info.image_size),
             resize=info.resize,
             crop=info.crop,
             needs_classes=info.needs_classes,
