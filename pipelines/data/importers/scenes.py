@@ -20,7 +20,7 @@ from pipelines.data.importing.importer import Importer, RejectedSample, SourceCo
 from pipelines.data.tars.shards import SPLITS
 from vlmodel.sample import SampleTexts
 
-_VERSION = 3
+_VERSION = 2
 """Increased when the same settings give other scenes, pictures or texts than before."""
 
 

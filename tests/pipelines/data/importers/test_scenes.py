@@ -17,7 +17,6 @@ from PIL import Image
 
 from pipelines.data.importers.scenes import Config
 from pipelines.data.importing.importer import SourceSample
-from pipelines.data.stream.augment import swap_left_and_right
 from vlmodel.config import ConfigError, parse_config
 
 RGB = {
@@ -32,7 +31,6 @@ RGB = {
 }
 AXES = {"left of": ("x", -1), "right of": ("x", 1), "above": ("y", -1), "below": ("y", 1)}
 RELATION = "|".join(AXES)
-SIDES = "left or right of|right or left of|above or below"  # a mirror exchanges the first two
 
 
 @pytest.fixture(scope="module")
@@ -95,12 +93,6 @@ def answer(question: str, objects: list[dict[str, Any]]) -> str:
         gap = _gap(_the(objects, color=m[1], shape=m[2]), _the(objects, color=m[4], shape=m[5]), m[3])
         assert abs(gap) > 0.1
         return "yes" if gap > 0 else "no"
-    if m := re.fullmatch(rf"is the (\w+) (\w+) ({SIDES}) the (\w+) (\w+)\?", question):
-        first, _, second = m[3].replace(" of", "").partition(" or ")
-        relation = next(relation for relation in AXES if relation.startswith(first))
-        gap = _gap(_the(objects, color=m[1], shape=m[2]), _the(objects, color=m[4], shape=m[5]), relation)
-        assert abs(gap) > 0.1
-        return first if gap > 0 else second
     if m := re.fullmatch(rf"what color is the object ({RELATION}) the (\w+) (\w+)\?", question):
         other = _the(objects, color=m[2], shape=m[3])
         there = [o for o in objects if o is not other and _gap(o, other, m[1]) > 0]
@@ -117,21 +109,8 @@ def test_every_answer_is_right_and_every_question_unambiguous(texts_only: list[S
             assert question.answer == answer(question.question, _objects(record)), (record.key, question)
             asked[str(question.id).partition("#")[2]] += 1
         assert len({question.question for question in record.texts.questions}) == len(record.texts.questions) >= 6
-    assert len(asked) == 10
-    assert asked.pop("related") > 0.25 * len(texts_only)
+    assert len(asked) == 9
     assert min(asked.values()) > 0.5 * len(texts_only)
-
-
-def test_mirrored_answers_are_right(texts_only: list[SourceSample]) -> None:
-    """As jobs/configs/demo.toml mirrors them: half of all scenes in each epoch."""
-    changed = 0
-    for record in texts_only:
-        mirrored = [{**thing, "x": 1 - thing["x"]} for thing in _objects(record)]
-        questions = swap_left_and_right(record.texts, {"left": "right"}).questions
-        for before, question in zip(record.texts.questions, questions, strict=True):
-            assert question.answer == answer(question.question, mirrored), (record.key, question)
-            changed += (before.question, before.answer) != (question.question, question.answer)
-    assert changed > len(texts_only)
 
 
 def test_captions_are_true(texts_only: list[SourceSample]) -> None:
@@ -167,20 +146,6 @@ def test_objects_are_apart_inside_and_distinct(texts_only: list[SourceSample]) -
     assert min(counts.values()) > 0.28 * len(texts_only)
 
 
-def test_left_right_above_and_below_are_asked_alike(texts_only: list[SourceSample]) -> None:
-    asked: defaultdict[str, Counter[str]] = defaultdict(Counter)
-    for record in texts_only:
-        for question in record.texts.questions:
-            kind = str(question.id).partition("#")[2]
-            if kind in ("related", "neighbour") and (m := re.search(RELATION, question.question)):
-                asked[kind][m[0]] += 1
-            elif kind == "side":
-                asked[kind][str(question.answer)] += 1
-    for counts in asked.values():
-        assert len(counts) == 4
-        assert max(counts.values()) < 0.3 * counts.total(), asked
-
-
 def test_the_text_alone_gives_little_away(texts_only: list[SourceSample]) -> None:
     by_question: defaultdict[str, Counter[str]] = defaultdict(Counter)
     by_kind: defaultdict[str, Counter[str]] = defaultdict(Counter)
@@ -201,7 +166,6 @@ def test_the_text_alone_gives_little_away(texts_only: list[SourceSample]) -> Non
     for kind, most in {
         "exists": 0.55,
         "related": 0.55,
-        "side": 0.30,
         "size": 0.57,
         "place": 0.30,
         "color": 0.17,
