@@ -79,14 +79,14 @@ class ProgressDisplay:
         self._stop.set()
         self._thread.join()
         if kind is None or issubclass(kind, Exception):  # Who stopped the job waits for its end.
-            self._print_news()
+            self._print_new_lines()
         self._progress.__exit__(None, None, None)
 
     def _follow_progress(self) -> None:
         while not self._stop.wait(_POLL_S):
-            self._print_news()
+            self._print_new_lines()
 
-    def _print_news(self) -> None:
+    def _print_new_lines(self) -> None:
         try:
             posted = cast(PostedProgress, ray.get(self._progress_actor.read.remote(self._seen_lines), timeout=5))
         except (ray.exceptions.RayError, TimeoutError):
